@@ -1,0 +1,32 @@
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: serve test test-slow bundled lint install clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
+
+$(STAMP): pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+install: $(STAMP)  ## create the virtual environment and install
+
+serve: $(STAMP)  ## serve the bundled model on 127.0.0.1:8000 (ARGS="--port 8001" adds flags)
+	$(BIN)/trimtab serve $(ARGS)
+
+test: $(STAMP)  ## lint, types and every test that CI runs
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: $(STAMP)  ## the tests that need minutes
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow $(ARGS)
+
+bundled: $(STAMP)  ## rebuild the bundled policy and heads from a seed (about an hour on two cores)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m trimtab.server.bundled $(ARGS)
