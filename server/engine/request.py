@@ -35,7 +35,7 @@ def _in_range(x: float, low: float, high: float) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How tokens are drawn. Order on a row: logit_bias, penalties, guidance, temperature, min_p, top_k, top_p.
+    """How tokens are drawn. On a row: logit_bias, penalties, guidance, temperature, min_p, top_k, top_p.
 
     temperature: 0 is greedy (argmax of the guided logits, lowest id on a tie).
     top_k: 0 keeps the whole vocabulary.
@@ -72,10 +72,10 @@ class SamplingParams:
         if self.logprobs is not None:
             _check(0 <= self.logprobs <= MAX_LOGPROBS, "top_logprobs", f"must be 0…{MAX_LOGPROBS}")
         for token, bias in self.logit_bias:
-            _check(_in_range(bias, -100, 100), "logit_bias", f"token {token} must be −100…100, got {bias}")
+            _check(_in_range(bias, -100, 100), "logit_bias", f"token {token} must be -100…100, got {bias}")
         for name in ("presence_penalty", "frequency_penalty"):
             value = getattr(self, name)
-            _check(_in_range(value, -2, 2), name, f"must be −2…2, got {value}")
+            _check(_in_range(value, -2, 2), name, f"must be -2…2, got {value}")
         _check(
             math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0,
             "repetition_penalty",
@@ -103,13 +103,13 @@ class Guidance:
         _check(
             _in_range(self.strength, -MAX_STRENGTH, MAX_STRENGTH),
             "guidance.strength",
-            f"must be a number in −{MAX_STRENGTH:g}…{MAX_STRENGTH:g}, got {self.strength}",
+            f"must be a number in -{MAX_STRENGTH:g}…{MAX_STRENGTH:g}, got {self.strength}",
         )
         for name, weight in self.heads:
             _check(
                 _in_range(weight, -MAX_STRENGTH, MAX_STRENGTH),
                 f"guidance.heads.{name}",
-                f"must be a number in −{MAX_STRENGTH:g}…{MAX_STRENGTH:g}, got {weight}",
+                f"must be a number in -{MAX_STRENGTH:g}…{MAX_STRENGTH:g}, got {weight}",
             )
         names = [name for name, _ in self.heads]
         _check(len(set(names)) == len(names), "guidance.heads", "names a head twice")
