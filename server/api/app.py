@@ -1,0 +1,38 @@
+"""The HTTP application."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+
+from trimtab.server.api import routes_chat, routes_completions, routes_health, routes_models
+from trimtab.server.api.config import ApiConfig, resolve_config
+from trimtab.server.api.engine_client import EngineClient
+from trimtab.server.api.errors import install_error_handlers
+from trimtab.server.api.service import Service
+from trimtab.server.api.token_text import TokenText
+from trimtab.server.api.tokenizer import Tokenizer
+
+
+def create_app(engine: EngineClient, tokenizer: Tokenizer, config: ApiConfig | None = None) -> FastAPI:
+    """The application over a running engine. Raises ValueError like `connect`."""
+    app = create_waiting_app()
+    connect(app, engine, tokenizer, config)
+    return app
+
+
+def create_waiting_app() -> FastAPI:
+    """The application before there is an engine: every route answers 503 until `connect`."""
+    app = FastAPI(title="Trimtab", docs_url="/docs", redoc_url=None)
+    app.state.service = None
+    install_error_handlers(app)
+    for routes in (routes_health, routes_models, routes_chat, routes_completions):
+        app.include_router(routes.router)
+    return app
+
+
+def connect(
+    app: FastAPI, engine: EngineClient, tokenizer: Tokenizer, config: ApiConfig | None = None
+) -> None:
+    """Gives the application its engine. Raises ValueError for defaults that its heads cannot honour."""
+    resolved = resolve_config(config or ApiConfig(), engine.info)
+    app.state.service = Service(engine, tokenizer, TokenText(tokenizer), resolved)

@@ -1,0 +1,116 @@
+"""The one place that maps exceptions to OpenAI's error shape."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+from trimtab.server.engine.request import InvalidRequestError
+
+logger = logging.getLogger(__name__)
+
+
+class ContextLengthError(InvalidRequestError):
+    """The prompt, or prompt and reply together, do not fit the model's context."""
+
+
+class ModelNotFoundError(Exception):
+    """The request asks for a model that this server does not serve."""
+
+    param = "model"
+
+
+class NotReadyError(Exception):
+    """The engine is starting or has died."""
+
+
+class EngineFailedError(Exception):
+    """The engine ended a request that it had accepted without finishing it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ApiError:
+    """status: HTTP. param: the request's field at fault, in the form `messages[0].role`."""
+
+    status: int
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+    @property
+    def body(self) -> dict[str, dict[str, str | None]]:
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+
+KINDS: Mapping[type[Exception], tuple[int, str, str | None]] = {
+    ContextLengthError: (400, "invalid_request_error", "context_length_exceeded"),
+    InvalidRequestError: (400, "invalid_request_error", None),
+    ModelNotFoundError: (404, "invalid_request_error", "model_not_found"),
+    NotReadyError: (503, "server_error", "not_ready"),
+    EngineFailedError: (500, "server_error", "engine_failed"),
+}
+"""Our exceptions: HTTP status, OpenAI's type and code. The first that fits counts."""
+
+
+def describe(error: Exception) -> ApiError:
+    """What the client is told about an exception. What we did not foresee is told without detail."""
+    if isinstance(error, RequestValidationError):
+        return _invalid_body(error.errors())
+    if isinstance(error, HTTPException):
+        return ApiError(error.status_code, str(error.detail), "invalid_request_error")
+    for kind, (status, name, code) in KINDS.items():
+        if isinstance(error, kind):
+            return ApiError(status, str(error), name, getattr(error, "param", None), code)
+    return ApiError(500, "internal error; the server's log has the details", "server_error")
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    for kind in (*KINDS, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, _respond)
+    app.add_exception_handler(ClientDisconnect, _nobody_listens)
+
+
+async def _respond(request: Request, error: Exception) -> Response:
+    """Logs the engine's failures; what we did not foresee is raised on by Starlette and logged there."""
+    described = describe(error)
+    if isinstance(error, EngineFailedError):
+        logger.error("%s: %s", request.url.path, error)
+    return JSONResponse(described.body, described.status, headers=getattr(error, "headers", None))
+
+
+async def _nobody_listens(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # nginx's "client closed request", for access logs alone
+
+
+_PLAIN_WORDS = {"extra_forbidden": "unknown field; remove it", "missing": "is required"}
+
+
+def _invalid_body(errors: Sequence[Mapping[str, Any]]) -> ApiError:
+    """Of pydantic's errors, the first."""
+    error = errors[0]
+    cause = error.get("ctx", {}).get("error")
+    if error["type"] == "json_invalid":
+        message, path = f"the body is not valid JSON: {cause}", None
+    elif (path := _field(error["loc"], cause)) is None:
+        message = "the body must be a JSON object sent as application/json"
+    else:
+        reason = cause or error["msg"][:1].lower() + error["msg"][1:]
+        message = f"{path}: {_PLAIN_WORDS.get(error['type'], reason)}"
+    return ApiError(400, message, "invalid_request_error", path)
+
+
+def _field(location: Sequence[int | str], cause: object) -> str | None:
+    """("body", "messages", 0, "role") -> "messages[0].role"; None for the body itself."""
+    path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in location[1:])
+    if isinstance(cause, InvalidRequestError) and cause.param is not None:
+        path += f".{cause.param}"
+    return path.removeprefix(".") or None

@@ -1,0 +1,139 @@
+"""The engine requests behind one HTTP request: submitted together, read as one stream, aborted together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+
+from trimtab.server.api.engine_client import EngineClient
+from trimtab.server.api.errors import EngineFailedError
+from trimtab.server.engine.request import (
+    TERMINAL,
+    Aborted,
+    ChoiceDone,
+    Delta,
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    GuidanceSummary,
+    Request,
+    TokenRecord,
+)
+
+
+@dataclass(slots=True)
+class Usage:
+    """Tokens of all prompts and of all choices."""
+
+    prompt: int = 0
+    cached: int = 0
+    completion: int = 0
+
+    def add(self, event: Finished) -> None:
+        self.prompt += event.num_prompt_tokens
+        self.cached += event.num_cached_tokens
+        self.completion += event.num_completion_tokens
+
+
+@dataclass(slots=True)
+class Choice:
+    """A whole reply, gathered from its events."""
+
+    text: str = ""
+    tokens: list[TokenRecord] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    summary: GuidanceSummary | None = None
+
+
+class Generation:
+    """Requests that differ in their prompt alone. Used as a context manager: leaving it aborts what runs.
+
+    Choices are numbered over all prompts: the i-th choice of prompt p has index p·n + i.
+    """
+
+    def __init__(self, engine: EngineClient, requests: Sequence[Request]) -> None:
+        """Submits them all, or none: raises InvalidRequestError when the engine refuses one."""
+        self._engine = engine
+        self._n = requests[0].sampling.n
+        self._running: dict[str, AsyncIterator[Event]] = {}
+        self.usage = Usage()
+        try:
+            for request in requests:
+                self._running[request.request_id] = engine.submit(request)
+        except BaseException:
+            self.abort()
+            raise
+        self.num_choices = self._n * len(requests)
+
+    def __enter__(self) -> Generation:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.abort()
+
+    def abort(self) -> None:
+        for request_id in self._running:
+            self._engine.abort(request_id)
+        self._running.clear()
+
+    async def events(self) -> AsyncIterator[tuple[int, Delta | ChoiceDone]]:
+        """(choice index, event) as they come, until every request has finished; fills `usage`.
+
+        Raises EngineFailedError when a request ends in any other way.
+        """
+        async for prompt_index, event in _merge(list(self._running.values())):
+            if isinstance(event, TERMINAL):
+                self._running.pop(event.request_id, None)
+            match event:
+                case Delta() | ChoiceDone():
+                    yield prompt_index * self._n + event.index, event
+                case Finished():
+                    self.usage.add(event)
+                case Aborted():
+                    raise EngineFailedError("the engine aborted the request")
+                case Failed():
+                    raise EngineFailedError(event.message)
+
+    async def gather(self) -> list[Choice]:
+        """All replies in the order of their index. Raises like `events`."""
+        choices = [Choice() for _ in range(self.num_choices)]
+        async for index, event in self.events():
+            choice = choices[index]
+            match event:
+                case Delta():
+                    choice.text += event.text
+                    choice.tokens.extend(event.tokens)
+                case ChoiceDone():
+                    choice.finish_reason = event.finish_reason
+                    choice.summary = event.summary
+        return choices
+
+
+async def _merge(streams: Sequence[AsyncIterator[Event]]) -> AsyncIterator[tuple[int, Event]]:
+    if len(streams) == 1:  # the usual case needs no queue
+        async for event in streams[0]:
+            yield 0, event
+        return
+    queue: asyncio.Queue[tuple[int, Event | None]] = asyncio.Queue()
+
+    async def pump(index: int, stream: AsyncIterator[Event]) -> None:
+        try:
+            async for event in stream:
+                queue.put_nowait((index, event))
+        finally:
+            queue.put_nowait((index, None))
+
+    pumps = [asyncio.create_task(pump(index, stream)) for index, stream in enumerate(streams)]
+    try:
+        for _ in pumps:
+            while (item := await queue.get())[1] is not None:
+                yield item[0], item[1]
+        await asyncio.gather(*pumps)  # raises what a stream raised
+    finally:
+        for task in pumps:
+            task.cancel()

@@ -1,0 +1,192 @@
+"""The bodies that requests may carry.
+
+Types are strict, unknown fields are refused, and NaN and infinity are no numbers. Null means "left out".
+Ranges are checked where the engine's own dataclasses are built, so each limit exists once. OpenAI fields
+that we do not implement are refused by name unless they say what would happen anyway (`UNSUPPORTED`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from trimtab.server.engine.request import InvalidRequestError
+
+
+class StrictModel(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+    UNSUPPORTED: ClassVar[Mapping[str, tuple[object, ...]]] = {}
+    """Fields we do not implement, each with the values besides null that ask for nothing."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unsupported(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        for name in cls.UNSUPPORTED.keys() & data.keys():
+            if data[name] is not None and data[name] not in cls.UNSUPPORTED[name]:
+                raise InvalidRequestError("not supported yet; leave it out", name)
+        return {name: value for name, value in data.items() if name not in cls.UNSUPPORTED}
+
+
+class TextPart(StrictModel):
+    type: Literal["text"]
+    text: str
+
+
+def _as_parts(content: Any) -> Any:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+class Message(StrictModel):
+    """`developer` is OpenAI's newer word for `system` and is read as that."""
+
+    UNSUPPORTED = {
+        "name": (),
+        "refusal": (),
+        "audio": (),
+        "function_call": (),
+        "tool_calls": ([],),
+        "annotations": ([],),
+    }
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[list[TextPart], BeforeValidator(_as_parts)]
+
+    @property
+    def text(self) -> str:
+        return "\n".join(part.text for part in self.content)
+
+
+class StreamOptions(StrictModel):
+    UNSUPPORTED = {"include_obfuscation": (False,)}
+
+    include_usage: bool | None = None
+
+
+class GuidanceFields(StrictModel):
+    """The `guidance` object: which heads steer this request, and how hard."""
+
+    UNSUPPORTED = {
+        "max_kl": (),
+        "kl_budget": (),
+        "target": (),
+        "horizon": (),
+        "schedule": (),
+        "entropy_gate": (),
+        "rule": ("tilt",),
+    }
+
+    strength: float | None = None
+    heads: dict[str, float] | None = None
+    trace: bool | None = None
+
+
+def _as_stop_list(stop: Any) -> Any:
+    return [stop] if isinstance(stop, str) else stop
+
+
+class GenerationRequest(StrictModel):
+    """What chat and completions share.
+
+    `model` may be left out: a server has one. `user` is accepted because it is, by OpenAI's definition, a
+    label without effect on the reply.
+    """
+
+    UNSUPPORTED = {"metadata": ({},), "service_tier": ("auto", "default"), "store": (False,)}
+
+    model: str | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    n: int | None = None
+    max_tokens: int | None = None
+    stop: Annotated[list[str] | None, BeforeValidator(_as_stop_list)] = None
+    seed: int | None = None
+    ignore_eos: bool | None = None
+    logit_bias: dict[str, float] | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+    guidance: GuidanceFields | None = None
+
+    @model_validator(mode="after")
+    def _stream_options_need_a_stream(self) -> GenerationRequest:
+        if self.stream_options is not None and not self.stream:
+            raise InvalidRequestError("is only allowed with stream: true", "stream_options")
+        return self
+
+    @property
+    def wants_usage_chunk(self) -> bool:
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def wants_trace(self) -> bool:
+        return self.guidance is not None and bool(self.guidance.trace)
+
+
+class ChatRequest(GenerationRequest):
+    UNSUPPORTED = {
+        **GenerationRequest.UNSUPPORTED,
+        "audio": (),
+        "function_call": ("none",),
+        "functions": ([],),
+        "modalities": (["text"],),
+        "moderation": (),
+        "parallel_tool_calls": (True, False),
+        "prediction": (),
+        "prompt_cache_key": (),
+        "prompt_cache_retention": (),
+        "reasoning_effort": ("none",),
+        "response_format": ({"type": "text"},),
+        "safety_identifier": (),
+        "tool_choice": ("none", "auto"),
+        "tools": ([],),
+        "verbosity": (),
+        "web_search_options": (),
+    }
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+
+    @model_validator(mode="after")
+    def _one_limit_and_logprobs_before_top_logprobs(self) -> ChatRequest:
+        if self.max_tokens is not None and self.max_completion_tokens is not None:
+            raise InvalidRequestError("is the old name of max_completion_tokens; give one", "max_tokens")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise InvalidRequestError("is only allowed with logprobs: true", "top_logprobs")
+        return self
+
+
+def _is_ids(value: object) -> bool:
+    return isinstance(value, list) and all(type(item) is int for item in value)
+
+
+def _as_prompt_list(prompt: object) -> list[str | list[int]]:
+    if isinstance(prompt, str) or (prompt and _is_ids(prompt)):
+        return [prompt]  # type: ignore[list-item]
+    if isinstance(prompt, list) and prompt and all(isinstance(p, str) or _is_ids(p) for p in prompt):
+        return prompt
+    raise ValueError("must be a string, token ids, or a non-empty list of either")
+
+
+class CompletionRequest(GenerationRequest):
+    UNSUPPORTED = {
+        **GenerationRequest.UNSUPPORTED,
+        "best_of": (1,),
+        "echo": (False,),
+        "suffix": ("",),
+    }
+
+    prompt: Annotated[Any, AfterValidator(_as_prompt_list)]
+    """A list of prompts, each text or token ids, whatever of OpenAI's four forms was sent."""
+    logprobs: int | None = None

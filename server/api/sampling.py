@@ -1,0 +1,97 @@
+"""The request's sampling fields as the engine's SamplingParams, and the room that its context leaves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trimtab.server.api.errors import ContextLengthError
+from trimtab.server.api.protocol import ChatRequest, CompletionRequest, GenerationRequest
+from trimtab.server.engine.info import EngineInfo
+from trimtab.server.engine.request import MAX_LOGPROBS, InvalidRequestError, SamplingParams
+
+COMPLETION_MAX_TOKENS = 16
+
+_SAME_NAME = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "n",
+    "seed",
+    "ignore_eos",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+)
+
+
+def chat_sampling(body: ChatRequest, prompt_length: int, info: EngineInfo) -> SamplingParams:
+    """Without a limit the reply may use what the prompt leaves of the context.
+
+    Raises InvalidRequestError for a value out of range, ContextLengthError for what cannot fit.
+    """
+    named = "max_tokens" if body.max_tokens is not None else "max_completion_tokens"
+    asked = body.max_tokens if body.max_tokens is not None else body.max_completion_tokens
+    room = _room("messages", prompt_length, info)
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    return _sampling(body, info, _fitting(asked, named, room, prompt_length, info) or room, logprobs)
+
+
+def completion_sampling(body: CompletionRequest, prompt_length: int, info: EngineInfo) -> SamplingParams:
+    """Without a limit the reply has at most 16 tokens, as OpenAI's reference says. Raises like chat_sampling.
+
+    prompt_length: of the longest prompt.
+    """
+    room = _room("prompt", prompt_length, info)
+    if body.logprobs is not None and not 0 <= body.logprobs <= MAX_LOGPROBS:
+        raise InvalidRequestError(f"logprobs: must be 0…{MAX_LOGPROBS}, got {body.logprobs}", "logprobs")
+    asked = _fitting(body.max_tokens, "max_tokens", room, prompt_length, info)
+    return _sampling(body, info, asked or min(COMPLETION_MAX_TOKENS, room), body.logprobs)
+
+
+def _sampling(
+    body: GenerationRequest, info: EngineInfo, max_tokens: int, logprobs: int | None
+) -> SamplingParams:
+    given: dict[str, Any] = {name: getattr(body, name) for name in _SAME_NAME}
+    return SamplingParams(
+        max_tokens=max_tokens,
+        logprobs=logprobs,
+        stop=tuple(body.stop or ()),
+        logit_bias=_logit_bias(body.logit_bias or {}, info.vocab_size),
+        **{name: value for name, value in given.items() if value is not None},
+    )
+
+
+def _room(param: str, prompt_length: int, info: EngineInfo) -> int:
+    if prompt_length == 0:
+        raise InvalidRequestError(f"{param}: the prompt has no tokens", param)
+    if prompt_length >= info.max_model_len:
+        raise ContextLengthError(
+            f"{param}: the prompt has {prompt_length} tokens, the model's context is {info.max_model_len}"
+            " for prompt and reply; shorten the prompt",
+            param,
+        )
+    return info.max_model_len - prompt_length
+
+
+def _fitting(asked: int | None, name: str, room: int, prompt_length: int, info: EngineInfo) -> int | None:
+    if asked is None:
+        return None
+    if asked < 1:
+        raise InvalidRequestError(f"{name}: must be at least 1, got {asked}", name)
+    if asked > room:
+        raise ContextLengthError(
+            f"{name}: {asked} tokens after a prompt of {prompt_length} exceed the model's context of"
+            f" {info.max_model_len}; ask for at most {room}",
+            name,
+        )
+    return asked
+
+
+def _logit_bias(given: dict[str, float], vocab_size: int) -> tuple[tuple[int, float], ...]:
+    for key in given:
+        if not (key.isascii() and key.isdecimal() and int(key) < vocab_size):
+            raise InvalidRequestError(
+                f"logit_bias: {key!r} is no token id; ids are 0…{vocab_size - 1}", "logit_bias"
+            )
+    return tuple((int(key), bias) for key, bias in given.items())

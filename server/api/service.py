@@ -1,0 +1,55 @@
+"""What the routes work with, once there is an engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastapi import FastAPI
+from starlette.requests import Request
+
+from trimtab.server.api.config import ApiConfig
+from trimtab.server.api.engine_client import EngineClient
+from trimtab.server.api.errors import ModelNotFoundError, NotReadyError
+from trimtab.server.api.token_text import TokenText
+from trimtab.server.api.tokenizer import Tokenizer
+
+STARTING = "the model is loading; try again in a moment"
+DEAD = "the engine has died; see the server's log and restart it"
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """config: resolved."""
+
+    engine: EngineClient
+    tokenizer: Tokenizer
+    token_text: TokenText
+    config: ApiConfig
+
+    @property
+    def model_name(self) -> str:
+        assert self.config.served_model_name is not None, "a resolved configuration has a name"
+        return self.config.served_model_name
+
+    def check_model(self, asked: str | None) -> None:
+        """Raises ModelNotFoundError for any other model than the one served."""
+        if asked is not None and asked != self.model_name:
+            raise ModelNotFoundError(
+                f"model: {asked!r} is not served here; this server has {self.model_name!r}"
+            )
+
+
+def why_not_ready(app: FastAPI) -> str | None:
+    """None when requests can be served."""
+    service: Service | None = app.state.service
+    status = "starting" if service is None else service.engine.status
+    return {"starting": STARTING, "dead": DEAD}.get(status)
+
+
+def ready_service(request: Request) -> Service:
+    """The dependency of every /v1 route. Raises NotReadyError while loading and after the engine's death."""
+    reason = why_not_ready(request.app)
+    if reason is not None:
+        raise NotReadyError(reason)
+    service: Service = request.app.state.service
+    return service

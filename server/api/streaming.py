@@ -1,0 +1,90 @@
+"""A reply as server-sent events, or whole; either way a client that leaves takes its requests with it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from trimtab.server.api.errors import describe
+from trimtab.server.api.generation import Choice, Generation
+from trimtab.server.api.guidance_reply import Json
+from trimtab.server.api.reply import ReplyFormat, usage_json
+from trimtab.server.engine.request import Delta
+
+logger = logging.getLogger(__name__)
+
+
+class EventStream(StreamingResponse):
+    """One `data:` line per chunk, then `[DONE]`; or, after a failure, an error chunk and the end."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, generation: Generation, reply: ReplyFormat, *, include_usage: bool) -> None:
+        self._generation = generation
+        lines = _lines(_chunks(generation, reply, include_usage))
+        super().__init__(lines, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._generation:  # not in the generators: they may never have been started
+            await super().__call__(scope, receive, send)
+
+
+async def whole_reply(request: Request, generation: Generation, reply: ReplyFormat) -> Response:
+    """Raises ClientDisconnect when the client leaves before the reply is whole."""
+    with generation:
+        choices = await _while_connected(request, generation)
+    return JSONResponse(reply.reply(choices, generation.usage))
+
+
+async def _while_connected(request: Request, generation: Generation) -> list[Choice]:
+    gathering = asyncio.create_task(generation.gather())
+    leaving = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait((gathering, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not gathering.done():
+            raise ClientDisconnect
+        return gathering.result()
+    finally:
+        gathering.cancel()
+        leaving.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _lines(chunks: AsyncIterator[Json]) -> AsyncIterator[str]:
+    try:
+        async for chunk in chunks:
+            yield _line(chunk)
+        yield "data: [DONE]\n\n"
+    except Exception as error:  # the status is sent; what is left is to say so in the stream
+        logger.error("a stream failed", exc_info=error)
+        yield _line(describe(error).body)
+
+
+def _line(data: object) -> str:
+    return f"data: {json.dumps(data, allow_nan=False, separators=(',', ':'))}\n\n"
+
+
+async def _chunks(generation: Generation, reply: ReplyFormat, include_usage: bool) -> AsyncIterator[Json]:
+    no_usage_yet = {"usage": None} if include_usage else {}
+    for index in range(generation.num_choices):
+        if (choice := reply.opening(index)) is not None:
+            yield reply.chunk(choice, **no_usage_yet)
+    async for index, event in generation.events():
+        if isinstance(event, Delta):
+            choice = reply.delta_choice(index, event)
+        else:
+            choice = reply.last_choice(index, event)
+        if choice is not None:
+            yield reply.chunk(choice, **no_usage_yet)
+    if include_usage:
+        yield reply.chunk(usage=usage_json(generation.usage))
