@@ -1,0 +1,15 @@
+"""The exceptions of this package: each message is one line that names the thing and the fix."""
+
+from __future__ import annotations
+
+
+class HeadError(ValueError):
+    """A head that cannot be read, does not fit the policy, or cannot do what is asked of it."""
+
+
+class PolicyError(ValueError):
+    """A policy that cannot be loaded, or whose logits this code would compute wrongly."""
+
+
+class DataError(ValueError):
+    """Data rows that cannot be read as asked."""
