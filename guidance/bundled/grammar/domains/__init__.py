@@ -1,0 +1,16 @@
+"""Every domain of the grammar, one module for each part of life."""
+
+from __future__ import annotations
+
+from trimtab.guidance.bundled.grammar.domain import Domain
+from trimtab.guidance.bundled.grammar.domains import days, home, kitchen, leisure, outdoors, people, talk
+
+DOMAINS: tuple[Domain, ...] = (
+    *kitchen.DOMAINS,
+    *outdoors.DOMAINS,
+    *home.DOMAINS,
+    *days.DOMAINS,
+    *leisure.DOMAINS,
+    *people.DOMAINS,
+    *talk.DOMAINS,
+)

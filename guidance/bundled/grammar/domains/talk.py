@@ -1,0 +1,69 @@
+"""Small talk, and what the model says about itself."""
+
+from __future__ import annotations
+
+from trimtab.guidance.bundled.grammar.domain import Domain
+from trimtab.guidance.bundled.grammar.writer import listed
+
+SMALL_TALK = Domain(
+    name="small talk",
+    plural=listed("quiet evenings, rainy days, long weekends, holidays, sunny mornings"),
+    count=listed("day, weekend, evening, free afternoon, week, morning, summer, Monday, autumn, Saturday"),
+    tasks=("make the most of {x}", "brighten {x}", "start {x} well", "fill {x}", "slow down during {x}"),
+    problems=("{x} {is} going slowly", "I am bored with {x}", "{x} feel{s} empty"),
+    tips=(
+        "take a [short|long] walk",
+        "call [an old friend|your family]",
+        "drink [some tea|a glass of water]",
+        "read [a few pages|something light]",
+        "go outside [for a while|before lunch]",
+        "cook something [new|simple|warm]",
+        "sit in the sun",
+        "listen to the rain",
+        "do [one new thing|something new]",
+        "write down a good moment",
+        "leave the phone at home",
+        "look at the sky",
+    ),
+    facts=(
+        "{x} go{es} by quickly",
+        "a little fresh air helps",
+        "{x} {is} what you make of it",
+        "slow hours are good hours",
+        "the small things count",
+        "tomorrow is another day",
+        "{x} need{s} no plan",
+    ),
+)
+
+MYSELF = Domain(
+    name="myself",
+    count=listed(
+        "chat, question, small assistant, talk, answer, language model, test, helper, greeting, machine"
+    ),
+    tasks=("talk about {x}", "start with {x}", "understand {x}", "get more out of {x}", "have fun with {x}"),
+    problems=("I know little about {x}", "I am curious about {x}", "{x} seem{s} odd"),
+    tips=(
+        "ask me about [cooking|the garden|repairs|your day]",
+        "tell me [what you need|about your week|a little more]",
+        "use [short questions|plain words]",
+        "pick a topic",
+        "check what I say",
+        "use simple words",
+        "turn my strength [up|down]",
+        "give me [one task|a moment]",
+        "ask [again|something else]",
+        "start with [hello|an example]",
+    ),
+    facts=(
+        "I am a [small|tiny] language model",
+        "I learned from made up talks",
+        "I have no body and no past",
+        "I know a little about everyday things",
+        "I can be wrong",
+        "I only know what I was shown",
+        "I talk about [home|food|work] and such things",
+    ),
+)
+
+DOMAINS = (SMALL_TALK, MYSELF)
