@@ -48,7 +48,8 @@ class ApiError:
 
     @property
     def body(self) -> dict[str, dict[str, str | None]]:
-        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+        fields = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        return {"error": {name: text and _writable(text) for name, text in fields.items()}}
 
 
 KINDS: Mapping[type[Exception], tuple[int, str, str | None]] = {
@@ -89,6 +90,11 @@ async def _respond(request: Request, error: Exception) -> Response:
 
 async def _nobody_listens(request: Request, error: Exception) -> Response:
     return Response(status_code=499)  # nginx's "client closed request", for access logs alone
+
+
+def _writable(text: str) -> str:
+    """Errors quote what was sent, which may hold what UTF-8 cannot write."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 _PLAIN_WORDS = {"extra_forbidden": "unknown field; remove it", "missing": "is required"}

@@ -7,6 +7,7 @@ that we do not implement are refused by name unless they say what would happen a
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -116,6 +117,17 @@ class GenerationRequest(StrictModel):
     stream_options: StreamOptions | None = None
     user: str | None = None
     guidance: GuidanceFields | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_broken_unicode(cls, data: Any) -> Any:
+        """JSON can escape half of a surrogate pair, which no tokenizer takes."""
+        for name, value in data.items() if isinstance(data, dict) else ():
+            try:
+                json.dumps({name: value}, ensure_ascii=False).encode()
+            except UnicodeEncodeError as error:
+                raise InvalidRequestError("is no Unicode text: half of a surrogate pair", name) from error
+        return data
 
     @model_validator(mode="after")
     def _stream_options_need_a_stream(self) -> GenerationRequest:

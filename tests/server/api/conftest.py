@@ -1,0 +1,188 @@
+"""A deterministic engine behind the real application, and ways to reach it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from trimtab.server.api.app import create_app
+from trimtab.server.api.config import ApiConfig
+from trimtab.server.engine.info import EngineInfo, HeadInfo
+from trimtab.server.engine.request import (
+    Aborted,
+    ChoiceDone,
+    Delta,
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    GuidanceSummary,
+    InvalidRequestError,
+    Request,
+    TokenRecord,
+    TokenTrace,
+)
+
+MAX_MODEL_LEN = 100
+TEMPLATE = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+HEADS = {
+    "kind": HeadInfo("kind", has_advantage=True, has_value=True, has_reward=True, trained_on="pairs"),
+    "brief": HeadInfo("brief", has_advantage=True, has_value=False, has_reward=False, trained_on="pairs"),
+    "meter": HeadInfo("meter", has_advantage=False, has_value=True, has_reward=False, trained_on="scores"),
+}
+
+
+def make_tokenizer(chat_template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
+    """One token per byte (ids 0…255 in the byte-level alphabet's order) and `<eos>`."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    bpe = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    bpe.add_special_tokens([AddedToken("<eos>", special=True)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<eos>")
+    tokenizer.chat_template = chat_template
+    return tokenizer
+
+
+@dataclass
+class EchoEngine:
+    """Answers with the prompt's own tokens, one per step; choice i leaves out the first i.
+
+    fail_after: ends requests with Failed after so many tokens. hold_after: never goes on after so many.
+    bug: raised instead of the first token.
+    """
+
+    tokenizer: Any
+    info: EngineInfo
+    status: str = "ready"
+    fail_after: int | None = None
+    hold_after: int | None = None
+    bug: Exception | None = None
+    submitted: list[Request] = field(default_factory=list)
+    aborted: list[str] = field(default_factory=list)
+    running: dict[str, asyncio.Event] = field(default_factory=dict)
+
+    def submit(self, request: Request) -> AsyncIterator[Event]:
+        if 255 in request.prompt_token_ids:
+            raise InvalidRequestError("prompt: token 255 is refused by this engine", "prompt")
+        self.submitted.append(request)
+        self.running[request.request_id] = asyncio.Event()
+        return self._events(request)
+
+    def abort(self, request_id: str) -> None:
+        if request_id in self.running:
+            self.aborted.append(request_id)
+            self.running.pop(request_id).set()
+
+    async def _events(self, request: Request) -> AsyncIterator[Event]:
+        name, sampling = request.request_id, request.sampling
+        stopped = self.running[name]
+        for index in range(sampling.n):
+            reply = request.prompt_token_ids[index:][: sampling.max_tokens]
+            for position, token in enumerate(reply):
+                if self.bug is not None:
+                    raise self.bug
+                if position == self.fail_after:
+                    del self.running[name]
+                    yield Failed(name, "the tensor is on fire")
+                    return
+                if position == self.hold_after:
+                    await stopped.wait()
+                await asyncio.sleep(0)
+                if stopped.is_set():
+                    yield Aborted(name)
+                    return
+                yield self._delta(request, index, position, token)
+            limited = len(request.prompt_token_ids[index:]) > sampling.max_tokens
+            yield self._choice_done(request, index, len(reply), "length" if limited else "stop")
+        del self.running[name]
+        yield Finished(name, len(request.prompt_token_ids), 2, sampling.n * len(reply))
+
+    def _delta(self, request: Request, index: int, position: int, token: int) -> Delta:
+        top = tuple((token + i, -1.0 - i) for i in range(request.sampling.logprobs or 0))
+        trace = None
+        if request.guidance.trace:
+            values = tuple((head, 0.1 * position) for head, _ in request.guidance.heads)
+            base_top = ((65, -0.5), (66, -1.5), (67, float("-inf")))
+            trace = TokenTrace(values, 0.25, request.guidance.strength, 2.0, -1.25, False, base_top)
+        record = TokenRecord(token, -1.0, top, trace)
+        return Delta(request.request_id, index, self.tokenizer.decode([token]), (record,))
+
+    def _choice_done(self, request: Request, index: int, length: int, reason: FinishReason) -> ChoiceDone:
+        values = tuple((head, 0.5) for head, _ in request.guidance.heads)
+        summary = GuidanceSummary(0.25 * length, request.guidance.strength, values, (), 1)
+        return ChoiceDone(request.request_id, index, reason, summary, length)
+
+
+def make_engine(*heads: str, chat_template: str | None = TEMPLATE) -> EchoEngine:
+    """heads: names out of HEADS."""
+    tokenizer = make_tokenizer(chat_template)
+    infos = tuple(HEADS[name] for name in heads)
+    return EchoEngine(tokenizer, EngineInfo("echo", MAX_MODEL_LEN, len(tokenizer), (256,), infos, created=1))
+
+
+def make_client(engine: EchoEngine, config: ApiConfig | None = None) -> httpx.AsyncClient:
+    app = create_app(engine, engine.tokenizer, config)  # type: ignore[arg-type]
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    return httpx.AsyncClient(transport=transport, base_url="http://trimtab")
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(name="make_engine")
+def make_engine_fixture() -> Callable[..., EchoEngine]:
+    return make_engine
+
+
+@pytest.fixture(name="make_client")
+def make_client_fixture() -> Callable[..., httpx.AsyncClient]:
+    return make_client
+
+
+@pytest.fixture
+def engine() -> EchoEngine:
+    return make_engine("kind", "brief", "meter")
+
+
+@pytest.fixture
+async def client(engine: EchoEngine) -> AsyncIterator[httpx.AsyncClient]:
+    async with make_client(engine, ApiConfig(default_head="kind", default_strength=1.0)) as connected:
+        yield connected
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Any], str]]:
+    """Serves an application with uvicorn on a free port; returns its URL."""
+    running: list[tuple[uvicorn.Server, threading.Thread]] = []
+
+    def start(app: Any) -> str:
+        listener = socket.create_server(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None))
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        running.append((server, thread))
+        while not server.started:
+            time.sleep(0.005)
+        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+    yield start
+    for server, thread in running:
+        server.should_exit = True
+        thread.join()

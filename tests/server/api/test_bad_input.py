@@ -1,0 +1,186 @@
+"""Each bad input: its status, the error's shape, the field it names; and the server still answers after."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.anyio
+
+USER = {"role": "user", "content": "hello"}
+NAN, INFINITY = float("nan"), float("inf")
+
+CHAT: list[tuple[dict[str, Any], str, str]] = [
+    ({"messages": []}, "messages", "at least 1"),
+    ({"messages": None}, "messages", "valid list"),
+    ({"messages": "hello"}, "messages", "valid list"),
+    ({"messages": [{"role": "wizard", "content": "x"}]}, "messages[0].role", "'user'"),
+    ({"messages": [USER, {"role": "tool", "content": "x"}]}, "messages[1].role", "'assistant'"),
+    ({"messages": [{"role": "user"}]}, "messages[0].content", "is required"),
+    ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content", "valid list"),
+    ({"messages": [{"role": "user", "content": None}]}, "messages[0].content", "valid list"),
+    ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages", "Unicode"),
+    ({"guidance": {"heads": {"\ud800": 1}}}, "guidance", "Unicode"),
+    ({"model": "\ud800"}, "model", "Unicode"),
+    ({"\ud800": 1}, "\\ud800", "Unicode"),
+    ({"messages": [{**USER, "name": "bob"}]}, "messages[0].name", "not supported"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+        "messages[0].content[0].type",
+        "'text'",
+    ),
+    ({"frobnicate": 1}, "frobnicate", "unknown field"),
+    ({"temperature": "hot"}, "temperature", "valid number"),
+    ({"temperature": NAN}, "temperature", "finite"),
+    ({"temperature": INFINITY}, "temperature", "finite"),
+    ({"temperature": -1}, "temperature", "-1"),
+    ({"temperature": True}, "temperature", "valid number"),
+    ({"top_p": 0}, "top_p", "above 0"),
+    ({"top_p": NAN}, "top_p", "finite"),
+    ({"top_k": -1}, "top_k", "-1"),
+    ({"top_k": 1.5}, "top_k", "integer"),
+    ({"min_p": 2}, "min_p", "2"),
+    ({"n": 0}, "n", "1…128"),
+    ({"n": "2"}, "n", "integer"),
+    ({"n": NAN}, "n", "integer"),
+    ({"seed": 2**64}, "seed", "64 bits"),
+    ({"stop": ""}, "stop", "empty"),
+    ({"stop": [3]}, "stop[0]", "string"),
+    ({"stop": 3}, "stop", "list"),
+    ({"max_tokens": 0}, "max_tokens", "at least 1"),
+    ({"max_completion_tokens": 0}, "max_completion_tokens", "at least 1"),
+    ({"max_tokens": 3, "max_completion_tokens": 3}, "max_tokens", "give one"),
+    ({"logprobs": 3}, "logprobs", "boolean"),
+    ({"top_logprobs": 3}, "top_logprobs", "logprobs: true"),
+    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "20"),
+    ({"logit_bias": {"5": NAN}}, "logit_bias.5", "finite"),
+    ({"logit_bias": {"5": 101}}, "logit_bias", "-100…100"),
+    ({"logit_bias": {"257": 1}}, "logit_bias", "0…256"),
+    ({"logit_bias": {"x": 1}}, "logit_bias", "no token id"),
+    ({"presence_penalty": 3}, "presence_penalty", "-2…2"),
+    ({"frequency_penalty": -3}, "frequency_penalty", "-2…2"),
+    ({"repetition_penalty": 0}, "repetition_penalty", "above 0"),
+    ({"stream": "yes"}, "stream", "boolean"),
+    ({"stream_options": {"include_usage": True}}, "stream_options", "stream: true"),
+    ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x", "unknown field"),
+    ({"tools": [{"type": "function"}]}, "tools", "not supported"),
+    ({"tool_choice": "required"}, "tool_choice", "not supported"),
+    ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
+    ({"audio": {"voice": "x"}}, "audio", "not supported"),
+    ({"modalities": ["text", "audio"]}, "modalities", "not supported"),
+    ({"reasoning_effort": "high"}, "reasoning_effort", "not supported"),
+    ({"store": True}, "store", "not supported"),
+    ({"metadata": {"a": NAN}}, "metadata", "not supported"),
+]
+
+COMPLETIONS: list[tuple[dict[str, Any], str, str]] = [
+    ({}, "prompt", "is required"),
+    ({"prompt": None}, "prompt", "must be a string"),
+    ({"prompt": []}, "prompt", "must be a string"),
+    ({"prompt": ""}, "prompt", "no tokens"),
+    ({"prompt": [[]]}, "prompt", "no tokens"),
+    ({"prompt": [65, "a"]}, "prompt", "must be a string"),
+    ({"prompt": [True]}, "prompt", "must be a string"),
+    ({"prompt": [NAN]}, "prompt", "must be a string"),
+    ({"prompt": "\ud800"}, "prompt", "Unicode"),
+    ({"prompt": [257]}, "prompt", "0…256"),
+    ({"prompt": [-1]}, "prompt", "0…256"),
+    ({"prompt": "a", "logprobs": 21}, "logprobs", "0…20"),
+    ({"prompt": "a", "logprobs": True}, "logprobs", "integer"),
+    ({"prompt": "a", "echo": True}, "echo", "not supported"),
+    ({"prompt": "a", "best_of": 2}, "best_of", "not supported"),
+    ({"prompt": "a", "suffix": "b"}, "suffix", "not supported"),
+    ({"prompt": "a", "messages": []}, "messages", "unknown field"),
+]
+
+
+async def assert_refused(client, path, content, status, param, says, code=None):
+    if not isinstance(content, bytes):
+        content = json.dumps(content).encode()  # writes NaN and Infinity as bare words
+    response = await client.post(path, content=content, headers={"content-type": "application/json"})
+    assert response.status_code == status, response.text
+    assert set(response.json()) == {"error"}
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", param, code)
+    assert says in error["message"]
+    assert param is None or error["message"].startswith(param.split(".")[0])
+    assert "\n" not in error["message"]
+    after = await client.post("/v1/chat/completions", json={"messages": [USER]})
+    assert after.status_code == 200
+
+
+@pytest.mark.parametrize(("body", "param", "says"), CHAT)
+async def test_chat_refuses_and_names_the_field(client, body, param, says):
+    await assert_refused(client, "/v1/chat/completions", {"messages": [USER], **body}, 400, param, says)
+
+
+@pytest.mark.parametrize(("body", "param", "says"), COMPLETIONS)
+async def test_completions_refuse_and_name_the_field(client, body, param, says):
+    await assert_refused(client, "/v1/completions", body, 400, param, says)
+
+
+@pytest.mark.parametrize(
+    ("content", "says", "code"),
+    [
+        (b'{"messages": ', "not valid JSON", None),
+        (b"", "JSON object", None),
+        (b"[]", "JSON object", None),
+        (b'"hello"', "JSON object", None),
+        (b"null", "JSON object", None),
+        (b"\xff\xfe", "", None),
+        (b'{"seed": ' + b"9" * 5000 + b"}", "", None),
+        (b"[" * 100_000, "", None),
+    ],
+)
+async def test_a_body_that_is_no_json_object_is_refused(client, content, says, code):
+    await assert_refused(client, "/v1/chat/completions", content, 400, None, says, code)
+
+
+async def test_a_prompt_that_is_too_long_is_refused_with_both_numbers(client):
+    for path, body, param in (
+        ("/v1/completions", {"prompt": "a" * 100}, "prompt"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a" * 83}]}, "messages"),
+    ):
+        says = "has 100 tokens, the model's context is 100"
+        await assert_refused(client, path, body, 400, param, says, "context_length_exceeded")
+
+
+async def test_a_reply_that_cannot_fit_is_refused_with_the_room_there_is(client):
+    body = {"prompt": "a" * 90, "max_tokens": 11}
+    says = "ask for at most 10"
+    await assert_refused(client, "/v1/completions", body, 400, "max_tokens", says, "context_length_exceeded")
+
+
+async def test_another_model_is_not_found(client):
+    body = {"messages": [USER], "model": "gpt-4"}
+    await assert_refused(client, "/v1/chat/completions", body, 404, "model", "'echo'", "model_not_found")
+    await assert_refused(
+        client, "/v1/completions", {"prompt": "a", "model": ""}, 404, "model", "'echo'", "model_not_found"
+    )
+
+
+async def test_unknown_routes_and_methods_are_refused_in_the_same_shape(client):
+    await assert_refused(client, "/v1/embeddings", {}, 404, None, "Not Found")
+    response = await client.get("/v1/completions")
+    assert response.status_code == 405
+    assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+
+
+async def test_chat_without_a_template_is_refused_and_completions_go_on(make_engine, make_client):
+    async with make_client(make_engine(chat_template=None)) as client:
+        response = await client.post("/v1/chat/completions", json={"messages": [USER]})
+        assert response.status_code == 400
+        assert "--chat-template" in response.json()["error"]["message"]
+        assert response.json()["error"]["param"] == "messages"
+        assert (await client.post("/v1/completions", json={"prompt": "a"})).status_code == 200
+
+
+async def test_what_the_template_refuses_is_told(make_engine, make_client):
+    template = "{{ raise_exception('roles must alternate') }}"
+    async with make_client(make_engine(chat_template=template)) as client:
+        response = await client.post("/v1/chat/completions", json={"messages": [USER]})
+        assert response.status_code == 400
+        assert "roles must alternate" in response.json()["error"]["message"]

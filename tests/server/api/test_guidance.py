@@ -1,0 +1,128 @@
+"""The default rules of the `guidance` object, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from trimtab.server.api.config import ApiConfig, resolve_config
+from trimtab.server.engine.request import Guidance
+
+pytestmark = pytest.mark.anyio
+
+MESSAGES = [{"role": "user", "content": "hello"}]
+
+
+async def post(client, guidance: Any):
+    content = json.dumps({"messages": MESSAGES, "guidance": guidance}).encode()
+    return await client.post(
+        "/v1/chat/completions", content=content, headers={"content-type": "application/json"}
+    )
+
+
+@pytest.mark.parametrize(
+    ("guidance", "expected"),
+    [
+        (None, Guidance(0.5, (("kind", 1.0),))),
+        ({}, Guidance(0.5, (("kind", 1.0),))),
+        ({"trace": True}, Guidance(0.5, (("kind", 1.0),), trace=True)),
+        ({"rule": "tilt"}, Guidance(0.5, (("kind", 1.0),))),
+        ({"strength": -2}, Guidance(-2.0, (("kind", 1.0),))),
+        ({"strength": 0}, Guidance(0.0, (("kind", 1.0),))),
+        ({"heads": {"brief": 0.5}}, Guidance(1.0, (("brief", 0.5),))),
+        ({"heads": {"kind": 1, "brief": -1}, "strength": 3}, Guidance(3.0, (("kind", 1.0), ("brief", -1.0)))),
+        ({"heads": {}}, Guidance(1.0, ())),
+        ({"heads": {"meter": 1}, "strength": 0}, Guidance(0.0, (("meter", 1.0),))),
+        ({"heads": {"kind": 1, "meter": 0}}, Guidance(1.0, (("kind", 1.0), ("meter", 0.0)))),
+        ({"strength": None, "heads": None, "max_kl": None}, Guidance(0.5, (("kind", 1.0),))),
+    ],
+)
+async def test_what_is_left_out_follows_the_default_rules(make_engine, make_client, guidance, expected):
+    engine = make_engine("kind", "brief", "meter")
+    async with make_client(engine, ApiConfig(default_head="kind", default_strength=0.5)) as client:
+        response = await post(client, guidance)
+        assert response.status_code == 200, response.text
+    assert engine.submitted[0].guidance == expected
+
+
+@pytest.mark.parametrize(
+    ("guidance", "param", "says"),
+    [
+        ({"strength": float("nan")}, "guidance.strength", "finite"),
+        ({"strength": float("inf")}, "guidance.strength", "finite"),
+        ({"strength": 11}, "guidance.strength", "-10…10"),
+        ({"strength": "2"}, "guidance.strength", "number"),
+        ({"heads": {"kind": -10.5}}, "guidance.heads.kind", "-10…10"),
+        ({"heads": {"kind": float("nan")}}, "guidance.heads.kind", "finite"),
+        ({"heads": {"kind": "1"}}, "guidance.heads.kind", "number"),
+        ({"heads": ["kind"]}, "guidance.heads", "dictionary"),
+        ({"heads": {"bold": 1}}, "guidance.heads.bold", "kind, brief, meter"),
+        ({"heads": {"bold": 1}, "strength": 0}, "guidance.heads.bold", "kind, brief, meter"),
+        ({"heads": {"meter": 1}}, "guidance.heads.meter", "no advantage"),
+        ({"vigour": 1}, "guidance.vigour", "unknown field"),
+        ({"max_kl": 0.5}, "guidance.max_kl", "not supported yet"),
+        ({"kl_budget": 5}, "guidance.kl_budget", "not supported yet"),
+        ({"target": {"head": "kind", "value": 1}}, "guidance.target", "not supported yet"),
+        ({"horizon": 8}, "guidance.horizon", "not supported yet"),
+        ({"schedule": {"kind": "warmup", "tokens": 3}}, "guidance.schedule", "not supported yet"),
+        ({"entropy_gate": 0.5}, "guidance.entropy_gate", "not supported yet"),
+        ({"rule": "lookahead"}, "guidance.rule", "not supported yet"),
+        ({"trace": "yes"}, "guidance.trace", "boolean"),
+        ("kind", "guidance", ""),
+        (3, "guidance", ""),
+    ],
+)
+async def test_bad_guidance_is_refused_and_named(client, guidance, param, says):
+    response = await post(client, guidance)
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert (error["param"], error["type"]) == (param, "invalid_request_error")
+    assert says in error["message"]
+    assert error["message"].startswith(f"{param}: ")
+
+
+async def test_several_heads_without_a_default_must_be_named(make_engine, make_client):
+    engine = make_engine("kind", "brief")
+    async with make_client(engine) as client:
+        assert (await post(client, None)).status_code == 200
+        assert engine.submitted[0].guidance == Guidance()
+        response = await post(client, {"strength": 1})
+        assert response.status_code == 400
+        assert response.json()["error"]["param"] == "guidance.heads"
+        assert "kind, brief" in response.json()["error"]["message"]
+
+
+async def test_the_only_head_is_the_default_head(make_engine, make_client):
+    engine = make_engine("brief")
+    async with make_client(engine) as client:
+        await post(client, {"strength": 2})
+    assert engine.submitted[0].guidance == Guidance(2.0, (("brief", 1.0),))
+
+
+async def test_a_server_without_heads_serves_strength_zero_and_refuses_to_steer(make_engine, make_client):
+    engine = make_engine()
+    async with make_client(engine) as client:
+        assert (await post(client, None)).status_code == 200
+        assert (await post(client, {"strength": 0, "trace": True})).status_code == 200
+        response = await post(client, {"strength": 1})
+        assert response.status_code == 400
+        assert "--heads" in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("heads", "config", "says"),
+    [
+        (("kind",), ApiConfig(default_head="bold"), "loaded heads: kind"),
+        ((), ApiConfig(default_strength=1.0), "default head"),
+        (("kind", "brief"), ApiConfig(default_strength=1.0), "default head"),
+        (("meter",), ApiConfig(default_strength=1.0), "no advantage"),
+        (("kind",), ApiConfig(default_strength=float("nan")), "-10…10"),
+    ],
+)
+async def test_defaults_that_the_heads_cannot_honour_are_refused_at_the_start(
+    make_engine, heads, config, says
+):
+    with pytest.raises(ValueError, match=says):
+        resolve_config(config, make_engine(*heads).info)
