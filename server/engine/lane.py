@@ -1,0 +1,82 @@
+"""Lanes and choices: what the scheduler moves. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from trimtab.server.engine.request import Request
+
+
+@dataclass(slots=True, eq=False)
+class Lane:
+    """One sequence: its tokens and the cache blocks that hold their keys and values.
+
+    num_computed: tokens whose keys and values are in the cache once all launched steps have run.
+    chain: the prefix cache's uid of each leading full block of known tokens (see BlockManager).
+    num_inflight: tokens drawn on the device by launched steps and not yet read back.
+    num_synced_blocks: leading entries of `blocks` that the device's block table already holds.
+    """
+
+    tokens: list[int]
+    blocks: list[int] = field(default_factory=list)
+    num_computed: int = 0
+    num_inflight: int = 0
+    chain: list[int] = field(default_factory=list)
+    num_synced_blocks: int = 0
+    slot: int | None = None
+
+    @property
+    def length(self) -> int:
+        return len(self.tokens) + self.num_inflight
+
+    @property
+    def remaining(self) -> int:
+        return self.length - self.num_computed
+
+
+class Phase(Enum):
+    WAITING = "waiting"
+    RUNNING = "running"
+    DONE = "done"
+
+
+@dataclass(slots=True, eq=False)
+class Choice:
+    """One reply of a request. `lanes[0]` is drawn from; the others are companions, which give logits and
+    receive the drawn token. All lanes of a choice draw in the same step or not at all.
+
+    leader: the choice whose prompt this one shares; it is forked from there when that still lives.
+    is_finishing: the reply is complete; one more step feeds its last token to the reward parts.
+    """
+
+    request: Request
+    index: int
+    lanes: tuple[Lane, ...]
+    leader: Choice | None = None
+    followers: list[Choice] = field(default_factory=list)
+    is_finishing: bool = False
+    phase: Phase = Phase.WAITING
+    num_cached_tokens: int = 0
+    num_preemptions: int = 0
+
+    @property
+    def lane(self) -> Lane:
+        return self.lanes[0]
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.request.prompt_token_ids)
+
+    @property
+    def num_drawn(self) -> int:
+        """Tokens drawn so far, those still on the device included."""
+        return self.lane.length - self.num_prompt_tokens
+
+    @property
+    def has_inflight(self) -> bool:
+        return self.lane.num_inflight > 0
+
+    @property
+    def can_draw(self) -> bool:
+        return self.num_drawn < self.request.sampling.max_tokens

@@ -1,0 +1,273 @@
+"""The frozen causal LM: loading, what it can do, and the reasons to refuse it."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AttentionInterface,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from trimtab.server.engine.attention import UnsupportedAttentionError, check_attention_call
+from trimtab.server.engine.kv_cache import LayerShape
+
+logger = logging.getLogger(__name__)
+DEFAULT_MAX_MODEL_LEN = 2048
+_attention_ids = itertools.count()
+
+
+class ModelError(Exception):
+    """A model that cannot be loaded or served right. One line: what it is, and what to do."""
+
+
+@dataclass(slots=True)
+class Policy:
+    """An unmodified Hugging Face causal LM.
+
+    has_linear_tail: logits are exactly `h Wᵀ`; otherwise they go through the model's own tail (softcap,
+    scale, bias), and the model is always run to its end.
+    """
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    layers: tuple[LayerShape, ...]
+    max_model_len: int
+    eos_token_ids: tuple[int, ...]
+    has_linear_tail: bool = False
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def lm_head(self) -> Tensor:
+        """[V, d]"""
+        return self.model.get_output_embeddings().weight
+
+    @property
+    def vocab_size(self) -> int:
+        return self.lm_head.shape[0]
+
+    @property
+    def reply_end_id(self) -> int | None:
+        """The token that ends a reply, appended before a reward part reads it."""
+        if self.tokenizer.eos_token_id in self.eos_token_ids:
+            return int(self.tokenizer.eos_token_id)
+        return self.eos_token_ids[0] if self.eos_token_ids else None
+
+    def use_attention(self, function: Callable[..., Any] | str) -> None:
+        """Route the model's attention through `function`, or through one of transformers' own by name."""
+        if isinstance(function, str):
+            self.model.set_attn_implementation(function)
+            return
+        name = f"trimtab_{next(_attention_ids)}"
+        AttentionInterface.register(name, function)
+        self.model.set_attn_implementation(name)
+
+    def forward(self, input_ids: Tensor, positions: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Run tokens [1, T]; return h [K, d] at the asked positions, and logits [K, V] when the tail is the
+        model's own. h is what `get_output_embeddings()` reads."""
+        if self.has_linear_tail:
+            body = self.model.base_model
+            hidden = body(input_ids=input_ids, position_ids=positions, use_cache=False)[0]
+            return hidden[0].index_select(0, outputs), None
+        return forward_with_hidden(self.model, input_ids, positions, outputs)
+
+
+def forward_with_hidden(
+    model: PreTrainedModel, input_ids: Tensor, positions: Tensor, outputs: Tensor
+) -> tuple[Tensor, Tensor]:
+    """h [K, d] and the model's own logits [K, V] at the asked positions, and the tail run only there."""
+    captured: list[Tensor] = []
+
+    def keep(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+        captured.append(args[0][0].index_select(0, outputs))
+        return (captured[-1][None],)
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(keep)
+    try:
+        logits = model(input_ids=input_ids, position_ids=positions, use_cache=False).logits
+    finally:
+        hook.remove()
+    return captured[0], logits[0]
+
+
+def load_policy(
+    path: str | Path,
+    *,
+    name: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    max_model_len: int | None = None,
+) -> Policy:
+    """Load a folder or hub id. Raises ModelError with one line that names the model and the fix."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    config = _load_config(path)
+    _refuse_by_config(str(path), config)
+    if dtype == "auto":
+        dtype = "float32" if device == "cpu" else str(config.dtype or torch.bfloat16).removeprefix("torch.")
+    model = _load_model(path, getattr(torch, dtype)).to(device).eval().requires_grad_(False)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model '{path}' has no tokenizer that loads: {_first_line(error)}") from error
+    limit = _pin_rope(str(path), model, max_model_len)
+    policy = Policy(
+        name=name or Path(path).name,
+        model=model,
+        tokenizer=tokenizer,
+        layers=_discover_layers(str(path), model),
+        max_model_len=limit,
+        eos_token_ids=_eos_token_ids(model),
+    )
+    policy.has_linear_tail = _has_linear_tail(model)
+    return policy
+
+
+def _load_config(path: str | Path) -> Any:
+    try:
+        return AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        if not Path(path).exists():
+            message = (
+                f"model '{path}' is neither a folder nor a hub id that can be reached; "
+                "give --model a folder that holds config.json"
+            )
+        else:
+            message = f"model '{path}' has no config.json that transformers can read: {_first_line(error)}"
+        raise ModelError(message) from error
+
+
+def _refuse_by_config(path: str, config: Any) -> None:
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(f"model '{path}' is an encoder-decoder; only causal LMs can be served")
+    if getattr(config, "quantization_config", None):
+        raise ModelError(f"model '{path}' is quantised; serve its unquantised weights")
+
+
+def _load_model(path: str | Path, dtype: torch.dtype) -> PreTrainedModel:
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, use_safetensors=True, attn_implementation="eager", output_loading_info=True
+        )
+    except Exception as error:  # whatever a corrupt checkpoint makes the loader raise
+        raise ModelError(f"model '{path}' cannot be loaded: {_first_line(error)}") from error
+    if report["missing_keys"]:
+        missing = ", ".join(sorted(report["missing_keys"])[:3])
+        raise ModelError(f"model '{path}' lacks weights ({missing}, …); save the whole model")
+    if not model._supports_attention_backend:
+        raise ModelError(
+            f"{type(model).__name__} does not route attention through transformers' AttentionInterface; "
+            "it cannot be served"
+        )
+    return model
+
+
+def _eos_token_ids(model: PreTrainedModel) -> tuple[int, ...]:
+    eos = model.generation_config.eos_token_id if model.generation_config else None
+    if eos is None:
+        eos = model.config.get_text_config().eos_token_id
+    return () if eos is None else tuple(eos) if isinstance(eos, (list, tuple)) else (eos,)
+
+
+def _pin_rope(path: str, model: PreTrainedModel, asked: int | None) -> int:
+    """Resolve max_model_len, and pin rotary frequencies that would depend on a batch's longest position."""
+    limit: int = (
+        getattr(model.config.get_text_config(), "max_position_embeddings", None) or DEFAULT_MAX_MODEL_LEN
+    )
+    if asked is not None and not 1 <= asked <= limit:
+        raise ModelError(f"--max-model-len {asked} is outside 1…{limit}, what model '{path}' was built for")
+    wanted = limit if asked is None else asked
+    for module in model.modules():
+        rope_type = getattr(module, "rope_type", None)
+        if isinstance(rope_type, dict) and {"longrope", "dynamic"} & set(rope_type.values()):
+            raise ModelError(
+                f"model '{path}' mixes rotary types by layer ({rope_type}), which cannot be pinned"
+            )
+        if rope_type == "longrope":
+            original = int(module.config.rope_parameters["original_max_position_embeddings"])
+            if asked is None:
+                wanted = min(limit, original)
+            elif asked > original:
+                _pin_long_factors(module, original)
+    return wanted
+
+
+def _pin_long_factors(rope: Any, original: int) -> None:
+    """Serve every position with the long factors, as `generate` does past the original length."""
+    device = rope.inv_freq.device
+    rope(torch.zeros(1, 1, 1, device=device), torch.tensor([[original]], device=device))
+    rope.original_inv_freq = rope.inv_freq.clone()
+
+
+def _discover_layers(path: str, model: PreTrainedModel) -> tuple[LayerShape, ...]:
+    """Ask the model itself for its attention layers' cache sizes, by running two tokens through it."""
+    shapes: dict[int, LayerShape] = {}
+
+    def record(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, None]:
+        kwargs = {k: v for k, v in kwargs.items() if k not in ("scaling", "sliding_window", "softcap")}
+        check_attention_call(module, attention_mask, kwargs.pop("dropout", 0.0), kwargs)
+        if not isinstance(getattr(module, "layer_idx", None), int):
+            raise UnsupportedAttentionError(f"{type(module).__name__} has no layer_idx")
+        shapes[module.layer_idx] = LayerShape(key.shape[1], key.shape[3], value.shape[3])  # type: ignore[index]
+        return value.new_zeros(1, query.shape[2], query.shape[1], value.shape[3]), None
+
+    name = f"trimtab_{next(_attention_ids)}"
+    AttentionInterface.register(name, record)
+    model.set_attn_implementation(name)
+    probe = torch.zeros(1, 2, dtype=torch.long, device=model.device)
+    try:
+        with torch.inference_mode():
+            model(input_ids=probe, position_ids=torch.tensor([[0, 1]], device=model.device), use_cache=False)
+    except UnsupportedAttentionError as error:
+        raise ModelError(f"model '{path}' cannot be served: {error}") from error
+    num_layers = model.config.get_text_config().num_hidden_layers
+    if sorted(shapes) != list(range(num_layers)):
+        raise ModelError(
+            f"model '{path}' ({model.config.model_type}) has {num_layers} layers, attention in {len(shapes)}; "
+            "state-space and hybrid layers cannot be served"
+        )
+    return tuple(shapes[i] for i in range(num_layers))
+
+
+@torch.inference_mode()
+def _has_linear_tail(model: PreTrainedModel) -> bool:
+    """Whether the body's last hidden state is what lm_head reads, and the logits are its plain product."""
+    probe = torch.arange(4, device=model.device)[None] % model.get_input_embeddings().weight.shape[0]
+    positions = torch.arange(4, device=model.device)
+    model.set_attn_implementation("eager")
+    hidden, logits = forward_with_hidden(model, probe, positions[None], positions)
+    body = model.base_model(input_ids=probe, position_ids=positions[None], use_cache=False)[0][0]
+    head = model.get_output_embeddings()
+    plain = nn.functional.linear(hidden, head.weight)
+    is_plain = type(head) is nn.Linear and head.bias is None
+    return is_plain and torch.equal(body, hidden) and torch.equal(plain, logits)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n", 1)[0] or type(error).__name__

@@ -1,0 +1,188 @@
+import random
+
+import pytest
+
+from trimtab.server.engine.block_manager import BlockManager
+from trimtab.server.engine.lane import Choice, Lane, Phase
+from trimtab.server.engine.request import Request, SamplingParams
+from trimtab.server.engine.scheduler import Purpose, Scheduler, Step
+
+SIZE = 4
+
+
+def make(num_blocks: int = 100, max_num_seqs: int = 8, budget: int = 16) -> Scheduler:
+    return Scheduler(BlockManager(num_blocks, SIZE), max_num_seqs, budget)
+
+
+def choice(name: str, num_prompt: int, max_tokens: int = 4, companions: tuple[int, ...] = ()) -> Choice:
+    prompt = tuple(hash((name, i)) % 1000 for i in range(num_prompt))
+    lanes = (Lane(list(prompt)), *(Lane([7] * n) for n in companions))
+    return Choice(Request(name, prompt, SamplingParams(max_tokens=max_tokens)), 0, lanes)
+
+
+def read(step: Step) -> list[Choice]:
+    """What the engine does with a step's draws; returns the choices that reached max_tokens."""
+    drawn = {id(row.choice): row.choice for row in step.rows if row.purpose is Purpose.DRAW}
+    over = []
+    for each in drawn.values():
+        for lane in each.lanes:
+            lane.tokens.append(0)
+            lane.num_inflight -= 1
+        if not each.can_draw:
+            over.append(each)
+    return over
+
+
+def run(scheduler: Scheduler) -> Step:
+    step = scheduler.schedule()
+    scheduler.advance(step)
+    for over in read(step):
+        scheduler.finish(over)
+    return step
+
+
+def shape(step: Step) -> list[tuple[str, int]]:
+    return [(row.choice.request.request_id, row.num_tokens) for row in step.rows]
+
+
+def test_decode_rows_come_first_and_a_long_prompt_fills_the_rest_of_the_budget():
+    scheduler = make()
+    scheduler.add([choice("short", 3, max_tokens=9)])
+    run(scheduler)
+    scheduler.add([choice("long", 40)])
+    assert shape(run(scheduler)) == [("short", 1), ("long", 15)]
+    assert shape(run(scheduler)) == [("short", 1), ("long", 15)]
+    step = run(scheduler)
+    assert shape(step) == [("short", 1), ("long", 10)]
+    assert step.rows[1].output_positions == (9,), "only the end of the prompt is asked for h"
+
+
+def test_first_come_first_served_even_when_a_later_request_would_fit():
+    scheduler = make(num_blocks=11, budget=64)
+    for each in (choice("a", 20), choice("big", 30), choice("small", 2)):
+        scheduler.add([each])
+    assert shape(run(scheduler)) == [("a", 20)]
+    order = [name for _ in range(12) for name, _ in shape(run(scheduler))]
+    assert order.index("big") < order.index("small")
+
+
+def test_requests_join_and_leave_at_any_step():
+    scheduler = make(budget=64)
+    scheduler.add([choice("a", 2, max_tokens=3)])
+    names = [shape(run(scheduler))]
+    scheduler.add([choice("b", 2, max_tokens=1)])
+    names += [shape(run(scheduler)), shape(run(scheduler)), shape(run(scheduler))]
+    assert names == [[("a", 2)], [("a", 1), ("b", 2)], [("a", 1)], []]
+
+
+def test_the_youngest_is_preempted_when_blocks_run_out_and_keeps_its_place_and_tokens():
+    scheduler = make(num_blocks=6, budget=32)
+    old, young, newest = choice("old", 7, 12), choice("young", 7, 12), choice("newest", 1, 1)
+    for each in (old, young, newest):
+        scheduler.add([each])
+    step = next(step for step in (run(scheduler) for _ in range(10)) if step.preempted)
+    assert step.preempted == [young]
+    assert scheduler.waiting[0] is young
+    assert young.phase is Phase.WAITING
+    assert not young.lane.blocks
+    assert len(young.lane.tokens) > 7
+    while scheduler:
+        run(scheduler)
+    assert len(old.lane.tokens) == len(young.lane.tokens) == 19
+
+
+def test_lanes_of_a_choice_draw_in_the_same_step_or_not_at_all():
+    scheduler = make(budget=10)
+    both = choice("both", 6, max_tokens=3, companions=(13,))
+    scheduler.add([both])
+    drawing_steps = 0
+    while scheduler:
+        step = run(scheduler)
+        drawing = [row.lane for row in step.rows if row.purpose is Purpose.DRAW]
+        assert not drawing or drawing == list(both.lanes)
+        assert step.num_tokens <= 10
+        drawing_steps += bool(drawing)
+    assert drawing_steps == 3
+    assert both.lanes[0].tokens[-3:] == both.lanes[1].tokens[-3:] == [0, 0, 0]
+
+
+def test_lanes_are_admitted_together_or_not_at_all():
+    scheduler = make(num_blocks=7, max_num_seqs=4, budget=64)
+    scheduler.add([choice("first", 8, max_tokens=2)])
+    pair = choice("pair", 8, companions=(12,))
+    scheduler.add([pair])
+    assert shape(run(scheduler)) == [("first", 8)]
+    assert pair.lanes[0].blocks == pair.lanes[1].blocks == [], "five blocks are needed and four are free"
+    run(scheduler)
+    assert shape(run(scheduler)) == [("pair", 8), ("pair", 12)]
+
+
+def test_followers_fork_the_leaders_prompt_and_compute_one_token_of_it():
+    scheduler = make(budget=64)
+    leader = choice("n", 10, max_tokens=3)
+    followers = [
+        Choice(leader.request, i, (Lane(list(leader.request.prompt_token_ids)),), leader) for i in (1, 2)
+    ]
+    scheduler.add([leader, *followers])
+    assert shape(run(scheduler)) == [("n", 10)]
+    step = run(scheduler)
+    assert shape(step) == [("n", 1), ("n", 1), ("n", 1)]
+    assert [row.start for row in step.rows] == [10, 9, 9]
+    assert len(step.copies) >= 2, "the shared partial block is copied before it is written"
+    while scheduler:
+        run(scheduler)
+    assert scheduler.blocks.num_free == scheduler.blocks.num_usable
+
+
+def test_a_finished_reply_feeds_its_last_token_once_more_to_be_judged():
+    scheduler = make()
+    one = choice("one", 5, max_tokens=2)
+    scheduler.add([one])
+    for _ in range(2):
+        step = scheduler.schedule()
+        scheduler.advance(step)
+        read(step)
+    scheduler.begin_finishing(one, [*one.lane.tokens, 42])
+    step = scheduler.schedule()
+    assert [(row.purpose, row.start, row.num_tokens) for row in step.rows] == [(Purpose.REWARD, 6, 2)]
+    assert step.rows[0].output_positions == (1,)
+    scheduler.advance(step)
+    assert not scheduler.schedule().rows, "a judged reply draws no more"
+
+
+def test_a_token_in_flight_can_be_fed_before_the_host_has_read_it():
+    scheduler = make()
+    one = choice("one", 5, max_tokens=2)
+    scheduler.add([one])
+    first = scheduler.schedule()
+    scheduler.advance(first)
+    second = scheduler.schedule()
+    assert shape(second) == [("one", 1)]
+    scheduler.advance(second)
+    assert not scheduler.schedule().rows, "both tokens it may draw are in flight"
+    read(first)
+    assert read(second) == [one]
+    assert one.num_drawn == 2
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_any_mix_ends_with_every_block_and_slot_free(seed: int):
+    rng = random.Random(seed)
+    scheduler = make(num_blocks=rng.randint(12, 30), max_num_seqs=rng.randint(1, 6), budget=rng.randint(6, 24))
+    live = [choice(str(i), rng.randint(1, 20), rng.randint(1, 20)) for i in range(12)]
+    pending = list(live)
+    for _ in range(2000):
+        if pending and rng.random() < 0.3:
+            scheduler.add([pending.pop()])
+        if rng.random() < 0.05:
+            victim = rng.choice(live)
+            if victim not in pending and victim.phase is not Phase.DONE:
+                scheduler.finish(victim)
+        step = run(scheduler)
+        assert step.num_tokens <= scheduler.max_num_batched_tokens
+        assert len(scheduler.running) <= scheduler.max_num_seqs
+        if not pending and not scheduler:
+            break
+    assert all(each.phase is Phase.DONE for each in live)
+    assert scheduler.blocks.num_free == scheduler.blocks.num_usable
+    assert sorted(scheduler._free_slots) == list(range(scheduler.max_num_seqs))
