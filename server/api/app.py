@@ -14,7 +14,7 @@ from trimtab.server.api.tokenizer import Tokenizer
 
 
 def create_app(engine: EngineClient, tokenizer: Tokenizer, config: ApiConfig | None = None) -> FastAPI:
-    """The application over a running engine. Raises ValueError like `connect`."""
+    """The application over a running engine. Raises ConfigError like `connect`."""
     app = create_waiting_app()
     connect(app, engine, tokenizer, config)
     return app
@@ -33,6 +33,7 @@ def create_waiting_app() -> FastAPI:
 def connect(
     app: FastAPI, engine: EngineClient, tokenizer: Tokenizer, config: ApiConfig | None = None
 ) -> None:
-    """Gives the application its engine. Raises ValueError for defaults that its heads cannot honour."""
-    resolved = resolve_config(config or ApiConfig(), engine.info)
-    app.state.service = Service(engine, tokenizer, TokenText(tokenizer), resolved)
+    """Gives the application its engine. Raises ConfigError for defaults that its heads cannot honour."""
+    info = engine.info
+    resolved = resolve_config(config or ApiConfig(), info)
+    app.state.service = Service(engine, info, tokenizer, TokenText(tokenizer), resolved)

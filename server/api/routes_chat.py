@@ -27,15 +27,13 @@ async def create_chat_completion(
     body: ChatRequest, http: HttpRequest, service: Annotated[Service, Depends(ready_service)]
 ) -> Response:
     service.check_model(body.model)
-    info = service.engine.info
+    info = service.info
     guidance = resolve_guidance(body.guidance, service.config, info)
     prompt = await asyncio.to_thread(
         render_chat, service.tokenizer, body.messages, service.config.chat_template
     )
     sampling = chat_sampling(body, len(prompt), info)
-    reply = ChatReply(
-        service.model_name, service.token_text, logprobs=bool(body.logprobs), trace=guidance.trace
-    )
+    reply = ChatReply(info.model_name, service.token_text, logprobs=bool(body.logprobs), trace=guidance.trace)
     generation = Generation(service.engine, [Request(reply.reply_id, tuple(prompt), sampling, guidance)])
     if body.stream:
         return EventStream(generation, reply, include_usage=body.wants_usage_chunk)

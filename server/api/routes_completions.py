@@ -27,12 +27,12 @@ async def create_completion(
     body: CompletionRequest, http: HttpRequest, service: Annotated[Service, Depends(ready_service)]
 ) -> Response:
     service.check_model(body.model)
-    info = service.engine.info
+    info = service.info
     guidance = resolve_guidance(body.guidance, service.config, info)
     prompts = await asyncio.to_thread(_tokenise, service.tokenizer, body.prompt, info.vocab_size)
     sampling = completion_sampling(body, max(len(prompt) for prompt in prompts), info)
     reply = CompletionReply(
-        service.model_name, service.token_text, logprobs=body.logprobs is not None, trace=guidance.trace
+        info.model_name, service.token_text, logprobs=body.logprobs is not None, trace=guidance.trace
     )
     requests = [
         Request(f"{reply.reply_id}-{index}", tuple(prompt), sampling, guidance)

@@ -26,9 +26,9 @@ async def get_model(model: str, service: ReadyService) -> Json:
 
 
 def _model(service: Service) -> Json:
-    info = service.engine.info
+    info = service.info
     return {
-        "id": service.model_name,
+        "id": info.model_name,
         "object": "model",
         "created": info.created,
         "owned_by": "trimtab",

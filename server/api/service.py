@@ -12,6 +12,7 @@ from trimtab.server.api.engine_client import EngineClient
 from trimtab.server.api.errors import ModelNotFoundError, NotReadyError
 from trimtab.server.api.token_text import TokenText
 from trimtab.server.api.tokenizer import Tokenizer
+from trimtab.server.engine.info import EngineInfo
 
 STARTING = "the model is loading; try again in a moment"
 DEAD = "the engine has died; see the server's log and restart it"
@@ -19,24 +20,19 @@ DEAD = "the engine has died; see the server's log and restart it"
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """config: resolved."""
+    """info: the engine's, as it was when it got ready. config: resolved."""
 
     engine: EngineClient
+    info: EngineInfo
     tokenizer: Tokenizer
     token_text: TokenText
     config: ApiConfig
 
-    @property
-    def model_name(self) -> str:
-        assert self.config.served_model_name is not None, "a resolved configuration has a name"
-        return self.config.served_model_name
-
     def check_model(self, asked: str | None) -> None:
         """Raises ModelNotFoundError for any other model than the one served."""
-        if asked is not None and asked != self.model_name:
-            raise ModelNotFoundError(
-                f"model: {asked!r} is not served here; this server has {self.model_name!r}"
-            )
+        served = self.info.model_name
+        if asked is not None and asked != served:
+            raise ModelNotFoundError(f"model: {asked!r} is not served here; this server has {served!r}")
 
 
 def why_not_ready(app: FastAPI) -> str | None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import httpx
 import pytest
 
@@ -57,8 +59,10 @@ async def test_another_model_is_not_found(client):
     assert response.json()["error"]["code"] == "model_not_found"
 
 
-async def test_the_served_name_may_be_chosen_and_may_hold_a_slash(make_engine, make_client):
-    async with make_client(make_engine(), ApiConfig(served_model_name="org/echo")) as client:
+async def test_a_models_name_may_hold_a_slash(make_engine, make_client):
+    engine = make_engine()
+    engine.info = replace(engine.info, model_name="org/echo")
+    async with make_client(engine) as client:
         assert (await client.get("/v1/models/org/echo")).json()["id"] == "org/echo"
         reply = await client.post("/v1/chat/completions", json={**BODY, "model": "org/echo"})
         assert reply.json()["model"] == "org/echo"
