@@ -1,0 +1,90 @@
+"""From text to token ids: a prompt as the server renders it, then a reply, then the token that ends it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from trimtab.guidance.data import Message, Prompt
+from trimtab.guidance.errors import DataError, PolicyError
+
+_MARK = "TRIMTAB"
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedReply:
+    """reply_ids: y_1 … y_T, of which y_T ends the reply."""
+
+    prompt_ids: tuple[int, ...]
+    reply_ids: tuple[int, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prompt_ids) + len(self.reply_ids)
+
+
+class ReplyEncoder:
+    """Encodes many replies with one tokenizer; the end token is looked up once per kind of prompt."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self._end_ids: dict[bool, int] = {}
+
+    def encode(self, prompt: Prompt, reply: str) -> EncodedReply:
+        """Raises PolicyError or DataError as encode_prompt and end_of_reply do."""
+        is_chat = not isinstance(prompt, str)
+        prompt_ids = encode_prompt(self.tokenizer, prompt)
+        if is_chat not in self._end_ids:
+            self._end_ids[is_chat] = end_of_reply(self.tokenizer, is_chat=is_chat)
+        reply_ids = self.tokenizer(reply, add_special_tokens=False)["input_ids"]
+        return EncodedReply(prompt_ids, (*reply_ids, self._end_ids[is_chat]))
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[int, ...]:
+    """A string as it is; messages through the chat template, up to where the assistant's reply begins.
+
+    Raises:
+        PolicyError: messages, and the tokenizer has no chat template.
+        DataError: the template refuses the messages; or no token comes before the reply to predict it.
+    """
+    if isinstance(prompt, str):
+        ids = tokenizer(prompt)["input_ids"]
+    else:
+        text = _render(tokenizer, prompt, add_generation_prompt=True)
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise DataError("prompt is empty and the tokenizer puts no token before it")
+    return tuple(ids)
+
+
+def end_of_reply(tokenizer: PreTrainedTokenizerBase, *, is_chat: bool) -> int:
+    """The token that ends a reply: in a chat what the template writes after it, else end-of-sequence.
+
+    Raises:
+        PolicyError: the tokenizer has neither.
+    """
+    if is_chat:
+        chat = (Message("user", "a"), Message("assistant", _MARK))
+        after = _render(tokenizer, chat, add_generation_prompt=False).partition(_MARK)[2]
+        ids = tokenizer(after, add_special_tokens=False)["input_ids"]
+        if ids and ids[0] in tokenizer.all_special_ids:
+            return int(ids[0])
+    if tokenizer.eos_token_id is None:
+        raise PolicyError("the tokenizer has no eos_token: set the token that ends a reply")
+    return int(tokenizer.eos_token_id)
+
+
+def _render(
+    tokenizer: PreTrainedTokenizerBase, messages: tuple[Message, ...], *, add_generation_prompt: bool
+) -> str:
+    if not tokenizer.chat_template:
+        raise PolicyError("prompts are messages and the tokenizer has no chat template: give it one")
+    plain = [{"role": message.role, "content": message.content} for message in messages]
+    try:
+        return str(
+            tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=add_generation_prompt)
+        )
+    except TemplateError as error:
+        raise DataError(f"the chat template refuses the messages ({error})") from error

@@ -1,0 +1,105 @@
+"""The frozen causal LM that heads are trained on: loading it, and from h to its logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from trimtab.guidance.errors import PolicyError
+from trimtab.guidance.fingerprint import PolicyIdentity, identify
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """has_linear_tail: logits are exactly h Wᵀ; else (softcap, scale, bias) the model's own tail runs."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    identity: PolicyIdentity
+    has_linear_tail: bool
+
+    @property
+    def lm_head(self) -> Tensor:
+        """W [V, d]"""
+        weight: Tensor = self.model.get_output_embeddings().weight
+        return weight
+
+    @property
+    def device(self) -> torch.device:
+        return self.lm_head.device
+
+    @torch.no_grad()
+    def logits(self, h: Tensor) -> Tensor:
+        """z f32[N, V] of what the output embedding reads, h [N, d]."""
+        h = h.to(self.lm_head.dtype)
+        z = F.linear(h, self.lm_head) if self.has_linear_tail else _run_tail(self.model, h)
+        return z.float()
+
+
+def load_policy(path: str | Path, *, device: str = "auto") -> Policy:
+    """Loads a folder or hub id: float32 on a CPU, the checkpoint's own dtype elsewhere.
+
+    Raises:
+        PolicyError: one line that names the model and the fix.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = torch.float32 if device == "cpu" else "auto"
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True)
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise PolicyError(f"model '{path}' cannot be loaded ({reason}): name a causal LM's folder") from error
+    return as_policy(model.to(device), tokenizer, name=Path(path).name)
+
+
+def as_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str) -> Policy:
+    """Freezes a loaded model. Raises PolicyError where it has no output embedding."""
+    model.eval().requires_grad_(False)
+    return Policy(model, tokenizer, identify(model, tokenizer, name), _has_linear_tail(model))
+
+
+@contextmanager
+def output_embedding_input(
+    model: PreTrainedModel, replace: Callable[[Tensor], Tensor]
+) -> Iterator[list[Tensor]]:
+    """Within, each call of the model appends what its output embedding was about to read, [B, T, d], to the
+    list, and the output embedding reads replace(h) instead."""
+    seen: list[Tensor] = []
+
+    def hook(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        seen.append(args[0])
+        return (replace(args[0]), *args[1:])
+
+    handle = model.get_output_embeddings().register_forward_pre_hook(hook)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def _run_tail(model: PreTrainedModel, h: Tensor) -> Tensor:
+    """The model's own logits [N, V] of h [N, d], got by handing h to its output embedding."""
+    one_token = torch.zeros(1, 1, dtype=torch.long, device=h.device)
+    with output_embedding_input(model, lambda _: h[None]):
+        logits: Tensor = model(input_ids=one_token, use_cache=False).logits
+    return logits[0]
+
+
+@torch.no_grad()
+def _has_linear_tail(model: PreTrainedModel) -> bool:
+    lm_head = model.get_output_embeddings().weight
+    generator = torch.Generator().manual_seed(0)
+    # Large numbers, so that a softcap shows.
+    h = 100 * torch.randn(4, lm_head.shape[1], generator=generator).to(lm_head)
+    return torch.equal(F.linear(h, lm_head), _run_tail(model, h))
