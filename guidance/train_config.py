@@ -13,6 +13,17 @@ from trimtab.guidance.losses import ADVANTAGE_LOSSES, REWARD_LOSSES, VALUE_LOSSE
 from trimtab.guidance.manifest import AdvantagePart, ScalarPart
 
 
+def _check_positive(config: object, *names: str) -> None:
+    for name in names:
+        if not getattr(config, name) > 0:
+            raise ValueError(f"{name} must be above 0, got {getattr(config, name)}")
+
+
+def _check_loss(name: str, known: Mapping[str, Loss]) -> None:
+    if name not in known:
+        raise ValueError(f"loss must be one of {', '.join(known)}, got {name!r}")
+
+
 @dataclass(frozen=True)
 class OptimiserConfig:
     """batch_size: pairs, or rollouts."""
@@ -125,14 +136,3 @@ class TrainConfig:
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2, default=str) + "\n"
-
-
-def _check_positive(config: object, *names: str) -> None:
-    for name in names:
-        if not getattr(config, name) > 0:
-            raise ValueError(f"{name} must be above 0, got {getattr(config, name)}")
-
-
-def _check_loss(name: str, known: Mapping[str, Loss]) -> None:
-    if name not in known:
-        raise ValueError(f"loss must be one of {', '.join(known)}, got {name!r}")
