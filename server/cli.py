@@ -1,0 +1,59 @@
+"""The command line `trimtab`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from trimtab.guidance.errors import DataError, HeadError, PolicyError
+from trimtab.server.api.config import ConfigError
+from trimtab.server.cli_errors import UserError
+from trimtab.server.engine.request import InvalidRequestError
+
+COMMANDS = {
+    "serve": "answer OpenAI-style requests over HTTP from a model, steered by heads",
+    "chat": "talk to a model in the terminal and turn its knobs between replies",
+    "heads": "list head folders, or show one",
+    "train": "train a head on preferences over a model's own replies",
+    "frontier": "measure what strength buys: judged score against KL, as JSON and a plot",
+}
+"""Each is a module `cli_<name>` with main(prog, args); imported only when asked for."""
+
+OVERVIEW = f"""usage: trimtab COMMAND [OPTIONS]
+
+Serves a frozen language model and steers every token it samples: the policy rows, the head steers.
+
+{chr(10).join(f"  {name:10}{about}" for name, about in COMMANDS.items())}
+
+`trimtab COMMAND --help` lists a command's options. To begin:
+
+  trimtab serve     the bundled model with its heads, on http://127.0.0.1:8000
+  trimtab chat      the same in the terminal
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command. Returns its exit code: 1 for what went wrong, 2 for a command line not understood."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help"):
+        print(OVERVIEW, end="")
+        return 0 if args else 2
+    if args[0] not in COMMANDS:
+        return _complain(f"no command {args[0]!r}; commands are {', '.join(COMMANDS)}", 2)
+    try:
+        importlib.import_module(f"trimtab.server.cli_{args[0]}").main(f"trimtab {args[0]}", args[1:])
+    except (UserError, ConfigError, HeadError, PolicyError, DataError, InvalidRequestError) as error:
+        return _complain(str(error), 1)
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"trimtab: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,7 @@
+"""What the command line tells a user in one line, without a traceback."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """One line that names the thing and the fix."""

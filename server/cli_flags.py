@@ -1,0 +1,61 @@
+"""Command-line flags from configuration dataclasses: name, type, default and help are written there, once."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import typing
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import tyro
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
+
+T = TypeVar("T")
+
+
+def parse(config: type[T], prog: str, args: Sequence[str]) -> T:
+    """The configuration that the arguments describe. Exits with a message when they describe none."""
+    about, _ = describe(config)
+    return tyro.cli(config, prog=prog, description=about, args=args, registry=_REGISTRY)
+
+
+def describe(config: type[Any]) -> tuple[str, dict[str, str]]:
+    """A dataclass's docstring as prose and as help by field.
+
+    Our docstrings explain fields as `name: text`, after the prose. A subclass adds to its bases' help.
+    """
+    names = "|".join(field.name for field in dataclasses.fields(config))
+    help_of: dict[str, str] = {}
+    for cls in reversed(config.__mro__):
+        prose, *pairs = re.split(rf"(?:^|(?<=\.)) *\b({names}): ", cls.__doc__ or "", flags=re.MULTILINE)
+        help_of |= {name: _one_line(text) for name, text in zip(pairs[::2], pairs[1::2], strict=True)}
+    return _one_line(prose), help_of
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+_REGISTRY = ConstructorRegistry()
+
+
+@_REGISTRY.struct_rule
+def _documented_dataclass(info: StructTypeInfo) -> StructConstructorSpec | None:
+    if not dataclasses.is_dataclass(info.type):
+        return None
+    _, help_of = describe(info.type)
+    types = typing.get_type_hints(info.type, include_extras=True)
+    fields = tuple(
+        StructFieldSpec(f.name, types[f.name], _default(f, info.default), help_of.get(f.name))
+        for f in dataclasses.fields(info.type)
+    )
+    return StructConstructorSpec(info.type, fields)
+
+
+def _default(field: dataclasses.Field[Any], instance: Any) -> Any:
+    if dataclasses.is_dataclass(instance):
+        return getattr(instance, field.name)
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return tyro.MISSING if field.default is dataclasses.MISSING else field.default

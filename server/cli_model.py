@@ -1,0 +1,70 @@
+"""Which model and heads a command works with, and what `bundled` stands for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from trimtab.guidance.bundled import HEADS_DIR, MODEL_DIR
+from trimtab.guidance.manifest import MANIFEST_FILE
+from trimtab.server.api.config import ApiConfig
+from trimtab.server.cli_errors import UserError
+from trimtab.server.engine.config import EngineConfig
+
+BUNDLED = "bundled"
+BUNDLED_DEFAULT_HEAD = "kind"
+
+
+@dataclass(frozen=True)
+class ModelConfig(EngineConfig):
+    """A model with its heads.
+
+    model: `bundled`, or the folder or hub id of a causal LM.
+    heads: head folders; `bundled` for those of the bundled model, which are also what it has by default.
+    default_head: steers requests that name no head; by default `kind` among the bundled heads, or the only
+    one loaded.
+    default_strength: of requests without guidance; by default 1 with the bundled heads, else 0.
+    chat_template: file with a Jinja chat template that replaces the model's.
+    served_model_name: what requests call the model; by default the folder's name.
+    """
+
+    model: str | Path = BUNDLED
+    default_head: str | None = None
+    default_strength: float | None = None
+    chat_template: Path | None = None
+
+
+def resolve_model(config: ModelConfig) -> tuple[EngineConfig, ApiConfig]:
+    """What to load, and how to serve it. Raises UserError for files that are not there."""
+    is_bundled = config.model == BUNDLED
+    names = [str(head) for head in config.heads] or [BUNDLED] * is_bundled
+    folders = [folder for name in names for folder in (bundled_heads() if name == BUNDLED else [Path(name)])]
+    engine = replace(
+        config,
+        model=_bundled_model() if is_bundled else config.model,
+        heads=tuple(folders),
+        served_model_name=config.served_model_name or (BUNDLED if is_bundled else None),
+    )
+    strength, head = config.default_strength, config.default_head
+    if BUNDLED in names:
+        head = head or BUNDLED_DEFAULT_HEAD
+        strength = 1.0 if strength is None else strength
+    template = None if config.chat_template is None else _read(config.chat_template)
+    return engine, ApiConfig(head, strength or 0.0, template)
+
+
+def bundled_heads() -> list[Path]:
+    return sorted(manifest.parent for manifest in HEADS_DIR.glob(f"*/{MANIFEST_FILE}"))
+
+
+def _bundled_model() -> Path:
+    if not (MODEL_DIR / "config.json").is_file():
+        raise UserError(f"the bundled model is not in {MODEL_DIR}; build it with `make bundled`")
+    return MODEL_DIR
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--chat-template {path} cannot be read ({error}); name a text file") from error
