@@ -48,9 +48,9 @@ def main(prog: str, args: Sequence[str]) -> None:
     def announce(info: EngineInfo, resolved: ApiConfig) -> None:
         print(welcome(info, resolved, url, time.perf_counter() - start), flush=True)
 
-    from trimtab.server.cli_serving import serve  # noqa: PLC0415 (heavy; the port is bound before)
+    from trimtab.server.cli_serving import ModelServer  # noqa: PLC0415 (heavy; the port is bound before)
 
-    asyncio.run(serve(listener, engine_config, api_config, announce))
+    asyncio.run(ModelServer(listener, engine_config, api_config).run(announce))
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -1,0 +1,27 @@
+# A server of the bundled model on a CPU:
+#   docker build -t trimtab . && docker run --rm -p 8000:8000 trimtab
+# Another model, with its heads:
+#   docker run --rm -p 8000:8000 -v ~/model:/model:ro trimtab --model /model --heads /model/heads/kind
+FROM python:3.11-slim
+
+# pip reads these; an index with CPU-only torch wheels makes the image several gigabytes smaller.
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
+
+RUN useradd --create-home --uid 1000 trimtab
+WORKDIR /home/trimtab/src
+COPY pyproject.toml README.md LICENSE ./
+COPY src ./src
+COPY kernels ./kernels
+COPY guidance ./guidance
+COPY server ./server
+RUN pip install --no-cache-dir . && rm -rf /home/trimtab/src
+
+USER trimtab
+WORKDIR /home/trimtab
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \
+    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/health', timeout=2)"]
+
+# exec form: signals reach the server itself
+ENTRYPOINT ["trimtab", "serve", "--host", "0.0.0.0"]

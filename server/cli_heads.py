@@ -1,0 +1,103 @@
+"""`trimtab heads list` and `trimtab heads show`: what head folders hold."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from trimtab.guidance.manifest import Manifest, load_manifest
+from trimtab.server.cli_errors import UserError
+from trimtab.server.cli_flags import parse
+from trimtab.server.cli_model import bundled_heads
+
+
+@dataclass(frozen=True)
+class ListConfig:
+    """Lists head folders: their parts, and the model that each belongs to.
+
+    folders: head folders, or folders of them; the bundled heads when left out.
+    """
+
+    folders: tyro.conf.Positional[tuple[Path, ...]] = ()
+
+    def run(self, console: Console) -> None:
+        console.print(heads_table(_find_heads(self.folders)))
+
+
+@dataclass(frozen=True)
+class ShowConfig:
+    """Shows everything that one head's manifest says.
+
+    head: a head folder, or the name of a bundled head.
+    """
+
+    head: tyro.conf.Positional[Path]
+
+    def run(self, console: Console) -> None:
+        bundled = {folder.name: folder for folder in bundled_heads()}
+        console.print(head_table(load_manifest(bundled.get(str(self.head), self.head))))
+
+
+ACTIONS: dict[str, type[ListConfig] | type[ShowConfig]] = {"list": ListConfig, "show": ShowConfig}
+USAGE = """\
+usage: trimtab heads list [FOLDER ...]   lists head folders; without one, the bundled heads
+       trimtab heads show HEAD           shows one: a folder, or the name of a bundled head
+"""
+
+
+def main(prog: str, args: Sequence[str]) -> None:
+    if args and args[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return
+    if not args or args[0] not in ACTIONS:
+        raise UserError(f"say {' or '.join(f'`{prog} {action}`' for action in ACTIONS)}")
+    parse(ACTIONS[args[0]], f"{prog} {args[0]}", args[1:]).run(Console())
+
+
+def heads_table(folders: Sequence[Path]) -> Table:
+    table = Table("name", "parts", "model", "trained on", "folder", title="heads")
+    for folder in folders:
+        head = load_manifest(folder)
+        table.add_row(head.name, _parts(head), head.base_model.name, head.trained_on, str(folder))
+    return table
+
+
+def head_table(head: Manifest) -> Table:
+    table = Table("key", "value", title=f"head {head.name}", show_header=False)
+    for key, value in _flatten(dataclasses.asdict(head)):
+        table.add_row(key, f"{value:.4g}" if isinstance(value, float) else str(value))
+    return table
+
+
+def _parts(head: Manifest) -> str:
+    parts = {"advantage": head.parts.advantage, "value": head.parts.value, "reward": head.parts.reward}
+    return ", ".join(f"{name} ({part.form})" for name, part in parts.items() if part is not None)
+
+
+def _flatten(data: dict[str, object], prefix: str = "") -> list[tuple[str, object]]:
+    rows: list[tuple[str, object]] = []
+    for key, value in data.items():
+        if isinstance(value, dict):
+            rows += _flatten(value, f"{prefix}{key}.")
+        elif value is not None:
+            rows.append((prefix + key, value))
+    return rows
+
+
+def _find_heads(folders: Sequence[Path]) -> list[Path]:
+    """The folders that are heads, and the heads inside those that are not."""
+    found = [] if folders else bundled_heads()
+    if not folders and not found:
+        raise UserError("there are no bundled heads; build them with `make bundled`, or name a folder")
+    for folder in folders:
+        inside = sorted(path.parent for path in folder.glob("*/head.json"))
+        if not inside and not (folder / "head.json").is_file():
+            raise UserError(f"{folder} is no head folder and holds none; train one with `trimtab train`")
+        found += inside or [folder]
+    return found
