@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+
+from trimtab.server.cli_flags import describe, parse
+
+
+@dataclass(frozen=True)
+class Inner:
+    """Of the inside.
+
+    depth: how deep.
+    """
+
+    depth: int = 3
+
+
+@dataclass(frozen=True)
+class Outer:
+    """Prose over
+    two lines: with a colon.
+
+    size: in tokens; it goes
+    on here. name: of the thing.
+    """
+
+    size: int
+    name: str = "x"
+    inner: Inner = field(default_factory=Inner)
+
+
+@dataclass(frozen=True)
+class Wider(Outer):
+    """Wider still.
+
+    name: of another thing.
+    """
+
+    width: float = 0.5
+
+
+def test_a_docstring_is_prose_and_help_by_field():
+    assert describe(Outer) == (
+        "Prose over two lines: with a colon.",
+        {"size": "in tokens; it goes on here.", "name": "of the thing."},
+    )
+
+
+def test_a_subclass_adds_to_its_bases_help():
+    prose, help_of = describe(Wider)
+    assert prose == "Wider still."
+    assert help_of == {"size": "in tokens; it goes on here.", "name": "of another thing."}
+
+
+def test_flags_take_their_defaults_from_the_fields():
+    assert parse(Wider, "t", ["--size", "2"]) == Wider(2)
+    asked = ["--size", "2", "--width", "1", "--inner.depth", "4"]
+    assert parse(Wider, "t", asked) == Wider(2, "x", Inner(4), 1.0)
+
+
+def test_help_shows_each_fields_text(capsys):
+    with pytest.raises(SystemExit):
+        parse(Wider, "t", ["--help"])
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for text in ("Wider still.", "in tokens; it goes on here.", "of another thing.", "how deep."):
+        assert text in shown

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from trimtab.server import cli_model
+from trimtab.server.api.config import ApiConfig
+from trimtab.server.cli_errors import UserError
+from trimtab.server.cli_model import ModelConfig, resolve_model
+
+
+@pytest.fixture
+def bundled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A bundled model with two heads."""
+    for name in ("model/config.json", "heads/kind/head.json", "heads/brief/head.json"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text("{}")
+    monkeypatch.setattr(cli_model, "MODEL_DIR", tmp_path / "model")
+    monkeypatch.setattr(cli_model, "HEADS_DIR", tmp_path / "heads")
+    return tmp_path
+
+
+def test_without_flags_the_bundled_model_is_steered_by_kind_at_strength_1(bundled):
+    engine, api = resolve_model(ModelConfig())
+    assert engine.model == bundled / "model"
+    assert engine.heads == (bundled / "heads/brief", bundled / "heads/kind")
+    assert engine.served_model_name == "bundled"
+    assert api == ApiConfig(default_head="kind", default_strength=1.0)
+
+
+def test_another_model_has_no_heads_and_strength_0(bundled):
+    engine, api = resolve_model(ModelConfig(model="some/model"))
+    assert (engine.model, engine.heads, engine.served_model_name) == ("some/model", (), None)
+    assert api == ApiConfig()
+
+
+def test_heads_of_ones_own_replace_or_join_the_bundled_ones(bundled):
+    own = Path("own/head")
+    engine, api = resolve_model(ModelConfig(heads=(own,)))
+    assert (engine.heads, api) == ((own,), ApiConfig())
+    engine, api = resolve_model(ModelConfig(heads=(own, Path("bundled"))))
+    assert engine.heads == (own, bundled / "heads/brief", bundled / "heads/kind")
+    assert api == ApiConfig("kind", 1.0)
+
+
+def test_defaults_that_are_given_win(bundled):
+    config = ModelConfig(default_head="brief", default_strength=0.0, served_model_name="x")
+    engine, api = resolve_model(config)
+    assert engine.served_model_name == "x"
+    assert api == ApiConfig("brief", 0.0)
+
+
+def test_the_chat_template_is_read(bundled, tmp_path):
+    (tmp_path / "t.jinja").write_text("{{ messages }}")
+    assert resolve_model(ModelConfig(chat_template=tmp_path / "t.jinja"))[1].chat_template == "{{ messages }}"
+
+
+def test_a_bundled_model_that_was_not_built_is_told(bundled):
+    (bundled / "model/config.json").unlink()
+    with pytest.raises(UserError, match="make bundled"):
+        resolve_model(ModelConfig())
