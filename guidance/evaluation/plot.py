@@ -13,6 +13,7 @@ from trimtab.guidance.evaluation.statistics import Estimate
 
 _COLOURS = ("#0b6e99", "#d9730d", "#448361", "#9065b0", "#c14c8a", "#787774")
 _GREY = "#5f6368"
+_MARKS: dict[str, Any] = {"marker": "o", "markersize": 5, "capsize": 3}
 
 
 def plot_frontier(report: FrontierReport, path: Path, *, title: str = "") -> None:
@@ -29,7 +30,7 @@ def plot_frontier(report: FrontierReport, path: Path, *, title: str = "") -> Non
     _label(right, "KL from the plain policy (nats per reply)", "")
     left.set_xticks([p.strength for p in report.points])
     left.legend(frameon=False, loc="best")
-    heads = ", ".join(f"{name} × {weight:g}" for name, weight in report.heads)
+    heads = ", ".join(f"{name}={weight:g}" for name, weight in report.heads)
     figure.suptitle(title or f"Heads: {heads} ({report.num_prompts} prompts)", fontsize=12)
     figure.savefig(path)
 
@@ -49,9 +50,7 @@ def _draw_against_strength(
 ) -> None:
     strengths = [p.strength for p in points]
     means = [s.mean for s in scores]
-    axes.errorbar(
-        strengths, means, _bars(scores), color=colour, marker="o", markersize=5, capsize=3, label=name
-    )
+    axes.errorbar(strengths, means, _bars(scores), color=colour, label=name, **_MARKS)
     _ring(axes, points, strengths, means, colour)
 
 
@@ -66,10 +65,8 @@ def _draw_against_kl(
         _bars(scores),
         _bars(kls),
         color=colour,
-        marker="o",
-        markersize=5,
-        capsize=3,
         linewidth=1,
+        **_MARKS,
     )
     _ring(axes, points, [kl.mean for kl in kls], means, colour)
     for point, kl, mean in zip(points, kls, means, strict=True):
