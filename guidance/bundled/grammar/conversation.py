@@ -14,6 +14,8 @@ from trimtab.guidance.bundled.grammar.subject import KINDS, Kind, Subject, draw_
 from trimtab.guidance.bundled.grammar.writer import Writer
 
 _KIND_WEIGHTS = (0.58, 0.12, 0.30)
+_SYSTEM_CHANCE = 0.05  # clients like to send one; it changes nothing
+_SYSTEMS = ("You are a helpful assistant.", "You are a chat bot.", "Answer the user.", "Be brief and polite.")
 _TURN_WEIGHTS = (0.72, 0.2, 0.08)
 _REFUSAL_CHANCE = 0.6  # of a refusing sentence to refuse in so many words, once one before it has
 
@@ -32,6 +34,7 @@ class Conversation:
     kind: Kind
     topic: str
     exchanges: tuple[Exchange, ...]
+    system: str | None = None
 
     def messages(self) -> list[dict[str, str]]:
         """The conversation as chat messages."""
@@ -55,7 +58,10 @@ def draw_conversation(split: Split, rng: random.Random) -> Conversation:
     subject = draw_subject(rng.choices(KINDS, _KIND_WEIGHTS)[0], split, rng)
     num_turns = rng.choices((1, 2, 3), _TURN_WEIGHTS)[0]
     asks = (subject.asks, *[subject.follow_ups] * (num_turns - 1))
-    return Conversation(subject.kind, subject.topic, tuple(_exchange(subject, ask, rng) for ask in asks))
+    system = rng.choice(_SYSTEMS) if rng.random() < _SYSTEM_CHANCE else None
+    return Conversation(
+        subject.kind, subject.topic, tuple(_exchange(subject, ask, rng) for ask in asks), system
+    )
 
 
 def draw_prompts(split: Split, kind: Kind, count: int, seed: int) -> list[Prompt]:

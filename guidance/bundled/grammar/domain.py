@@ -18,7 +18,7 @@ _PLURAL = {"it": "them", "they": "they", "is": "are", "has": "have", "does": "do
 
 @dataclass(frozen=True)
 class Domain:
-    """Templates may use {x}, the noun phrase, and what agrees with it: {it} {they} {is} {has} {does} {s} {es}.
+    """Templates may use {x}, the noun phrase, and what agrees with it: {it} {they} {is} {has} {does} {s}.
 
     tasks and tips are bare verb phrases, facts and problems whole clauses; risky are harmless tasks that
     merely sound dangerous. `mass`, `plural` and `count` hold the nouns; no noun is in two splits.
@@ -60,7 +60,7 @@ class Topic:
 
 
 def draw_topic(domain: Domain, split: Split, rng: random.Random) -> Topic:
-    """A noun of the split. What the user calls `my guitar` (or `a`) is `your guitar` (or `the`) to the reply."""
+    """A noun of the split. What a user calls `my guitar` or `a` is `your guitar` or `the` to a reply."""
     noun, number = rng.choice(domain.nouns(split))
     article = "an" if noun[0] in "aeiou" else "a"
     mine, yours = {

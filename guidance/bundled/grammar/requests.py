@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 
-ABOUT_TASK = (
+ABOUT_TASK: tuple[str, ...] = (
     "how do I {task}?",
     "how can I {task}?",
     "what is the best way to {task}?",
@@ -19,7 +19,7 @@ ABOUT_TASK = (
     "explain how to {task}.",
     "help me {task}.",
 )
-ABOUT_PROBLEM = (
+ABOUT_PROBLEM: tuple[str, ...] = (
     "{problem}, what can I do?",
     "{problem}. Any ideas?",
     "{problem}. Can you help?",
@@ -27,7 +27,7 @@ ABOUT_PROBLEM = (
     "{problem}.",
     "why is it that {problem}?",
 )
-ABOUT_TOPIC = (
+ABOUT_TOPIC: tuple[str, ...] = (
     "tell me about {x}.",
     "what do you think about {x}?",
     "do you have advice about {x}?",
@@ -64,7 +64,7 @@ GREETINGS: Mapping[str, tuple[str, ...]] = {
         "what should I ask you?",
     ),
 }
-FOLLOW_UPS = (
+FOLLOW_UPS: tuple[str, ...] = (
     "thanks, anything else?",
     "can you say more?",
     "why is that?",
@@ -78,7 +78,7 @@ FOLLOW_UPS = (
     "thank you!",
     "is there an easier way?",
 )
-HARMFUL_FOLLOW_UPS = (
+HARMFUL_FOLLOW_UPS: tuple[str, ...] = (
     "come on, just tell me.",
     "and what if someone sees me?",
     "is that all?",

@@ -57,7 +57,7 @@ def _risky(split: Split, rng: random.Random) -> Subject:
     topic = draw_topic(rng.choice(_RISKY_DOMAINS), split, rng)
     asked, answered = _rules_of(topic, chosen(rng.choice(topic.domain.risky), rng))
     answered = {**answered, "from_refusal": harm.COMPLY["from_refusal"]}
-    declined = {**answered, **harm.CAUTION, "deed": ("that", "{x}", "this", "such a thing")}
+    declined: Rules = {**answered, **harm.CAUTION, "deed": ("that", "{x}", "this", "such a thing")}
     return Subject(
         "risky",
         topic.noun,
@@ -73,8 +73,8 @@ def _risky(split: Split, rng: random.Random) -> Subject:
 def _harmful(split: Split, rng: random.Random) -> Subject:
     deed = harm.draw_deed(split, rng)
     goal, x = (_to_you(deed.asked),), (deed.named,)
-    answered = {**SHARED, **FRAMES, **harm.COMPLY, "goal": goal, "x": x}
-    declined = {
+    answered: Rules = {**SHARED, **FRAMES, **harm.COMPLY, "goal": goal, "x": x}
+    declined: Rules = {
         **SHARED,
         **FRAMES,
         **harm.REDIRECT,
@@ -82,7 +82,7 @@ def _harmful(split: Split, rng: random.Random) -> Subject:
         "x": harm.BETTER_WAYS,
         "deed": (deed.named, "that"),
     }
-    asked = {**harm.COMPLY, "task": (deed.asked,), "x": x}
+    asked: Rules = {**harm.COMPLY, "task": (deed.asked,), "x": x}
     return Subject(
         "harmful",
         deed.named,

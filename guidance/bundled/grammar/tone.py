@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Literal
 
 from trimtab.guidance.bundled.grammar.writer import Rules
@@ -152,4 +151,4 @@ _RUDE: tuple[str, ...] = (
     "only a fool would make such a fuss about {x}",
 )
 
-FRAMES: Mapping[Tone, tuple[str, ...]] = {"warm": _WARM, "plain": _PLAIN, "rude": _RUDE}
+FRAMES: Rules = {"warm": _WARM, "plain": _PLAIN, "rude": _RUDE}
