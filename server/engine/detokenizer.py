@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 
 REPLACEMENT = "\ufffd"
 MAX_CHARACTER_TOKENS = 4
+NUM_CONTEXT_TOKENS = 5
 Decode = Callable[[Sequence[int]], str]
 
 
 @dataclass(slots=True)
 class Detokenizer:
-    """Decodes a growing reply. `decode` maps ids to text, special tokens left out.
+    """Decodes a growing reply. `decode` maps ids to text, special tokens left out; `context` is the end of
+    the prompt.
 
     Text is the difference between decoding a window of recent tokens with and without the newest ones, so
     that tokenizers whose pieces depend on their neighbours (leading spaces) come out right.
     """
 
     decode: Decode
-    _window: list[int] = field(default_factory=list)
-    _num_read: int = 0
+    context: InitVar[Sequence[int]] = ()
+    _window: list[int] = field(init=False)
+    _num_read: int = field(init=False)
+
+    def __post_init__(self, context: Sequence[int]) -> None:
+        self._window = list(context)
+        self._num_read = len(context)
 
     def push(self, token_id: int) -> str:
         """The text that this token completes; empty while a character is still incomplete."""

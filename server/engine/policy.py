@@ -249,8 +249,8 @@ def _discover_layers(path: str, model: PreTrainedModel) -> tuple[LayerShape, ...
     num_layers = model.config.get_text_config().num_hidden_layers
     if sorted(shapes) != list(range(num_layers)):
         raise ModelError(
-            f"model '{path}' ({model.config.model_type}) has {num_layers} layers, attention in {len(shapes)}; "
-            "state-space and hybrid layers cannot be served"
+            f"model '{path}' ({model.config.model_type}) has attention in {len(shapes)} of its {num_layers} "
+            "layers; state-space and hybrid layers cannot be served"
         )
     return tuple(shapes[i] for i in range(num_layers))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from trimtab.server.engine.detokenizer import Decode, Detokenizer, StopMatcher
+from trimtab.server.engine.detokenizer import NUM_CONTEXT_TOKENS, Decode, Detokenizer, StopMatcher
 from trimtab.server.engine.request import (
     ChoiceDone,
     Delta,
@@ -45,7 +45,8 @@ class Reply:
     _stop: StopMatcher = field(init=False)
 
     def __post_init__(self) -> None:
-        self._detokenizer = Detokenizer(self.decode)
+        context = self.request.prompt_token_ids[-NUM_CONTEXT_TOKENS:]
+        self._detokenizer = Detokenizer(self.decode, context)
         self._stop = StopMatcher(self.request.sampling.stop)
 
     @property

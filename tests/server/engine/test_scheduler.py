@@ -168,7 +168,9 @@ def test_a_token_in_flight_can_be_fed_before_the_host_has_read_it():
 @pytest.mark.parametrize("seed", range(20))
 def test_any_mix_ends_with_every_block_and_slot_free(seed: int):
     rng = random.Random(seed)
-    scheduler = make(num_blocks=rng.randint(12, 30), max_num_seqs=rng.randint(1, 6), budget=rng.randint(6, 24))
+    scheduler = make(
+        num_blocks=rng.randint(12, 30), max_num_seqs=rng.randint(1, 6), budget=rng.randint(6, 24)
+    )
     live = [choice(str(i), rng.randint(1, 20), rng.randint(1, 20)) for i in range(12)]
     pending = list(live)
     for _ in range(2000):

@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tiny_models import SIZES, save_random_model
+from transformers import LlamaConfig
+
+from trimtab.server.engine.config import EngineConfig
+from trimtab.server.engine.engine import Engine
+
+
+@pytest.fixture(scope="session")
+def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_random_model(LlamaConfig(**SIZES), tmp_path_factory.mktemp("llama"))
+
+
+@pytest.fixture
+def make_engine(llama_folder: Path) -> Callable[..., Engine]:
+    def make(**overrides: object) -> Engine:
+        options: dict[str, object] = {"model": llama_folder, "block_size": 8, "max_num_seqs": 8}
+        return Engine.from_config(EngineConfig(**{**options, **overrides}))  # type: ignore[arg-type]
+
+    return make
