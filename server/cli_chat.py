@@ -17,7 +17,7 @@ from trimtab.server.cli_chat_session import ChatSession, Quit
 from trimtab.server.cli_chat_tint import legend, tint
 from trimtab.server.cli_errors import UserError
 from trimtab.server.cli_flags import parse
-from trimtab.server.cli_model import ModelConfig, resolve_model
+from trimtab.server.cli_model import ModelConfig, resolve_api, resolve_engine
 from trimtab.server.cli_serve import bind
 
 
@@ -88,7 +88,7 @@ def _own_server(config: ModelConfig) -> Iterator[str]:
     from trimtab.server.cli_serving import ModelServer  # noqa: PLC0415 (heavy)
 
     listener = bind("127.0.0.1", 0)
-    server = ModelServer(listener, *resolve_model(config))
+    server = ModelServer(listener, resolve_engine(config), resolve_api(config))
     outcome: SimpleQueue[BaseException | None] = SimpleQueue()
 
     def run() -> None:

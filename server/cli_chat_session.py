@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 
 from trimtab.server.cli_errors import UserError
+from trimtab.server.cli_weights import parse_number, parse_weights
 
 Json = dict[str, Any]
 HELP = """\
@@ -73,10 +74,10 @@ class ChatSession:
         name, _, argument = line[1:].partition(" ")
         match name:
             case "strength":
-                self.strength = _number(argument)
+                self.strength = parse_number(argument)
                 return f"strength {self.strength:g}"
             case "heads":
-                self.heads = _weights(argument)
+                self.heads = parse_weights(argument) or None
                 return f"heads {self.heads if self.heads is not None else 'by default'}"
             case "reset":
                 self.messages.clear()
@@ -139,17 +140,3 @@ def _unless_error(body: Json) -> Json:
     if "error" in body:
         raise UserError(body["error"]["message"])
     return body
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise UserError(f"{text!r} is no number; say for example /strength 2") from None
-
-
-def _weights(text: str) -> dict[str, float] | None:
-    """kind=1,concise=0.5; a name alone weighs 1; nothing at all means the server's default."""
-    pairs = [entry.partition("=") for entry in text.split(",") if entry.strip()]
-    weights = {name.strip(): _number(weight or "1") for name, _, weight in pairs}
-    return weights or None

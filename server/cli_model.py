@@ -34,23 +34,30 @@ class ModelConfig(EngineConfig):
     chat_template: Path | None = None
 
 
-def resolve_model(config: ModelConfig) -> tuple[EngineConfig, ApiConfig]:
-    """What to load, and how to serve it. Raises UserError for files that are not there."""
+def resolve_engine(config: EngineConfig) -> EngineConfig:
+    """What to load: the same with `bundled` replaced by folders. Raises UserError when it was not built."""
     is_bundled = config.model == BUNDLED
-    names = [str(head) for head in config.heads] or [BUNDLED] * is_bundled
-    folders = [folder for name in names for folder in (bundled_heads() if name == BUNDLED else [Path(name)])]
-    engine = replace(
+    found = (bundled_heads() if name == BUNDLED else [Path(name)] for name in _head_names(config))
+    return replace(
         config,
         model=_bundled_model() if is_bundled else config.model,
-        heads=tuple(folders),
+        heads=tuple(folder for folders in found for folder in folders),
         served_model_name=config.served_model_name or (BUNDLED if is_bundled else None),
     )
+
+
+def resolve_api(config: ModelConfig) -> ApiConfig:
+    """How to serve it. Raises UserError when the chat template cannot be read."""
     strength, head = config.default_strength, config.default_head
-    if BUNDLED in names:
+    if BUNDLED in _head_names(config):
         head = head or BUNDLED_DEFAULT_HEAD
         strength = 1.0 if strength is None else strength
     template = None if config.chat_template is None else _read(config.chat_template)
-    return engine, ApiConfig(head, strength or 0.0, template)
+    return ApiConfig(head, strength or 0.0, template)
+
+
+def _head_names(config: EngineConfig) -> list[str]:
+    return [str(head) for head in config.heads] or [BUNDLED] * (config.model == BUNDLED)
 
 
 def bundled_heads() -> list[Path]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from trimtab.server.api.config import ApiConfig
 from trimtab.server.cli_errors import UserError
 from trimtab.server.cli_flags import parse
-from trimtab.server.cli_model import ModelConfig, resolve_model
+from trimtab.server.cli_model import ModelConfig, resolve_api, resolve_engine
 from trimtab.server.engine.info import EngineInfo
 
 CURL_BODY = '{"messages": [{"role": "user", "content": "How do I keep my garden alive in a dry summer?"}]%s}'
@@ -38,7 +38,7 @@ class ServeConfig(ModelConfig):
 
 def main(prog: str, args: Sequence[str]) -> None:
     config = parse(ServeConfig, prog, args)
-    engine_config, api_config = resolve_model(config)
+    engine_config, api_config = resolve_engine(config), resolve_api(config)
     listener = bind(config.host, config.port)
     url = f"http://{_netloc(listener)}"
     print(f"loading {config.model}; until it is ready {url}/health answers 503", flush=True)

@@ -7,7 +7,12 @@ import pytest
 from trimtab.server import cli_model
 from trimtab.server.api.config import ApiConfig
 from trimtab.server.cli_errors import UserError
-from trimtab.server.cli_model import ModelConfig, resolve_model
+from trimtab.server.cli_model import ModelConfig, resolve_api, resolve_engine
+from trimtab.server.engine.config import EngineConfig
+
+
+def resolve_model(config: ModelConfig) -> tuple[EngineConfig, ApiConfig]:
+    return resolve_engine(config), resolve_api(config)
 
 
 @pytest.fixture
@@ -53,7 +58,7 @@ def test_defaults_that_are_given_win(bundled):
 
 def test_the_chat_template_is_read(bundled, tmp_path):
     (tmp_path / "t.jinja").write_text("{{ messages }}")
-    assert resolve_model(ModelConfig(chat_template=tmp_path / "t.jinja"))[1].chat_template == "{{ messages }}"
+    assert resolve_api(ModelConfig(chat_template=tmp_path / "t.jinja")).chat_template == "{{ messages }}"
 
 
 def test_a_bundled_model_that_was_not_built_is_told(bundled):
