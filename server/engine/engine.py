@@ -184,7 +184,7 @@ class Engine:
         if step.rows:
             self._launch(step)
         keep = self.config.async_depth if step.rows else 0
-        assert step.rows or self._launched or self._pending_events, "requests wait and none can be scheduled"
+        assert step.rows or step.preempted or self._launched or self._pending_events or not self._live
         while len(self._launched) > keep:
             self._postprocess(self._launched.popleft())
         events, self._pending_events = self._pending_events, []
