@@ -1,0 +1,48 @@
+"""The one place that decides which backend runs an op, and the one place that imports Triton.
+
+Triton is optional: where it is absent the kernels' modules still import, and asking for it by name raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, cast, get_args
+
+import torch
+
+try:
+    import triton
+    import triton.language as tl
+
+    HAS_TRITON = True
+except ImportError:
+    triton = tl = None
+    HAS_TRITON = False
+
+Backend = Literal["reference", "triton"]
+
+
+def jit(kernel: Callable[..., Any]) -> Any:
+    """`triton.jit` where Triton is installed; elsewhere the function itself, which is then never launched."""
+    return triton.jit(kernel) if HAS_TRITON else kernel
+
+
+def choose_backend(device: torch.device, backend: str | None = None) -> Backend:
+    """The backend that runs an op on tensors of `device`: Triton on CUDA, the reference elsewhere.
+
+    backend: overrides that by name. Triton runs off the GPU only in its interpreter, for tests.
+
+    Raises:
+        ValueError: no such backend.
+        RuntimeError: the backend named, or the one the device needs, cannot run here.
+    """
+    if backend is None:
+        backend = "triton" if device.type == "cuda" else "reference"
+    if backend not in get_args(Backend):
+        raise ValueError(f"backend {backend!r} does not exist: use one of {', '.join(get_args(Backend))}")
+    if backend == "triton":
+        if not HAS_TRITON:
+            raise RuntimeError('backend "triton" needs triton: install it, or ask for "reference"')
+        if device.type != "cuda" and not triton.knobs.runtime.interpret:
+            raise RuntimeError(f'backend "triton" needs a GPU, not {device.type}: ask for "reference"')
+    return cast(Backend, backend)

@@ -1,0 +1,83 @@
+"""Philox-4x32-10 random integers, and Gumbel noise keyed by what is drawn and by nothing else.
+
+J. Salmon, M. Moraes, R. Dror, D. Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+
+Token i of a row reads word `i & 3` of the block whose key is the row's 64-bit seed and whose counter is
+`(i >> 2, position, choice, purpose)`, so a draw is the same in any row, batch, tile or rank.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+NUM_ROUNDS = 10
+MULTIPLIER_0, MULTIPLIER_1 = 0xD2511F53, 0xCD9E8D57
+WEYL_0, WEYL_1 = 0x9E3779B9, 0xBB67AE85
+MASK = 0xFFFFFFFF
+LARGEST_UNIFORM = 1 - 2.0**-24
+
+DRAW = 0  # the purpose of noise that draws the next token
+
+Words = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def philox_4x32(counter: Words, key: tuple[Tensor, Tensor]) -> Words:
+    """Philox-4x32-10 of counters and keys that broadcast against each other.
+
+    counter, key: four and two i64 tensors of values in [0, 2³²).
+
+    Returns:
+        Four i64 tensors of values in [0, 2³²), of the broadcast shape.
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for i in range(NUM_ROUNDS):
+        p0, p1 = c0 * MULTIPLIER_0, c2 * MULTIPLIER_1
+        # Only what is multiplied must be free of higher bits, so c1 and c3 stay unmasked until the end.
+        c0 = (p1 >> 32) ^ c1 ^ ((k0 + i * WEYL_0) & MASK)
+        c2 = (p0 >> 32) ^ c3 ^ ((k1 + i * WEYL_1) & MASK)
+        c0 &= MASK
+        c2 &= MASK
+        c1, c3 = p1, p0
+    return c0, c1 & MASK, c2, c3 & MASK
+
+
+def random_words(
+    seeds: Tensor, positions: Tensor, choices: Tensor, num_tokens: int, purpose: int = DRAW
+) -> Words:
+    """The integers behind `gumbel_noise`: word w of block b [B, ⌈V/4⌉] belongs to token 4b + w."""
+    blocks = torch.arange(-(-num_tokens // 4), device=seeds.device)
+    counter = (blocks, _word(positions), _word(choices), torch.tensor(purpose, device=seeds.device))
+    return philox_4x32(counter, (_word(seeds), _word(seeds >> 32)))
+
+
+def gumbel_noise(
+    seeds: Tensor, positions: Tensor, choices: Tensor, num_tokens: int, purpose: int = DRAW
+) -> Tensor:
+    """Standard Gumbel noise for every token of every row.
+
+    With the random integer r of a token, `u = min((r + ½)·2⁻³², 1 − 2⁻²⁴)` and `g = −log(−log1p(−u))`: log1p
+    keeps the tail that a 24-bit uniform loses, the clamp keeps g finite where fp32 rounds u to 1.
+
+    Args:
+        seeds: i64[B], any 64 bits.
+        positions, choices: i64[B], the place of the drawn token in its sequence, and which of the request's
+            choices (or forks) draws it; their lowest 32 bits count.
+        num_tokens: vocabulary size V.
+        purpose: separates streams that draw at the same place.
+
+    Returns:
+        f32[B, V], in [−2.82, 22.88].
+    """
+    words = random_words(seeds, positions, choices, num_tokens, purpose)
+    noise = torch.empty(*words[0].shape, 4, device=seeds.device)
+    for lane, word in enumerate(words):
+        noise[:, :, lane] = word
+    noise = noise.flatten(1)[:, :num_tokens]
+    noise = noise.mul_(-(2.0**-32)).sub_(2.0**-33).clamp_(min=-LARGEST_UNIFORM)  # −u
+    return noise.log1p_().neg_().log_().neg_()
+
+
+def _word(values: Tensor) -> Tensor:
+    return (values & MASK)[:, None]
