@@ -84,9 +84,8 @@ class EchoEngine:
         return self._events(request)
 
     def abort(self, request_id: str) -> None:
-        if request_id in self.running:
-            self.aborted.append(request_id)
-            self.running.pop(request_id).set()
+        self.aborted.append(request_id)
+        self.running.pop(request_id).set()
 
     async def _events(self, request: Request) -> AsyncIterator[Event]:
         name, sampling = request.request_id, request.sampling
