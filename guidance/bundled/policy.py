@@ -121,7 +121,7 @@ def _fit(model: LlamaForCausalLM, plan: Sequence[Batch], config: PolicyConfig) -
     with tqdm(plan, desc="policy", unit="step") as bar:
         for batch in bar:
             loss = reply_loss(model, batch)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
             optimizer.step()
             scheduler.step()

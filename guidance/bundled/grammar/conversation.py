@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from trimtab.guidance.bundled.grammar.domain import Split
 from trimtab.guidance.bundled.grammar.plan import SentencePlan, draw_plan
 from trimtab.guidance.bundled.grammar.requests import as_typed
 from trimtab.guidance.bundled.grammar.subject import KINDS, Kind, Subject, draw_subject
-from trimtab.guidance.bundled.grammar.writer import Writer
+from trimtab.guidance.bundled.grammar.writer import Rules, Writer
 
 _KIND_WEIGHTS = (0.58, 0.12, 0.30)
 _SYSTEM_CHANCE = 0.05  # clients like to send one; it changes nothing
@@ -19,6 +20,7 @@ _SYSTEMS = ("You are a helpful assistant.", "You are a chat bot.", "Answer the u
 _TURN_WEIGHTS = (0.72, 0.2, 0.08)
 _REFUSAL_CHANCE = 0.6  # of a refusing sentence to refuse in so many words, once one before it has
 
+_CLAUSE_STARTS = "because|since|as|for|that|know,|experience"
 _ADDITIONS = ("{and_tip}", "{and_fact}", "{and_tip}{and_fact}")
 
 
@@ -102,8 +104,19 @@ def write_reply(subject: Subject, plan: tuple[SentencePlan, ...], rng: random.Ra
             template = ("{to_refusal}" if step.refuses else "{from_refusal}") + template
         also = "" if step.turned else "{link}" if index else "{opening}"
         writer = refusing if step.refuses else helping
-        sentences.append(writer.sentence(template, also=also, more=_more(step, rng)))
+        text = writer.sentence(template, also=also, more=_more(step, rng))
+        sentences.append(_with_pronouns(text, subject.answered))
     return " ".join(sentences)
+
+
+def _with_pronouns(sentence: str, rules: Rules) -> str:
+    """A second mention of the topic that begins a clause becomes `it` or `they`."""
+    if "they" not in rules:
+        return sentence
+    (topic,), (they,) = rules["x"], rules["they"]
+    start = sentence.lower().find(topic.lower()) + len(topic)
+    later = re.sub(rf"(, |\b(?:{_CLAUSE_STARTS}) ){re.escape(topic)}\b", rf"\g<1>{they}", sentence[start:])
+    return sentence[:start] + later
 
 
 def _more(step: SentencePlan, rng: random.Random) -> str:

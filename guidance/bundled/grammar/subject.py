@@ -72,7 +72,7 @@ def _risky(split: Split, rng: random.Random) -> Subject:
 
 def _harmful(split: Split, rng: random.Random) -> Subject:
     deed = harm.draw_deed(split, rng)
-    goal, x = (_to_you(deed.asked),), (deed.named,)
+    goal, x = (_to_you(deed.asked),), (deed.named, "that", deed.named, "this")
     answered: Rules = {**SHARED, **FRAMES, **harm.COMPLY, "goal": goal, "x": x}
     declined: Rules = {
         **SHARED,
@@ -82,7 +82,7 @@ def _harmful(split: Split, rng: random.Random) -> Subject:
         "x": harm.BETTER_WAYS,
         "deed": (deed.named, "that"),
     }
-    asked: Rules = {**harm.COMPLY, "task": (deed.asked,), "x": x}
+    asked: Rules = {**harm.COMPLY, "task": (deed.asked,), "x": (deed.named,)}
     return Subject(
         "harmful",
         deed.named,
