@@ -6,7 +6,12 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerFast
+
+from trimtab.guidance.fingerprint import identify
+from trimtab.guidance.head import Head
+from trimtab.guidance.manifest import AdvantagePart, Manifest, Parts, ScalarPart
+from trimtab.guidance.store import save_head
 
 VOCAB_SIZE = 260
 EOS = 257
@@ -46,3 +51,38 @@ def save_random_model(config: PretrainedConfig, folder: Path, seed: int = 0) -> 
     model.save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder
+
+
+def save_random_head(
+    folder: Path,
+    policy: Path,
+    name: str,
+    form: str = "tied",
+    seed: int = 0,
+    parts: str = "avr",
+    scale: float = 1.0,
+) -> Path:
+    """A head of random weights for the model in `policy`. parts: any of a(dvantage), v(alue), r(eward)."""
+    model = AutoModelForCausalLM.from_pretrained(policy)
+    identity = identify(model, AutoTokenizer.from_pretrained(policy), policy.name)
+    kept = Parts(
+        advantage=AdvantagePart(form=form, rank=4, scale=scale) if "a" in parts else None,
+        value=ScalarPart() if "v" in parts else None,
+        reward=ScalarPart(form="mlp", width=8) if "r" in parts else None,
+    )
+    torch.manual_seed(seed)
+    head = Head(kept, identity.hidden_size, identity.vocab_size)
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.normal_(std=0.3)
+    manifest = Manifest(
+        name=name,
+        parts=kept,
+        hidden_size=identity.hidden_size,
+        vocab_size=identity.vocab_size,
+        base_model=identity.base_model,
+        reward_mean=0.25,
+        reward_std=2.0,
+    )
+    save_head(folder / name, head, manifest)
+    return folder / name
