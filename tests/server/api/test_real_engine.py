@@ -1,0 +1,203 @@
+"""The API over the real engine: a tiny random model with two random heads."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from tiny_models import SIZES, byte_tokenizer, save_random_head, save_random_model
+from transformers import LlamaConfig
+
+from trimtab.server.api.app import create_app
+from trimtab.server.api.config import ApiConfig
+from trimtab.server.engine.async_engine import AsyncEngine
+from trimtab.server.engine.config import EngineConfig
+from trimtab.server.engine.engine import Engine
+
+CHAT = "/v1/chat/completions"
+TEMPLATE = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}>"
+MESSAGES = [{"role": "user", "content": "héllo"}]
+GREEDY = {"messages": MESSAGES, "temperature": 0, "max_tokens": 24, "ignore_eos": True}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = save_random_model(LlamaConfig(**SIZES), tmp_path_factory.mktemp("policy"))
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder)
+    save_random_head(folder / "heads", folder, "kind", seed=1)
+    save_random_head(folder / "heads", folder, "brief", form="lowrank", seed=2)
+    return folder
+
+
+@pytest.fixture
+def start(
+    folder: Path, serve: Callable[[Any], str]
+) -> Iterator[Callable[[], tuple[AsyncEngine, httpx.Client]]]:
+    started: list[tuple[AsyncEngine, httpx.Client]] = []
+
+    def run() -> tuple[AsyncEngine, httpx.Client]:
+        heads = (folder / "heads/kind", folder / "heads/brief")
+        config = EngineConfig(folder, heads, served_model_name="tiny", kv_cache_gib=0.01)
+        engine = AsyncEngine(lambda: Engine.from_config(config))
+        engine.start()
+        engine.wait_until_loaded()
+        tokenizer = engine.engine.policy.tokenizer
+        url = serve(create_app(engine, tokenizer, ApiConfig(default_head="kind", default_strength=1.0)))
+        started.append((engine, httpx.Client(base_url=url, timeout=30)))
+        return started[-1]
+
+    yield run
+    for engine, client in started:
+        client.close()
+        engine.stop()
+
+
+@pytest.fixture
+def client(start: Callable[[], tuple[AsyncEngine, httpx.Client]]) -> httpx.Client:
+    return start()[1]
+
+
+def chat(client: httpx.Client, **body: Any) -> dict[str, Any]:
+    response = client.post(CHAT, json={**GREEDY, **body})
+    assert response.status_code == 200, response.text
+    return response.json()["choices"][0]
+
+
+def chunks(response: httpx.Response) -> Iterator[dict[str, Any]]:
+    for line in response.iter_lines():
+        data = line.removeprefix("data: ")
+        if data and data != "[DONE]":
+            yield json.loads(data)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+
+
+def test_whole_and_streamed_replies_say_the_same(client):
+    guidance = {"strength": 2, "heads": {"kind": 1, "brief": -0.5}, "trace": True}
+    body = {**GREEDY, "guidance": guidance, "logprobs": True, "top_logprobs": 2}
+    whole = chat(client, **body)
+    text, trace, logprobs, summary = "", [], [], None
+    with client.stream("POST", CHAT, json={**body, "stream": True}) as response:
+        for chunk in chunks(response):
+            choice = chunk["choices"][0]
+            text += choice["delta"].get("content", "")
+            logprobs += (choice["logprobs"] or {}).get("content", [])
+            trace += choice.get("guidance", {}).get("trace", [])
+            summary = choice.get("guidance")
+    assert text == whole["message"]["content"]
+    assert logprobs == whole["logprobs"]["content"]
+    assert {**summary, "trace": trace} == whole["guidance"]
+    assert len(trace) == 24
+
+
+def test_the_trace_adds_up_to_the_summary(client):
+    guidance = chat(client, guidance={"strength": 2, "trace": True})["guidance"]
+    trace = guidance["trace"]
+    assert guidance["kl"] == pytest.approx(sum(entry["kl"] for entry in trace), rel=1e-5)
+    assert guidance["kl"] > 0
+    assert guidance["mean_strength"] == 2
+    assert guidance["flips"] == sum(entry["flip"] for entry in trace)
+    assert set(guidance["value"]) == set(guidance["reward"]) == {"kind"}
+
+
+def test_strength_0_is_the_plain_model_and_still_measured(client):
+    plain = chat(client, guidance={"strength": 0, "trace": True})
+    again = chat(client, guidance={"strength": 0, "heads": {"brief": 1}})
+    assert plain["message"] == again["message"]
+    assert plain["guidance"]["kl"] == 0
+    assert set(plain["guidance"]["value"]) == {"kind"}
+    assert set(again["guidance"]["value"]) == {"brief"}
+    assert plain["message"] != chat(client, guidance={"strength": 5})["message"]
+
+
+def test_logprobs_are_of_the_tilt(client):
+    choice = chat(client, guidance={"strength": 3, "trace": True}, logprobs=True)
+    entries, trace = choice["logprobs"]["content"], choice["guidance"]["trace"]
+    assert [entry["logprob"] for entry in entries] == [entry["logprob"] for entry in trace]
+    assert any(abs(entry["logprob"] - entry["base_logprob"]) > 0.01 for entry in trace)
+
+
+def test_a_request_does_not_depend_on_those_beside_it(client):
+    bodies = [
+        {**GREEDY, "guidance": {"strength": strength, "heads": {head: 1}}, "max_tokens": tokens}
+        for tokens, (strength, head) in enumerate(
+            [(s, h) for s in range(-2, 3) for h in ("kind", "brief")], 8
+        )
+    ]
+    alone = [chat(client, **body)["message"] for body in bodies]
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        together = list(pool.map(lambda body: chat(client, **body)["message"], bodies))
+    assert together == alone
+
+
+def test_a_seed_repeats_the_draw_and_choices_differ(client):
+    body = {**GREEDY, "temperature": 1, "seed": 5, "n": 3}
+    first, second = (client.post(CHAT, json=body).json()["choices"] for _ in range(2))
+    assert [c["message"] for c in first] == [c["message"] for c in second]
+    assert len({c["message"]["content"] for c in first}) == 3
+
+
+def test_a_stop_string_is_removed_whole_and_streamed(client):
+    text = chat(client)["message"]["content"]
+    stop = text[5:7]
+    choice = chat(client, stop=stop)
+    assert choice["message"]["content"] == text[: text.index(stop)]
+    assert choice["finish_reason"] == "stop"
+
+
+def test_what_the_engine_refuses_arrives_as_a_400(client):
+    response = client.post(CHAT, json={**GREEDY, "messages": [{"role": "user", "content": "x" * 500}]})
+    assert response.status_code == 400
+    assert response.json()["error"]["code"] == "context_length_exceeded"
+    assert "502 tokens" in response.json()["error"]["message"]
+    assert chat(client)["finish_reason"] == "length"
+
+
+def test_a_client_that_leaves_frees_the_engine(start, monkeypatch):
+    engine, client = start()
+    step = engine.engine.step
+    monkeypatch.setattr(engine.engine, "step", lambda: (time.sleep(0.05), step())[1])
+    body = {**GREEDY, "max_tokens": 100}
+    with client.stream("POST", CHAT, json={**body, "stream": True}) as response:
+        next(chunks(response))
+    with pytest.raises(httpx.ReadTimeout):
+        client.post(CHAT, json=body, timeout=0.3)
+    wait_until(lambda: not engine.engine.has_work)
+    assert chat(client, max_tokens=2)["finish_reason"] == "length"
+
+
+def test_an_engine_that_dies_fails_what_runs_and_turns_the_rest_away(start, monkeypatch, caplog):
+    engine, client = start()
+    step, died = engine.engine.step, threading.Event()
+
+    def die_when_told() -> Any:
+        if died.is_set():
+            raise RuntimeError("out of memory")
+        time.sleep(0.02)
+        return step()
+
+    monkeypatch.setattr(engine.engine, "step", die_when_told)
+    with client.stream("POST", CHAT, json={**GREEDY, "max_tokens": 100, "stream": True}) as response:
+        received = chunks(response)
+        next(received)
+        died.set()
+        *_, last = received
+    assert "out of memory" in last["error"]["message"]
+    health = client.get("/health")
+    assert (health.status_code, "died" in health.json()["reason"]) == (503, True)
+    refused = client.post(CHAT, json=GREEDY)
+    assert (refused.status_code, refused.json()["error"]["type"]) == (503, "server_error")
