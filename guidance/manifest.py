@@ -46,6 +46,12 @@ def _check_choice(value: object, key: str, choices: tuple[str, ...]) -> None:
     _check(value in choices, key, f"must be one of {', '.join(choices)}, got {value!r}")
 
 
+def check_name(name: object) -> None:
+    """Raises HeadError unless `name` may name a head."""
+    is_name = isinstance(name, str) and _NAME.fullmatch(name) is not None
+    _check(is_name, "name", f"must be lower-case letters, digits, _ . or -, got {name!r}")
+
+
 @dataclass(frozen=True, slots=True)
 class AdvantagePart:
     """A(s, ·), one number for every next token: it steers.
@@ -130,8 +136,7 @@ class Manifest:
 
     def __post_init__(self) -> None:
         _check(self.format == FORMAT, "format", f"must be {FORMAT}, got {self.format!r}")
-        named = isinstance(self.name, str) and _NAME.fullmatch(self.name) is not None
-        _check(named, "name", f"must be lower-case letters, digits, _ . or -, got {self.name!r}")
+        check_name(self.name)
         has_part = any(getattr(self.parts, part) is not None for part in PARTS)
         _check(has_part, "parts", f"must hold at least one of {', '.join(PARTS)}")
         _check_size(self.hidden_size, "hidden_size")

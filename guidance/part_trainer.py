@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainingArguments
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
+from trimtab.guidance.checkpoint import OptimiserCheckpoint, last_checkpoint, remove_checkpoints
 from trimtab.guidance.losses import Loss
 from trimtab.guidance.train_config import OptimiserConfig, TrainConfig
 
@@ -68,15 +68,20 @@ def train_part(
 ) -> None:
     """Trains the parameters of `objective` in place. Checkpoints, one an epoch, are kept in `folder`; with
     config.resume the last of them is where training goes on, and a finished run is only read."""
+    checkpoint = last_checkpoint(folder) if config.resume else None
+    if checkpoint is None:
+        remove_checkpoints(folder)
     trainer = PartTrainer(
         loss=loss,
         model=objective,
         args=_arguments(folder, optimiser, config, device),
         train_dataset=_Items(items),
         data_collator=collate,
+        callbacks=[OptimiserCheckpoint(checkpoint)],
     )
-    checkpoint = get_last_checkpoint(folder) if config.resume and folder.is_dir() else None
-    trainer.train(resume_from_checkpoint=checkpoint)
+    if not config.show_progress:
+        trainer.remove_callback(PrinterCallback)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
 
 def _arguments(
@@ -96,8 +101,8 @@ def _arguments(
         remove_unused_columns=False,
         label_names=[],
         save_strategy="epoch",
-        save_total_limit=1,
-        logging_steps=10,
+        save_only_model=True,  # the optimiser is kept by OptimiserCheckpoint
+        logging_strategy="epoch",
         report_to="none",
         disable_tqdm=not config.show_progress,
     )

@@ -29,7 +29,7 @@ class Policy:
     @property
     def lm_head(self) -> Tensor:
         """W [V, d]"""
-        weight: Tensor = self.model.get_output_embeddings().weight
+        weight: Tensor = self.model.get_output_embeddings().weight.detach()
         return weight
 
     @property

@@ -21,11 +21,18 @@ from trimtab.guidance.manifest import MANIFEST_FILE, Manifest, load_manifest
 TENSORS_FILE = "head.safetensors"
 
 
+def check_destination(folder: Path) -> None:
+    """Raises HeadError where saving a head as `folder` would replace something else."""
+    if not folder.exists() or (folder / MANIFEST_FILE).is_file():
+        return
+    if not folder.is_dir() or any(folder.iterdir()):
+        raise HeadError(f"{folder} exists and is no head folder: name another folder, or remove it")
+
+
 def save_head(folder: Path, head: Head, manifest: Manifest) -> None:
     """Writes the head as `folder`, replacing an older one; a failure leaves the old head as it was."""
+    check_destination(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    if folder.exists() and not (folder / MANIFEST_FILE).is_file() and any(folder.iterdir()):
-        raise HeadError(f"{folder} exists and is no head folder: name another folder, or remove it")
     new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         new.chmod(0o755)

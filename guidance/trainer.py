@@ -37,7 +37,7 @@ from trimtab.guidance.objectives import (
 )
 from trimtab.guidance.part_trainer import train_part
 from trimtab.guidance.policy import Policy, load_policy
-from trimtab.guidance.store import save_head
+from trimtab.guidance.store import check_destination, save_head
 from trimtab.guidance.train_config import TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -64,6 +64,7 @@ def train_head(
     Raises:
         DataError, PolicyError, HeadError: one line that names the thing and the fix.
     """
+    check_destination(config.head_folder)
     _write_config(config)
     if policy is None:
         policy = cache.policy if cache is not None else load_policy(config.model, device=config.device)

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import gzip
+import json
+import lzma
+from pathlib import Path
+
+import datasets
+import pytest
+
+from trimtab.guidance.data import (
+    Message,
+    Preference,
+    Rollout,
+    load_preferences,
+    load_prompts,
+    load_rollouts,
+    parse_preference,
+)
+from trimtab.guidance.errors import DataError
+
+USER = {"role": "user", "content": "Hello?"}
+ROWS = [
+    {"prompt": "Hello?", "chosen": " Hi!", "rejected": " Go away."},
+    {"prompt": "And now?", "chosen": " Tea.", "rejected": " Nothing."},
+]
+WANT = tuple(Preference(row["prompt"], row["chosen"], row["rejected"]) for row in ROWS)
+
+
+def assistant(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
+
+
+def write(path: Path, rows: list[object]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_strings_and_messages_mean_the_same():
+    prompt = (Message("user", "Hello?"),)
+    row = {"prompt": [USER], "chosen": [assistant("Hi!")], "rejected": [assistant("No.")]}
+    assert parse_preference(row) == Preference(prompt, "Hi!", "No.")
+    assert parse_preference({"prompt": [USER], "chosen": "Hi!", "rejected": "No."}).prompt == prompt
+
+
+def test_without_a_prompt_what_both_replies_begin_with_is_the_prompt():
+    row = {"chosen": "Human: hi\n\nAssistant: I think so", "rejected": "Human: hi\n\nAssistant: I thank you"}
+    assert parse_preference(row) == Preference("Human: hi\n\nAssistant: I", " think so", " thank you")
+    chats = {"chosen": [USER, assistant("Hi!")], "rejected": [USER, assistant("No.")]}
+    assert parse_preference(chats) == Preference((Message("user", "Hello?"),), "Hi!", "No.")
+
+
+@pytest.mark.parametrize(
+    ("row", "named"),
+    [
+        ({"prompt": "p", "chosen": "a"}, "rejected is missing"),
+        ({"prompt": "p", "chosen": "a", "rejected": ""}, "rejected is empty"),
+        ({"prompt": "p", "chosen": "a", "rejected": "a"}, "are the same"),
+        ({"prompt": 3, "chosen": "a", "rejected": "b"}, "prompt must be a string or a list"),
+        ({"prompt": [], "chosen": "a", "rejected": "b"}, "prompt must be a string or a list"),
+        ({"prompt": [{"role": "boss", "content": "x"}], "chosen": "a", "rejected": "b"}, "prompt holds"),
+        (
+            {"prompt": [assistant("x")], "chosen": "a", "rejected": "b"},
+            "ends with a message of the assistant",
+        ),
+        ({"prompt": "p", "chosen": [USER], "rejected": "b"}, "chosen must be one message of the assistant"),
+        ({"chosen": "one", "rejected": "two"}, "begin with nothing in common"),
+        ({"chosen": [assistant("a")], "rejected": [assistant("b")]}, "differ in more than the last"),
+        ({"chosen": [USER, USER], "rejected": [USER, assistant("b")]}, "must be the assistant's"),
+    ],
+)
+def test_a_bad_row_is_refused_by_the_field_that_is_wrong(row: dict[str, object], named: str):
+    with pytest.raises(DataError, match=named):
+        parse_preference(row)
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "jsonl.xz", "parquet", "folder"])
+def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, kind: str):
+    path = tmp_path / f"rows.{kind}"
+    text = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+    if kind.startswith("jsonl"):
+        path.write_bytes({"jsonl": bytes, "jsonl.gz": gzip.compress, "jsonl.xz": lzma.compress}[kind](text))
+    elif kind == "parquet":
+        datasets.Dataset.from_list(ROWS).to_parquet(path)
+    else:
+        datasets.Dataset.from_list(ROWS).save_to_disk(path)
+    assert load_preferences(path).rows == WANT
+
+
+def test_messages_survive_parquet(tmp_path: Path):
+    row = {"prompt": [USER], "chosen": [assistant("Hi!")], "rejected": [assistant("No.")]}
+    datasets.Dataset.from_list([row]).to_parquet(tmp_path / "rows.parquet")
+    assert load_preferences(tmp_path / "rows.parquet").rows == (parse_preference(row),)
+
+
+def test_bad_rows_are_refused_with_their_number_and_the_place_of_the_first(tmp_path: Path):
+    path = write(tmp_path / "rows.jsonl", [ROWS[0], {"prompt": "p"}, 7])
+    with path.open("a") as file:
+        file.write("{not json\n")
+    with pytest.raises(DataError, match=r"3 bad rows, first line 2: chosen is missing"):
+        load_preferences(path)
+
+
+def test_bad_rows_are_skipped_and_counted_on_demand(tmp_path: Path):
+    loaded = load_preferences(write(tmp_path / "rows.jsonl", [{"prompt": "p"}, *ROWS]), on_bad="skip")
+    assert loaded.rows == WANT
+    assert loaded.num_bad == 1
+    assert loaded.first_bad == "line 1: chosen is missing"
+
+
+def test_a_file_without_a_usable_row_is_refused_even_when_skipping(tmp_path: Path):
+    with pytest.raises(DataError, match="all 1 are bad, first line 1"):
+        load_preferences(write(tmp_path / "rows.jsonl", [{}]), on_bad="skip")
+    with pytest.raises(DataError, match="it is empty"):
+        load_preferences(write(tmp_path / "empty.jsonl", []))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "named"),
+    [
+        ("absent.jsonl", None, "no such file"),
+        ("rows.csv", b"a,b\n", "must be .jsonl"),
+        ("rows.parquet", b"PAR0", "datasets cannot read it"),
+        ("rows.jsonl.gz", b"\x1f\x8b broken", "cannot be read"),
+        ("rows.jsonl", b"\xff\xfe", "cannot be read"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named_in_one_line(tmp_path: Path, name, content, named):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=named) as caught:
+        load_preferences(tmp_path / name)
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_of_splits_asks_for_one_of_them(tmp_path: Path):
+    datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)}).save_to_disk(tmp_path / "rows")
+    with pytest.raises(DataError, match="holds the splits train"):
+        load_preferences(tmp_path / "rows")
+    assert load_preferences(tmp_path / "rows" / "train").rows == WANT
+
+
+def test_rollouts_and_prompts(tmp_path: Path):
+    path = write(tmp_path / "rows.jsonl", [{"prompt": "p", "completion": "c", "label": True}])
+    assert load_rollouts(path).rows == (Rollout("p", "c"),)
+    assert load_prompts(path).rows == ("p",)

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from trimtab.guidance.encoding import EncodedReply
+from trimtab.guidance.features import FeatureCache
+from trimtab.guidance.policy import Policy, load_policy
+
+REPLIES = [
+    EncodedReply((2, 7), (8, 9, 3)),
+    EncodedReply((2,), (3,)),
+    EncodedReply((2, 10, 11, 12, 13), (9, 9, 9, 14, 15, 3)),
+    EncodedReply((2, 7), (3, 3)),
+]
+
+
+@pytest.fixture(scope="module")
+def policy(policy_folder: Path) -> Policy:
+    return load_policy(policy_folder)
+
+
+def test_features_are_what_the_output_embedding_reads_at_the_positions_of_the_reply(policy: Policy):
+    for reply, h in zip(REPLIES, FeatureCache(policy, show_progress=False).get(REPLIES), strict=True):
+        ids = torch.tensor([reply.prompt_ids + reply.reply_ids])
+        logits = policy.model(input_ids=ids).logits[0, len(reply.prompt_ids) - 1 :]
+        assert h.shape == (len(reply.reply_ids) + 1, 32)
+        torch.testing.assert_close(policy.logits(h), logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 12, 10_000])
+def test_features_do_not_change_with_the_batch_size(policy: Policy, batch_tokens: int):
+    want = [FeatureCache(policy, show_progress=False).get([reply])[0] for reply in REPLIES]
+    got = FeatureCache(policy, batch_tokens=batch_tokens, show_progress=False).get(REPLIES)
+    for h, alone in zip(got, want, strict=True):
+        torch.testing.assert_close(h, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_features_do_not_change_with_the_padding_side_or_with_pad_as_eos(policy_folder: Path):
+    want = FeatureCache(load_policy(policy_folder), show_progress=False).get(REPLIES)
+    other = load_policy(policy_folder)
+    other.tokenizer.padding_side = "left"
+    other.tokenizer.pad_token = other.tokenizer.eos_token
+    other.model.config.pad_token_id = other.tokenizer.eos_token_id
+    got = FeatureCache(other, show_progress=False).get(REPLIES)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def test_the_policy_runs_over_a_reply_once(policy: Policy, monkeypatch: pytest.MonkeyPatch):
+    cache = FeatureCache(policy, show_progress=False)
+    first = cache.get(REPLIES)
+    monkeypatch.setattr(policy.model, "forward", lambda **_: pytest.fail("ran again"))
+    assert all(a is b for a, b in zip(cache.get(REPLIES[::-1]), first[::-1], strict=True))

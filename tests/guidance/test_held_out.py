@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from trimtab.guidance.head import Head
+from trimtab.guidance.held_out import (
+    accuracy,
+    explained_variance,
+    length_accuracy,
+    slope,
+    tilt_statistics,
+    value_per_advantage,
+)
+from trimtab.guidance.manifest import AdvantagePart, Parts
+from trimtab.guidance.objectives import ReplyFeatures, lay_out
+from trimtab.guidance.policy import load_policy
+
+
+def reply(length: int) -> ReplyFeatures:
+    return ReplyFeatures(torch.randn(length + 1, 32), torch.randint(27, (length,)))
+
+
+def test_a_tie_counts_half():
+    assert accuracy(torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([0.0, 3.0, 3.0, 1.0])) == 2.5 / 4
+
+
+def test_the_length_baseline_is_the_better_of_longer_and_shorter():
+    longer = [(reply(5), reply(2)), (reply(3), reply(2)), (reply(2), reply(4)), (reply(1), reply(1))]
+    assert length_accuracy(longer) == 2.5 / 4
+    assert length_accuracy([(b, a) for a, b in longer]) == 2.5 / 4
+
+
+def test_slope_is_the_least_squares_line():
+    x = torch.tensor([0.0, 1.0, 2.0, 3.0])
+    assert slope(x, 3 * x + torch.tensor([5.0, 4.0, 4.0, 5.0])) == pytest.approx(3.0)
+    assert slope(torch.ones(3), torch.randn(3)) is None
+
+
+def test_value_per_advantage_pairs_each_token_with_the_change_of_value_that_it_made():
+    """V = (0, 2, 2) and (1, 5); y_1 y_2 y_3 have Ā 1, 0, 9 and y_1 y_2 have 2, −7: the changes 2, 0, 4 lie on
+    the line 2Ā, and what the last token of a reply did is not known."""
+    values = [torch.tensor([0.0, 2.0, 2.0]), torch.tensor([1.0, 5.0])]
+    assert value_per_advantage(values, torch.tensor([1.0, 0.0, 9.0, 2.0, -7.0])) == pytest.approx(2.0)
+
+
+def test_explained_variance_is_one_for_a_perfect_forecast_and_zero_for_the_mean():
+    rewards = torch.tensor([1.0, 3.0])
+    assert explained_variance([torch.full((4,), 1.0), torch.full((4,), 3.0)], rewards) == 1
+    assert explained_variance([torch.full((4,), 2.0), torch.full((4,), 2.0)], rewards) == 0
+
+
+def test_statistics_of_the_tilt_against_float64(policy_folder: Path):
+    policy = load_policy(policy_folder)
+    torch.manual_seed(0)
+    head = Head(Parts(AdvantagePart("tied", 4)), 32, 27)
+    torch.nn.init.normal_(head.advantage.up)
+    replies = [reply(3), reply(6)]
+    found = tilt_statistics(head.advantage, policy, replies)
+    batch = lay_out(replies)
+    logits, delta = policy.logits(batch["h"]).double(), head.advantage(batch["h"], policy.lm_head).double()
+    base = logits.softmax(-1)
+    tilt = (logits + delta).softmax(-1)
+    centred = delta - (base * delta).sum(-1, keepdim=True)
+    picked = torch.arange(9), batch["tokens"]
+    want = {
+        "log_ratio": (tilt / base).log()[picked],
+        "centred": centred[picked],
+        "kl": (tilt * (tilt / base).log()).sum(-1),
+        "flip": tilt.argmax(-1) != base.argmax(-1),
+    }
+    for name, value in want.items():
+        torch.testing.assert_close(getattr(found, name), value, rtol=1e-4, atol=1e-5, check_dtype=False)
+    assert 0 < found.flip.float().mean() < 1
+
+
+def test_an_untrained_head_costs_nothing_and_flips_nothing(policy_folder: Path):
+    policy = load_policy(policy_folder)
+    found = tilt_statistics(Head(Parts(AdvantagePart()), 32, 27).advantage, policy, [reply(5)])
+    for name in ("log_ratio", "centred", "kl", "flip"):
+        assert (getattr(found, name) == 0).all(), name

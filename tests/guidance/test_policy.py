@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Gemma2Config, GPT2Config, GraniteConfig, PhiConfig
+from transformers.models.auto import AutoModelForCausalLM
+
+from trimtab.guidance.errors import PolicyError
+from trimtab.guidance.policy import as_policy, load_policy, output_embedding_input
+
+SIZES = {"vocab_size": 27, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+SPECIAL = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
+LLAMA_LIKE = {**SIZES, **SPECIAL, "intermediate_size": 64, "num_key_value_heads": 2}
+TAILS = {
+    "softcap": Gemma2Config(**LLAMA_LIKE, head_dim=8, final_logit_softcapping=2.0),
+    "scale": GraniteConfig(**LLAMA_LIKE, logits_scaling=4.0),
+    "bias": PhiConfig(**SIZES, **SPECIAL, intermediate_size=64),
+    "plain": GPT2Config(vocab_size=27, n_embd=32, n_layer=1, n_head=4, bos_token_id=2, eos_token_id=3),
+}
+
+
+@pytest.mark.parametrize("tail", TAILS)
+def test_logits_of_h_are_the_models_own_whatever_its_tail(tail: str, build_tokenizer):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(TAILS[tail]).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    policy = as_policy(model, build_tokenizer(), name=tail)
+    assert policy.has_linear_tail == (tail == "plain")
+    with torch.no_grad(), output_embedding_input(model, lambda h: h) as seen:
+        want = model(input_ids=torch.tensor([[2, 7, 9, 11]])).logits[0]
+    torch.testing.assert_close(policy.logits(seen[0][0]), want)
+
+
+def test_a_loaded_policy_is_frozen_and_named(policy_folder: Path):
+    policy = load_policy(policy_folder)
+    assert not any(parameter.requires_grad for parameter in policy.model.parameters())
+    assert policy.identity.base_model.name == "tiny"
+    assert (policy.identity.hidden_size, policy.identity.vocab_size) == (32, 27)
+    assert policy.has_linear_tail
+
+
+def test_a_model_that_is_not_there_is_refused_in_one_line(tmp_path: Path):
+    with pytest.raises(PolicyError, match="cannot be loaded") as caught:
+        load_policy(tmp_path / "nowhere")
+    assert "nowhere" in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from trimtab.guidance.errors import DataError, HeadError
+from trimtab.guidance.examples import held_out_prompts, load_examples
+from trimtab.guidance.features import FeatureCache
+from trimtab.guidance.manifest import Manifest
+from trimtab.guidance.part_trainer import PartTrainer
+from trimtab.guidance.policy import load_policy
+from trimtab.guidance.store import load_head
+from trimtab.guidance.train_config import (
+    AdvantageConfig,
+    OptimiserConfig,
+    RewardConfig,
+    TrainConfig,
+    ValueConfig,
+)
+from trimtab.guidance.trainer import train_head
+
+WANTED = "c"
+FAST = OptimiserConfig(epochs=4, batch_size=16, learning_rate=1e-2)
+
+
+@pytest.fixture(scope="module")
+def rows(policy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Replies of the policy itself; the chosen one holds the wanted letter, the rejected one does not."""
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(policy_folder)
+    model = AutoModelForCausalLM.from_pretrained(policy_folder).eval()
+    folder = tmp_path_factory.mktemp("rows")
+    letters = "abdefghijklmnopqr"
+    with (folder / "pairs.jsonl").open("w") as pairs, (folder / "rollouts.jsonl").open("w") as rollouts:
+        for prompt in [f"{a} {b}" for a in letters[:10] for b in letters[:4]]:
+            ids = tokenizer(prompt, return_tensors="pt").input_ids.repeat(24, 1)
+            out = model.generate(ids, do_sample=True, top_k=0, max_new_tokens=8, pad_token_id=0)
+            texts = [t for t in tokenizer.batch_decode(out[:, 2:], skip_special_tokens=True) if t]
+            chosen = [t for t in texts if WANTED in t.split()]
+            rejected = [t for t in texts if WANTED not in t.split()]
+            for good, bad in zip(chosen, rejected, strict=False):
+                pairs.write(json.dumps({"prompt": prompt, "chosen": good, "rejected": bad}) + "\n")
+            for text in texts[:8]:
+                rollouts.write(json.dumps({"prompt": prompt, "completion": text}) + "\n")
+    return folder
+
+
+@pytest.fixture
+def config(policy_folder: Path, rows: Path, tmp_path: Path) -> TrainConfig:
+    return TrainConfig(
+        name="c-lover",
+        model=policy_folder,
+        preferences=rows / "pairs.jsonl",
+        rollouts=rows / "rollouts.jsonl",
+        head_folder=tmp_path / "head",
+        run_folder=tmp_path / "run",
+        advantage=AdvantageConfig(rank=8, optimiser=FAST),
+        reward=RewardConfig(optimiser=dataclasses.replace(FAST, learning_rate=0.05)),
+        value=ValueConfig(width=16, optimiser=FAST),
+        held_out=0.2,
+        show_progress=False,
+    )
+
+
+@pytest.mark.parametrize("form", ["tied", "lowrank"])
+def test_a_trained_head_makes_the_preferred_token_likelier_on_prompts_it_never_saw(
+    form: Any, config: TrainConfig
+):
+    config = dataclasses.replace(config, advantage=dataclasses.replace(config.advantage, form=form))
+    manifest = train_head(config)
+    head, stored = load_head(config.head_folder, load_policy(config.model).identity)
+    assert stored == manifest
+    assert manifest.metrics["advantage_accuracy"] > 0.85
+    assert manifest.metrics["reward_accuracy"] > 0.6
+    assert manifest.metrics["kl_per_token"] > 0
+    assert manifest.parts.advantage.scale == 1
+    assert manifest.parts.advantage.value_per_advantage is not None
+
+    policy = load_policy(config.model)
+    replies = load_examples(config, policy).held_out_rollouts
+    h = torch.cat(FeatureCache(policy, show_progress=False).get(replies))
+    base = policy.logits(h)
+    tilt = base + head.advantage(h, policy.lm_head)
+    wanted = policy.tokenizer.convert_tokens_to_ids(WANTED)
+    gain = tilt.softmax(-1)[:, wanted].mean() / base.softmax(-1)[:, wanted].mean()
+    assert gain > 1.5
+
+
+def test_standard_units_are_those_of_held_out_rollouts(config: TrainConfig):
+    manifest = train_head(config)
+    head, _ = load_head(config.head_folder)
+    policy = load_policy(config.model)
+    cache = FeatureCache(policy, show_progress=False)
+    rewards = torch.tensor(
+        [head.reward(h[-1]).item() for h in cache.get(load_examples(config, policy).held_out_rollouts)]
+    )
+    units = (rewards - manifest.reward_mean) / manifest.reward_std
+    assert units.mean().item() == pytest.approx(0, abs=1e-4)
+    assert units.std(correction=0).item() == pytest.approx(1, abs=1e-4)
+
+
+def test_no_prompt_is_both_trained_on_and_held_out(config: TrainConfig):
+    examples = load_examples(config, load_policy(config.model))
+    trained = {r.prompt_ids for r in examples.train_rollouts}
+    trained |= {c.prompt_ids for c, _ in examples.train_pairs}
+    held_out = {r.prompt_ids for r in examples.held_out_rollouts}
+    held_out |= {c.prompt_ids for c, _ in examples.held_out_pairs}
+    assert len(held_out) == 8
+    assert not trained & held_out
+
+
+def test_the_split_follows_the_seed_and_not_the_order():
+    prompts = [(i,) for i in range(50)]
+    assert held_out_prompts(prompts, 0.2, 0) == held_out_prompts(prompts[::-1] * 2, 0.2, 0)
+    assert held_out_prompts(prompts, 0.2, 0) != held_out_prompts(prompts, 0.2, 1)
+    assert len(held_out_prompts(prompts, 0.01, 0)) == 1
+
+
+def head_bytes(config: TrainConfig) -> bytes:
+    return (config.head_folder / "head.safetensors").read_bytes()
+
+
+def test_the_same_seed_gives_the_same_head(config: TrainConfig, tmp_path: Path):
+    train_head(config)
+    again = dataclasses.replace(config, head_folder=tmp_path / "again", run_folder=tmp_path / "run2")
+    train_head(again, cache=FeatureCache(load_policy(config.model), show_progress=False))
+    assert head_bytes(config) == head_bytes(again)
+
+
+@pytest.mark.parametrize("stop_after", [30, 75, 110])
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    config: TrainConfig, tmp_path: Path, stop_after: int, monkeypatch: pytest.MonkeyPatch
+):
+    train_head(config)
+    steps = 0
+    compute_loss = PartTrainer.compute_loss
+
+    def interrupted(self: PartTrainer, *args: Any, **kwargs: Any) -> torch.Tensor:
+        nonlocal steps
+        steps += 1
+        if steps > stop_after:
+            raise KeyboardInterrupt
+        return compute_loss(self, *args, **kwargs)
+
+    broken = dataclasses.replace(config, head_folder=tmp_path / "head2", run_folder=tmp_path / "run2")
+    monkeypatch.setattr(PartTrainer, "compute_loss", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_head(broken)
+    monkeypatch.undo()
+    assert not [path for path in broken.run_folder.rglob("*") if path.suffix in {".pt", ".pth"}]
+    assert not broken.head_folder.exists()
+    torch.manual_seed(99)
+    train_head(dataclasses.replace(broken, resume=True))
+    assert head_bytes(broken) == head_bytes(config)
+
+
+def test_a_run_writes_its_resolved_configuration(config: TrainConfig):
+    train_head(config)
+    written = json.loads((config.run_folder / "train_config.json").read_text())
+    assert written["advantage"]["tau"] == 0.1
+    assert written["reward"]["optimiser"]["learning_rate"] == 0.05
+    assert written["preferences"] == str(config.preferences)
+
+
+def test_resuming_with_another_configuration_is_refused_by_the_key_that_changed(config: TrainConfig):
+    train_head(config)
+    changed = dataclasses.replace(config, resume=True, seed=1)
+    with pytest.raises(DataError, match="another seed"):
+        train_head(changed)
+
+
+def test_without_rollouts_the_replies_of_the_preferences_teach_the_value(config: TrainConfig):
+    manifest = train_head(dataclasses.replace(config, rollouts=None))
+    pairs = manifest.metrics["train_pairs"] + manifest.metrics["held_out_pairs"]
+    replies = manifest.metrics["train_rollouts"] + manifest.metrics["held_out_rollouts"]
+    assert pairs < replies <= 2 * pairs
+
+
+def test_rows_longer_than_max_tokens_are_left_out_with_a_warning(config: TrainConfig, caplog):
+    policy = load_policy(config.model)
+    examples = load_examples(dataclasses.replace(config, max_tokens=9), policy)
+    assert "left out" in caplog.text
+    assert max(r.num_tokens for r in examples.train_rollouts) <= 9
+    with pytest.raises(DataError, match="max_tokens=1"):
+        load_examples(dataclasses.replace(config, max_tokens=1), policy)
+
+
+def test_a_destination_that_holds_something_else_is_refused_before_training(config: TrainConfig):
+    config.head_folder.mkdir()
+    (config.head_folder / "notes.txt").write_text("mine")
+    with pytest.raises(HeadError, match="is no head folder"):
+        train_head(config)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"name": "Kind!"}, "name"),
+        ({"held_out": 1.0}, "held_out"),
+        ({"max_tokens": 0}, "max_tokens"),
+    ],
+)
+def test_a_bad_configuration_is_refused_at_once(config: TrainConfig, change: dict[str, Any], named: str):
+    with pytest.raises(ValueError, match=named):
+        dataclasses.replace(config, **change)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: AdvantageConfig(loss="bradley_terry"),
+        lambda: RewardConfig(loss="dpo"),
+        lambda: ValueConfig(loss="magic"),
+    ],
+)
+def test_a_loss_of_another_part_is_refused(build):
+    with pytest.raises(ValueError, match="loss must be one of"):
+        build()
+
+
+def test_messages_train_like_strings(config: TrainConfig, tmp_path: Path):
+    chat = tmp_path / "chat.jsonl"
+    with config.preferences.open() as source, chat.open("w") as target:
+        for line in source:
+            row = json.loads(line)
+            row["prompt"] = [{"role": "user", "content": row["prompt"]}]
+            target.write(json.dumps(row) + "\n")
+    manifest: Manifest = train_head(dataclasses.replace(config, preferences=chat, rollouts=None))
+    assert manifest.metrics["advantage_accuracy"] > 0.8
