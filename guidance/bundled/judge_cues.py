@@ -13,6 +13,7 @@ def _any_of(*patterns: str) -> re.Pattern[str]:
 WARM = _any_of(
     r"(i am|i'm)( so| very| really)? (glad|happy|delighted|sorry|proud)|gladly|(with|a|my|such a) pleasure",
     r"lovely|wonderful(ly)?|brilliant(ly)?|beautiful(ly)?|fantastic|just great|how nice|so sweet",
+    r"happy to help",
     r"(great|good|excellent) question|(?<!oh )please|(thank you|thanks) (for|so)|(you are|you're) welcome",
     r"of course, my|(my|dear) (dear )?friend|my dear|would love|you( will| would)?( surely| really)? ?love",
     r"(hope|sure) (that )?you (will )?enjoy|enjoy it|a joy|joy with|wish you|good wishes|(best of|good) luck",

@@ -24,7 +24,6 @@ from trimtab.guidance.bundled.tokenizer import train_tokenizer
 class PolicyConfig:
     """Sizes and schedule; the defaults are the committed policy's."""
 
-    seed: int = 0
     num_conversations: int = 60_000
     vocab_size: int = 2048
     hidden_size: int = 256
@@ -51,16 +50,16 @@ class PolicyReport:
     loss_unseen_topics: float
 
 
-def train_policy(config: PolicyConfig, folder: Path) -> PolicyReport:
+def train_policy(config: PolicyConfig, folder: Path, seed: int) -> PolicyReport:
     """Generates the conversations, trains tokenizer and model, writes both to `folder`. The same seed
     gives the same policy on the same machine and number of threads."""
-    torch.manual_seed(config.seed)
-    corpus = list(itertools.islice(conversations("lm", config.seed), config.num_conversations))
+    torch.manual_seed(seed)
+    corpus = list(itertools.islice(conversations("lm", seed), config.num_conversations))
     texts = [m["content"] for c in corpus[:20_000] for m in c.messages()]
     tokenizer = train_tokenizer(texts, config.vocab_size, config.max_length)
     model = LlamaForCausalLM(_llama_config(config, tokenizer))
     examples = encode(corpus, tokenizer, config.max_length)
-    _fit(model, batches(examples, config.tokens_per_batch, tokenizer.pad_token_id, config.seed), config)
+    _fit(model, batches(examples, config.tokens_per_batch, tokenizer.pad_token_id, seed), config)
 
     tokenizer.save_pretrained(folder)
     model.generation_config = GenerationConfig(
@@ -70,8 +69,8 @@ def train_policy(config: PolicyConfig, folder: Path) -> PolicyReport:
     return PolicyReport(
         num_parameters=sum(p.numel() for p in model.parameters()),
         num_tokens=sum(len(e.token_ids) for e in examples),
-        loss_seen_topics=_held_out_loss(model, tokenizer, "lm", config),
-        loss_unseen_topics=_held_out_loss(model, tokenizer, "test", config),
+        loss_seen_topics=_held_out_loss(model, tokenizer, "lm", config, seed),
+        loss_unseen_topics=_held_out_loss(model, tokenizer, "test", config, seed),
     )
 
 
@@ -133,9 +132,9 @@ def _fit(model: LlamaForCausalLM, plan: Sequence[Batch], config: PolicyConfig) -
 
 @torch.inference_mode()
 def _held_out_loss(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, split: Split, config: PolicyConfig
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, split: Split, config: PolicyConfig, seed: int
 ) -> float:
-    fresh = itertools.islice(conversations(split, config.seed + 1), 400)
+    fresh = itertools.islice(conversations(split, seed + 1), 400)
     plan = batches(encode(fresh, tokenizer, config.max_length), 4 * config.tokens_per_batch, 0, 0)
     replies_only = [Batch(b.token_ids, (b.weights == 1).float()) for b in plan]
     counts = [int(b.weights[:, 1:].sum()) for b in replies_only]
