@@ -8,6 +8,8 @@ Token i of a row reads word `i & 3` of the block whose key is the row's 64-bit s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -25,30 +27,42 @@ Words = tuple[Tensor, Tensor, Tensor, Tensor]
 def philox_4x32(counter: Words, key: tuple[Tensor, Tensor]) -> Words:
     """Philox-4x32-10 of counters and keys that broadcast against each other.
 
-    counter, key: four and two i64 tensors of values in [0, 2³²).
+    counter, key: four and two i64 tensors of values in [0, 2³²), all with the same number of dimensions.
 
     Returns:
         Four i64 tensors of values in [0, 2³²), of the broadcast shape.
     """
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for i in range(NUM_ROUNDS):
-        p0, p1 = c0 * MULTIPLIER_0, c2 * MULTIPLIER_1
-        # Only what is multiplied must be free of higher bits, so c1 and c3 stay unmasked until the end.
-        c0 = (p1 >> 32) ^ c1 ^ ((k0 + i * WEYL_0) & MASK)
-        c2 = (p0 >> 32) ^ c3 ^ ((k1 + i * WEYL_1) & MASK)
-        c0 &= MASK
-        c2 &= MASK
-        c1, c3 = p1, p0
-    return c0, c1 & MASK, c2, c3 & MASK
+    c0, c1, c2, c3, _, _ = torch.broadcast_tensors(*counter, *key)  # type: ignore[no-untyped-call]
+    # Words 0 and 2 are halves of one tensor, as are 1 and 3: a short row pays for calls, not for arithmetic.
+    even, odd = torch.stack((c0, c2)), torch.stack((c1, c3))
+    product = torch.empty_like(even)
+    for round_key in _round_keys(key):
+        torch.mul(even[0], MULTIPLIER_0, out=product[1])
+        torch.mul(even[1], MULTIPLIER_1, out=product[0])
+        torch.bitwise_right_shift(product, 32, out=even)
+        even ^= odd
+        even ^= round_key
+        even &= MASK
+        # The low words need no mask before the end: only what is multiplied must be free of higher bits.
+        odd, product = product, odd
+    odd &= MASK
+    return even[0], odd[0], even[1], odd[1]
+
+
+def _round_keys(key: tuple[Tensor, Tensor]) -> Sequence[Tensor]:
+    first = torch.stack(key)
+    ones = [1] * key[0].dim()
+    weyl = torch.tensor((WEYL_0, WEYL_1), device=first.device).view(2, *ones)
+    rounds = torch.arange(NUM_ROUNDS, device=first.device).view(NUM_ROUNDS, 1, *ones)
+    return ((first + rounds * weyl) & MASK).unbind()
 
 
 def random_words(
     seeds: Tensor, positions: Tensor, choices: Tensor, num_tokens: int, purpose: int = DRAW
 ) -> Words:
     """The integers behind `gumbel_noise`: word w of block b [B, ⌈V/4⌉] belongs to token 4b + w."""
-    blocks = torch.arange(-(-num_tokens // 4), device=seeds.device)
-    counter = (blocks, _word(positions), _word(choices), torch.tensor(purpose, device=seeds.device))
+    blocks = torch.arange(-(-num_tokens // 4), device=seeds.device)[None]
+    counter = (blocks, _word(positions), _word(choices), torch.full_like(blocks[:, :1], purpose))
     return philox_4x32(counter, (_word(seeds), _word(seeds >> 32)))
 
 
