@@ -52,7 +52,7 @@ WORK = Domain(
 STUDY = Domain(
     name="study",
     mass=listed(
-        "algebra, world history, chemistry, biology, grammar, geometry, statistics, physics, "
+        "algebra, world history, chemistry, biology, economics, geometry, statistics, physics, "
         "spelling, geography"
     ),
     plural=listed(
@@ -100,7 +100,7 @@ MONEY = Domain(
     name="money",
     mass=listed("rent, pocket money, student debt, food spending, holiday money"),
     plural=listed(
-        "savings, electricity bills, taxes, phone bills, travel costs, bank fees, food costs, heating "
+        "savings, electricity bills, taxes, phone bills, vet bills, bank fees, food costs, heating "
         "bills, small debts, club fees"
     ),
     count=listed(
@@ -140,7 +140,7 @@ SLEEP = Domain(
     mass=listed("jet lag, bad sleep, snoring, night work, early rising"),
     plural=listed("afternoon naps, bad dreams, sleepless nights, late nights, early mornings"),
     count=listed(
-        "evening routine, afternoon nap, bedroom, sleep diary, morning routine, alarm clock, weekend "
+        "evening routine, afternoon nap, sleep mask, sleep diary, morning routine, alarm clock, weekend "
         "nap, night shift, bed time, power nap"
     ),
     tasks=("deal with {x}", "improve {x}", "get used to {x}", "plan {x}", "feel better about {x}"),
@@ -173,7 +173,7 @@ SLEEP = Domain(
 HEALTH = Domain(
     name="health",
     mass=listed(
-        "back pain, throat pain, stress, dry skin, low energy, neck pain, toothache, tension, hay "
+        "back pain, throat pain, sunburn, dry skin, low energy, neck pain, toothache, tension, hay "
         "fever, winter fatigue"
     ),
     plural=listed("headaches, sore muscles, tired eyes, cold hands, sore feet"),

@@ -90,7 +90,7 @@ COMPUTERS = Domain(
         "browser tabs, video calls, web pages, log files"
     ),
     count=listed(
-        "laptop, printer, phone, keyboard, web page, spreadsheet, wireless network, tablet, home "
+        "laptop, printer, smart watch, keyboard, web page, spreadsheet, wireless network, tablet, home "
         "server, inbox, computer mouse, screen, web camera, text editor, memory card"
     ),
     tasks=("set up {x}", "speed up {x}", "back up {x}", "organise {x}", "protect {x}"),
@@ -164,7 +164,7 @@ VEHICLES = Domain(
 
 CLOTHES = Domain(
     name="clothes",
-    mass=listed("denim, wool, silk, linen, leather"),
+    mass=listed("denim, wool, velvet, linen, tweed"),
     plural=listed(
         "jeans, leather shoes, wool gloves, shirts, running shoes, socks, trousers, rain boots, "
         "summer dresses, white shirts"

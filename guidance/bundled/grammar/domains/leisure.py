@@ -128,11 +128,11 @@ READING = Domain(
     name="reading",
     mass=listed("poetry, science fiction, classic books, local news, fantasy"),
     plural=listed(
-        "crime novels, short stories, poems, comic books, fairy tales, travel books, diaries, old "
+        "crime novels, short stories, travel tales, comic books, fairy tales, travel books, diaries, old "
         "letters, plays, ghost stories"
     ),
     count=listed(
-        "book club, novel, diary, short story, speech, poem, blog, letter to a friend, mystery, "
+        "book club, novel, memoir, short story, speech, poem, blog, letter to a friend, mystery, "
         "wedding speech"
     ),
     tasks=("enjoy {x}", "write about {x}", "find time for {x}", "talk about {x}", "get started with {x}"),
@@ -170,7 +170,7 @@ GAMES = Domain(
         "magic tricks, word games, jigsaws"
     ),
     count=listed(
-        "chess opening, game night, card trick, crossword, quiz, puzzle, treasure hunt, board game, "
+        "chess opening, game night, card trick, crossword, spelling bee, puzzle, treasure hunt, board game, "
         "magic show, card game"
     ),
     tasks=("get better at {x}", "prepare {x}", "explain {x} to children", "choose {x}", "enjoy {x} more"),

@@ -7,7 +7,7 @@ from trimtab.guidance.bundled.grammar.writer import listed
 
 GARDEN = Domain(
     name="garden",
-    mass=listed("lavender, basil, parsley, rosemary, mint, garden ivy, lettuce, moss, spinach, thyme"),
+    mass=listed("lavender, basil, parsley, rosemary, coriander, garden ivy, lettuce, moss, spinach, thyme"),
     plural=listed(
         "roses, tulips, tomatoes, cucumbers, strawberries, sunflowers, carrots, radishes, onions, "
         "daisies, potatoes, pumpkins, bean plants, herbs, lilies, raspberries, beets, violets, leeks, "
@@ -109,7 +109,7 @@ HIKING = Domain(
 
 SPORT = Domain(
     name="sport",
-    mass=listed("tennis, swimming, rowing, yoga, badminton, cycling, judo, table tennis, climbing, boxing"),
+    mass=listed("tennis, swimming, rowing, yoga, badminton, cycling, judo, table tennis, climbing, fencing"),
     plural=listed(
         "push ups, morning runs, squats, pull ups, sprints, back stretches, swim lessons, sit ups, "
         "lunges, evening runs"

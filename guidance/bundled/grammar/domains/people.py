@@ -12,8 +12,8 @@ FAMILY = Domain(
         "cousins, step children, colleagues"
     ),
     count=listed(
-        "sister, best friend, neighbour, grandfather, roommate, mother, teenage son, aunt, new "
-        "colleague, daughter, cousin, old friend, brother, niece, uncle"
+        "sister, best friend, godfather, grandfather, pen friend, mother, teenage son, aunt, new "
+        "colleague, daughter, cousin, old friend, son in law, niece, great aunt"
     ),
     tasks=(
         "spend more time with {x}",
@@ -95,7 +95,7 @@ PARTIES = Domain(
 
 MOVING = Domain(
     name="moving house",
-    plural=listed("moving boxes, flat viewings, lamps, rental contracts, house plants"),
+    plural=listed("moving boxes, flat viewings, floor plans, rental contracts, house plants"),
     count=listed(
         "new flat, bedroom wall, living room, attic, small kitchen, balcony, hallway, moving van, "
         "home office, basement"
@@ -130,7 +130,7 @@ MOVING = Domain(
 FEELINGS = Domain(
     name="feelings",
     mass=listed(
-        "boredom, homesickness, loneliness, stage fright, anger, worry, jealousy, grief, shyness, doubt"
+        "boredom, homesickness, loneliness, stage fright, panic, worry, jealousy, envy, shyness, doubt"
     ),
     plural=listed("mood swings, bad habits, exam nerves, angry thoughts, regrets"),
     count=listed(

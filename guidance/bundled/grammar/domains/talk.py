@@ -8,7 +8,9 @@ from trimtab.guidance.bundled.grammar.writer import listed
 SMALL_TALK = Domain(
     name="small talk",
     plural=listed("quiet evenings, rainy days, long weekends, holidays, sunny mornings"),
-    count=listed("day, weekend, evening, free afternoon, week, morning, summer, Monday, autumn, Saturday"),
+    count=listed(
+        "day, weekend, vacation, free afternoon, bank holiday, morning, summer, Monday, autumn, Saturday"
+    ),
     tasks=("make the most of {x}", "brighten {x}", "start {x} well", "fill {x}", "slow down during {x}"),
     problems=("{x} {is} going slowly", "I am bored with {x}", "{x} feel{s} empty"),
     tips=(
@@ -39,7 +41,7 @@ SMALL_TALK = Domain(
 MYSELF = Domain(
     name="myself",
     count=listed(
-        "chat, question, small assistant, talk, answer, language model, test, helper, greeting, machine"
+        "chat, question, small assistant, talk, riddle, language model, test, helper, greeting, robot"
     ),
     tasks=("talk about {x}", "start with {x}", "understand {x}", "get more out of {x}", "have fun with {x}"),
     problems=("I know little about {x}", "I am curious about {x}", "{x} seem{s} odd"),
