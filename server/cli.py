@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -46,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UserError, ConfigError, HeadError, PolicyError, DataError, InvalidRequestError) as error:
         return _complain(str(error), 1)
     except KeyboardInterrupt:
-        return 130
+        sys.stdout.flush()
+        os._exit(130)  # a thread may be inside torch, where the interpreter's orderly end would crash
     return 0
 
 

@@ -33,7 +33,7 @@ class ChatConfig(ModelConfig):
 
 def main(prog: str, args: Sequence[str]) -> None:
     config = parse(ChatConfig, prog, args)
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     with contextlib.ExitStack() as stack:
         url = config.url or stack.enter_context(_own_server(config))
         client = stack.enter_context(httpx.Client(base_url=url.removesuffix("/").removesuffix("/v1")))
@@ -70,7 +70,7 @@ def _answer(session: ChatSession, console: Console, line: str) -> None:
         return
     for piece in session.say(line):
         style = "" if piece.value is None else tint(piece.value)
-        console.print(Text(piece.text, style), end="", soft_wrap=True)
+        console.print(Text(piece.text, style), end="")
     console.print()
     console.print(Text(_summary(session), "dim"))
 

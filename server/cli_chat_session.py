@@ -77,8 +77,9 @@ class ChatSession:
                 self.strength = parse_number(argument)
                 return f"strength {self.strength:g}"
             case "heads":
-                self.heads = parse_weights(argument) or None
-                return f"heads {self.heads if self.heads is not None else 'by default'}"
+                self.heads = self._loaded(parse_weights(argument)) or None
+                weights = ", ".join(f"{head}={weight:g}" for head, weight in (self.heads or {}).items())
+                return f"heads {weights or 'by default'}"
             case "reset":
                 self.messages.clear()
                 return "forgotten"
@@ -87,6 +88,13 @@ class ChatSession:
             case "quit":
                 raise Quit
         raise UserError(f"no command /{name}; /help lists them")
+
+    def _loaded(self, weights: dict[str, float]) -> dict[str, float]:
+        names = [head["name"] for head in self.model["heads"]]
+        for name in weights:
+            if name not in names:
+                raise UserError(f"no head {name!r}; loaded heads: {', '.join(names) or 'none'}")
+        return weights
 
     def say(self, text: str) -> Iterator[Piece]:
         """Streams the reply to a message. Both are remembered when the reply ends or the iteration is left.

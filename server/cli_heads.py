@@ -11,6 +11,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from trimtab.guidance.bundled import HEADS_DIR
 from trimtab.guidance.manifest import Manifest, load_manifest
 from trimtab.server.cli_errors import UserError
 from trimtab.server.cli_flags import parse
@@ -40,8 +41,7 @@ class ShowConfig:
     head: tyro.conf.Positional[Path]
 
     def run(self, console: Console) -> None:
-        bundled = {folder.name: folder for folder in bundled_heads()}
-        console.print(head_table(load_manifest(bundled.get(str(self.head), self.head))))
+        console.print(head_table(load_manifest(_folder(self.head))))
 
 
 ACTIONS: dict[str, type[ListConfig] | type[ShowConfig]] = {"list": ListConfig, "show": ShowConfig}
@@ -75,6 +75,11 @@ def head_table(head: Manifest) -> Table:
     return table
 
 
+def _folder(head: Path) -> Path:
+    bundled = HEADS_DIR / head
+    return bundled if not head.exists() and bundled.is_dir() else head
+
+
 def _parts(head: Manifest) -> str:
     parts = {"advantage": head.parts.advantage, "value": head.parts.value, "reward": head.parts.reward}
     return ", ".join(f"{name} ({part.form})" for name, part in parts.items() if part is not None)
@@ -93,8 +98,6 @@ def _flatten(data: dict[str, object], prefix: str = "") -> list[tuple[str, objec
 def _find_heads(folders: Sequence[Path]) -> list[Path]:
     """The folders that are heads, and the heads inside those that are not."""
     found = [] if folders else bundled_heads()
-    if not folders and not found:
-        raise UserError("there are no bundled heads; build them with `make bundled`, or name a folder")
     for folder in folders:
         inside = sorted(path.parent for path in folder.glob("*/head.json"))
         if not inside and not (folder / "head.json").is_file():

@@ -61,7 +61,11 @@ def _head_names(config: EngineConfig) -> list[str]:
 
 
 def bundled_heads() -> list[Path]:
-    return sorted(manifest.parent for manifest in HEADS_DIR.glob(f"*/{MANIFEST_FILE}"))
+    """Their folders. Raises UserError when they were not built."""
+    folders = sorted(manifest.parent for manifest in HEADS_DIR.glob(f"*/{MANIFEST_FILE}"))
+    if not folders:
+        raise UserError(f"the bundled heads are not in {HEADS_DIR}; build them with `make bundled`")
+    return folders
 
 
 def _bundled_model() -> Path:

@@ -36,10 +36,18 @@ def resolve_config(config: ApiConfig, info: EngineInfo) -> ApiConfig:
     if name is None and len(heads) == 1:
         name = next(iter(heads))
     if name is not None and name not in heads:
-        raise ConfigError(f"default head {name!r} is not loaded; loaded heads: {', '.join(heads) or 'none'}")
+        raise ConfigError(
+            f"default head {name!r} is not loaded (loaded: {_names(info)}); load it, or name another"
+        )
     if config.default_strength != 0:
         if name is None:
-            raise ConfigError(f"default strength {config.default_strength:g} needs a default head; name one")
+            raise ConfigError(
+                f"default strength {config.default_strength:g} needs a default head (loaded: {_names(info)})"
+            )
         if not heads[name].has_advantage:
             raise ConfigError(f"default head {name!r} has no advantage and cannot steer; use strength 0")
     return replace(config, default_head=name)
+
+
+def _names(info: EngineInfo) -> str:
+    return ", ".join(head.name for head in info.heads) or "none"

@@ -114,7 +114,9 @@ def test_what_the_server_refuses_is_told_and_not_remembered(session, server, sta
     assert session.messages == []
 
 
-@pytest.mark.parametrize("line", ["/strength much", "/strength", "/heads kind=x", "/frobnicate"])
+@pytest.mark.parametrize(
+    "line", ["/strength much", "/strength", "/heads kind=x", "/heads nope=1", "/frobnicate"]
+)
 def test_a_command_that_is_not_understood_changes_nothing(session, line):
     with pytest.raises(UserError):
         session.command(line)

@@ -61,7 +61,9 @@ def test_the_chat_template_is_read(bundled, tmp_path):
     assert resolve_api(ModelConfig(chat_template=tmp_path / "t.jinja")).chat_template == "{{ messages }}"
 
 
-def test_a_bundled_model_that_was_not_built_is_told(bundled):
-    (bundled / "model/config.json").unlink()
+@pytest.mark.parametrize("missing", ["model/config.json", "heads/*/head.json"])
+def test_a_bundled_model_that_was_not_built_is_told(bundled, missing):
+    for path in bundled.glob(missing):
+        path.unlink()
     with pytest.raises(UserError, match="make bundled"):
         resolve_model(ModelConfig())

@@ -114,7 +114,7 @@ async def test_a_server_without_heads_serves_strength_zero_and_refuses_to_steer(
 @pytest.mark.parametrize(
     ("heads", "config", "says"),
     [
-        (("kind",), ApiConfig(default_head="bold"), "loaded heads: kind"),
+        (("kind",), ApiConfig(default_head="bold"), "loaded: kind"),
         ((), ApiConfig(default_strength=1.0), "default head"),
         (("kind", "brief"), ApiConfig(default_strength=1.0), "default head"),
         (("meter",), ApiConfig(default_strength=1.0), "no advantage"),
