@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import uvicorn
 
@@ -12,11 +13,11 @@ from trimtab.server.api.app import connect, create_waiting_app
 from trimtab.server.api.config import ApiConfig
 from trimtab.server.api.service import Service
 from trimtab.server.cli_errors import UserError
-from trimtab.server.engine.async_engine import AsyncEngine
 from trimtab.server.engine.config import EngineConfig
-from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.info import EngineInfo
-from trimtab.server.engine.policy import ModelError
+
+if TYPE_CHECKING:
+    from trimtab.server.engine.async_engine import AsyncEngine
 
 
 class ModelServer:
@@ -24,41 +25,52 @@ class ModelServer:
 
     def __init__(self, listener: socket.socket, engine_config: EngineConfig, api_config: ApiConfig) -> None:
         self._listener = listener
-        self._api_config = api_config
+        self._engine_config, self._api_config = engine_config, api_config
         self._app = create_waiting_app()
         settings = uvicorn.Config(
             self._app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=3
         )
         self._server = uvicorn.Server(settings)
-        self._engine = AsyncEngine(lambda: Engine.from_config(engine_config))
 
     async def run(self, on_ready: Callable[[EngineInfo, ApiConfig], None]) -> None:
         """Serves until the process is told to stop, or `stop` is called; calls on_ready once loaded.
 
         Raises UserError, HeadError or ConfigError when the engine cannot be had as asked.
         """
-        self._engine.start()
         serving = asyncio.create_task(self._server.serve([self._listener]))
+        engine = await asyncio.to_thread(_start_engine, self._engine_config)
         try:
-            while self._engine.status == "starting" and not serving.done():
+            while engine.status == "starting" and not serving.done():
                 await asyncio.sleep(0.02)
             if not serving.done():
-                self._connect(on_ready)
+                self._connect(engine, on_ready)
             await serving
         finally:
             self.stop()
             await serving
-            if self._engine.status != "starting":
-                self._engine.stop()
+            if engine.status != "starting":
+                engine.stop()
 
     def stop(self) -> None:
         self._server.should_exit = True
 
-    def _connect(self, on_ready: Callable[[EngineInfo, ApiConfig], None]) -> None:
+    def _connect(self, engine: AsyncEngine, on_ready: Callable[[EngineInfo, ApiConfig], None]) -> None:
+        from trimtab.server.engine.policy import ModelError  # noqa: PLC0415 (loaded with the engine)
+
         try:
-            self._engine.wait_until_loaded()
+            engine.wait_until_loaded()
         except ModelError as error:
             raise UserError(str(error)) from error
-        connect(self._app, self._engine, self._engine.engine.policy.tokenizer, self._api_config)
+        connect(self._app, engine, engine.engine.policy.tokenizer, self._api_config)
         service: Service = self._app.state.service
         on_ready(service.info, service.config)
+
+
+def _start_engine(config: EngineConfig) -> AsyncEngine:
+    """Importing torch and transformers takes seconds, in which the port should answer."""
+    from trimtab.server.engine.async_engine import AsyncEngine  # noqa: PLC0415
+    from trimtab.server.engine.engine import Engine  # noqa: PLC0415
+
+    engine = AsyncEngine(lambda: Engine.from_config(config))
+    engine.start()
+    return engine
