@@ -1,0 +1,53 @@
+"""What the CPU benchmark runs: the random 31M Llama of fixed sizes, and untrained heads that do steer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+
+from trimtab.guidance.fingerprint import identify
+from trimtab.guidance.head import Head
+from trimtab.guidance.manifest import AdvantagePart, Manifest, Parts, ScalarPart
+from trimtab.guidance.store import save_head
+
+VOCAB_SIZE = 8000
+SIZES = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 512,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "intermediate_size": 1376,
+    "max_position_embeddings": 1024,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
+RANK = 64
+FORMS = ("lowrank", "tied")
+
+
+def save_subject(folder: Path, seed: int = 0) -> tuple[Path, dict[str, Path]]:
+    """Write the model and one head of each form. Returns their folders."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**SIZES))
+    vocabulary = {f"t{i}": i for i in range(VOCAB_SIZE)}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(vocabulary, "t2")), eos_token="t1"
+    )
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    identity = identify(model, tokenizer, "random 31M")
+    heads = {}
+    for form in FORMS:
+        parts = Parts(advantage=AdvantagePart(form=form, rank=RANK), value=ScalarPart())
+        head = Head(parts, identity.hidden_size, identity.vocab_size)
+        with torch.no_grad():
+            for parameter in head.parameters():
+                parameter.normal_(std=0.05)
+        manifest = Manifest(form, parts, identity.hidden_size, identity.vocab_size, identity.base_model)
+        save_head(folder / form, head, manifest)
+        heads[form] = folder / form
+    return folder / "model", heads
