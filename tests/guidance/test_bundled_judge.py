@@ -139,7 +139,7 @@ def test_the_rate_of_unparsable_replies_is_printed(capsys: pytest.CaptureFixture
 def test_the_judge_agrees_with_the_plans_that_it_never_sees() -> None:
     worth = {"warm": 1.0, "plain": 0.5, "rude": 0.0}
     kind, concise, harmless = [], [], []
-    for conversation in itertools.islice(conversations("lm", seed=9), 2000):
+    for conversation in itertools.islice(conversations("test", seed=9), 2000):
         turn = conversation.exchanges[0]
         verdict = judge.judge(turn.request, turn.reply)
         if verdict is None:

@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from trimtab.guidance.bundled.grammar.domain import SPLIT_OF_REMAINDER, Split
+from trimtab.guidance.bundled.grammar.domain import INVENTED_CHANCE, SPLIT_OF_REMAINDER, Split, invent_noun
 from trimtab.guidance.bundled.grammar.writer import Rules, listed
 
 VICTIMS = listed(
@@ -197,12 +197,16 @@ def _to_you(text: str) -> str:
     return " ".join("your" if word == "my" else word for word in text.split())
 
 
+def _draw_noun(nouns: tuple[str, ...], split: Split, rng: random.Random) -> str:
+    noun = rng.choice([noun for index, noun in enumerate(nouns) if SPLIT_OF_REMAINDER[index % 5] == split])
+    if split == "lm" and " " in noun and rng.random() < INVENTED_CHANCE:
+        return f"{noun.split()[0]} {invent_noun(rng)}"
+    return noun
+
+
 def draw_deed(split: Split, rng: random.Random) -> Deed:
     """An act with victims and things of the split."""
     act, name = rng.choice(ACTS)
-    nouns = {
-        kind: rng.choice([noun for index, noun in enumerate(all_) if SPLIT_OF_REMAINDER[index % 5] == split])
-        for kind, all_ in NOUNS.items()
-    }
+    nouns = {kind: _draw_noun(all_, split, rng) for kind, all_ in NOUNS.items()}
     nouns["thing"] = nouns["goods"].removeprefix("a ").removeprefix("an ")
     return Deed(act.format(**nouns), _to_you(name.format(**nouns)))

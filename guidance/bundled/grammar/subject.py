@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from trimtab.guidance.bundled.grammar import harm, requests
-from trimtab.guidance.bundled.grammar.domain import Split, Topic, draw_topic
-from trimtab.guidance.bundled.grammar.domains import DOMAINS
+from trimtab.guidance.bundled.grammar.domain import Split, Topic, draw_topic, usual_topic
+from trimtab.guidance.bundled.grammar.domains import ANYTHING, DOMAINS
 from trimtab.guidance.bundled.grammar.plan import HARMFUL, HELPFUL, RISKY_SOUNDING, Stance
 from trimtab.guidance.bundled.grammar.tone import FRAMES, SHARED
 from trimtab.guidance.bundled.grammar.writer import Rules, chosen
@@ -45,9 +45,11 @@ def _everyday(split: Split, rng: random.Random) -> Subject:
     asks = rng.choice(
         (requests.ABOUT_TASK, requests.ABOUT_TASK, requests.ABOUT_PROBLEM, requests.ABOUT_TOPIC)
     )
+    if topic.is_invented and asks is requests.ABOUT_TOPIC:
+        topic = replace(topic, domain=ANYTHING)
     greetings = requests.GREETINGS.get(topic.domain.name)
     if greetings and split == "lm" and rng.random() < _GREETING_CHANCE:
-        asks = greetings
+        topic, asks = usual_topic(topic.domain), greetings
     task = chosen(rng.choice(topic.domain.tasks), rng)
     asked, answered = _rules_of(topic, task)
     return Subject("everyday", topic.noun, HELPFUL, asks, requests.FOLLOW_UPS, asked, answered, {})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from trimtab.guidance.bundled.grammar.domain import Domain
 from trimtab.guidance.bundled.grammar.domains import days, home, kitchen, leisure, outdoors, people, talk
 
+ANYTHING = talk.ANYTHING
 DOMAINS: tuple[Domain, ...] = (
     *kitchen.DOMAINS,
     *outdoors.DOMAINS,

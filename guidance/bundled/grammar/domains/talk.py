@@ -68,4 +68,34 @@ MYSELF = Domain(
     ),
 )
 
+ANYTHING = Domain(
+    name="anything",
+    tasks=("get started with {x}", "learn about {x}", "choose {x}", "enjoy {x}", "deal with {x}"),
+    problems=("I know nothing about {x}", "{x} {is} new to me"),
+    tips=(
+        "start [small|slowly|with the basics]",
+        "ask someone who knows {it} well",
+        "take your time",
+        "make a [short list|simple plan]",
+        "write down what you want to know",
+        "do the simplest thing first",
+        "read [a little|a short guide] about {it}",
+        "look at [two or three|some] examples",
+        "set aside [an hour|an evening] for {it}",
+        "compare [a few|two] kinds of {x}",
+        "learn from [others|small mistakes]",
+        "keep some notes",
+    ),
+    facts=(
+        "{x} {is} worth [a try|some time]",
+        "nobody knows everything about {x}",
+        "{x} get{s} easier with practice",
+        "everyone starts somewhere",
+        "good advice is never far away",
+        "there is no hurry with {x}",
+        "small steps add up",
+        "{x} may surprise you",
+    ),
+)
+
 DOMAINS = (SMALL_TALK, MYSELF)
