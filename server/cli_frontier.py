@@ -69,7 +69,8 @@ def main(prog: str, args: Sequence[str]) -> None:
 def load_judge(name: str) -> Score:
     """The function behind `module:function`. Raises UserError when there is none."""
     module_name, _, function_name = name.partition(":")
-    sys.path.append("")
+    if "" not in sys.path:
+        sys.path.append("")
     try:
         score: Score = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError, ValueError) as error:
