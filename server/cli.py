@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from trimtab.guidance.errors import DataError, HeadError, PolicyError
 from trimtab.server.api.config import ConfigError
-from trimtab.server.cli_errors import UserError
+from trimtab.server.cli_errors import UsageError, UserError
 from trimtab.server.engine.request import InvalidRequestError
 
 COMMANDS = {
@@ -44,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(f"no command {args[0]!r}; commands are {', '.join(COMMANDS)}", 2)
     try:
         importlib.import_module(f"trimtab.server.cli_{args[0]}").main(f"trimtab {args[0]}", args[1:])
+    except UsageError as error:
+        return _complain(f"{error}; see `trimtab {args[0]} --help`", 2)
     except (UserError, ConfigError, HeadError, PolicyError, DataError, InvalidRequestError) as error:
         return _complain(str(error), 1)
     except KeyboardInterrupt:

@@ -5,3 +5,7 @@ from __future__ import annotations
 
 class UserError(Exception):
     """One line that names the thing and the fix."""
+
+
+class UsageError(UserError):
+    """A command line that describes no valid configuration."""

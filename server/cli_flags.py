@@ -6,16 +6,22 @@ import dataclasses
 import re
 import typing
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
+from trimtab.server.cli_errors import UsageError
+
 T = TypeVar("T")
 
 
 def parse(config: type[T], prog: str, args: Sequence[str]) -> T:
-    """The configuration that the arguments describe. Exits with a message when they describe none."""
+    """The configuration that the arguments describe.
+
+    Raises UsageError for values that it refuses; exits with a message for flags that do not exist.
+    """
     about, _ = describe(config)
     return tyro.cli(config, prog=prog, description=about, args=args, registry=_REGISTRY)
 
@@ -50,7 +56,14 @@ def _documented_dataclass(info: StructTypeInfo) -> StructConstructorSpec | None:
         StructFieldSpec(f.name, types[f.name], _default(f, info.default), help_of.get(f.name))
         for f in dataclasses.fields(info.type)
     )
-    return StructConstructorSpec(info.type, fields)
+    return StructConstructorSpec(partial(_build, info.type), fields)
+
+
+def _build(config: type[T], **values: Any) -> T:
+    try:
+        return config(**values)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def _default(field: dataclasses.Field[Any], instance: Any) -> Any:

@@ -75,8 +75,16 @@ def test_a_server_that_is_not_there_is_told(capsys):
     assert "trimtab serve" in line
 
 
-@pytest.mark.parametrize("flags", [["--port", "65536"], ["--max-num-seqs", "0"], ["--frobnicate"]])
-def test_a_command_line_that_is_not_understood_exits_with_2(flags):
+@pytest.mark.parametrize(("flag", "value"), [("--port", "65536"), ("--max-num-seqs", "0")])
+def test_a_value_that_is_refused_is_told_in_one_line(capsys, flag, value):
+    code, line = complaint(capsys, "serve", flag, value)
+    assert code == 2
+    assert value in line
+    assert "trimtab serve --help" in line
+
+
+@pytest.mark.parametrize("flags", [["--port", "x"], ["--frobnicate"]])
+def test_flags_that_are_not_understood_exit_with_2(flags):
     with pytest.raises(SystemExit) as stopped:
         main(["serve", *flags])
     assert stopped.value.code == 2
