@@ -15,7 +15,7 @@ from trimtab.guidance.policy import Policy, output_embedding_input
 class FeatureCache:
     """Features by reply, so that heads trained on the same replies run the policy over them once."""
 
-    def __init__(self, policy: Policy, *, batch_tokens: int = 8192, show_progress: bool = True) -> None:
+    def __init__(self, policy: Policy, *, batch_tokens: int = 4096, show_progress: bool = True) -> None:
         self.policy = policy
         self.batch_tokens = batch_tokens
         self.show_progress = show_progress
@@ -49,18 +49,12 @@ def _batches(replies: Sequence[EncodedReply], batch_tokens: int) -> Iterator[lis
 @torch.no_grad()
 def _run(policy: Policy, batch: Sequence[EncodedReply]) -> list[Tensor]:
     longest = max(reply.num_tokens for reply in batch)
-    input_ids = torch.zeros(len(batch), longest, dtype=torch.long)
-    attention_mask = torch.zeros_like(input_ids)
-    for row, reply in enumerate(batch):
-        input_ids[row, : reply.num_tokens] = torch.tensor(reply.prompt_ids + reply.reply_ids)
-        attention_mask[row, : reply.num_tokens] = 1
+    # Causal attention: what pads a row on its right does not reach the row, so no mask is needed.
+    rows = [reply.prompt_ids + reply.reply_ids for reply in batch]
+    padded = [ids + ids[-1:] * (longest - len(ids)) for ids in rows]
     # The logits are not needed: the output embedding gets a single position.
     with output_embedding_input(policy.model, lambda h: h[:, :1]) as seen:
-        policy.model(
-            input_ids=input_ids.to(policy.device),
-            attention_mask=attention_mask.to(policy.device),
-            use_cache=False,
-        )
+        policy.model(input_ids=torch.tensor(padded, device=policy.device), use_cache=False)
     (h,) = seen
     return [
         h[row, len(reply.prompt_ids) - 1 : reply.num_tokens].to("cpu", copy=True)

@@ -14,7 +14,7 @@ SIZES = {"vocab_size": 27, "hidden_size": 32, "num_hidden_layers": 1, "num_atten
 SPECIAL = {"bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
 LLAMA_LIKE = {**SIZES, **SPECIAL, "intermediate_size": 64, "num_key_value_heads": 2}
 TAILS = {
-    "softcap": Gemma2Config(**LLAMA_LIKE, head_dim=8, final_logit_softcapping=2.0),
+    "softcap": Gemma2Config(**LLAMA_LIKE, head_dim=8, final_logit_softcapping=30.0),
     "scale": GraniteConfig(**LLAMA_LIKE, logits_scaling=4.0),
     "bias": PhiConfig(**SIZES, **SPECIAL, intermediate_size=64),
     "plain": GPT2Config(vocab_size=27, n_embd=32, n_layer=1, n_head=4, bos_token_id=2, eos_token_id=3),

@@ -5,10 +5,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from trimtab.guidance.bank import HeadBank
 from trimtab.guidance.errors import DataError, HeadError
 from trimtab.guidance.examples import held_out_prompts, load_examples
 from trimtab.guidance.features import FeatureCache
@@ -92,17 +94,28 @@ def test_a_trained_head_makes_the_preferred_token_likelier_on_prompts_it_never_s
     assert gain > 1.5
 
 
-def test_standard_units_are_those_of_held_out_rollouts(config: TrainConfig):
+def test_a_manifest_speaks_standard_units_of_held_out_rollouts(config: TrainConfig):
+    """The bank's rewards on them have mean 0 and deviation 1; value_per_advantage is its values' slope."""
     manifest = train_head(config)
-    head, _ = load_head(config.head_folder)
     policy = load_policy(config.model)
-    cache = FeatureCache(policy, show_progress=False)
-    rewards = torch.tensor(
-        [head.reward(h[-1]).item() for h in cache.get(load_examples(config, policy).held_out_rollouts)]
-    )
-    units = (rewards - manifest.reward_mean) / manifest.reward_std
-    assert units.mean().item() == pytest.approx(0, abs=1e-4)
-    assert units.std(correction=0).item() == pytest.approx(1, abs=1e-4)
+    bank = HeadBank.load([config.head_folder], policy.identity, device="cpu", dtype=torch.float32)
+    replies = load_examples(config, policy).held_out_rollouts
+    features = FeatureCache(policy, show_progress=False).get(replies)
+    rewards = bank.rewards(torch.stack([h[-1] for h in features]))
+    assert rewards.mean().item() == pytest.approx(0, abs=1e-4)
+    assert rewards.std(correction=0).item() == pytest.approx(1, abs=1e-4)
+
+    changes, advantages = [], []
+    for h, reply in zip(features, replies, strict=True):
+        values = bank.values(h[:-1])[:, 0]
+        weights = torch.tensor([bank.weights_row([("c-lover", 1.0)])]).repeat(len(values), 1)
+        delta = bank.tied_column(h[:-1], weights, (0,)) @ policy.lm_head.T
+        centred = delta - (policy.logits(h[:-1]).softmax(-1) * delta).sum(-1, keepdim=True)
+        picked = centred[torch.arange(len(values)), torch.tensor(reply.reply_ids)]
+        changes += values.diff().tolist()
+        advantages += picked[:-1].tolist()
+    slope = np.polyfit(advantages, changes, 1)[0]
+    assert manifest.parts.advantage.value_per_advantage == pytest.approx(slope, rel=1e-3)
 
 
 def test_no_prompt_is_both_trained_on_and_held_out(config: TrainConfig):
