@@ -23,7 +23,7 @@ def frontier(
     seed: int = 0,
     show_progress: bool = True,
 ) -> FrontierReport:
-    """Samples replies at every strength and judges them.
+    """Samples replies at every strength and judges them. A prompt that is given twice counts once.
 
     sample: (prompts, heads, strength) -> replies, one or more to each prompt.
     score: (prompt, reply) -> scores by name, the same names every time; None where it cannot say.
@@ -34,15 +34,15 @@ def frontier(
     """
     if not prompts or not strengths:
         raise ValueError("a frontier needs at least one prompt and one strength")
+    different = list(dict.fromkeys(prompts))
     points, by_strength = [], []
     for strength in tqdm(strengths, desc="strengths", disable=not show_progress):
-        replies = sample(prompts, heads, strength)
-        unanswered = set(prompts) - {reply.prompt for reply in replies}
+        replies = sample(different, heads, strength)
+        unanswered = set(different) - {reply.prompt for reply in replies}
         if unanswered:
             raise ValueError(f"strength {strength:g}: no reply to {sorted(unanswered)[0][:60]!r}")
         points.append(judge(replies, score, strength, seed=seed))
         by_strength.append({reply.prompt: reply.text for reply in reversed(replies)})
-    different = list(dict.fromkeys(prompts))
     chosen = np.random.default_rng(seed).permutation(len(different))[:num_examples]
     examples = tuple(
         Example(different[i], tuple(texts[different[i]] for texts in by_strength)) for i in chosen
