@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import shlex
 import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from trimtab.server.api.config import ApiConfig
 from trimtab.server.cli_errors import UserError
 from trimtab.server.cli_flags import parse
 from trimtab.server.cli_model import ModelConfig, resolve_api, resolve_engine
-from trimtab.server.engine.info import EngineInfo
 
-CURL_BODY = '{"messages": [{"role": "user", "content": "How do I keep my garden alive in a dry summer?"}]%s}'
+if TYPE_CHECKING:
+    from trimtab.server.api.service import Service
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,10 @@ def main(prog: str, args: Sequence[str]) -> None:
     print(f"loading {config.model}; until it is ready {url}/health answers 503", flush=True)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     start = time.perf_counter()
-
-    def announce(info: EngineInfo, resolved: ApiConfig) -> None:
-        print(welcome(info, resolved, url, time.perf_counter() - start), flush=True)
-
     from trimtab.server.cli_serving import ModelServer  # noqa: PLC0415 (heavy; the port is bound before)
+
+    def announce(service: Service) -> None:
+        print(welcome(service, url, time.perf_counter() - start), flush=True)
 
     asyncio.run(ModelServer(listener, engine_config, api_config).run(announce))
 
@@ -65,20 +65,30 @@ def bind(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def welcome(info: EngineInfo, config: ApiConfig, url: str, seconds: float) -> str:
+def welcome(service: Service, url: str, seconds: float) -> str:
     """What a newcomer needs to know: the model, the heads, where it listens, and something to try."""
+    info, config = service.info, service.config
     heads = ", ".join(head.name for head in info.heads) or "none (add some with --heads FOLDER)"
     default = f"{config.default_head or 'no head'} at strength {config.default_strength:g}"
-    steers = any(head.has_advantage for head in info.heads)
-    body = CURL_BODY % (', "guidance": {"strength": 2}' if steers and config.default_head else "")
-    header = shlex.quote("Content-Type: application/json")
     return (
         f"model    {info.model_name}, {info.max_model_len} tokens of context\n"
         f"heads    {heads}\n"
         f"default  {default}\n"
         f"ready    {url}/v1 after {seconds:.1f} s\n\n"
-        f"try      curl {url}/v1/chat/completions -H {header} -d {shlex.quote(body)}\n"
+        f"try      {_example(service, url)}\n"
     )
+
+
+def _example(service: Service, url: str) -> str:
+    """A request that this model can answer, and that steers where it can."""
+    body: dict[str, object] = {"prompt": "Once upon a time"}
+    if service.can_chat:
+        body = {"messages": [{"role": "user", "content": "How do I keep a garden alive in a dry summer?"}]}
+    if any(head.name == service.config.default_head and head.has_advantage for head in service.info.heads):
+        body["guidance"] = {"strength": 2}
+    path = "/v1/chat/completions" if service.can_chat else "/v1/completions"
+    header = "Content-Type: application/json"
+    return shlex.join(["curl", url + path, "-H", header, "-d", json.dumps(body)])
 
 
 def _netloc(listener: socket.socket) -> str:

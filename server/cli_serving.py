@@ -14,7 +14,6 @@ from trimtab.server.api.config import ApiConfig
 from trimtab.server.api.service import Service
 from trimtab.server.cli_errors import UserError
 from trimtab.server.engine.config import EngineConfig
-from trimtab.server.engine.info import EngineInfo
 
 if TYPE_CHECKING:
     from trimtab.server.engine.async_engine import AsyncEngine
@@ -32,7 +31,7 @@ class ModelServer:
         )
         self._server = uvicorn.Server(settings)
 
-    async def run(self, on_ready: Callable[[EngineInfo, ApiConfig], None]) -> None:
+    async def run(self, on_ready: Callable[[Service], None]) -> None:
         """Serves until the process is told to stop, or `stop` is called; calls on_ready once loaded.
 
         Raises UserError, HeadError or ConfigError when the engine cannot be had as asked.
@@ -54,7 +53,7 @@ class ModelServer:
     def stop(self) -> None:
         self._server.should_exit = True
 
-    def _connect(self, engine: AsyncEngine, on_ready: Callable[[EngineInfo, ApiConfig], None]) -> None:
+    def _connect(self, engine: AsyncEngine, on_ready: Callable[[Service], None]) -> None:
         from trimtab.server.engine.policy import ModelError  # noqa: PLC0415 (loaded with the engine)
 
         try:
@@ -62,8 +61,7 @@ class ModelServer:
         except ModelError as error:
             raise UserError(str(error)) from error
         connect(self._app, engine, engine.engine.policy.tokenizer, self._api_config)
-        service: Service = self._app.state.service
-        on_ready(service.info, service.config)
+        on_ready(self._app.state.service)
 
 
 def _start_engine(config: EngineConfig) -> AsyncEngine:

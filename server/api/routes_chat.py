@@ -26,6 +26,7 @@ router = APIRouter()
 async def create_chat_completion(
     body: ChatRequest, http: HttpRequest, service: Annotated[Service, Depends(ready_service)]
 ) -> Response:
+    """A chat reply, whole or as server-sent events."""
     service.check_model(body.model)
     info = service.info
     guidance = resolve_guidance(body.guidance, service.config, info)

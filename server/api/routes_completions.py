@@ -26,6 +26,7 @@ router = APIRouter()
 async def create_completion(
     body: CompletionRequest, http: HttpRequest, service: Annotated[Service, Depends(ready_service)]
 ) -> Response:
+    """Completions of one or several prompts, whole or as server-sent events."""
     service.check_model(body.model)
     info = service.info
     guidance = resolve_guidance(body.guidance, service.config, info)

@@ -13,6 +13,7 @@ router = APIRouter()
 
 @router.get("/health")
 async def health(request: Request) -> JSONResponse:
+    """Whether requests can be served now."""
     reason = why_not_ready(request.app)
     if reason is not None:
         return JSONResponse({"status": "unavailable", "reason": reason}, 503)

@@ -16,11 +16,13 @@ ReadyService = Annotated[Service, Depends(ready_service)]
 
 @router.get("/v1/models")
 async def list_models(service: ReadyService) -> Json:
+    """The served model, as a list of one."""
     return {"object": "list", "data": [_model(service)]}
 
 
 @router.get("/v1/models/{model:path}")
 async def get_model(model: str, service: ReadyService) -> Json:
+    """The served model; 404 for any other."""
     service.check_model(model)
     return _model(service)
 

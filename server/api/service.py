@@ -28,6 +28,10 @@ class Service:
     token_text: TokenText
     config: ApiConfig
 
+    @property
+    def can_chat(self) -> bool:
+        return self.config.chat_template is not None or self.tokenizer.chat_template is not None
+
     def check_model(self, asked: str | None) -> None:
         """Raises ModelNotFoundError for any other model than the one served."""
         served = self.info.model_name

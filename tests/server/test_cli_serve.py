@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -16,8 +17,6 @@ from tiny_models import SIZES, byte_tokenizer, save_random_head, save_random_mod
 from transformers import LlamaConfig
 
 from trimtab.server.cli import main
-
-CHAT = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 5}
 
 
 def save_policy(folder: Path, seed: int) -> Path:
@@ -66,7 +65,8 @@ def test_it_answers_503_while_loading_then_serves_then_leaves_on_ctrl_c(server):
     assert "tiny, 127 tokens of context" in told
     assert "kind at strength 0" in told
     assert httpx.get(f"{url}/health").status_code == 200
-    reply = httpx.post(f"{url}/v1/chat/completions", json={**CHAT, "guidance": {"strength": 2}})
+    _, _, example_url, _, header, _, body = shlex.split(told.splitlines()[-1])
+    reply = httpx.post(example_url, headers=[header.split(": ")], content=body)
     assert reply.json()["choices"][0]["guidance"]["mean_strength"] == 2
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 130
