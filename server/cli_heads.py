@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from trimtab.guidance.bundled import HEADS_DIR
-from trimtab.guidance.manifest import Manifest, load_manifest
-from trimtab.server.cli_errors import UserError
+from trimtab.guidance.manifest import MANIFEST_FILE, Manifest, load_manifest
+from trimtab.server.cli_errors import UsageError, UserError
 from trimtab.server.cli_flags import parse
 from trimtab.server.cli_model import bundled_heads
 
@@ -56,7 +56,7 @@ def main(prog: str, args: Sequence[str]) -> None:
         print(USAGE, end="")
         return
     if not args or args[0] not in ACTIONS:
-        raise UserError(f"say {' or '.join(f'`{prog} {action}`' for action in ACTIONS)}")
+        raise UsageError(f"say what to do with heads: {' or '.join(ACTIONS)}")
     parse(ACTIONS[args[0]], f"{prog} {args[0]}", args[1:]).run(Console())
 
 
@@ -99,8 +99,8 @@ def _find_heads(folders: Sequence[Path]) -> list[Path]:
     """The folders that are heads, and the heads inside those that are not."""
     found = [] if folders else bundled_heads()
     for folder in folders:
-        inside = sorted(path.parent for path in folder.glob("*/head.json"))
-        if not inside and not (folder / "head.json").is_file():
+        inside = sorted(path.parent for path in folder.glob(f"*/{MANIFEST_FILE}"))
+        if not inside and not (folder / MANIFEST_FILE).is_file():
             raise UserError(f"{folder} is no head folder and holds none; train one with `trimtab train`")
         found += inside or [folder]
     return found

@@ -7,7 +7,6 @@ that we do not implement are refused by name unless they say what would happen a
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -27,15 +26,27 @@ class StrictModel(BaseModel):
     def _refuse_unsupported(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        for name in cls.UNSUPPORTED.keys() & data.keys():
-            if data[name] is not None and data[name] not in cls.UNSUPPORTED[name]:
+        for name, harmless in cls.UNSUPPORTED.items():
+            if data.get(name) is not None and data[name] not in harmless:
                 raise InvalidRequestError("not supported yet; leave it out", name)
         return {name: value for name, value in data.items() if name not in cls.UNSUPPORTED}
 
 
+def _check_unicode(text: str) -> str:
+    """JSON can escape half of a surrogate pair, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("is no Unicode text: it holds half of a surrogate pair") from error
+    return text
+
+
+UnicodeText = Annotated[str, AfterValidator(_check_unicode)]
+
+
 class TextPart(StrictModel):
     type: Literal["text"]
-    text: str
+    text: UnicodeText
 
 
 def _as_parts(content: Any) -> Any:
@@ -106,7 +117,7 @@ class GenerationRequest(StrictModel):
     min_p: float | None = None
     n: int | None = None
     max_tokens: int | None = None
-    stop: Annotated[list[str] | None, BeforeValidator(_as_stop_list)] = None
+    stop: Annotated[list[UnicodeText] | None, BeforeValidator(_as_stop_list)] = None
     seed: int | None = None
     ignore_eos: bool | None = None
     logit_bias: dict[str, float] | None = None
@@ -118,17 +129,6 @@ class GenerationRequest(StrictModel):
     user: str | None = None
     guidance: GuidanceFields | None = None
 
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_broken_unicode(cls, data: Any) -> Any:
-        """JSON can escape half of a surrogate pair, which no tokenizer takes."""
-        for name, value in data.items() if isinstance(data, dict) else ():
-            try:
-                json.dumps({name: value}, ensure_ascii=False).encode()
-            except UnicodeEncodeError as error:
-                raise InvalidRequestError("is no Unicode text: half of a surrogate pair", name) from error
-        return data
-
     @model_validator(mode="after")
     def _stream_options_need_a_stream(self) -> GenerationRequest:
         if self.stream_options is not None and not self.stream:
@@ -138,10 +138,6 @@ class GenerationRequest(StrictModel):
     @property
     def wants_usage_chunk(self) -> bool:
         return self.stream_options is not None and bool(self.stream_options.include_usage)
-
-    @property
-    def wants_trace(self) -> bool:
-        return self.guidance is not None and bool(self.guidance.trace)
 
 
 class ChatRequest(GenerationRequest):
@@ -184,11 +180,15 @@ def _is_ids(value: object) -> bool:
 
 
 def _as_prompt_list(prompt: object) -> list[str | list[int]]:
-    if isinstance(prompt, str) or (prompt and _is_ids(prompt)):
-        return [prompt]  # type: ignore[list-item]
-    if isinstance(prompt, list) and prompt and all(isinstance(p, str) or _is_ids(p) for p in prompt):
-        return prompt
-    raise ValueError("must be a string, token ids, or a non-empty list of either")
+    prompts = [prompt] if isinstance(prompt, str) or (prompt and _is_ids(prompt)) else prompt
+    if not isinstance(prompts, list) or not prompts:
+        raise ValueError("must be a string, token ids, or a non-empty list of either")
+    for item in prompts:
+        if isinstance(item, str):
+            _check_unicode(item)
+        elif not _is_ids(item):
+            raise ValueError("must be a string, token ids, or a list of either")
+    return prompts
 
 
 class CompletionRequest(GenerationRequest):

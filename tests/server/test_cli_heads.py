@@ -43,15 +43,15 @@ def test_show_prints_the_whole_manifest(folder, capsys):
 
 
 @pytest.mark.parametrize(
-    ("args", "says"),
+    ("args", "code", "says"),
     [
-        (["list", "{}"], "trimtab train"),
-        (["show", "{}"], "head.json"),
-        (["lsit"], "heads list"),
-        ([], "heads list"),
+        (["list", "{}"], 1, "trimtab train"),
+        (["show", "{}"], 1, "head.json"),
+        (["lsit"], 2, "list or show"),
+        ([], 2, "list or show"),
     ],
 )
-def test_what_is_no_head_is_told_in_one_line(tmp_path, capsys, args, says):
-    assert main(["heads", *[arg.format(tmp_path) for arg in args]]) == 1
+def test_what_is_no_head_is_told_in_one_line(tmp_path, capsys, args, code, says):
+    assert main(["heads", *[arg.format(tmp_path) for arg in args]]) == code
     (line,) = capsys.readouterr().err.splitlines()
     assert says in line

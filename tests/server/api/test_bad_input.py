@@ -21,10 +21,10 @@ CHAT: list[tuple[dict[str, Any], str, str]] = [
     ({"messages": [{"role": "user"}]}, "messages[0].content", "is required"),
     ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content", "valid list"),
     ({"messages": [{"role": "user", "content": None}]}, "messages[0].content", "valid list"),
-    ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages", "Unicode"),
-    ({"guidance": {"heads": {"\ud800": 1}}}, "guidance", "Unicode"),
-    ({"model": "\ud800"}, "model", "Unicode"),
-    ({"\ud800": 1}, "\\ud800", "Unicode"),
+    ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages[0].content[0].text", "Unicode"),
+    ({"guidance": {"heads": {"\ud800": 1}}}, "guidance.heads.\\ud800", "no such head"),
+    ({"stop": ["a", "b\udfff"]}, "stop[1]", "Unicode"),
+    ({"\ud800": 1}, None, "JSON object"),
     ({"messages": [{**USER, "name": "bob"}]}, "messages[0].name", "not supported"),
     (
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
@@ -85,6 +85,7 @@ COMPLETIONS: list[tuple[dict[str, Any], str, str]] = [
     ({"prompt": [True]}, "prompt", "must be a string"),
     ({"prompt": [NAN]}, "prompt", "must be a string"),
     ({"prompt": "\ud800"}, "prompt", "Unicode"),
+    ({"prompt": ["a", "\ud800"]}, "prompt", "Unicode"),
     ({"prompt": [257]}, "prompt", "0…256"),
     ({"prompt": [-1]}, "prompt", "0…256"),
     ({"prompt": "a", "logprobs": 21}, "logprobs", "0…20"),
@@ -139,6 +140,15 @@ async def test_a_body_that_is_no_json_object_is_refused(client, content, says, c
     await assert_refused(client, "/v1/chat/completions", content, 400, None, says, code)
 
 
+@pytest.mark.parametrize("depth", [100, 500, 800, 850, 900, 925, 950, 975, 1000, 2000])
+async def test_deep_nesting_is_refused_and_breaks_nothing(client, depth):
+    content = b'{"messages": ' + b"[" * depth + b"]" * depth + b"}"
+    response = await client.post(
+        "/v1/chat/completions", content=content, headers={"content-type": "application/json"}
+    )
+    assert response.status_code == 400
+
+
 async def test_a_prompt_that_is_too_long_is_refused_with_both_numbers(client):
     for path, body, param in (
         ("/v1/completions", {"prompt": "a" * 100}, "prompt"),
@@ -154,8 +164,9 @@ async def test_a_reply_that_cannot_fit_is_refused_with_the_room_there_is(client)
     await assert_refused(client, "/v1/completions", body, 400, "max_tokens", says, "context_length_exceeded")
 
 
-async def test_another_model_is_not_found(client):
-    body = {"messages": [USER], "model": "gpt-4"}
+@pytest.mark.parametrize("model", ["gpt-4", "", "\ud800"])
+async def test_another_model_is_not_found(client, model):
+    body = {"messages": [USER], "model": model}
     await assert_refused(client, "/v1/chat/completions", body, 404, "model", "'echo'", "model_not_found")
     await assert_refused(
         client, "/v1/completions", {"prompt": "a", "model": ""}, 404, "model", "'echo'", "model_not_found"
