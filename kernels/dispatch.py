@@ -13,18 +13,17 @@ import torch
 try:
     import triton
     import triton.language as tl
-
-    HAS_TRITON = True
 except ImportError:
     triton = tl = None
-    HAS_TRITON = False
+
+__all__ = ["Backend", "choose_backend", "jit", "tl", "triton"]
 
 Backend = Literal["reference", "triton"]
 
 
 def jit(kernel: Callable[..., Any]) -> Any:
     """`triton.jit` where Triton is installed; elsewhere the function itself, which is then never launched."""
-    return triton.jit(kernel) if HAS_TRITON else kernel
+    return kernel if triton is None else triton.jit(kernel)
 
 
 def choose_backend(device: torch.device, backend: str | None = None) -> Backend:
@@ -41,7 +40,7 @@ def choose_backend(device: torch.device, backend: str | None = None) -> Backend:
     if backend not in get_args(Backend):
         raise ValueError(f"backend {backend!r} does not exist: use one of {', '.join(get_args(Backend))}")
     if backend == "triton":
-        if not HAS_TRITON:
+        if triton is None:
             raise RuntimeError('backend "triton" needs triton: install it, or ask for "reference"')
         if device.type != "cuda" and not triton.knobs.runtime.interpret:
             raise RuntimeError(f'backend "triton" needs a GPU, not {device.type}: ask for "reference"')

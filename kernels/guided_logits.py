@@ -1,5 +1,7 @@
 """The tilt's statistics and the keyed draw, from materialised logits (DESIGN.md §3)."""
 
+# mypy: allow-untyped-defs, allow-incomplete-defs
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -7,13 +9,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trimtab.kernels.dispatch import choose_backend
-from trimtab.kernels.philox import gumbel_noise
+from trimtab.kernels.base_statistics import (
+    BLOCK_V,
+    BaseStatistics,
+    base_statistics,
+    finite_or_zero,
+    pivot_and_stride,
+)
+from trimtab.kernels.dispatch import choose_backend, jit, tl, triton
+from trimtab.kernels.philox import DRAW, gumbel_noise, gumbel_tile
 from trimtab.kernels.truncate import truncation_threshold
 
 NO_TOKEN = -1
 MIN_TEMPERATURE = 1e-6  # what lies above 0 and below is drawn from at this one: fp32 logits resolve no more
-WEAK_LIFT = 1e-4  # nats of E_β[βĀ], below which Λ is taken from it
+WEAK_LIFT = 1e-5  # nats of E_β[βĀ], below which Λ is taken from it
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,134 +50,273 @@ class GuidedDraw:
 
 
 @dataclass(frozen=True, slots=True)
-class _Steered:
-    """The rows that an advantage moves: their place in the batch, z, π₀, βĀ and z + βĀ."""
+class _Inputs:
+    """The arguments of `guided_logits`."""
 
-    rows: Tensor  # i64[R]
-    base_logits: Tensor  # [R, V], as are the next three
-    base: Tensor
-    shift: Tensor
     logits: Tensor
-    beta: Tensor  # [R]
+    seeds: Tensor
+    positions: Tensor
+    choices: Tensor
+    temperature: Tensor
+    advantage: Tensor | None
+    advantage_row: Tensor | None
+    beta: Tensor | None
+    min_p: Tensor | None
+    top_k: Tensor | None
+    top_p: Tensor | None
+    want_entropy: bool
+    any_greedy: bool
+    any_sampled: bool
+
+    def threshold(self, guided: Tensor) -> Tensor | None:
+        if not self.any_sampled or (self.min_p is None and self.top_k is None and self.top_p is None):
+            return None
+        return truncation_threshold(guided, self.temperature, self.min_p, self.top_k, self.top_p)
 
 
-def _steer(
-    logits: Tensor,
-    base: Tensor,
-    advantage: Tensor | None,
-    advantage_row: Tensor | None,
-    beta: Tensor | None,
-) -> _Steered | None:
+@dataclass(frozen=True, slots=True)
+class _Tilt:
+    """z + βĀ [B, V] and what is measured of it [B]. top, total: see `BaseStatistics`."""
+
+    guided: Tensor
+    top: Tensor
+    total: Tensor
+    kl: Tensor
+    soft_value: Tensor
+    flip: Tensor
+
+
+def _shift(advantage: Tensor, advantage_row: Tensor, beta: Tensor, mean: Tensor) -> Tensor:
+    """βĀ [R, V] of rows that all have an advantage. mean: see `BaseStatistics`."""
+    shift = advantage.index_select(0, advantage_row)
+    shift -= shift[:, :1].clone()  # before the mean, so that an offset common to A costs no precision
+    shift -= mean[:, None]
+    shift *= beta[:, None]
+    return shift
+
+
+def _materialise(
+    logits: Tensor, advantage: Tensor, advantage_row: Tensor, beta: Tensor, mean: Tensor
+) -> Tensor:
+    """z + βĀ [R, V], without waiting for the device; row by row in the roundings of `_tiles`."""
+    shift = _shift(advantage, advantage_row.clamp(min=0), beta, mean)
+    tilted = (advantage_row >= 0) & (beta != 0)
+    return torch.where(tilted[:, None], logits + shift, logits)
+
+
+def _tilt(inputs: _Inputs, base: BaseStatistics) -> _Tilt:
+    z, advantage, advantage_row, beta = inputs.logits, inputs.advantage, inputs.advantage_row, inputs.beta
+    zero = torch.zeros_like(base.top)
+    plain = _Tilt(z, base.top, base.total, zero, zero, torch.zeros_like(zero, dtype=torch.bool))
     if advantage is None:
-        return None
-    assert advantage_row is not None and beta is not None, "an advantage comes with its rows and strengths"
+        return plain
+    assert advantage_row is not None
+    assert beta is not None
     rows = ((advantage_row >= 0) & (beta != 0)).nonzero()[:, 0]
     if not len(rows):
-        return None
-    if len(rows) < len(logits):
-        logits, base = logits.index_select(0, rows), base.index_select(0, rows)
-    beta = beta[rows]
-    shift = advantage.index_select(0, advantage_row[rows])
-    shift -= shift[:, :1].clone()  # so that a common offset of A does not cost the mean its precision
-    shift -= _mean(base, shift)[:, None]
-    shift *= beta[:, None]
-    return _Steered(rows, logits, base, shift, logits + shift, beta)
+        return plain
+    base_logits = z if len(rows) == len(z) else z.index_select(0, rows)
+    shift = _shift(advantage, advantage_row[rows], beta[rows], base.mean[rows])
+    guided = base_logits + shift
+    probabilities, top = guided.softmax(1), guided.amax(1)
+    total = probabilities.amax(1).reciprocal_()
+    lift = probabilities.mul_(shift).sum(1)  # E_β[βĀ]
+    log_mean = (top - base.top[rows]) + (total / base.total[rows]).log()  # Λ
+    # A weak tilt's Λ drowns in the rounding of two normalisers; to second order it is half the lift.
+    soft_value = torch.where(lift < WEAK_LIFT, lift / 2, log_mean) / beta[rows]
+    favourite = guided.gather(1, base_logits.argmax(1, keepdim=True))[:, 0]
+    return _Tilt(
+        guided if len(rows) == len(z) else z.index_copy(0, rows, guided),
+        plain.top.index_copy(0, rows, top),
+        plain.total.index_copy(0, rows, total),
+        plain.kl.index_copy(0, rows, (lift - log_mean).clamp_(min=0)),
+        plain.soft_value.index_copy(0, rows, soft_value),
+        plain.flip.index_copy(0, rows, favourite < top),
+    )
 
 
-def _mean(probabilities: Tensor, values: Tensor) -> Tensor:
-    return (probabilities * values).sum(1)
-
-
-def _log_normaliser(logits: Tensor, probabilities: Tensor) -> Tensor:
-    """log Σ exp [R] in float64, from the softmax of the logits."""
-    return logits.amax(1).double() - probabilities.amax(1).double().log()
-
-
-def _draw(
-    logits: Tensor,
-    threshold: Tensor | None,
-    seeds: Tensor,
-    positions: Tensor,
-    choices: Tensor,
-    temperature: Tensor,
-    any_greedy: bool,
-    any_sampled: bool,
-) -> Tensor:
-    if not any_sampled:
-        return logits.argmax(1)
-    score = gumbel_noise(seeds, positions, choices, logits.shape[1])
-    if any_greedy:
+def _draw(inputs: _Inputs, guided: Tensor) -> Tensor:
+    if not inputs.any_sampled:
+        return guided.argmax(1)
+    temperature = inputs.temperature
+    score = gumbel_noise(inputs.seeds, inputs.positions, inputs.choices, guided.shape[1])
+    if inputs.any_greedy:
         greedy = temperature == 0
         score.masked_fill_(greedy[:, None], 0)
         temperature = temperature.masked_fill(greedy, 1)
-    score.addcmul_(logits, temperature.clamp(min=MIN_TEMPERATURE).reciprocal()[:, None])
+    score.addcmul_(guided, temperature.clamp(min=MIN_TEMPERATURE).reciprocal()[:, None])
+    threshold = inputs.threshold(guided)
     if threshold is not None:
-        score.masked_fill_(logits < threshold[:, None], -torch.inf)
+        score.masked_fill_(guided < threshold[:, None], -torch.inf)
     return score.argmax(1)
 
 
-def _reference(
-    logits: Tensor,
-    seeds: Tensor,
-    positions: Tensor,
-    choices: Tensor,
-    temperature: Tensor,
-    advantage: Tensor | None,
-    advantage_row: Tensor | None,
-    beta: Tensor | None,
-    min_p: Tensor | None,
-    top_k: Tensor | None,
-    top_p: Tensor | None,
-    want_entropy: bool,
-    any_greedy: bool,
-    any_sampled: bool,
-) -> GuidedDraw:
-    base = logits.softmax(1)
-    lse_base = _log_normaliser(logits, base)
-    kl, soft_value = torch.zeros_like(temperature), torch.zeros_like(temperature)
-    flip = torch.zeros_like(temperature, dtype=torch.bool)
-
-    guided, lse_guided = logits, lse_base
-    steered = _steer(logits, base, advantage, advantage_row, beta)
-    if steered is not None:
-        rows = steered.rows
-        guided = steered.logits if len(rows) == len(logits) else logits.index_copy(0, rows, steered.logits)
-        tilt = steered.logits.softmax(1)
-        lse = _log_normaliser(steered.logits, tilt)
-        lse_guided = lse_base.index_copy(0, rows, lse)
-        lift = _mean(tilt, steered.shift).double()  # E_β[βĀ]
-        log_mean = lse - lse_base[rows]  # Λ
-        kl[rows] = (lift - log_mean).clamp_(min=0).float()
-        # A weak tilt's Λ drowns in the rounding of two normalisers; to second order it is half the lift.
-        soft_value[rows] = (torch.where(lift < WEAK_LIFT, lift / 2, log_mean) / steered.beta).float()
-        favourite = steered.base_logits.argmax(1, keepdim=True)
-        flip[rows] = steered.logits.gather(1, favourite)[:, 0] < steered.logits.amax(1)
-
-    threshold = None
-    if min_p is not None or top_k is not None or top_p is not None:
-        threshold = truncation_threshold(guided, temperature, min_p, top_k, top_p)
-    token = _draw(guided, threshold, seeds, positions, choices, temperature, any_greedy, any_sampled)
-
-    broken = ~lse_guided.isfinite()
-    logprob = (guided.gather(1, token[:, None])[:, 0] - lse_guided).float()
-    base_logprob = logprob
-    if steered is not None:
-        base_logprob = (logits.gather(1, token[:, None])[:, 0] - lse_base).float()
-    entropy = None
-    if want_entropy:
-        surprise = (lse_base.float()[:, None] - logits).clamp_(max=torch.finfo(torch.float32).max)
-        entropy = _mean(base, surprise)
+def _reference(inputs: _Inputs) -> GuidedDraw:
+    base = base_statistics(
+        inputs.logits,
+        inputs.advantage,
+        inputs.advantage_row,
+        want_entropy=inputs.want_entropy,
+        backend="reference",
+    )
+    tilt = _tilt(inputs, base)
+    token = _draw(inputs, tilt.guided)
+    base_log_total, log_total = base.total.log(), tilt.total.log()
+    logprob = tilt.guided.gather(1, token[:, None])[:, 0] - tilt.top - log_total
+    base_logprob = inputs.logits.gather(1, token[:, None])[:, 0] - base.top - base_log_total
+    broken = ~log_total.isfinite()
+    nan = torch.nan
     return GuidedDraw(
         token.masked_fill_(broken, NO_TOKEN),
-        logprob.masked_fill(broken, torch.nan),
-        base_logprob.masked_fill(broken, torch.nan),
-        kl.masked_fill_(broken, torch.nan),
-        soft_value.masked_fill_(broken, torch.nan),
-        entropy,
-        flip,
-        lse_base.float(),
-        lse_guided.float(),
+        logprob.masked_fill_(broken, nan),
+        base_logprob.masked_fill_(broken, nan),
+        tilt.kl.masked_fill(broken, nan),
+        tilt.soft_value.masked_fill(broken, nan),
+        base.entropy,
+        tilt.flip,
+        base.top + base_log_total,
+        tilt.top + log_total,
     )
+
+
+# One program per row and tile of the vocabulary leaves partial results, one per row merges them in the order
+# of the tiles. vocab_offset is the id of a shard's first token: partials of several shards merge alike.
+
+
+@jit
+def _tiles(
+    logits, advantage, pivot, advantage_row, beta, mean, threshold, seeds, positions, choices, temperature,
+    partial, best_tokens, logits_stride, advantage_stride, vocab_size, vocab_offset,
+    tilts: tl.constexpr, truncates: tl.constexpr, samples: tl.constexpr, purpose: tl.constexpr,
+    min_temperature: tl.constexpr, block: tl.constexpr,
+):  # fmt: skip
+    row, tile = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    lane = tl.arange(0, block)
+    tokens = tile * block + lane
+    inside = tokens < vocab_size
+    z = tl.load(logits + row * logits_stride + tokens, mask=inside, other=float("-inf"))
+    guided = z
+    shift = tl.zeros_like(z)
+    if tilts:
+        source = tl.load(advantage_row + row)
+        strength = tl.where(source >= 0, tl.load(beta + row), 0.0)
+        origin = tl.load(pivot + source, mask=source >= 0, other=0.0)
+        values = tl.load(
+            advantage + source * advantage_stride + tokens, mask=inside & (source >= 0), other=0.0
+        )
+        shift = (values - origin - tl.load(mean + row)) * strength
+        shift = tl.where(strength != 0, shift, 0.0)
+        guided = tl.where(strength != 0, z + shift, z)
+
+    score = guided
+    if samples:
+        heat = tl.load(temperature + row)
+        seed, position, choice = tl.load(seeds + row), tl.load(positions + row), tl.load(choices + row)
+        noise = gumbel_tile(seed, position, choice, vocab_offset + tile * block, purpose, block)
+        score = tl.where(heat == 0, guided, guided * (1.0 / tl.maximum(heat, min_temperature)) + noise)
+    if truncates:
+        score = tl.where(guided >= tl.load(threshold + row), score, float("-inf"))
+    score = tl.where(z > float("-inf"), score, float("-inf"))
+    best, favourite = tl.argmax(score, 0), tl.argmax(z, 0)
+
+    top = tl.max(guided, 0)
+    weight = tl.exp(guided - finite_or_zero(top))
+    slot = row * tl.num_programs(1) + tile
+    out = partial + slot * 8
+    tl.store(out, top)
+    tl.store(out + 1, tl.sum(weight, 0))
+    tl.store(out + 2, tl.sum(weight * shift, 0))
+    tl.store(out + 3, tl.max(score, 0))
+    tl.store(out + 4, tl.sum(tl.where(lane == best, guided, 0.0), 0))
+    tl.store(out + 5, tl.sum(tl.where(lane == best, z, 0.0), 0))
+    tl.store(out + 6, tl.max(z, 0))
+    tl.store(out + 7, tl.sum(tl.where(lane == favourite, guided, 0.0), 0))
+    tl.store(best_tokens + slot, (vocab_offset + tile * block + best).to(tl.int64))
+
+
+@jit
+def _merge(
+    partial, best_tokens, advantage_row, beta, base_tops, base_totals, token, out, num_tiles, num_rows,
+    tilts: tl.constexpr, weak_lift: tl.constexpr, no_token: tl.constexpr, tiles: tl.constexpr,
+):  # fmt: skip
+    row, tile = tl.program_id(0).to(tl.int64), tl.arange(0, tiles)
+    valid = tile < num_tiles
+    at = partial + (row * num_tiles + tile) * 8
+    tops = tl.load(at, mask=valid, other=float("-inf"))
+    top = tl.max(tops, 0)
+    scale = tl.exp(tops - finite_or_zero(top))
+    total = tl.sum(scale * tl.load(at + 1, mask=valid, other=0.0), 0)
+    log_total = tl.log(total)
+
+    winner = tile == tl.argmax(tl.load(at + 3, mask=valid, other=float("-inf")), 0)
+    won = valid & winner
+    drawn = tl.sum(tl.load(best_tokens + row * num_tiles + tile, mask=won, other=0), 0)
+    logprob = tl.sum(tl.load(at + 4, mask=won, other=0.0), 0) - top - log_total
+    base_logprob, base_lse = logprob, top + log_total
+    kl = 0.0
+    soft_value = 0.0
+    flip = 0.0
+    if tilts:
+        strength = tl.where(tl.load(advantage_row + row) >= 0, tl.load(beta + row), 0.0)
+        if strength != 0:
+            base_top, base_total = tl.load(base_tops + row), tl.load(base_totals + row)
+            base_logprob = tl.sum(tl.load(at + 5, mask=won, other=0.0), 0) - base_top - tl.log(base_total)
+            base_lse = base_top + tl.log(base_total)
+            lift = tl.sum(scale * tl.load(at + 2, mask=valid, other=0.0), 0) / total
+            log_mean = (top - base_top) + tl.log(total / base_total)
+            kl = tl.maximum(lift - log_mean, 0.0)
+            soft_value = tl.where(lift < weak_lift, lift / 2, log_mean) / strength
+            favourite = tile == tl.argmax(tl.load(at + 6, mask=valid, other=float("-inf")), 0)
+            kept = tl.sum(tl.load(at + 7, mask=valid & favourite, other=0.0), 0)
+            flip = tl.where(kept < top, 1.0, 0.0)
+
+    whole = tl.abs(log_total) < float("inf")
+    nan = float("nan")
+    tl.store(token + row, tl.where(whole, drawn, no_token))
+    out += row
+    tl.store(out, tl.where(whole, logprob, nan))
+    tl.store(out + num_rows, tl.where(whole, base_logprob, nan))
+    tl.store(out + 2 * num_rows, tl.where(whole, kl, nan))
+    tl.store(out + 3 * num_rows, tl.where(whole, soft_value, nan))
+    tl.store(out + 4 * num_rows, flip)
+    tl.store(out + 5 * num_rows, tl.where(whole, base_lse, nan))
+    tl.store(out + 6 * num_rows, tl.where(whole, top + log_total, nan))
+
+
+def _launch(inputs: _Inputs) -> GuidedDraw:
+    z, advantage, advantage_row, beta = inputs.logits, inputs.advantage, inputs.advantage_row, inputs.beta
+    assert z.stride(1) == 1
+    assert advantage is None or advantage.stride(1) == 1
+    num_rows, vocab_size = z.shape
+    num_tiles = triton.cdiv(vocab_size, BLOCK_V)
+    tilts = advantage is not None
+    base = None
+    if tilts or inputs.want_entropy:
+        base = base_statistics(
+            z, advantage, advantage_row, want_entropy=inputs.want_entropy, backend="triton"
+        )
+    guided = z
+    if base is not None and advantage is not None and advantage_row is not None and beta is not None:
+        guided = _materialise(z, advantage, advantage_row, beta, base.mean)
+    threshold = inputs.threshold(guided)
+    pivot, advantage_stride = pivot_and_stride(advantage)
+    partial, best_tokens = z.new_empty(num_rows, num_tiles, 8), inputs.seeds.new_empty(num_rows, num_tiles)
+    token, out = torch.empty_like(inputs.seeds), z.new_empty(7, num_rows)
+    _tiles[num_rows, num_tiles](
+        z, advantage, pivot, advantage_row, beta, None if base is None else base.mean, threshold,
+        inputs.seeds, inputs.positions, inputs.choices, inputs.temperature, partial, best_tokens,
+        z.stride(0), advantage_stride, vocab_size, 0,
+        tilts=tilts, truncates=threshold is not None, samples=inputs.any_sampled, purpose=DRAW,
+        min_temperature=MIN_TEMPERATURE, block=BLOCK_V, enable_fp_fusion=False,
+    )  # fmt: skip
+    _merge[num_rows,](
+        partial, best_tokens, advantage_row, beta, None if base is None else base.top,
+        None if base is None else base.total, token, out, num_tiles, num_rows,
+        tilts=tilts, weak_lift=WEAK_LIFT, no_token=NO_TOKEN, tiles=triton.next_power_of_2(num_tiles),
+    )  # fmt: skip
+    logprob, base_logprob, kl, soft_value, flip, lse_base, lse_guided = out.unbind()
+    entropy = None if base is None else base.entropy
+    return GuidedDraw(token, logprob, base_logprob, kl, soft_value, entropy, flip != 0, lse_base, lse_guided)
 
 
 def guided_logits(
@@ -189,7 +337,7 @@ def guided_logits(
     any_sampled: bool = True,
     backend: str | None = None,
 ) -> GuidedDraw:
-    """Draw one token per row from the tilt of the base and measure the tilt.
+    """Draw one token per row from the tilt of the base, and measure the tilt.
 
     The draw is the argmax over allowed tokens of `(z + βĀ)/temperature` plus Gumbel noise keyed by seed,
     position and choice (see philox.py); the greedy draw is the argmax of `z + βĀ`, lowest id on a tie. A row
@@ -200,39 +348,28 @@ def guided_logits(
         seeds, positions, choices: i64[B].
         temperature: f32[B], 0 is greedy.
         advantage: f32[G, V], finite; an offset per row changes nothing.
-        advantage_row: i64[B], each row's place in `advantage`, −1 for none.
-        beta: f32[B].
+        advantage_row: i64[B], each row's place in `advantage`, −1 for none. beta: f32[B].
         min_p, top_k, top_p: [B], see `truncation_threshold`; None where no row asks for it.
         want_entropy: also measure the base's entropy.
         any_greedy, any_sampled: False promises that no row has temperature 0, or a higher one.
         backend: see `choose_backend`.
     """
-    run = _BACKENDS[choose_backend(logits.device, backend)]
-    return run(
-        logits,
-        seeds,
-        positions,
-        choices,
-        temperature,
-        advantage,
-        advantage_row,
-        beta,
-        min_p,
-        top_k,
-        top_p,
-        want_entropy,
-        any_greedy,
-        any_sampled,
-    )
+    if advantage is not None and not len(advantage):
+        advantage = None
+    inputs = _Inputs(
+        logits, seeds, positions, choices, temperature, advantage, advantage_row, beta, min_p, top_k, top_p,
+        want_entropy, any_greedy, any_sampled,
+    )  # fmt: skip
+    return _BACKENDS[choose_backend(logits.device, backend)](inputs)
 
 
 def tilted_logits(logits: Tensor, advantage: Tensor, advantage_row: Tensor, beta: Tensor) -> Tensor:
-    """`z + βĀ` with Ā centred under the base [R, V]; −inf stays −inf, rows without a tilt stay as they are.
+    """`z + βĀ`, Ā centred under the base, f32[R, V]; −inf stays −inf, rows without a tilt stay as they are.
 
     logits: f32[R, V]. advantage: f32[G, V]. advantage_row: i64[R], −1 for none. beta: f32[R].
     """
-    steered = _steer(logits, logits.softmax(1), advantage, advantage_row, beta)
-    return logits if steered is None else logits.index_copy(0, steered.rows, steered.logits)
+    mean = base_statistics(logits, advantage, advantage_row).mean
+    return _materialise(logits, advantage, advantage_row, beta, mean)
 
 
-_BACKENDS = {"reference": _reference}
+_BACKENDS = {"reference": _reference, "triton": _launch}

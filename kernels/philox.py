@@ -6,12 +6,16 @@ Token i of a row reads word `i & 3` of the block whose key is the row's 64-bit s
 `(i >> 2, position, choice, purpose)`, so a draw is the same in any row, batch, tile or rank.
 """
 
+# mypy: allow-untyped-defs, allow-incomplete-defs
+
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from trimtab.kernels.dispatch import jit, tl
 
 NUM_ROUNDS = 10
 MULTIPLIER_0, MULTIPLIER_1 = 0xD2511F53, 0xCD9E8D57
@@ -64,6 +68,19 @@ def random_words(
     blocks = torch.arange(-(-num_tokens // 4), device=seeds.device)[None]
     counter = (blocks, _word(positions), _word(choices), torch.full_like(blocks[:, :1], purpose))
     return philox_4x32(counter, (_word(seeds), _word(seeds >> 32)))
+
+
+@jit
+def gumbel_tile(seed, position, choice, first_token, purpose: tl.constexpr, block: tl.constexpr):
+    """`gumbel_noise` of the tokens first_token … first_token + block − 1 of one row; both multiples of 4."""
+    blocks = first_token // 4 + tl.arange(0, block // 4)
+    w0, w1, w2, w3 = tl.philox(seed, blocks, position.to(tl.int32), choice.to(tl.int32), purpose)
+    words = tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), (block,))
+    u = tl.minimum(words.to(tl.float32) * 2.0**-32 + 2.0**-33, 1 - 2.0**-24)
+    rest = 1 - u
+    # W. Kahan's log1p(−u): what rounding took from 1 − u is given back by the quotient.
+    log1p = tl.where(rest == 1, -u, tl.log(rest) * (u / (1 - rest)))
+    return -tl.log(-log1p)
 
 
 def gumbel_noise(
