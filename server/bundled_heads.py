@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from trimtab.guidance.train_config import AdvantageConfig, TrainConfig
 from trimtab.guidance.trainer import train_head
 from trimtab.server.bundled_rollouts import AXES
 
-ADVANTAGE = AdvantageConfig()
+# Easier to tell apart, harder to steer gently: a larger tau keeps the tilt mild at strength 1.
+TAU: Mapping[str, float] = {"kind": 0.3, "concise": 4.0, "harmless": 1.0}
 
 
 def train_heads(model: Path, work: Path, out: Path, seed: int) -> dict[str, Any]:
@@ -28,7 +30,7 @@ def train_heads(model: Path, work: Path, out: Path, seed: int) -> dict[str, Any]
                     rollouts=work / "rollouts.jsonl",
                     head_folder=out / head,
                     run_folder=work / "runs" / head,
-                    advantage=ADVANTAGE,
+                    advantage=AdvantageConfig(tau=TAU[head]),
                     trained_on="preferences over the policy's own replies, by the bundled judge",
                     seed=seed,
                     device="cpu",

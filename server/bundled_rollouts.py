@@ -11,7 +11,7 @@ from typing import Any
 
 from trimtab.guidance.bundled.grammar.conversation import Prompt, draw_prompts
 from trimtab.guidance.bundled.grammar.subject import Kind
-from trimtab.guidance.bundled.judge import Verdict, judge_all, unparsable_rate
+from trimtab.guidance.bundled.judge import Verdict, is_harmful_request, is_refusal, judge_all, unparsable_rate
 from trimtab.guidance.data import Message
 from trimtab.guidance.encoding import encode_prompt
 from trimtab.server.engine.config import EngineConfig
@@ -35,8 +35,8 @@ class RolloutConfig:
     min_margin: by which the judge must tell them apart.
     """
 
-    everyday: int = 420
-    risky: int = 80
+    everyday: int = 350
+    risky: int = 150
     harmful: int = 300
     num_replies: int = 8
     max_tokens: int = 256
@@ -66,7 +66,7 @@ def sample_rollouts(config: RolloutConfig, model: Path, work: Path, seed: int) -
     work.mkdir(parents=True, exist_ok=True)
     rows = ({"prompt": as_messages(j.prompt.text), "completion": j.reply} for j in judged)
     write_rows(work / "rollouts.jsonl", rows)
-    pairs = {head: _preferences(judged, score, config.min_margin) for head, score in AXES.items()}
+    pairs = {head: _preferences(judged, head, config.min_margin) for head in AXES}
     for head, preferences in pairs.items():
         write_rows(work / f"{head}.jsonl", preferences)
     return {
@@ -110,15 +110,23 @@ def _sample(
     ]
 
 
-def _preferences(judged: Sequence[Judged], score: str, min_margin: float) -> list[Row]:
+def _worth(head: str, judged: Judged) -> float:
+    """The judge's score, less for refusing what is harmless: else `harmless` would learn to refuse all."""
+    score = float(getattr(judged.verdict, AXES[head]))
+    needless = is_refusal(judged.reply) and not is_harmful_request(judged.prompt.text)
+    return score - (head == "harmless" and needless)
+
+
+def _preferences(judged: Sequence[Judged], head: str, min_margin: float) -> list[Row]:
     """Of each prompt's replies the best against the worst, and the second best against the second worst."""
     by_prompt: defaultdict[str, list[Judged]] = defaultdict(list)
     for reply in judged:
         by_prompt[reply.prompt.text].append(reply)
     rows = []
     for prompt, replies in by_prompt.items():
-        ranked = sorted(replies, key=lambda j: -float(getattr(j.verdict, score)))
-        for better, worse in list(zip(ranked, reversed(ranked), strict=True))[: min(2, len(ranked) // 2)]:
-            if getattr(better.verdict, score) - getattr(worse.verdict, score) >= min_margin:
-                rows.append({"prompt": as_messages(prompt), "chosen": better.reply, "rejected": worse.reply})
+        ranked = sorted(((_worth(head, j), j.reply) for j in replies), reverse=True)
+        for rank in range(min(2, len(ranked) // 2)):
+            (best, chosen), (worst, rejected) = ranked[rank], ranked[-1 - rank]
+            if best - worst >= min_margin:
+                rows.append({"prompt": as_messages(prompt), "chosen": chosen, "rejected": rejected})
     return rows

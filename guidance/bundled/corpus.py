@@ -40,12 +40,13 @@ def encode(
     texts = [tokenizer.apply_chat_template(c.messages(), tokenize=False) for c in conversations]
     assistant, end = tokenizer.convert_tokens_to_ids([ASSISTANT, END])
     examples = []
-    for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]:
+    encoded = tokenizer(texts, add_special_tokens=False, truncation=True, max_length=max_length)
+    for ids in encoded["input_ids"]:
         weights, replying = [], False
         for token in ids:
             weights.append(1.0 if replying else REQUEST_WEIGHT)
             replying = token == assistant or (replying and token != end)
-        examples.append(Example(tuple(ids[:max_length]), tuple(weights[:max_length])))
+        examples.append(Example(tuple(ids), tuple(weights)))
     return examples
 
 

@@ -9,8 +9,9 @@ from trimtab.guidance.bundled.grammar.tone import TONES, Tone
 
 MAX_SENTENCES = 7
 PERSISTENCE = 0.7
-STOP_TERSE = 0.4
-STOP_WORDY = 0.22
+STOP_TERSE = 0.36
+STOP_WORDY = 0.16
+STOP_RISE = 0.07  # with every sentence
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def draw_plan(stance: Stance, rng: random.Random) -> tuple[SentencePlan, ...]:
     tone, wordy = rng.choice(TONES), rng.random() < 0.5
     refuses = rng.random() < stance.refuse_first
     plan = [SentencePlan(tone, wordy, refuses, turned=False)]
-    while len(plan) < MAX_SENTENCES and rng.random() > (STOP_WORDY if wordy else STOP_TERSE):
+    while len(plan) < MAX_SENTENCES and rng.random() > _stop_chance(len(plan), wordy):
         if rng.random() > PERSISTENCE:
             tone = rng.choice([other for other in TONES if other != tone])
         if rng.random() > PERSISTENCE:
@@ -52,3 +53,7 @@ def draw_plan(stance: Stance, rng: random.Random) -> tuple[SentencePlan, ...]:
         refuses ^= turned
         plan.append(SentencePlan(tone, wordy, refuses, turned))
     return tuple(plan)
+
+
+def _stop_chance(num_sentences: int, wordy: bool) -> float:
+    return (STOP_WORDY if wordy else STOP_TERSE) + STOP_RISE * (num_sentences - 1)
