@@ -32,6 +32,7 @@ class ChatConfig(ModelConfig):
 
 
 def main(prog: str, args: Sequence[str]) -> None:
+    """Chats with the server at --url, or with one of its own."""
     config = parse(ChatConfig, prog, args)
     console = Console(highlight=False, soft_wrap=True)
     with contextlib.ExitStack() as stack:

@@ -59,6 +59,7 @@ class ChatSession:
 
     @property
     def guidance(self) -> Json:
+        """The next request's guidance: the knobs that were turned."""
         given = {"strength": self.strength, "heads": self.heads}
         return {"trace": True} | {name: value for name, value in given.items() if value is not None}
 

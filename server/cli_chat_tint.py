@@ -18,6 +18,7 @@ def tint(value: float) -> Style:
 
 
 def legend(head: str) -> Text:
+    """What the colours say."""
     text = Text("tint: ")
     for value in (-2, -1, 0, 1, 2):
         text.append(f"■ {value:+d}  " if value else "■ 0  ", tint(value))

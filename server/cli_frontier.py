@@ -59,6 +59,7 @@ class FrontierConfig(EngineConfig):
 
 
 def main(prog: str, args: Sequence[str]) -> None:
+    """Measures, prints the table and writes the results."""
     config = parse(FrontierConfig, prog, args)
     score = load_judge(config.judge)
     from trimtab.server.cli_frontier_run import run  # noqa: PLC0415 (heavy; a bad judge is told before)

@@ -52,6 +52,7 @@ usage: trimtab heads list [FOLDER ...]   lists head folders; without one, the bu
 
 
 def main(prog: str, args: Sequence[str]) -> None:
+    """Lists or shows."""
     if args and args[0] in ("-h", "--help"):
         print(USAGE, end="")
         return
@@ -61,6 +62,7 @@ def main(prog: str, args: Sequence[str]) -> None:
 
 
 def heads_table(folders: Sequence[Path]) -> Table:
+    """A row per head. Raises HeadError for a folder that is none."""
     table = Table("name", "parts", "model", "trained on", "folder", title="heads")
     for folder in folders:
         head = load_manifest(folder)
@@ -69,6 +71,7 @@ def heads_table(folders: Sequence[Path]) -> Table:
 
 
 def head_table(head: Manifest) -> Table:
+    """A row per key of the manifest."""
     table = Table("key", "value", title=f"head {head.name}", show_header=False)
     for key, value in _flatten(dataclasses.asdict(head)):
         table.add_row(key, f"{value:.4g}" if isinstance(value, float) else str(value))

@@ -38,6 +38,7 @@ class ServeConfig(ModelConfig):
 
 
 def main(prog: str, args: Sequence[str]) -> None:
+    """Serves until told to stop. Raises UserError, HeadError or ConfigError with one line."""
     config = parse(ServeConfig, prog, args)
     engine_config, api_config = resolve_engine(config), resolve_api(config)
     listener = bind(config.host, config.port)

@@ -51,6 +51,7 @@ class ModelServer:
                 engine.stop()
 
     def stop(self) -> None:
+        """Makes `run` return soon; may be called from any thread."""
         self._server.should_exit = True
 
     def _connect(self, engine: AsyncEngine, on_ready: Callable[[Service], None]) -> None:

@@ -18,6 +18,7 @@ from trimtab.server.cli_model import BUNDLED
 
 
 def main(prog: str, args: Sequence[str]) -> None:
+    """Trains, and shows the head. Raises UserError, DataError, PolicyError or HeadError with one line."""
     config = parse(TrainConfig, prog, args)
     if str(config.model) == BUNDLED:
         config = replace(config, model=MODEL_DIR)

@@ -12,6 +12,7 @@ def parse_weights(text: str) -> dict[str, float]:
 
 
 def parse_number(text: str) -> float:
+    """Raises UserError for what is none."""
     try:
         return float(text)
     except ValueError:

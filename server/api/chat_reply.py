@@ -11,6 +11,8 @@ from trimtab.server.engine.request import ChoiceDone, Delta, TokenRecord
 
 
 class ChatReply(ReplyFormat):
+    """`message` and `delta`, with log-probabilities per token."""
+
     id_prefix = "chatcmpl"
     object_name = "chat.completion"
     chunk_object_name = "chat.completion.chunk"

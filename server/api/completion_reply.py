@@ -13,6 +13,8 @@ from trimtab.server.engine.request import ChoiceDone, Delta, TokenRecord
 
 
 class CompletionReply(ReplyFormat):
+    """`text`, with log-probabilities in columns. Keeps count of the characters that were sent."""
+
     id_prefix = "cmpl"
     object_name = "text_completion"
     chunk_object_name = "text_completion"

@@ -48,6 +48,7 @@ class ApiError:
 
     @property
     def body(self) -> dict[str, dict[str, str | None]]:
+        """OpenAI's error object."""
         fields = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
         return {"error": {name: text and _writable(text) for name, text in fields.items()}}
 
@@ -75,6 +76,7 @@ def describe(error: Exception) -> ApiError:
 
 
 def install_error_handlers(app: FastAPI) -> None:
+    """Makes every error of the application answer in OpenAI's shape."""
     for kind in (*KINDS, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, _respond)
     app.add_exception_handler(ClientDisconnect, _nobody_listens)

@@ -33,6 +33,7 @@ class Usage:
     completion: int = 0
 
     def add(self, event: Finished) -> None:
+        """Counts one more request."""
         self.prompt += event.num_prompt_tokens
         self.cached += event.num_cached_tokens
         self.completion += event.num_completion_tokens
@@ -77,6 +78,7 @@ class Generation:
         self.abort()
 
     def abort(self) -> None:
+        """Aborts the requests that have not ended."""
         for request_id in self._running:
             self._engine.abort(request_id)
         self._running.clear()

@@ -9,10 +9,11 @@ from trimtab.server.api.token_text import TokenText
 from trimtab.server.engine.request import GuidanceSummary, TokenRecord
 
 Json = dict[str, Any]
-_LEAST_LOGPROB = -9999.0  # OpenAI's stand-in for minus infinity, which JSON cannot write
+_LEAST_LOGPROB = -9999.0  # OpenAI's stand-in for minus infinity
 
 
 def jsonable_logprob(logprob: float) -> float:
+    """nats, with minus infinity replaced by what JSON can write."""
     return max(logprob, _LEAST_LOGPROB)
 
 

@@ -16,6 +16,8 @@ from trimtab.server.engine.request import InvalidRequestError
 
 
 class StrictModel(BaseModel):
+    """Refuses unknown fields, wrong types, and what is not supported."""
+
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
     UNSUPPORTED: ClassVar[Mapping[str, tuple[object, ...]]] = {}
@@ -45,6 +47,8 @@ UnicodeText = Annotated[str, AfterValidator(_check_unicode)]
 
 
 class TextPart(StrictModel):
+    """The one kind of content part that is supported."""
+
     type: Literal["text"]
     text: UnicodeText
 
@@ -70,10 +74,13 @@ class Message(StrictModel):
 
     @property
     def text(self) -> str:
+        """The parts, a line each."""
         return "\n".join(part.text for part in self.content)
 
 
 class StreamOptions(StrictModel):
+    """include_usage: a last chunk with the token counts."""
+
     UNSUPPORTED = {"include_obfuscation": (False,)}
 
     include_usage: bool | None = None
@@ -141,6 +148,8 @@ class GenerationRequest(StrictModel):
 
 
 class ChatRequest(GenerationRequest):
+    """The body of POST /v1/chat/completions."""
+
     UNSUPPORTED = {
         **GenerationRequest.UNSUPPORTED,
         "audio": (),
@@ -192,6 +201,11 @@ def _as_prompt_list(prompt: object) -> list[str | list[int]]:
 
 
 class CompletionRequest(GenerationRequest):
+    """The body of POST /v1/completions.
+
+    prompt: a list of prompts, each text or token ids, whichever of OpenAI's four forms was sent.
+    """
+
     UNSUPPORTED = {
         **GenerationRequest.UNSUPPORTED,
         "best_of": (1,),
@@ -200,5 +214,4 @@ class CompletionRequest(GenerationRequest):
     }
 
     prompt: Annotated[Any, AfterValidator(_as_prompt_list)]
-    """A list of prompts, each text or token ids, whatever of OpenAI's four forms was sent."""
     logprobs: int | None = None

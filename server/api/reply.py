@@ -32,6 +32,7 @@ class ReplyFormat(ABC):
         self._frame = {"id": self.reply_id, "created": int(time.time()), "model": model}
 
     def reply(self, choices: list[Choice], usage: Usage) -> Json:
+        """A whole reply."""
         rendered = [
             self.choice(index, choice) | {"guidance": self._guidance(choice)}
             for index, choice in enumerate(choices)
@@ -39,6 +40,7 @@ class ReplyFormat(ABC):
         return {**self._frame, "object": self.object_name, "choices": rendered, "usage": usage_json(usage)}
 
     def chunk(self, *choices: Json, **more: Any) -> Json:
+        """One chunk of a streamed reply."""
         return {**self._frame, "object": self.chunk_object_name, "choices": list(choices), **more}
 
     def delta_choice(self, index: int, event: Delta) -> Json | None:
@@ -55,6 +57,7 @@ class ReplyFormat(ABC):
         return self.closing(index, event) | {"guidance": summary_json(event.summary)}
 
     def logprobs_or_none(self, index: int, tokens: Iterable[TokenRecord]) -> Json | None:
+        """None when the request did not ask for them."""
         return self.logprobs_json(index, tokens) if self.logprobs else None
 
     def _guidance(self, choice: Choice) -> Json:
@@ -63,22 +66,28 @@ class ReplyFormat(ABC):
         return summary_json(choice.summary) | trace
 
     @abstractmethod
-    def choice(self, index: int, choice: Choice) -> Json: ...
+    def choice(self, index: int, choice: Choice) -> Json:
+        """A whole choice, without its guidance."""
 
     @abstractmethod
-    def opening(self, index: int) -> Json | None: ...
+    def opening(self, index: int) -> Json | None:
+        """The choice of a stream's first chunk, where this kind has one."""
 
     @abstractmethod
-    def delta(self, index: int, event: Delta) -> Json: ...
+    def delta(self, index: int, event: Delta) -> Json:
+        """A chunk's choice with new text."""
 
     @abstractmethod
-    def closing(self, index: int, event: ChoiceDone) -> Json: ...
+    def closing(self, index: int, event: ChoiceDone) -> Json:
+        """The choice of a stream's last chunk, without its guidance."""
 
     @abstractmethod
-    def logprobs_json(self, index: int, tokens: Iterable[TokenRecord]) -> Json: ...
+    def logprobs_json(self, index: int, tokens: Iterable[TokenRecord]) -> Json:
+        """Log-probabilities of the tilt; called once for every token of a choice, in order."""
 
 
 def usage_json(usage: Usage) -> Json:
+    """OpenAI's `usage`."""
     return {
         "prompt_tokens": usage.prompt,
         "completion_tokens": usage.completion,

@@ -30,6 +30,7 @@ class Service:
 
     @property
     def can_chat(self) -> bool:
+        """Whether there is a chat template, the model's or the server's."""
         return self.config.chat_template is not None or self.tokenizer.chat_template is not None
 
     def check_model(self, asked: str | None) -> None:

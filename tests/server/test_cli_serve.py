@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -38,7 +39,10 @@ def server(policy: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A server that has bound its port, and its URL."""
     flags = ["--model", policy, "--heads", policy / "heads/kind", "--port", "0"]
     command = [sys.executable, "-m", "trimtab.server.cli", "serve", *flags]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=one_thread
+    )
     assert process.stdout is not None
     url = re.search(r"http://\S+?:\d+", process.stdout.readline())
     assert url is not None
@@ -66,7 +70,7 @@ def test_it_answers_503_while_loading_then_serves_then_leaves_on_ctrl_c(server):
     assert "kind at strength 0" in told
     assert httpx.get(f"{url}/health").status_code == 200
     _, _, example_url, _, header, _, body = shlex.split(told.splitlines()[-1])
-    reply = httpx.post(example_url, headers=[header.split(": ")], content=body)
+    reply = httpx.post(example_url, headers=[header.split(": ")], content=body, timeout=60)
     assert reply.json()["choices"][0]["guidance"]["mean_strength"] == 2
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 130
