@@ -19,6 +19,7 @@ class EngineConfig:
     max_num_batched_tokens: token budget of one step; longer prompts are prefilled in chunks.
     kv_cache_gib: memory for keys and values.
     num_blocks: overrides kv_cache_gib with a number of blocks.
+    pack_weights: on a CPU, keep oneDNN-packed copies of the weights: faster, at twice the memory.
     padding: "buckets" pads decode steps to fixed batch sizes (what CUDA graphs need), "none" does not.
     async_depth: steps launched before the oldest one's result is read.
     """
@@ -35,6 +36,7 @@ class EngineConfig:
     kv_cache_gib: float = 1.0
     num_blocks: int | None = None
     prefix_caching: bool = True
+    pack_weights: bool = True
     padding: Literal["none", "buckets"] = "none"
     async_depth: Literal[0, 1] = 0
 

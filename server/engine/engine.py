@@ -83,6 +83,7 @@ class Engine:
             device=config.device,
             dtype=config.dtype,
             max_model_len=config.max_model_len,
+            pack_weights=config.pack_weights,
         )
         self_check(policy, config)
         identity = identify(policy.model, policy.tokenizer, policy.name)

@@ -20,8 +20,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from trimtab.guidance.encoding import end_of_reply
+from trimtab.guidance.errors import PolicyError
 from trimtab.server.engine.attention import UnsupportedAttentionError, check_attention_call
 from trimtab.server.engine.kv_cache import LayerShape
+from trimtab.server.engine.packed_linear import can_pack, pack, pack_linears, packed_linear
 
 logger = logging.getLogger(__name__)
 DEFAULT_MAX_MODEL_LEN = 2048
@@ -36,6 +39,7 @@ class ModelError(Exception):
 class Policy:
     """An unmodified Hugging Face causal LM.
 
+    reply_end_id: the token that ends a reply, appended before a reward part reads it; None without one.
     has_linear_tail: logits are exactly `h Wᵀ`; otherwise they go through the model's own tail (softcap,
     scale, bias), and the model is always run to its end.
     """
@@ -46,7 +50,9 @@ class Policy:
     layers: tuple[LayerShape, ...]
     max_model_len: int
     eos_token_ids: tuple[int, ...]
+    reply_end_id: int | None = None
     has_linear_tail: bool = False
+    packed_lm_head: Tensor | None = None
 
     @property
     def device(self) -> torch.device:
@@ -65,12 +71,11 @@ class Policy:
     def vocab_size(self) -> int:
         return self.lm_head.shape[0]
 
-    @property
-    def reply_end_id(self) -> int | None:
-        """The token that ends a reply, appended before a reward part reads it."""
-        if self.tokenizer.eos_token_id in self.eos_token_ids:
-            return int(self.tokenizer.eos_token_id)
-        return self.eos_token_ids[0] if self.eos_token_ids else None
+    def project(self, columns: Tensor) -> Tensor:
+        """columns [N, d] times the output embedding: [N, V]. For h these are logits if the tail is linear."""
+        if self.packed_lm_head is not None:
+            return packed_linear(self.packed_lm_head, None, columns)
+        return nn.functional.linear(columns, self.lm_head)
 
     def use_attention(self, function: Callable[..., Any] | str) -> None:
         """Route the model's attention through `function`, or through one of transformers' own by name."""
@@ -116,8 +121,12 @@ def load_policy(
     device: str = "auto",
     dtype: str = "auto",
     max_model_len: int | None = None,
+    pack_weights: bool = True,
 ) -> Policy:
-    """Load a folder or hub id. Raises ModelError with one line that names the model and the fix."""
+    """Load a folder or hub id.
+
+    pack_weights: see packed_linear. Raises ModelError with one line that names the model and the fix.
+    """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     config = _load_config(path)
@@ -138,7 +147,11 @@ def load_policy(
         max_model_len=limit,
         eos_token_ids=_eos_token_ids(model),
     )
+    policy.reply_end_id = _reply_end_id(tokenizer)
     policy.has_linear_tail = _has_linear_tail(model)
+    if pack_weights and can_pack(policy.device, policy.dtype):
+        policy.packed_lm_head = pack(policy.lm_head)
+        pack_linears(model)
     return policy
 
 
@@ -186,6 +199,13 @@ def _eos_token_ids(model: PreTrainedModel) -> tuple[int, ...]:
     if eos is None:
         eos = model.config.get_text_config().eos_token_id
     return () if eos is None else tuple(eos) if isinstance(eos, (list, tuple)) else (eos,)
+
+
+def _reply_end_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    try:
+        return end_of_reply(tokenizer, is_chat=bool(tokenizer.chat_template))
+    except PolicyError:
+        return None
 
 
 def _pin_rope(path: str, model: PreTrainedModel, asked: int | None) -> int:

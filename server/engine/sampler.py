@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from trimtab.guidance.bank import HeadBank
@@ -88,10 +87,10 @@ class Sampler:
         if column is None:
             z, tied = self._policy_logits(h, logits), None
         elif logits is None:  # both columns in one reading of lm_head
-            both = F.linear(torch.cat([h, column.to(h.dtype)]), self._policy.lm_head).float()
+            both = self._policy.project(torch.cat([h, column.to(h.dtype)])).float()
             z, tied = both[: len(h)], both[len(h) :]
         else:
-            z, tied = logits.float(), F.linear(column.to(h.dtype), self._policy.lm_head).float()
+            z, tied = logits.float(), self._policy.project(column.to(h.dtype)).float()
         lowrank = self._bank.lowrank_advantage(h_guided, weights, active)
         advantage = tied if lowrank is None else lowrank if tied is None else tied + lowrank
         advantage_row = torch.full((len(h),), -1, device=h.device)
@@ -99,7 +98,7 @@ class Sampler:
         return z, advantage, advantage_row
 
     def _policy_logits(self, h: Tensor, logits: Tensor | None) -> Tensor:
-        return (F.linear(h, self._policy.lm_head) if logits is None else logits).float()
+        return (self._policy.project(h) if logits is None else logits).float()
 
     def _penalise(self, z: Tensor, slots: Tensor, positions: Tensor, needs: Sequence[RowNeeds]) -> None:
         rows = [i for i, need in enumerate(needs) if need.has_penalties or need.logit_bias]

@@ -1,0 +1,42 @@
+"""oneDNN-packed weights: on a CPU, matrix products of few rows run up to twice as fast on them.
+
+The model stays as it is; only the products of its `nn.Linear` modules are computed from packed copies, which
+cost their size in memory once more.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor, nn
+
+
+def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether this build of torch has oneDNN's packed product for the device and dtype."""
+    has_ops = hasattr(torch.ops.mkldnn, "_linear_pointwise") and hasattr(
+        torch.ops.mkldnn, "_reorder_linear_weight"
+    )
+    return (
+        device.type == "cpu" and dtype == torch.float32 and torch.backends.mkldnn.is_available() and has_ops
+    )
+
+
+def pack(weight: Tensor) -> Tensor:
+    """weight [out, in] in oneDNN's blocked layout, for `packed_linear` alone."""
+    with torch.no_grad():
+        packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
+    return packed
+
+
+def packed_linear(packed: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+    """x [..., in] → [..., out]: `F.linear` on a packed weight. Outside autograd only."""
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+    return out
+
+
+def pack_linears(model: nn.Module) -> None:
+    """Compute every `nn.Linear` of the model from a packed copy of its weight from now on."""
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.forward = functools.partial(packed_linear, pack(module.weight), module.bias)  # type: ignore[method-assign]
