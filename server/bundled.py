@@ -20,7 +20,7 @@ from trimtab.guidance.bundled.policy import PolicyConfig, train_policy
 from trimtab.server.bundled_figures import FiguresConfig, measure
 from trimtab.server.bundled_heads import train_heads
 from trimtab.server.bundled_rollouts import RolloutConfig, sample_rollouts
-from trimtab.server.cli_flags import parse
+from trimtab.server.commands.flags import parse
 
 Stage = Literal["policy", "rollouts", "heads", "figures"]
 STAGES: tuple[Stage, ...] = ("policy", "rollouts", "heads", "figures")

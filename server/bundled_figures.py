@@ -15,7 +15,7 @@ from trimtab.guidance.evaluation.frontier import frontier
 from trimtab.guidance.evaluation.plot import plot_frontier
 from trimtab.guidance.evaluation.report import FrontierReport
 from trimtab.server.bundled_rollouts import AXES
-from trimtab.server.cli_frontier_run import sampler
+from trimtab.server.commands.frontier_run import sampler
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.request import SamplingParams

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from trimtab.guidance.errors import DataError, HeadError, PolicyError
 from trimtab.server.api.config import ConfigError
-from trimtab.server.cli_errors import UsageError, UserError
+from trimtab.server.commands.errors import UsageError, UserError
 from trimtab.server.engine.request import InvalidRequestError
 
 COMMANDS = {
@@ -19,7 +19,7 @@ COMMANDS = {
     "train": "train a head on preferences over a model's own replies",
     "frontier": "measure what strength buys: judged score against KL, as JSON and a plot",
 }
-"""Each is a module `cli_<name>` with main(prog, args); imported only when asked for."""
+"""Each is a module `commands/<name>.py` with main(prog, args); imported only when asked for."""
 
 OVERVIEW = f"""usage: trimtab COMMAND [OPTIONS]
 
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args[0] not in COMMANDS:
         return _complain(f"no command {args[0]!r}; commands are {', '.join(COMMANDS)}", 2)
     try:
-        importlib.import_module(f"trimtab.server.cli_{args[0]}").main(f"trimtab {args[0]}", args[1:])
+        importlib.import_module(f"trimtab.server.commands.{args[0]}").main(f"trimtab {args[0]}", args[1:])
     except UsageError as error:
         return _complain(f"{error}; see `trimtab {args[0]} --help`", 2)
     except (UserError, ConfigError, HeadError, PolicyError, DataError, InvalidRequestError) as error:

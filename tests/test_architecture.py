@@ -17,8 +17,8 @@ HTTP = ("fastapi", "pydantic", "starlette", "uvicorn", "sse_starlette", "tyro", 
 FORBIDDEN = {
     "kernels": ("trimtab.guidance", "trimtab.server", "transformers", *HTTP),
     "guidance": ("trimtab.server", *HTTP),
-    "server/engine": ("trimtab.server.api", "trimtab.server.cli", *HTTP),
-    "server/api": ("trimtab.kernels", "torch"),
+    "server/engine": ("trimtab.server.api", "trimtab.server.cli", "trimtab.server.commands", *HTTP),
+    "server/api": ("trimtab.kernels", "trimtab.server.commands", "torch"),
 }
 TORCH_FREE = ("lane", "block_manager", "scheduler", "request", "info", "reply", "detokenizer", "row_needs")
 POLICY_TRAINING = ("corpus", "tokenizer", "policy")

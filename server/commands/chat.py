@@ -13,12 +13,12 @@ import httpx
 from rich.console import Console
 from rich.text import Text
 
-from trimtab.server.cli_chat_session import ChatSession, Quit
-from trimtab.server.cli_chat_tint import legend, tint
-from trimtab.server.cli_errors import UserError
-from trimtab.server.cli_flags import parse
-from trimtab.server.cli_model import ModelConfig, resolve_api, resolve_engine
-from trimtab.server.cli_serve import bind
+from trimtab.server.commands.chat_session import ChatSession, Quit
+from trimtab.server.commands.chat_tint import legend, tint
+from trimtab.server.commands.errors import UserError
+from trimtab.server.commands.flags import parse
+from trimtab.server.commands.model import ModelConfig, resolve_api, resolve_engine
+from trimtab.server.commands.serve import bind
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def _summary(session: ChatSession) -> str:
 @contextlib.contextmanager
 def _own_server(config: ModelConfig) -> Iterator[str]:
     """A server of our own on a free port, in a thread. Raises what loading raises."""
-    from trimtab.server.cli_serving import ModelServer  # noqa: PLC0415 (heavy)
+    from trimtab.server.commands.serving import ModelServer  # noqa: PLC0415 (heavy)
 
     listener = bind("127.0.0.1", 0)
     server = ModelServer(listener, resolve_engine(config), resolve_api(config))

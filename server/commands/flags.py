@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
-from trimtab.server.cli_errors import UsageError
+from trimtab.server.commands.errors import UsageError
 
 T = TypeVar("T")
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import httpx
 
-from trimtab.server.cli_errors import UserError
-from trimtab.server.cli_weights import parse_number, parse_weights
+from trimtab.server.commands.errors import UserError
+from trimtab.server.commands.weights import parse_number, parse_weights
 
 Json = dict[str, Any]
 HELP = """\

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from trimtab.server.cli_errors import UserError
-from trimtab.server.cli_flags import parse
-from trimtab.server.cli_model import ModelConfig, resolve_api, resolve_engine
+from trimtab.server.commands.errors import UserError
+from trimtab.server.commands.flags import parse
+from trimtab.server.commands.model import ModelConfig, resolve_api, resolve_engine
 
 if TYPE_CHECKING:
     from trimtab.server.api.service import Service
@@ -46,7 +46,7 @@ def main(prog: str, args: Sequence[str]) -> None:
     print(f"loading {config.model}; until it is ready {url}/health answers 503", flush=True)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     start = time.perf_counter()
-    from trimtab.server.cli_serving import ModelServer  # noqa: PLC0415 (heavy; the port is bound before)
+    from trimtab.server.commands.serving import ModelServer  # noqa: PLC0415 (heavy; the port is bound before)
 
     def announce(service: Service) -> None:
         print(welcome(service, url, time.perf_counter() - start), flush=True)

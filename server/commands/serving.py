@@ -12,7 +12,7 @@ import uvicorn
 from trimtab.server.api.app import connect, create_waiting_app
 from trimtab.server.api.config import ApiConfig
 from trimtab.server.api.service import Service
-from trimtab.server.cli_errors import UserError
+from trimtab.server.commands.errors import UserError
 from trimtab.server.engine.config import EngineConfig
 
 if TYPE_CHECKING:

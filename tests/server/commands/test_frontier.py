@@ -10,7 +10,7 @@ from tiny_models import SIZES, save_random_head, save_random_model
 from transformers import LlamaConfig
 
 from trimtab.server.cli import main
-from trimtab.server.cli_frontier import load_judge
+from trimtab.server.commands.frontier import load_judge
 
 JUDGE = """
 def score(prompt, reply):

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trimtab.server.cli_errors import UserError
-from trimtab.server.cli_flags import parse
-from trimtab.server.cli_model import BUNDLED, resolve_engine
-from trimtab.server.cli_weights import parse_weights
+from trimtab.server.commands.errors import UserError
+from trimtab.server.commands.flags import parse
+from trimtab.server.commands.model import BUNDLED, resolve_engine
+from trimtab.server.commands.weights import parse_weights
 from trimtab.server.engine.config import EngineConfig
 
 Score = Callable[[str, str], dict[str, float | None]]
@@ -62,7 +62,7 @@ def main(prog: str, args: Sequence[str]) -> None:
     """Measures, prints the table and writes the results."""
     config = parse(FrontierConfig, prog, args)
     score = load_judge(config.judge)
-    from trimtab.server.cli_frontier_run import run  # noqa: PLC0415 (heavy; a bad judge is told before)
+    from trimtab.server.commands.frontier_run import run  # noqa: PLC0415 (heavy; a bad judge is told before)
 
     print(run(config, resolve_engine(config), parse_weights(config.steer), score), end="")
 

@@ -10,8 +10,8 @@ from trimtab.guidance.encoding import encode_prompt
 from trimtab.guidance.evaluation.frontier import frontier
 from trimtab.guidance.evaluation.plot import plot_frontier
 from trimtab.guidance.evaluation.reply import Heads, Reply, Sample, Score
-from trimtab.server.cli_errors import UserError
-from trimtab.server.cli_frontier import FrontierConfig
+from trimtab.server.commands.errors import UserError
+from trimtab.server.commands.frontier import FrontierConfig
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.offline import Completion, generate

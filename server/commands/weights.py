@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trimtab.server.cli_errors import UserError
+from trimtab.server.commands.errors import UserError
 
 
 def parse_weights(text: str) -> dict[str, float]:

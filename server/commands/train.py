@@ -11,10 +11,10 @@ from rich.console import Console
 from trimtab.guidance.bundled import MODEL_DIR
 from trimtab.guidance.train_config import TrainConfig
 from trimtab.guidance.trainer import train_head
-from trimtab.server.cli_errors import UserError
-from trimtab.server.cli_flags import parse
-from trimtab.server.cli_heads import head_table
-from trimtab.server.cli_model import BUNDLED
+from trimtab.server.commands.errors import UserError
+from trimtab.server.commands.flags import parse
+from trimtab.server.commands.heads import head_table
+from trimtab.server.commands.model import BUNDLED
 
 
 def main(prog: str, args: Sequence[str]) -> None:

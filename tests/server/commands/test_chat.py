@@ -9,10 +9,10 @@ import httpx
 import pytest
 from rich.console import Console
 
-from trimtab.server.cli_chat import converse
-from trimtab.server.cli_chat_session import ChatSession, Quit
-from trimtab.server.cli_chat_tint import tint
-from trimtab.server.cli_errors import UserError
+from trimtab.server.commands.chat import converse
+from trimtab.server.commands.chat_session import ChatSession, Quit
+from trimtab.server.commands.chat_tint import tint
+from trimtab.server.commands.errors import UserError
 
 MODEL = {
     "id": "m",

@@ -8,7 +8,7 @@ from pathlib import Path
 from trimtab.guidance.bundled import HEADS_DIR, MODEL_DIR
 from trimtab.guidance.manifest import MANIFEST_FILE
 from trimtab.server.api.config import ApiConfig
-from trimtab.server.cli_errors import UserError
+from trimtab.server.commands.errors import UserError
 from trimtab.server.engine.config import EngineConfig
 
 BUNDLED = "bundled"

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from trimtab.server import cli_model
 from trimtab.server.api.config import ApiConfig
-from trimtab.server.cli_errors import UserError
-from trimtab.server.cli_model import ModelConfig, resolve_api, resolve_engine
+from trimtab.server.commands import model as model_command
+from trimtab.server.commands.errors import UserError
+from trimtab.server.commands.model import ModelConfig, resolve_api, resolve_engine
 from trimtab.server.engine.config import EngineConfig
 
 
@@ -21,8 +21,8 @@ def bundled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("model/config.json", "heads/kind/head.json", "heads/brief/head.json"):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_text("{}")
-    monkeypatch.setattr(cli_model, "MODEL_DIR", tmp_path / "model")
-    monkeypatch.setattr(cli_model, "HEADS_DIR", tmp_path / "heads")
+    monkeypatch.setattr(model_command, "MODEL_DIR", tmp_path / "model")
+    monkeypatch.setattr(model_command, "HEADS_DIR", tmp_path / "heads")
     return tmp_path
 
 

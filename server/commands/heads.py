@@ -13,9 +13,9 @@ from rich.table import Table
 
 from trimtab.guidance.bundled import HEADS_DIR
 from trimtab.guidance.manifest import MANIFEST_FILE, Manifest, load_manifest
-from trimtab.server.cli_errors import UsageError, UserError
-from trimtab.server.cli_flags import parse
-from trimtab.server.cli_model import bundled_heads
+from trimtab.server.commands.errors import UsageError, UserError
+from trimtab.server.commands.flags import parse
+from trimtab.server.commands.model import bundled_heads
 
 
 @dataclass(frozen=True)
