@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from trimtab.server.engine.request import InvalidRequestError
+from trimtab.server.engine.request import EngineUnavailableError, InvalidRequestError
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +58,7 @@ KINDS: Mapping[type[Exception], tuple[int, str, str | None]] = {
     InvalidRequestError: (400, "invalid_request_error", None),
     ModelNotFoundError: (404, "invalid_request_error", "model_not_found"),
     NotReadyError: (503, "server_error", "not_ready"),
+    EngineUnavailableError: (503, "server_error", "not_ready"),
     EngineFailedError: (500, "server_error", "engine_failed"),
 }
 """Our exceptions: HTTP status, OpenAI's type and code. The first that fits counts."""

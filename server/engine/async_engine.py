@@ -12,14 +12,17 @@ from typing import Literal
 
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.info import EngineInfo
-from trimtab.server.engine.request import TERMINAL, Event, Failed, InvalidRequestError, Request
+from trimtab.server.engine.request import (
+    TERMINAL,
+    EngineUnavailableError,
+    Event,
+    Failed,
+    InvalidRequestError,
+    Request,
+)
 
 logger = logging.getLogger(__name__)
 Status = Literal["starting", "ready", "dead"]
-
-
-class EngineUnavailableError(RuntimeError):
-    """The engine is still loading, or has died; the message says which and why."""
 
 
 @dataclass(frozen=True, slots=True)

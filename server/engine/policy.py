@@ -129,6 +129,8 @@ def load_policy(
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ModelError(f"--device {device}: this torch sees no CUDA device; use --device cpu")
     config = _load_config(path)
     _refuse_by_config(str(path), config)
     if dtype == "auto":
@@ -182,7 +184,9 @@ def _load_model(path: str | Path, dtype: torch.dtype) -> PreTrainedModel:
             path, dtype=dtype, use_safetensors=True, attn_implementation="eager", output_loading_info=True
         )
     except Exception as error:  # whatever a corrupt checkpoint makes the loader raise
-        raise ModelError(f"model '{path}' cannot be loaded: {_first_line(error)}") from error
+        raise ModelError(
+            f"model '{path}' cannot be loaded: {_first_line(error)}; copy its files again, weights as safetensors"
+        ) from error
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"])[:3])
         raise ModelError(f"model '{path}' lacks weights ({missing}, …); save the whole model")

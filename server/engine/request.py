@@ -24,6 +24,10 @@ class InvalidRequestError(ValueError):
         self.param = param
 
 
+class EngineUnavailableError(RuntimeError):
+    """The engine is still loading, or has died; the message says which and why."""
+
+
 def _check(ok: bool, param: str, message: str) -> None:
     if not ok:
         raise InvalidRequestError(f"{param}: {message}", param)

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
-from trimtab.server.engine.async_engine import AsyncEngine, EngineUnavailableError
+from trimtab.server.engine.async_engine import AsyncEngine
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.request import (
     TERMINAL,
     Aborted,
     Delta,
+    EngineUnavailableError,
     Event,
     Failed,
     Finished,

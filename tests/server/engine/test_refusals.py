@@ -90,6 +90,11 @@ def test_pickled_weights_are_refused(tmp_path: Path):
     refusal(tmp_path)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_a_device_that_is_not_there_is_refused(llama_folder: Path):
+    assert "--device cpu" in refusal(llama_folder, device="cuda")
+
+
 def test_a_context_longer_than_the_model_was_built_for_is_refused(llama_folder: Path):
     assert "1…128" in refusal(llama_folder, max_model_len=129)
 
