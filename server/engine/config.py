@@ -14,11 +14,15 @@ class EngineConfig:
     model: folder or hub id of a causal LM.
     heads: head folders to load.
     dtype: "auto" is float32 on CPU and the checkpoint's own on a GPU.
-    max_model_len: tokens of prompt and reply together; None takes the model's own limit.
+    device: "auto" is cuda where there is one, else cpu.
+    max_model_len: tokens of prompt and reply together; None takes the model's own limit, or what the
+    key/value cache can hold.
     max_num_seqs: sequences that run at the same time.
     max_num_batched_tokens: token budget of one step; longer prompts are prefilled in chunks.
+    block_size: tokens in one block of the key/value cache.
     kv_cache_gib: memory for keys and values.
     num_blocks: overrides kv_cache_gib with a number of blocks.
+    prefix_caching: reuse the keys and values of prompts that begin alike.
     pack_weights: on a CPU, keep oneDNN-packed copies of the weights: faster, at twice the memory.
     padding: "buckets" pads decode steps to fixed batch sizes (what CUDA graphs need), "none" does not.
     async_depth: steps launched before the oldest one's result is read.
@@ -33,7 +37,7 @@ class EngineConfig:
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 512
     block_size: int = 16
-    kv_cache_gib: float = 1.0
+    kv_cache_gib: float = 2.0
     num_blocks: int | None = None
     prefix_caching: bool = True
     pack_weights: bool = True

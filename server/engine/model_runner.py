@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ from trimtab.server.engine.lane import Choice, Lane
 from trimtab.server.engine.policy import ModelError, Policy
 from trimtab.server.engine.scheduler import Step
 from trimtab.server.engine.step_state import StepState
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,17 +37,26 @@ class Hidden:
 def resolve_num_blocks(config: EngineConfig, policy: Policy) -> int:
     """Cache blocks: what fits the memory, at most what all sequences at full length could use.
 
-    Raises ModelError when not even one sequence of full length fits.
+    Lowers the policy's max_model_len to what fits, where the user did not ask for a length.
+    Raises ModelError when not even one sequence of the asked length fits.
     """
-    per_sequence = -(-(policy.max_model_len + 1) // config.block_size)
     affordable = config.num_blocks or num_blocks_within(
         config.kv_cache_gib, policy.layers, config.block_size, policy.dtype
     )
-    if affordable < per_sequence + 1:
-        raise ModelError(
-            f"the key/value cache holds {max(affordable - 1, 0) * config.block_size} tokens, fewer than one "
-            f"sequence of {policy.max_model_len}; raise --kv-cache-gib or lower --max-model-len"
+    num_tokens = (affordable - 1) * config.block_size - 1
+    if num_tokens < policy.max_model_len:
+        if config.max_model_len is not None or num_tokens < config.block_size:
+            raise ModelError(
+                f"the key/value cache holds {max(num_tokens, 0)} tokens, fewer than one sequence of "
+                f"{policy.max_model_len}; raise --kv-cache-gib or lower --max-model-len"
+            )
+        logger.warning(
+            "the context is limited to %d of the model's %d tokens; raise --kv-cache-gib for more",
+            num_tokens,
+            policy.max_model_len,
         )
+        policy.max_model_len = num_tokens
+    per_sequence = -(-(policy.max_model_len + 1) // config.block_size)
     return min(affordable, config.max_num_seqs * per_sequence + 1)
 
 

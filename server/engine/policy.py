@@ -185,7 +185,8 @@ def _load_model(path: str | Path, dtype: torch.dtype) -> PreTrainedModel:
         )
     except Exception as error:  # whatever a corrupt checkpoint makes the loader raise
         raise ModelError(
-            f"model '{path}' cannot be loaded: {_first_line(error)}; copy its files again, weights as safetensors"
+            f"model '{path}' cannot be loaded: {_first_line(error)}; copy its files again, with weights as "
+            "safetensors"
         ) from error
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"])[:3])

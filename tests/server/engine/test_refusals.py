@@ -99,8 +99,14 @@ def test_a_context_longer_than_the_model_was_built_for_is_refused(llama_folder: 
     assert "1…128" in refusal(llama_folder, max_model_len=129)
 
 
-def test_a_cache_too_small_for_one_sequence_is_refused(llama_folder: Path):
-    assert "--kv-cache-gib" in refusal(llama_folder, num_blocks=5)
+def test_a_cache_too_small_for_the_asked_length_is_refused(llama_folder: Path):
+    assert "--kv-cache-gib" in refusal(llama_folder, num_blocks=5, max_model_len=128)
+    assert "--kv-cache-gib" in refusal(llama_folder, num_blocks=2)
+
+
+def test_without_an_asked_length_the_context_is_what_the_cache_holds(llama_folder: Path):
+    assert start(llama_folder, num_blocks=5).info.max_model_len == 31
+    assert start(llama_folder).info.max_model_len == 128
 
 
 def test_the_self_check_refuses_wrong_attention(llama_folder: Path, monkeypatch: pytest.MonkeyPatch):
