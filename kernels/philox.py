@@ -105,9 +105,8 @@ def gumbel_noise(
     noise = torch.empty(*words[0].shape, 4, device=seeds.device)
     for lane, word in enumerate(words):
         noise[:, :, lane] = word
-    noise = noise.flatten(1)[:, :num_tokens]
-    noise = noise.mul_(-(2.0**-32)).sub_(2.0**-33).clamp_(min=-LARGEST_UNIFORM)  # −u
-    return noise.log1p_().neg_().log_().neg_()
+    noise.mul_(-(2.0**-32)).sub_(2.0**-33).clamp_(min=-LARGEST_UNIFORM)  # −u
+    return noise.log1p_().neg_().log_().neg_().flatten(1)[:, :num_tokens]
 
 
 def _word(values: Tensor) -> Tensor:

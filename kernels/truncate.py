@@ -60,7 +60,7 @@ def _nucleus(logits: Tensor, temperature: Tensor, threshold: Tensor, top_p: Tens
     """
     top = logits.amax(1, keepdim=True)
     scaled = ((logits - top) / temperature[:, None]).nan_to_num_(nan=0.0, neginf=-torch.inf)
-    weight = scaled.double().exp_().masked_fill_(logits < threshold[:, None], 0)
+    weight = torch.exp(scaled.double()).masked_fill_(logits < threshold[:, None], 0)
     target = top_p.double()[:, None] * weight.sum(1, keepdim=True)
 
     bins = scaled.mul_(-BINS_PER_NAT).clamp_(max=NUM_BINS - 1).long()
