@@ -18,7 +18,7 @@ BODY = {"messages": [{"role": "user", "content": "How do I bake bread?"}], "stre
 
 
 def measure(url: str, timeout: float) -> dict[str, float]:
-    """Start the server, stream one reply, stop the server. Returns seconds to ready and to the first token."""
+    """Start the server, stream one reply, stop the server; seconds to ready and to the first token."""
     start = time.perf_counter()
     server = subprocess.Popen(["make", "serve"], stdout=subprocess.DEVNULL, start_new_session=True)
     try:
