@@ -42,9 +42,11 @@ def _reference(
     if advantage is not None:
         assert advantage_row is not None
         rows = (advantage_row >= 0).nonzero()[:, 0]
-        values = advantage.index_select(0, advantage_row[rows])
+        if len(rows) < len(logits):
+            advantage_row, probabilities = advantage_row[rows], probabilities.index_select(0, rows)
+        values = advantage.index_select(0, advantage_row)
         values -= values[:, :1].clone()
-        mean[rows] = values.mul_(probabilities[rows] if len(rows) < len(logits) else probabilities).sum(1)
+        mean[rows] = values.mul_(probabilities).sum(1)
     return BaseStatistics(top, total, entropy, mean)
 
 

@@ -115,23 +115,31 @@ def _tilt(inputs: _Inputs, base: BaseStatistics) -> _Tilt:
     rows = ((advantage_row >= 0) & (beta != 0)).nonzero()[:, 0]
     if not len(rows):
         return plain
-    base_logits = z if len(rows) == len(z) else z.index_select(0, rows)
-    shift = _shift(advantage, advantage_row[rows], beta[rows], base.mean[rows])
+    everyone = len(rows) == len(z)
+
+    def pick(values: Tensor) -> Tensor:
+        return values if everyone else values.index_select(0, rows)
+
+    def put(values: Tensor, others: Tensor) -> Tensor:
+        return values if everyone else others.index_copy(0, rows, values)
+
+    base_logits, strength = pick(z), pick(beta)
+    shift = _shift(advantage, pick(advantage_row), strength, pick(base.mean))
     guided = base_logits + shift
     probabilities, top = guided.softmax(1), guided.amax(1)
     total = probabilities.amax(1).reciprocal_()
     lift = probabilities.mul_(shift).sum(1)  # E_β[βĀ]
-    log_mean = (top - base.top[rows]) + (total / base.total[rows]).log()  # Λ
+    log_mean = (top - pick(base.top)) + (total / pick(base.total)).log()  # Λ
     # A weak tilt's Λ drowns in the rounding of two normalisers; to second order it is half the lift.
-    soft_value = torch.where(lift < WEAK_LIFT, lift / 2, log_mean) / beta[rows]
+    soft_value = torch.where(lift < WEAK_LIFT, lift / 2, log_mean) / strength
     favourite = guided.gather(1, base_logits.argmax(1, keepdim=True))[:, 0]
     return _Tilt(
-        guided if len(rows) == len(z) else z.index_copy(0, rows, guided),
-        plain.top.index_copy(0, rows, top),
-        plain.total.index_copy(0, rows, total),
-        plain.kl.index_copy(0, rows, (lift - log_mean).clamp_(min=0)),
-        plain.soft_value.index_copy(0, rows, soft_value),
-        plain.flip.index_copy(0, rows, favourite < top),
+        put(guided, z),
+        put(top, plain.top),
+        put(total, plain.total),
+        put((lift - log_mean).clamp_(min=0), plain.kl),
+        put(soft_value, plain.soft_value),
+        put(favourite < top, plain.flip),
     )
 
 

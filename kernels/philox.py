@@ -36,21 +36,26 @@ def philox_4x32(counter: Words, key: tuple[Tensor, Tensor]) -> Words:
     Returns:
         Four i64 tensors of values in [0, 2³²), of the broadcast shape.
     """
-    c0, c1, c2, c3, _, _ = torch.broadcast_tensors(*counter, *key)  # type: ignore[no-untyped-call]
+    shape = torch.broadcast_shapes(*(word.shape for word in (*counter, *key)))
     # Words 0 and 2 are halves of one tensor, as are 1 and 3: a short row pays for calls, not for arithmetic.
-    even, odd = torch.stack((c0, c2)), torch.stack((c1, c3))
-    product = torch.empty_like(even)
+    # All is one allocation: malloc keeps one for the next call, and would return several to the system.
+    even, odd, product = torch.empty(3, 2, *shape, dtype=torch.int64, device=counter[0].device).unbind()
+    word_0, word_2 = even.unbind()
+    (word_1, word_3), (product_1, product_0) = odd.unbind(), product.unbind()
+    for word, value in zip((word_0, word_1, word_2, word_3), counter, strict=True):
+        word.copy_(value)
     for round_key in _round_keys(key):
-        torch.mul(even[0], MULTIPLIER_0, out=product[1])
-        torch.mul(even[1], MULTIPLIER_1, out=product[0])
+        torch.mul(word_0, MULTIPLIER_0, out=product_0)
+        torch.mul(word_2, MULTIPLIER_1, out=product_1)
         torch.bitwise_right_shift(product, 32, out=even)
         even ^= odd
         even ^= round_key
         even &= MASK
         # The low words need no mask before the end: only what is multiplied must be free of higher bits.
         odd, product = product, odd
+        word_1, word_3, product_1, product_0 = product_1, product_0, word_1, word_3
     odd &= MASK
-    return even[0], odd[0], even[1], odd[1]
+    return word_0, word_1, word_2, word_3
 
 
 def _round_keys(key: tuple[Tensor, Tensor]) -> Sequence[Tensor]:
