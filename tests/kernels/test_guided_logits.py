@@ -214,3 +214,21 @@ def test_tilted_logits_are_centred_and_keep_masks_and_plain_rows(oracle: SimpleN
     kept = logits > -torch.inf
     assert (tilted - draw.lse_guided[:, None] - exact.guided)[kept].abs().max() < 1e-4
     assert (tilted.log_softmax(1) - exact.guided)[kept].abs().max() < 1e-4
+
+
+def test_rounding_never_makes_a_kl_negative():
+    generator = torch.Generator().manual_seed(0)
+    logits, advantage = (torch.randn(300, 50, generator=generator) for _ in range(2))
+    ids = torch.arange(300)
+    draw = guided_logits(
+        logits,
+        seeds=ids,
+        positions=ids,
+        choices=ids,
+        temperature=torch.ones(300),
+        advantage=advantage,
+        advantage_row=ids,
+        beta=torch.full((300,), 1e-5),
+    )
+    assert draw.kl.min() == 0
+    assert draw.kl.max() < 1e-6

@@ -122,6 +122,17 @@ def test_a_mask_that_leaves_one_token_draws_it(oracle: SimpleNamespace):
     assert draw.kl.abs().max() < 1e-6
 
 
+def test_rounding_never_makes_a_kl_negative():
+    generator = torch.Generator().manual_seed(0)
+    logits, advantage = (torch.randn(40, 50, generator=generator) for _ in range(2))
+    ids = torch.arange(40)
+    arguments = {"seeds": ids, "positions": ids, "choices": ids, "temperature": torch.ones(40)}
+    arguments |= {"advantage": advantage, "advantage_row": ids, "beta": torch.full((40,), 1e-5)}
+    draw = run(logits, arguments)
+    assert draw.kl.min() == 0
+    assert draw.kl.max() < 1e-6
+
+
 def test_greedy_takes_the_lowest_id_of_a_tie_across_tiles():
     logits = torch.zeros(2, 2 * BLOCK_V)
     logits[0, [BLOCK_V - 1, BLOCK_V, BLOCK_V + 1]] = 2.0
