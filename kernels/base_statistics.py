@@ -51,8 +51,13 @@ def _reference(
 
 
 @jit
-def finite_or_zero(x):
+def exponent_origin(x):
+    """The largest logit, but 0 where every token is masked: −inf − −inf would be NaN."""
     return tl.where(x == float("-inf"), 0.0, x)
+
+
+# One program per row and tile of the vocabulary leaves its largest logit, Σ exp, Σ exp·(z − largest) and
+# Σ exp·(A − A₀), one per row merges them in the order of the tiles.
 
 
 @jit
@@ -66,7 +71,7 @@ def _tiles(
     inside = tokens < vocab_size
     z = tl.load(logits + row * logits_stride + tokens, mask=inside, other=float("-inf"))
     top = tl.max(z, 0)
-    below = z - finite_or_zero(top)
+    below = z - exponent_origin(top)
     weight = tl.exp(below)
     out = partial + (row * tl.num_programs(1) + tile) * 4
     tl.store(out, top)
@@ -89,7 +94,7 @@ def _merge(partial, out, num_tiles, num_rows, tilts: tl.constexpr, tiles: tl.con
     totals = tl.load(at + 1, mask=valid, other=0.0)
     spreads = tl.load(at + 2, mask=valid, other=0.0)
     top = tl.max(tops, 0)
-    below = tops - finite_or_zero(top)
+    below = tops - exponent_origin(top)
     scale = tl.exp(below)
     total = tl.sum(scale * totals, 0)
     spread = tl.sum(tl.where(scale > 0, scale * (spreads + totals * below), 0.0), 0)

@@ -13,7 +13,7 @@ from trimtab.kernels.base_statistics import (
     BLOCK_V,
     BaseStatistics,
     base_statistics,
-    finite_or_zero,
+    exponent_origin,
     pivot_and_stride,
 )
 from trimtab.kernels.dispatch import choose_backend, jit, tl, triton
@@ -68,9 +68,11 @@ class _Inputs:
     any_greedy: bool
     any_sampled: bool
 
-    def threshold(self, guided: Tensor) -> Tensor | None:
-        if not self.any_sampled or (self.min_p is None and self.top_k is None and self.top_p is None):
-            return None
+    @property
+    def truncates(self) -> bool:
+        return self.any_sampled and any(cut is not None for cut in (self.min_p, self.top_k, self.top_p))
+
+    def threshold(self, guided: Tensor) -> Tensor:
         return truncation_threshold(guided, self.temperature, self.min_p, self.top_k, self.top_p)
 
 
@@ -95,10 +97,10 @@ def _shift(advantage: Tensor, advantage_row: Tensor, beta: Tensor, mean: Tensor)
     return shift
 
 
-def _materialise(
+def _add_shift(
     logits: Tensor, advantage: Tensor, advantage_row: Tensor, beta: Tensor, mean: Tensor
 ) -> Tensor:
-    """z + βĀ [R, V], without waiting for the device; row by row in the roundings of `_tiles`."""
+    """z + βĀ [R, V], z in rows without a tilt. Unlike `_tilt` it never waits for the device."""
     shift = _shift(advantage, advantage_row.clamp(min=0), beta, mean)
     tilted = (advantage_row >= 0) & (beta != 0)
     return torch.where(tilted[:, None], logits + shift, logits)
@@ -153,9 +155,8 @@ def _draw(inputs: _Inputs, guided: Tensor) -> Tensor:
         score.masked_fill_(greedy[:, None], 0)
         temperature = temperature.masked_fill(greedy, 1)
     score.addcmul_(guided, temperature.clamp(min=MIN_TEMPERATURE).reciprocal()[:, None])
-    threshold = inputs.threshold(guided)
-    if threshold is not None:
-        score.masked_fill_(guided < threshold[:, None], -torch.inf)
+    if inputs.truncates:
+        score.masked_fill_(guided < inputs.threshold(guided)[:, None], -torch.inf)
     return score.argmax(1)
 
 
@@ -188,7 +189,9 @@ def _reference(inputs: _Inputs) -> GuidedDraw:
 
 
 # One program per row and tile of the vocabulary leaves partial results, one per row merges them in the order
-# of the tiles. vocab_offset is the id of a shard's first token: partials of several shards merge alike.
+# of the tiles. vocab_offset is the id of a shard's first token: partials of several shards merge alike. Of
+# a tile they are: the largest z + βĀ, Σ exp and Σ exp·βĀ below it, the best score, z + βĀ and z of its token,
+# the largest z, and z + βĀ of that token.
 
 
 @jit
@@ -228,7 +231,7 @@ def _tiles(
     best, favourite = tl.argmax(score, 0), tl.argmax(z, 0)
 
     top = tl.max(guided, 0)
-    weight = tl.exp(guided - finite_or_zero(top))
+    weight = tl.exp(guided - exponent_origin(top))
     slot = row * tl.num_programs(1) + tile
     out = partial + slot * 8
     tl.store(out, top)
@@ -252,7 +255,7 @@ def _merge(
     at = partial + (row * num_tiles + tile) * 8
     tops = tl.load(at, mask=valid, other=float("-inf"))
     top = tl.max(tops, 0)
-    scale = tl.exp(tops - finite_or_zero(top))
+    scale = tl.exp(tops - exponent_origin(top))
     total = tl.sum(scale * tl.load(at + 1, mask=valid, other=0.0), 0)
     log_total = tl.log(total)
 
@@ -291,6 +294,15 @@ def _merge(
     tl.store(out + 6 * num_rows, tl.where(whole, top + log_total, nan))
 
 
+def _materialise(inputs: _Inputs, base: BaseStatistics | None) -> Tensor:
+    """z + βĀ [B, V] in the very roundings of `_tiles`, which compares its own with the threshold."""
+    if inputs.advantage is None or base is None:
+        return inputs.logits
+    assert inputs.advantage_row is not None
+    assert inputs.beta is not None
+    return _add_shift(inputs.logits, inputs.advantage, inputs.advantage_row, inputs.beta, base.mean)
+
+
 def _launch(inputs: _Inputs) -> GuidedDraw:
     z, advantage, advantage_row, beta = inputs.logits, inputs.advantage, inputs.advantage_row, inputs.beta
     assert z.stride(1) == 1
@@ -303,10 +315,7 @@ def _launch(inputs: _Inputs) -> GuidedDraw:
         base = base_statistics(
             z, advantage, advantage_row, want_entropy=inputs.want_entropy, backend="triton"
         )
-    guided = z
-    if base is not None and advantage is not None and advantage_row is not None and beta is not None:
-        guided = _materialise(z, advantage, advantage_row, beta, base.mean)
-    threshold = inputs.threshold(guided)
+    threshold = inputs.threshold(_materialise(inputs, base)) if inputs.truncates else None
     pivot, advantage_stride = pivot_and_stride(advantage)
     partial, best_tokens = z.new_empty(num_rows, num_tiles, 8), inputs.seeds.new_empty(num_rows, num_tiles)
     token, out = torch.empty_like(inputs.seeds), z.new_empty(7, num_rows)
@@ -376,8 +385,10 @@ def tilted_logits(logits: Tensor, advantage: Tensor, advantage_row: Tensor, beta
 
     logits: f32[R, V]. advantage: f32[G, V]. advantage_row: i64[R], −1 for none. beta: f32[R].
     """
+    if not len(advantage):
+        return logits
     mean = base_statistics(logits, advantage, advantage_row).mean
-    return _materialise(logits, advantage, advantage_row, beta, mean)
+    return _add_shift(logits, advantage, advantage_row, beta, mean)
 
 
 _BACKENDS = {"reference": _reference, "triton": _launch}

@@ -34,7 +34,10 @@ def truncation_threshold(
     if min_p is not None:
         threshold = guided_logits.amax(1) + temperature * min_p.log()
     if top_k is not None:
-        threshold = torch.maximum(threshold, _kth_largest(guided_logits, top_k))
+        rows = ((top_k > 0) & (top_k < guided_logits.shape[1])).nonzero()[:, 0]
+        if len(rows):
+            smallest = _kth_largest(guided_logits[rows], top_k[rows])
+            threshold[rows] = torch.maximum(threshold[rows], smallest)
     if top_p is not None:
         rows = ((top_p < 1) & (temperature > 0)).nonzero()[:, 0]
         if len(rows):
@@ -43,14 +46,7 @@ def truncation_threshold(
 
 
 def _kth_largest(logits: Tensor, k: Tensor) -> Tensor:
-    """The k-th largest of each row [B]; −inf where k is 0 or cuts nothing."""
-    size = logits.shape[1]
-    cuts = (k > 0) & (k < size)
-    most = int(torch.where(cuts, k, 0).max()) if len(k) else 0
-    if most == 0:
-        return torch.full_like(logits[:, 0], -torch.inf)
-    largest = logits.topk(most).values
-    return largest.gather(1, (k.clamp(1, most) - 1)[:, None])[:, 0].masked_fill_(~cuts, -torch.inf)
+    return logits.topk(int(k.max())).values.gather(1, (k - 1)[:, None])[:, 0]
 
 
 def _nucleus(logits: Tensor, temperature: Tensor, threshold: Tensor, top_p: Tensor) -> Tensor:
