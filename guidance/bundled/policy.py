@@ -24,7 +24,7 @@ from trimtab.guidance.bundled.tokenizer import train_tokenizer
 class PolicyConfig:
     """Sizes and schedule; the defaults are the committed policy's."""
 
-    num_conversations: int = 60_000
+    num_conversations: int = 40_000
     vocab_size: int = 2048
     hidden_size: int = 256
     intermediate_size: int = 576

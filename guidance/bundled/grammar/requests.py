@@ -36,6 +36,9 @@ ABOUT_TOPIC: tuple[str, ...] = (
     "what should I know about {x}?",
     "can we talk about {x}?",
     "I have a question about {x}.",
+    "what {is} {x}?",
+    "write something about {x}.",
+    "what do people say about {x}?",
     "is it true that {fact}?",
     "should I {tip} when it comes to {x}?",
 )
