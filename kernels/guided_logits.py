@@ -1,4 +1,4 @@
-"""The tilt's statistics and the keyed draw, from materialised logits (DESIGN.md §3)."""
+"""The tilt's statistics and the keyed draw, from materialised logits."""
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -108,8 +109,14 @@ def test_the_engine_imports_on_a_bare_checkout_without_the_http_stack():
 
 
 def test_every_module_and_the_bundled_files_are_in_the_wheel(tmp_path: Path):
+    checkout = tmp_path / "checkout"
+    skip = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for folder in (*PARTS, "src"):
+        shutil.copytree(ROOT / folder, checkout / folder, symlinks=True, ignore=skip)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, checkout)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*command, "--wheel-dir", str(tmp_path), str(ROOT)], check=True, capture_output=True)
+    subprocess.run([*command, "--wheel-dir", str(tmp_path), str(checkout)], check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     expected = {f"trimtab/{path.relative_to(ROOT)}" for part in PARTS for path in modules(part)}
@@ -120,6 +127,7 @@ def test_every_module_and_the_bundled_files_are_in_the_wheel(tmp_path: Path):
         for path in (bundled / folder).rglob("*")
         if path.is_file()
     }
+    assert any(name.endswith("model.safetensors") for name in expected)
     assert not expected - names
     top_level = {name.split("/")[0] for name in names if not name.startswith("trimtab-")}
     assert top_level == {"trimtab"}
