@@ -42,7 +42,7 @@ def measure(config: FiguresConfig, out: Path, seed: int) -> dict[str, Any]:
     engine = Engine.from_config(
         EngineConfig(model=out / "model", heads=tuple(out / "heads" / head for head in AXES))
     )
-    prompts = test_prompts(config, seed)
+    prompts = measured_prompts(config, seed)
     figures: dict[str, Any] = {}
     for head in AXES:
         reports = {kind: _frontier(engine, head, texts, config, seed) for kind, texts in prompts.items()}
@@ -54,7 +54,7 @@ def measure(config: FiguresConfig, out: Path, seed: int) -> dict[str, Any]:
     return figures
 
 
-def test_prompts(config: FiguresConfig, seed: int) -> Mapping[str, Sequence[str]]:
+def measured_prompts(config: FiguresConfig, seed: int) -> Mapping[str, Sequence[str]]:
     """Prompts on the test topics, by kind."""
     risky = draw_prompts("test", "risky", config.everyday // 5, seed)
     everyday = draw_prompts("test", "everyday", config.everyday - len(risky), seed)
