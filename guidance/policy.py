@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from trimtab.guidance.errors import PolicyError
 from trimtab.guidance.fingerprint import PolicyIdentity, identify
+from trimtab.guidance.locate import must_be_local
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +54,12 @@ def load_policy(path: str | Path, *, device: str = "auto") -> Policy:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.float32 if device == "cpu" else "auto"
+    local = must_be_local(path)
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True)
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, use_safetensors=True, local_files_only=local
+        )
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=local)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise PolicyError(f"model '{path}' cannot be loaded ({reason}): name a causal LM's folder") from error
@@ -65,7 +69,7 @@ def load_policy(path: str | Path, *, device: str = "auto") -> Policy:
 def as_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str) -> Policy:
     """Freezes a loaded model. Raises PolicyError where it has no output embedding."""
     model.eval().requires_grad_(False)
-    return Policy(model, tokenizer, identify(model, tokenizer, name), _has_linear_tail(model))
+    return Policy(model, tokenizer, identify(model, tokenizer, name), has_linear_tail(model))
 
 
 @contextmanager
@@ -97,7 +101,8 @@ def _run_tail(model: PreTrainedModel, h: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _has_linear_tail(model: PreTrainedModel) -> bool:
+def has_linear_tail(model: PreTrainedModel) -> bool:
+    """Whether the model's logits are exactly h Wᵀ, tried on random h."""
     lm_head = model.get_output_embeddings().weight
     generator = torch.Generator().manual_seed(0)
     h = torch.randn(4, lm_head.shape[1], generator=generator).to(lm_head)

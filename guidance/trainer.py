@@ -12,7 +12,6 @@ import torch
 
 from trimtab.guidance.encoding import EncodedReply
 from trimtab.guidance.errors import DataError
-from trimtab.guidance.evaluation.variance import value_variance_after
 from trimtab.guidance.examples import EncodedPair, Examples, load_examples
 from trimtab.guidance.features import FeatureCache
 from trimtab.guidance.head import Head
@@ -185,7 +184,6 @@ def _measure(head: Head, data: TrainingSet, config: TrainConfig, policy: Policy)
         "kl_per_token": along.kl.mean().item(),
         "flip_rate": along.flip.float().mean().item(),
         "value_r2": explained_variance(values, (rewards - mean) / std),
-        "value_variance_after_5": value_variance_after([v.tolist() for v in values], 5),
     }
     advantage = dataclasses.replace(
         config.advantage.part(), value_per_advantage=value_per_advantage(values, along.centred)

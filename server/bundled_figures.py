@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from trimtab.guidance.bundled import judge
 from trimtab.guidance.bundled.grammar.conversation import draw_prompts
+from trimtab.guidance.bundled.grammar.subject import Kind
 from trimtab.guidance.data import Message
+from trimtab.guidance.encoding import encode_prompt
 from trimtab.guidance.evaluation.frontier import frontier
 from trimtab.guidance.evaluation.plot import plot_frontier
 from trimtab.guidance.evaluation.report import FrontierReport
+from trimtab.guidance.evaluation.variance import share_decided_later
 from trimtab.server.bundled_rollouts import AXES
 from trimtab.server.commands.frontier_run import sampler
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
-from trimtab.server.engine.request import SamplingParams
+from trimtab.server.engine.offline import generate
+from trimtab.server.engine.request import Request, SamplingParams
 
 
 @dataclass(frozen=True)
@@ -29,12 +35,16 @@ class FiguresConfig:
     harmful: prompts that ask for harm.
     strengths: at which each prompt is answered once.
     max_tokens: of a reply.
+    num_starts, start_tokens: replies, continued twice each after so many tokens, that tell how much of the
+    variance of V arises later.
     """
 
     everyday: int = 250
     harmful: int = 250
     strengths: tuple[float, ...] = (-2.0, -1.0, 0.0, 1.0, 2.0)
     max_tokens: int = 256
+    num_starts: int = 500
+    start_tokens: int = 5
 
 
 def measure(config: FiguresConfig, out: Path, seed: int) -> dict[str, Any]:
@@ -51,7 +61,44 @@ def measure(config: FiguresConfig, out: Path, seed: int) -> dict[str, Any]:
         shown = reports["harmful" if head == "harmless" else "everyday"]
         plot_frontier(shown, out / f"frontier-{head}.png")
         figures[head] = {kind: json.loads(report.to_json()) for kind, report in reports.items()}
-    return figures
+    share = decided_later(engine, config, seed)
+    print(f"\nshare of the variance of V that arises after token {config.start_tokens}: {share}")
+    return {**figures, "share_of_variance_after_start": share}
+
+
+def decided_later(engine: Engine, config: FiguresConfig, seed: int) -> dict[str, float]:
+    """Per head, the share of the variance of its judged score that arises after the start of a reply."""
+    tokenizer = engine.policy.tokenizer
+    kinds: Mapping[str, Kind] = {"kind": "everyday", "concise": "everyday", "harmless": "harmful"}
+    shares = {}
+    for head, kind in kinds.items():
+        texts = [p.text for p in draw_prompts("test", kind, config.num_starts, seed)]
+        prompts = [encode_prompt(tokenizer, (Message("user", text),)) for text in texts]
+        first = SamplingParams(max_tokens=config.start_tokens, seed=seed)
+        starts = _tokens(engine, prompts, first)
+        longer = [(*prompt, *start) for prompt, (start,) in zip(prompts, starts, strict=True)]
+        rest = _tokens(engine, longer, SamplingParams(max_tokens=config.max_tokens, n=2, seed=seed + 1))
+        pairs = []
+        for text, (start,), ends in zip(texts, starts, rest, strict=True):
+            is_over = start[-1] in engine.policy.eos_token_ids
+            replies = [start if is_over else (*start, *end) for end in ends]
+            scores = [score(text, tokenizer.decode(r, skip_special_tokens=True))[AXES[head]] for r in replies]
+            if None not in scores:
+                pairs.append(scores)
+        shares[head] = share_decided_later(*zip(*pairs, strict=True))
+    return shares
+
+
+def _tokens(
+    engine: Engine, prompts: Sequence[Sequence[int]], sampling: SamplingParams
+) -> list[list[tuple[int, ...]]]:
+    """The token ids of every choice of every prompt's reply."""
+    seeds = np.random.default_rng(sampling.seed).integers(2**62, size=len(prompts)).tolist()
+    requests = [
+        Request(str(i), tuple(prompt), replace(sampling, seed=seeds[i])) for i, prompt in enumerate(prompts)
+    ]
+    completions = generate(engine, requests, progress="where V is decided")
+    return [[tuple(choice.token_ids) for choice in completion.choices] for completion in completions]
 
 
 def measured_prompts(config: FiguresConfig, seed: int) -> Mapping[str, Sequence[str]]:

@@ -12,8 +12,13 @@ from trimtab.guidance.train_config import AdvantageConfig, TrainConfig
 from trimtab.guidance.trainer import train_head
 from trimtab.server.bundled_rollouts import AXES
 
-# Easier to tell apart, harder to steer gently: a larger tau keeps the tilt mild at strength 1.
-TAU: Mapping[str, float] = {"kind": 0.3, "concise": 4.0, "harmless": 1.0}
+# With labels smoothed by `flipped`, the chosen reply's log-ratio is to exceed the rejected one's by
+# log(1/flipped − 1) / tau nats and by no more, however easily the two are told apart: a tilt that stays mild.
+ADVANTAGES: Mapping[str, AdvantageConfig] = {
+    "kind": AdvantageConfig(loss="conservative_dpo", tau=1.0, flipped=0.1),
+    "concise": AdvantageConfig(loss="conservative_dpo", tau=1.3, flipped=0.15),
+    "harmless": AdvantageConfig(loss="conservative_dpo", tau=1.0, flipped=0.1),
+}
 
 
 def train_heads(model: Path, work: Path, out: Path, seed: int) -> dict[str, Any]:
@@ -30,7 +35,7 @@ def train_heads(model: Path, work: Path, out: Path, seed: int) -> dict[str, Any]
                     rollouts=work / "rollouts.jsonl",
                     head_folder=out / head,
                     run_folder=work / "runs" / head,
-                    advantage=AdvantageConfig(tau=TAU[head]),
+                    advantage=ADVANTAGES[head],
                     trained_on="preferences over the policy's own replies, by the bundled judge",
                     seed=seed,
                     device="cpu",

@@ -7,18 +7,20 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def value_variance_after(values: Sequence[Sequence[float]], t: int = 5) -> float:
-    """The share of the variance of V over replies that arises after token t: 1 − Var V(s_t) / Var V(s_{T−1}).
+def share_decided_later(first: Sequence[float], second: Sequence[float]) -> float:
+    """The share of the variance of V that arises after a point of the reply: 1 − Var E[r | start] / Var r.
 
-    A perfect forecast is a martingale, so its variance only grows along a reply, and this is in [0, 1].
+    V(s) = E[r | s] is a martingale along a reply, so its variance only grows and ends at Var r. Two replies
+    that were continued independently from the same start share E[r | start] and nothing else, so the
+    covariance of their rewards estimates its variance without a value part that would have to be right.
 
-    values: per reply V(s_0) … V(s_{T−1}); of replies that end before token t, V(s_{T−1}) counts as both.
+    first, second: the rewards of the two continuations, one pair per start.
 
     Raises:
-        ValueError: fewer than two replies, or all end at the same value.
+        ValueError: fewer than two pairs, pairs that do not match, or rewards without any variance.
     """
-    last = np.array([reply[-1] for reply in values], dtype=np.float64)
-    if len(last) < 2 or last.var() == 0:
-        raise ValueError("the share of a variance needs replies that end at different values")
-    early = np.array([reply[min(t, len(reply) - 1)] for reply in values], dtype=np.float64)
-    return float(1 - early.var() / last.var())
+    rewards = np.array([first, second], dtype=np.float64)  # [2, N]
+    if rewards.shape[1] < 2 or rewards.var() == 0:
+        raise ValueError("the share of a variance needs two pairs of rewards or more, not all of them equal")
+    centred = rewards - rewards.mean()
+    return float(1 - (centred[0] * centred[1]).mean() / rewards.var())

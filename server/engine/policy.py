@@ -22,6 +22,8 @@ from transformers import (
 
 from trimtab.guidance.encoding import end_of_reply
 from trimtab.guidance.errors import PolicyError
+from trimtab.guidance.locate import must_be_local
+from trimtab.guidance.policy import has_linear_tail, output_embedding_input
 from trimtab.server.engine.attention import UnsupportedAttentionError, check_attention_call
 from trimtab.server.engine.kv_cache import LayerShape
 from trimtab.server.engine.packed_linear import can_pack, pack, pack_linears, packed_linear
@@ -100,18 +102,9 @@ def forward_with_hidden(
     model: PreTrainedModel, input_ids: Tensor, positions: Tensor, outputs: Tensor
 ) -> tuple[Tensor, Tensor]:
     """h [K, d] and the model's own logits [K, V] at the asked positions, and the tail run only there."""
-    captured: list[Tensor] = []
-
-    def keep(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
-        captured.append(args[0][0].index_select(0, outputs))
-        return (captured[-1][None],)
-
-    hook = model.get_output_embeddings().register_forward_pre_hook(keep)
-    try:
+    with output_embedding_input(model, lambda h: h[:, outputs]) as seen:
         logits = model(input_ids=input_ids, position_ids=positions, use_cache=False).logits
-    finally:
-        hook.remove()
-    return captured[0], logits[0]
+    return seen[0][0].index_select(0, outputs), logits[0]
 
 
 def load_policy(
@@ -131,13 +124,17 @@ def load_policy(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ModelError(f"--device {device}: this torch sees no CUDA device; use --device cpu")
-    config = _load_config(path)
+    try:
+        local = must_be_local(path)
+    except PolicyError as error:
+        raise ModelError(str(error)) from None
+    config = _load_config(path, local)
     _refuse_by_config(str(path), config)
     if dtype == "auto":
         dtype = "float32" if device == "cpu" else str(config.dtype or torch.bfloat16).removeprefix("torch.")
-    model = _load_model(path, getattr(torch, dtype)).to(device).eval().requires_grad_(False)
+    model = _load_model(path, getattr(torch, dtype), local).to(device).eval().requires_grad_(False)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=local)
     except (OSError, ValueError) as error:
         raise ModelError(f"model '{path}' has no tokenizer that loads: {_first_line(error)}") from error
     limit = _pin_rope(str(path), model, max_model_len)
@@ -150,20 +147,20 @@ def load_policy(
         eos_token_ids=_eos_token_ids(model),
     )
     policy.reply_end_id = _reply_end_id(tokenizer)
-    policy.has_linear_tail = _has_linear_tail(model)
+    policy.has_linear_tail = has_linear_tail(model) and _body_feeds_lm_head(model)
     if pack_weights and can_pack(policy.device, policy.dtype):
         policy.packed_lm_head = pack(policy.lm_head)
         pack_linears(model)
     return policy
 
 
-def _load_config(path: str | Path) -> Any:
+def _load_config(path: str | Path, local: bool) -> Any:
     try:
-        return AutoConfig.from_pretrained(path)
+        return AutoConfig.from_pretrained(path, local_files_only=local)
     except (OSError, ValueError) as error:
         if not Path(path).exists():
             message = (
-                f"model '{path}' is neither a folder nor a hub id that can be reached; "
+                f"model '{path}' is neither a folder nor in the local cache, and no hub can be reached; "
                 "give --model a folder that holds config.json"
             )
         else:
@@ -178,10 +175,15 @@ def _refuse_by_config(path: str, config: Any) -> None:
         raise ModelError(f"model '{path}' is quantised; serve its unquantised weights")
 
 
-def _load_model(path: str | Path, dtype: torch.dtype) -> PreTrainedModel:
+def _load_model(path: str | Path, dtype: torch.dtype, local: bool) -> PreTrainedModel:
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, use_safetensors=True, attn_implementation="eager", output_loading_info=True
+            path,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=local,
+            attn_implementation="eager",
+            output_loading_info=True,
         )
     except Exception as error:  # whatever a corrupt checkpoint makes the loader raise
         raise ModelError(
@@ -281,17 +283,13 @@ def _discover_layers(path: str, model: PreTrainedModel) -> tuple[LayerShape, ...
 
 
 @torch.inference_mode()
-def _has_linear_tail(model: PreTrainedModel) -> bool:
-    """Whether the body's last hidden state is what lm_head reads, and the logits are its plain product."""
-    probe = torch.arange(4, device=model.device)[None] % model.get_input_embeddings().weight.shape[0]
-    positions = torch.arange(4, device=model.device)
+def _body_feeds_lm_head(model: PreTrainedModel) -> bool:
+    """Whether the body's last hidden state is what the output embedding reads."""
+    probe = torch.arange(4, device=model.device)[None]
     model.set_attn_implementation("eager")
-    hidden, logits = forward_with_hidden(model, probe, positions[None], positions)
-    body = model.base_model(input_ids=probe, position_ids=positions[None], use_cache=False)[0][0]
-    head = model.get_output_embeddings()
-    plain = nn.functional.linear(hidden, head.weight)
-    is_plain = type(head) is nn.Linear and head.bias is None
-    return is_plain and torch.equal(body, hidden) and torch.equal(plain, logits)
+    hidden, _ = forward_with_hidden(model, probe, probe, probe[0])
+    body = model.base_model(input_ids=probe, position_ids=probe, use_cache=False)[0][0]
+    return torch.equal(body, hidden)
 
 
 def _first_line(error: BaseException) -> str:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from trimtab.guidance.evaluation.statistics import distinct, estimate_by_prompt
-from trimtab.guidance.evaluation.variance import value_variance_after
+from trimtab.guidance.evaluation.variance import share_decided_later
 
 
 def test_the_interval_covers_the_truth_about_95_times_in_100():
@@ -43,22 +43,21 @@ def test_distinct_by_hand():
     assert distinct([(1,)], 2) == 0
 
 
-def test_all_variance_that_arises_late_is_counted_as_late():
-    late = [[0.0] * 6 + [float(i)] for i in range(9)]
-    early = [[float(i)] * 7 for i in range(9)]
-    assert value_variance_after(late) == 1
-    assert value_variance_after(early) == 0
+def test_continuations_that_agree_were_decided_before_and_independent_ones_after():
+    rewards = np.random.default_rng(0).normal(size=(2, 20_000))
+    assert share_decided_later(rewards[0].tolist(), rewards[0].tolist()) == 0
+    assert share_decided_later(rewards[0].tolist(), rewards[1].tolist()) == pytest.approx(1, abs=0.03)
 
 
-def test_the_share_of_a_random_walk_is_the_share_of_its_steps():
-    walks = np.random.default_rng(0).normal(size=(20_000, 20)).cumsum(1)
-    assert value_variance_after(walks.tolist(), t=5) == pytest.approx(1 - 6 / 20, abs=0.02)
+def test_the_share_of_a_random_walk_is_the_share_of_its_later_steps():
+    rng = np.random.default_rng(0)
+    start = rng.normal(size=(1, 20_000, 6)).sum(-1)
+    ends = start + rng.normal(size=(2, 20_000, 14)).sum(-1)
+    assert share_decided_later(*ends.tolist()) == pytest.approx(14 / 20, abs=0.02)
 
 
-def test_a_reply_that_ends_early_has_no_late_variance():
-    assert value_variance_after([[1.0, 2.0], [0.0, 4.0]]) == 0
-
-
-def test_values_that_do_not_vary_are_refused():
-    with pytest.raises(ValueError, match="different values"):
-        value_variance_after([[1.0], [1.0]])
+def test_a_share_of_no_variance_is_refused():
+    with pytest.raises(ValueError, match="not all of them equal"):
+        share_decided_later([1.0, 1.0], [1.0, 1.0])
+    with pytest.raises(ValueError, match="two pairs"):
+        share_decided_later([1.0], [2.0])

@@ -61,7 +61,8 @@ def test_an_encoder_decoder_is_refused(tmp_path: Path):
 
 
 def test_an_unknown_path_is_refused_with_what_to_give_instead():
-    assert "neither a folder nor a hub id" in refusal(Path("no/such/model"))
+    assert "give --model a folder" in refusal(Path("no/such/model"))
+    assert "no hub can be reached" in refusal("some/model")  # type: ignore[arg-type]
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path):
