@@ -16,7 +16,7 @@ from trimtab.server.bundled_rollouts import AXES
 # log(1/flipped − 1) / tau nats and by no more, however easily the two are told apart: a tilt that stays mild.
 ADVANTAGES: Mapping[str, AdvantageConfig] = {
     "kind": AdvantageConfig(loss="conservative_dpo", tau=1.0, flipped=0.1),
-    "concise": AdvantageConfig(loss="conservative_dpo", tau=1.3, flipped=0.15),
+    "concise": AdvantageConfig(loss="conservative_dpo", tau=1.0, flipped=0.15),
     "harmless": AdvantageConfig(loss="conservative_dpo", tau=1.0, flipped=0.1),
 }
 
