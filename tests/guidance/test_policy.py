@@ -43,7 +43,7 @@ def test_a_loaded_policy_is_frozen_and_named(policy_folder: Path):
 
 
 def test_a_model_that_is_not_there_is_refused_in_one_line(tmp_path: Path):
-    with pytest.raises(PolicyError, match="cannot be loaded") as caught:
+    with pytest.raises(PolicyError, match="is not a folder here") as caught:
         load_policy(tmp_path / "nowhere")
     assert "nowhere" in str(caught.value)
     assert "\n" not in str(caught.value)
