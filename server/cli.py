@@ -48,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(f"{error}; see `trimtab {args[0]} --help`", 2)
     except (UserError, ConfigError, HeadError, PolicyError, DataError, InvalidRequestError) as error:
         return _complain(str(error), 1)
+    except BrokenPipeError:  # whoever read our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         sys.stdout.flush()
         os._exit(130)  # a thread may be inside torch, where the interpreter's orderly end would crash
