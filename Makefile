@@ -28,5 +28,5 @@ test: $(STAMP)  ## lint, types and every test that CI runs
 test-slow: $(STAMP)  ## the tests that need minutes
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow $(ARGS)
 
-bundled: $(STAMP)  ## rebuild the bundled policy and heads from a seed (about an hour on two cores)
+bundled: $(STAMP)  ## rebuild the bundled policy and heads from a seed (25 minutes on two cores)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m trimtab.server.bundled $(ARGS)
