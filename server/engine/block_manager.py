@@ -126,13 +126,6 @@ class BlockManager:
         self.free(lane)
         return own
 
-    def forget_all(self) -> None:
-        """Drop every registered block: what the cache holds can no longer be trusted."""
-        for block in list(self._keys):
-            self._unregister(block)
-        self._free.extend(self._evictable)
-        self._evictable.clear()
-
     def _share(self, block: int) -> None:
         self._ref_counts[block] += 1
         self._evictable.pop(block, None)

@@ -215,7 +215,7 @@ class Engine:
         for choice in step.admitted:
             live = self._live[choice.request.request_id]
             spent_kl = live.replies[choice.index].kl
-            self.runner.admit(choice, live.seed, live.head_weights, spent_kl)
+            self.runner.state.admit(choice, live.seed, live.head_weights, spent_kl)
         hidden = self.runner.run(step)
         asked = [row for row in step.rows for _ in row.output_positions]
         drawing = [i for i, row in enumerate(asked) if row.purpose is Purpose.DRAW]
@@ -263,7 +263,7 @@ class Engine:
         if not reply.ended_with_eos and end_id is not None:
             tokens.append(end_id)
         self.scheduler.begin_finishing(choice, tokens)
-        self.runner.rewrite_tokens(choice.lane)
+        self.runner.state.rewrite_tokens(choice.lane)
 
     def _complete(self, live: LiveRequest, choice: Choice, reward: Scores) -> None:
         self._pending_events.append(live.replies[choice.index].done(reward))

@@ -13,7 +13,6 @@ from trimtab.server.engine.attention import PagedAttention
 from trimtab.server.engine.batch import BatchBuilder, decode_buckets
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.kv_cache import KVCache, num_blocks_within
-from trimtab.server.engine.lane import Choice, Lane
 from trimtab.server.engine.policy import ModelError, Policy
 from trimtab.server.engine.scheduler import Step
 from trimtab.server.engine.step_state import StepState
@@ -81,9 +80,3 @@ class ModelRunner:
         self._attention.plan = batch.plan
         h, logits = self.policy.forward(batch.input_ids, batch.positions, batch.output_indices)
         return Hidden(h, logits)
-
-    def admit(self, choice: Choice, seed: int, head_weights: list[float], spent_kl: float) -> None:
-        self.state.admit(choice, seed, head_weights, spent_kl)
-
-    def rewrite_tokens(self, lane: Lane) -> None:
-        self.state.rewrite_tokens(lane)

@@ -70,7 +70,7 @@ def _engine_last_logits(policy: Policy, config: EngineConfig, tokens: list[list[
     for slot, choice in enumerate(choices):
         blocks.extend(choice.lane, len(choice.lane.tokens))
         choice.lane.slot = slot
-        runner.admit(choice, 0, [], 0.0)
+        runner.state.admit(choice, 0, [], 0.0)
     while any(choice.lane.remaining > 1 for choice in choices):
         _advance(runner, [c for c in choices if c.lane.remaining > 1], is_last=False)
     hidden = _advance(runner, choices, is_last=True)

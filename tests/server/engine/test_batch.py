@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trimtab.server.engine.attention import SMALL_GROUP_KEYS, group_rows
-from trimtab.server.engine.batch import BatchBuilder, decode_buckets
+from trimtab.server.engine.batch import Batch, BatchBuilder, decode_buckets
 from trimtab.server.engine.block_manager import NULL_BLOCK
 from trimtab.server.engine.lane import Choice, Lane
 from trimtab.server.engine.request import Request
@@ -16,7 +16,7 @@ from trimtab.server.engine.step_state import StepState
 SIZE = 4
 
 
-def build(lengths: list[tuple[int, int]], buckets: tuple[int, ...] = ()) -> tuple[StepState, object]:
+def build(lengths: list[tuple[int, int]], buckets: tuple[int, ...] = ()) -> tuple[StepState, Batch]:
     """A batch of rows (tokens already computed, tokens of this step), each in its own slot and blocks."""
     state = StepState(
         max_num_seqs=8, max_model_len=64, block_size=SIZE, num_heads=0, device=torch.device("cpu")
@@ -36,19 +36,19 @@ def build(lengths: list[tuple[int, int]], buckets: tuple[int, ...] = ()) -> tupl
 
 def test_rows_are_packed_with_their_tokens_positions_and_cache_slots():
     _, batch = build([(5, 1), (0, 3), (9, 1)])
-    assert batch.input_ids.tolist() == [[5, 100, 101, 102, 209]]  # type: ignore[attr-defined]
-    assert batch.positions.tolist() == [[5, 0, 1, 2, 9]]  # type: ignore[attr-defined]
-    assert batch.plan.slots.tolist() == [2 * SIZE + 1, 12, 13, 14, 6 * SIZE + 1]  # type: ignore[attr-defined]
-    assert batch.output_indices.tolist() == [0, 3, 4]  # type: ignore[attr-defined]
+    assert batch.input_ids.tolist() == [[5, 100, 101, 102, 209]]
+    assert batch.positions.tolist() == [[5, 0, 1, 2, 9]]
+    assert batch.plan.slots.tolist() == [2 * SIZE + 1, 12, 13, 14, 6 * SIZE + 1]
+    assert batch.output_indices.tolist() == [0, 3, 4]
 
 
 def test_decode_steps_are_padded_to_a_bucket_and_padding_writes_to_the_null_block():
     _, batch = build([(5, 1), (2, 1), (9, 1)], decode_buckets(8))
-    assert batch.input_ids.shape == (1, 4)  # type: ignore[attr-defined]
-    assert batch.plan.slots[3] // SIZE == NULL_BLOCK  # type: ignore[attr-defined]
-    assert batch.output_indices.tolist() == [0, 1, 2]  # type: ignore[attr-defined]
+    assert batch.input_ids.shape == (1, 4)
+    assert batch.plan.slots[3] // SIZE == NULL_BLOCK
+    assert batch.output_indices.tolist() == [0, 1, 2]
     _, prefill = build([(5, 1), (0, 4)], decode_buckets(8))
-    assert prefill.input_ids.shape == (1, 5)  # type: ignore[attr-defined]
+    assert prefill.input_ids.shape == (1, 5)
 
 
 def test_the_buffers_keep_their_addresses_from_step_to_step():
