@@ -56,7 +56,13 @@ def test_concurrent_requests_each_end_in_exactly_one_terminal_event(running: Asy
         assert events[-1].num_completion_tokens == 1 + i
 
 
-def test_abort_and_leaving_the_iteration_both_end_the_request(running: AsyncEngine):
+def test_abort_and_leaving_the_iteration_both_end_the_request(
+    running: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+):
+    aborted: list[str] = []
+    abort = running.engine.abort
+    monkeypatch.setattr(running.engine, "abort", lambda name: (aborted.append(name), abort(name)))
+
     async def work() -> None:
         events = []
         async for event in running.submit(request("aborted", 100)):
@@ -71,6 +77,7 @@ def test_abort_and_leaving_the_iteration_both_end_the_request(running: AsyncEngi
             await asyncio.sleep(0.01)
 
     go(work())
+    assert aborted == ["aborted", "left"]
     blocks = running.engine.scheduler.blocks
     assert blocks.num_free == blocks.num_usable
 

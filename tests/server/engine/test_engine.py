@@ -113,6 +113,12 @@ def test_logit_bias_bans_and_forces_tokens(make_engine: Make):
     assert forced == [77] * 12
 
 
+def test_text_held_back_for_a_stop_string_comes_out_when_the_reply_ends(make_engine: Make):
+    engine = make_engine()
+    reply = one(engine, logit_bias=((ord("a") - 33 + 0, 100.0),), stop=("aaaaab",), max_tokens=9)
+    assert (reply.text, reply.finish_reason) == ("a" * 9, "length")
+
+
 def test_penalties_keep_tokens_from_coming_back(make_engine: Make):
     engine = make_engine()
     bias = tuple((token, 8.0) for token in range(100, 106))
@@ -199,6 +205,20 @@ def test_a_poisoned_reply_fails_and_does_not_poison_those_who_get_its_blocks(mak
         one(engine, prompt=tuple(range(start, start + 30)))
     assert one(engine, temperature=0).token_ids == want
     assert_all_free(engine)
+
+
+def test_a_short_reply_in_a_poisoned_block_reads_no_leftover(make_engine: Make):
+    engine = make_engine(num_blocks=20)
+    weight = engine.policy.model.get_input_embeddings().weight
+    saved = weight[5].clone()
+    with torch.no_grad():
+        weight[5] = torch.nan
+    with pytest.raises(GenerationError, match="finite logits"):
+        one(engine, prompt=(*range(100, 123), 5))
+    with torch.no_grad():
+        weight[5] = saved
+    short = [Request(str(i), (7 + i,), SamplingParams(max_tokens=3, ignore_eos=True)) for i in range(8)]
+    assert len(generate(engine, short)) == 8
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,9 @@ CONFIGS: dict[str, PretrainedConfig] = {
     "llama": LlamaConfig(**SIZES),
     "qwen3": Qwen3Config(**SIZES, head_dim=8),
     "mistral with a sliding window": MistralConfig(**SIZES, head_dim=8, sliding_window=9),
-    "gemma2": Gemma2Config(**SIZES, head_dim=8, sliding_window=9, query_pre_attn_scalar=8),
+    "gemma2": Gemma2Config(
+        **SIZES, head_dim=8, sliding_window=9, query_pre_attn_scalar=8, attn_logit_softcapping=0.5
+    ),
     "gemma3": Gemma3TextConfig(
         **SIZES, head_dim=8, sliding_window=9, query_pre_attn_scalar=8, layer_types=LAYERS
     ),
