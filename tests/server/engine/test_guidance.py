@@ -113,7 +113,7 @@ def test_the_finishing_step_rewards_the_reply_with_its_end_token(
     assert head.reward is not None
     expected = (float(head.reward(h[-1])) - manifest.reward_mean) / manifest.reward_std
     assert reply.summary is not None
-    assert dict(reply.summary.reward) == {"kind": pytest.approx(expected, abs=1e-4)}, "gauge has no reward"
+    assert dict(reply.summary.reward) == {"kind": pytest.approx(expected, abs=5e-6)}, "gauge has no reward"
 
 
 def test_strength_0_is_bitwise_the_plain_policy_and_still_measures(engine: Engine):
