@@ -3,7 +3,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: serve test test-slow bundled lint install clean
+.PHONY: serve test test-slow bundled gpu lint install clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -30,3 +30,6 @@ test-slow: $(STAMP)  ## the tests that need minutes
 
 bundled: $(STAMP)  ## rebuild the bundled policy and heads from a seed (25 minutes on two cores)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m trimtab.server.bundled $(ARGS)
+
+gpu:  ## check and measure kernels and engine on a GPU, without an installation (PART=kernels|engine)
+	PYTHONPATH=src $(PYTHON) -m trimtab.server.gpu --part $(or $(PART),all) --out $(or $(REPORT),runs/gpu-$(or $(PART),all).json)

@@ -1,0 +1,129 @@
+"""What a case found: numbers held against limits, times beside their floors, ratios against their aims."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from trimtab.server.gpu.timing import Spread
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A number that is right if it is at most so much; NaN never is."""
+
+    value: float
+    at_most: float
+
+    @property
+    def is_kept(self) -> bool:
+        return self.value <= self.at_most
+
+
+@dataclass(frozen=True, slots=True)
+class Aim:
+    """A ratio that the design wants on one side of a bound. Missing it is news, not an error."""
+
+    what: str
+    value: float
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @property
+    def is_reached(self) -> bool:
+        low = -math.inf if self.at_least is None else self.at_least
+        high = math.inf if self.at_most is None else self.at_most
+        return low <= self.value <= high
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """Times of one op in one shape.
+
+    floor: microseconds that the memory traffic (or the arithmetic) alone would take; None where none is
+        stated. against: the same job done by others.
+    """
+
+    op: str
+    shape: str
+    rows: int
+    time: Spread
+    floor: float | None = None
+    against: dict[str, Spread] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "op": self.op,
+            "shape": self.shape,
+            "rows": self.rows,
+            "microseconds": self.time.as_dict(),
+            "floor_microseconds": _round(self.floor),
+            "of_floor": None if self.floor is None else _round(self.floor / self.time.median),
+            "against": {
+                name: {"microseconds": spread.as_dict(), "ratio": _round(self.time.median / spread.median)}
+                for name, spread in self.against.items()
+            },
+        }
+
+
+@dataclass(slots=True)
+class Findings:
+    """limits: the worst value seen under each name. facts: whatever else is worth a line in the report."""
+
+    limits: dict[str, Limit] = field(default_factory=dict)
+    measurements: list[Measurement] = field(default_factory=list)
+    aims: list[Aim] = field(default_factory=list)
+    facts: dict[str, float | int | str] = field(default_factory=dict)
+
+    def require(self, what: str, value: Tensor | float, at_most: float) -> None:
+        """Hold a number (of a tensor the largest, and NaN if any is) against its limit."""
+        number = _largest(value)
+        worst = self.limits.get(what)
+        if worst is None or number > worst.value or math.isnan(number):
+            self.limits[what] = Limit(number, at_most)
+
+    def require_none(self, what: str, is_wrong: Tensor) -> None:
+        """Count the wrong ones; there must be none."""
+        self.require(what, float(is_wrong.sum()), 0)
+
+    @property
+    def broken(self) -> list[str]:
+        return [
+            f"{what}: {limit.value:.3g}, at most {limit.at_most:.3g}"
+            for what, limit in self.limits.items()
+            if not limit.is_kept
+        ]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "limits": {
+                what: {"value": _round(limit.value), "at_most": limit.at_most}
+                for what, limit in self.limits.items()
+            },
+            "measurements": [measurement.as_dict() for measurement in self.measurements],
+            "aims": [
+                {
+                    "what": aim.what,
+                    "value": _round(aim.value),
+                    "at_least": aim.at_least,
+                    "at_most": aim.at_most,
+                    "is_reached": aim.is_reached,
+                }
+                for aim in self.aims
+            ],
+            "facts": self.facts,
+        }
+
+
+def _largest(value: Tensor | float) -> float:
+    if not isinstance(value, Tensor):
+        return float(value)
+    return float(value.double().amax()) if value.numel() else 0.0
+
+
+def _round(value: float | None) -> float | None:
+    """Four significant digits; None also for what JSON cannot say."""
+    return None if value is None or not math.isfinite(value) else float(f"{value:.4g}")

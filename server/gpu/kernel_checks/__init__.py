@@ -1,0 +1,1 @@
+"""Is every kernel right: against float64, and bitwise independent of batchmates."""

@@ -1,0 +1,61 @@
+"""The guided draw from materialised logits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from trimtab.kernels.guided_logits import GuidedDraw, guided_logits
+from trimtab.server.gpu.findings import Findings
+from trimtab.server.gpu.inputs import LOGIT_SCALE, DrawKeys, Source
+from trimtab.server.gpu.kernel_checks.invariance import fields_of, require_invariance
+from trimtab.server.gpu.machine import Machine
+from trimtab.server.gpu.oracle import measure_exactly, require_exact
+from trimtab.server.gpu.sizes import KernelSizes
+
+
+class _Batch:
+    """Masked and unmasked logits, mixed temperatures and strengths, rows without an advantage."""
+
+    def __init__(self, machine: Machine, num_rows: int, vocab: int) -> None:
+        source = Source(machine.device, seed=vocab + num_rows)
+        self.backend = machine.backend
+        self.logits = source.normal(num_rows, vocab, scale=LOGIT_SCALE)
+        self.logits[1::3] = self.logits[1::3].masked_fill(source.normal(vocab) > 0, -torch.inf)
+        self.advantage, self.beta = source.normal(num_rows, vocab), source.strengths(num_rows)
+        self.keys: DrawKeys = source.keys(num_rows)
+        self.place = torch.arange(num_rows, device=machine.device)
+        self.place[3::4] = -1
+
+    def run(self, rows: Tensor) -> GuidedDraw:
+        return guided_logits(
+            self.logits[rows],
+            **self.keys.pick(rows).as_dict(),
+            advantage=self.advantage,
+            advantage_row=self.place[rows],
+            beta=self.beta[rows],
+            want_entropy=True,
+            backend=self.backend,
+        )
+
+
+def check_guided_logits(machine: Machine, sizes: KernelSizes) -> Findings:
+    findings = Findings()
+    for _, vocab in sizes.head_shapes:
+        for num_rows in sizes.check_rows:
+            batch = _Batch(machine, num_rows, vocab)
+            draw = batch.run(torch.arange(num_rows, device=machine.device))
+            beta = torch.where(batch.place >= 0, batch.beta, 0)
+            exact = measure_exactly(batch.logits.double(), batch.advantage.double(), beta, batch.keys)
+            require_exact(findings, f"V {vocab}", draw, exact)
+    most = max(sizes.batch_sizes)
+    batch = _Batch(machine, most, sizes.head_shapes[0][1])
+
+    def run(rows: Tensor) -> dict[str, Tensor]:
+        return fields_of(batch.run(rows))
+
+    require_invariance(findings, "draw", machine, run, most, sizes.batch_sizes)
+    with machine.host_waits() as waits:
+        batch.run(torch.arange(most, device=machine.device))
+    findings.require("host waits of a launch", len(waits), 0)
+    return findings

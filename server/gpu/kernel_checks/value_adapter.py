@@ -1,0 +1,70 @@
+"""The inner half of the heads' advantages, and their values, against float64."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from trimtab.kernels.value_adapter import value_adapter
+from trimtab.server.gpu.findings import Findings
+from trimtab.server.gpu.inputs import Source
+from trimtab.server.gpu.kernel_checks.invariance import require_invariance
+from trimtab.server.gpu.machine import Machine
+from trimtab.server.gpu.sizes import KernelSizes
+
+ACTIVATIONS = ("silu", "identity", "silu")
+ERROR = 2e-5  # of outputs with a standard deviation of about 1
+
+
+class _Batch:
+    """Three heads; rows that use some of them, and a block of rows that does not use the second."""
+
+    def __init__(
+        self, machine: Machine, num_rows: int, hidden: int, rank: int, dtype: torch.dtype, tied: bool
+    ) -> None:
+        source = Source(machine.device, seed=num_rows)
+        self.backend = machine.backend
+        self.h = source.normal(num_rows, hidden, dtype=dtype)
+        self.weights = source.cycle((1.0, 0.0, -0.5, 2.0, 0.0), 3 * num_rows).view(num_rows, 3)
+        self.weights[: num_rows // 2, 1] = 0
+        self.down = source.normal(3, rank, hidden, scale=hidden**-0.5, dtype=dtype)
+        self.up = source.normal(3, hidden, rank, scale=rank**-0.5, dtype=dtype) if tied else None
+        self.value_weight = source.normal(3, hidden, scale=hidden**-0.5)
+        self.value_bias = source.normal(3)
+
+    def run(self, rows: Tensor) -> dict[str, Tensor]:
+        columns, values = value_adapter(
+            self.h[rows], self.weights[rows], self.down, self.up, ACTIVATIONS, self.value_weight,
+            self.value_bias, backend=self.backend,
+        )  # fmt: skip
+        assert values is not None
+        return {"columns": columns, "values": values}
+
+    def exact(self) -> dict[str, Tensor]:
+        h = self.h.double()
+        inner = []
+        for head, activation in enumerate(ACTIVATIONS):
+            product = h @ self.down[head].double().T
+            product = F.silu(product) if activation == "silu" else product
+            inner.append(self.weights[:, head, None].double() * product)
+        if self.up is None:
+            columns = torch.cat(inner, 1)
+        else:
+            columns = torch.stack([a @ up.double().T for a, up in zip(inner, self.up, strict=True)]).sum(0)
+        return {"columns": columns, "values": h @ self.value_weight.double().T + self.value_bias}
+
+
+def check_value_adapter(machine: Machine, sizes: KernelSizes) -> Findings:
+    findings = Findings()
+    most = max(sizes.batch_sizes)
+    for dtype in sizes.dtypes:
+        for tied in (False, True):
+            name = f"{str(dtype).removeprefix('torch.')}, {'tied' if tied else 'low-rank'}"
+            for hidden, rank in ((sizes.hidden, sizes.rank), (sizes.hidden + 20, sizes.rank - 3)):
+                batch = _Batch(machine, most, hidden, rank, dtype, tied)
+                exact = batch.exact()
+                for field, found in batch.run(torch.arange(most, device=machine.device)).items():
+                    findings.require(f"{name}: {field}", (found - exact[field]).abs(), ERROR)
+            require_invariance(findings, name, machine, batch.run, most, sizes.batch_sizes)
+    return findings

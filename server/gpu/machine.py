@@ -1,0 +1,93 @@
+"""The device a run is on: what it is called, which backend its kernels use, how fast its memory is."""
+
+from __future__ import annotations
+
+import contextlib
+import platform
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+
+from trimtab.kernels.dispatch import triton
+from trimtab.server.gpu.timing import Repeats, copy_bandwidth
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """backend: of our kernels. bandwidth: bytes per second of a copy, measured when the run began."""
+
+    device: torch.device
+    backend: str
+    bandwidth: float
+
+    @property
+    def is_cuda(self) -> bool:
+        return self.device.type == "cuda"
+
+    def floor(self, num_bytes: float) -> float:
+        """Microseconds that so much memory traffic takes."""
+        return 1e6 * num_bytes / self.bandwidth
+
+    def describe(self) -> dict[str, str | float]:
+        return {
+            "device": torch.cuda.get_device_name(self.device) if self.is_cuda else _processor(),
+            "backend": self.backend,
+            "copy_gb_per_second": float(f"{self.bandwidth / 1e9:.4g}"),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "triton": "" if triton is None else triton.__version__,
+            "transformers": transformers.__version__,
+        }
+
+    @contextlib.contextmanager
+    def host_waits(self, mode: str = "warn") -> Iterator[list[warnings.WarningMessage]]:
+        """Collects a warning for every call within that makes the host wait for the device; mode "error":
+        such a call raises. Where the device is the host there are none."""
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            if not self.is_cuda:
+                yield []
+                return
+            waits: list[warnings.WarningMessage] = []
+            torch.cuda.set_sync_debug_mode(mode)
+            try:
+                yield waits
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+                waits += [warning for warning in caught if "synchroniz" in str(warning.message)]
+
+
+def missing_gpu() -> str | None:
+    """Why the suite cannot run here, in one line; None where it can."""
+    if not torch.cuda.is_available():
+        return f"the GPU suite needs a CUDA device, and torch {torch.__version__} sees none here"
+    if triton is None:
+        return "the GPU suite needs triton, which is not installed here"
+    if triton.knobs.runtime.interpret:
+        return "TRITON_INTERPRET is set: unset it, so that kernels run on the GPU"
+    return None
+
+
+def open_gpu() -> Machine:
+    device = torch.device("cuda", torch.cuda.current_device())
+    return Machine(device, "triton", copy_bandwidth(device, 1 << 30, Repeats()))
+
+
+def open_rehearsal() -> Machine:
+    """The CPU, with Triton's kernels where its interpreter is on, and their references elsewhere."""
+    interprets = triton is not None and triton.knobs.runtime.interpret
+    device = torch.device("cpu")
+    return Machine(
+        device, "triton" if interprets else "reference", copy_bandwidth(device, 1 << 22, Repeats(1, 3))
+    )
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
