@@ -1,0 +1,325 @@
+"""The strength of each row's tilt: the largest, or just enough, that the row's limits allow."""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trimtab.kernels.base_statistics import base_statistics, exponent_origin
+from trimtab.kernels.dispatch import choose_backend, jit, tl
+
+MAX_EVALUATIONS = 8  # of Λ, Λ′ and Λ″ of a row; each reads the whole row
+SLACK = 2.0**-8  # a row is solved once its reach lies in [1 − SLACK, 1]
+AIM = 1 - SLACK / 2
+NEAR = 0.5  # distance from AIM within which Newton's step is trusted
+WEAK = 1e-3  # nats of E_β[βĀ] below which a KL is taken from its expansion
+TINY = 1e-30
+
+# One program per row, since rows are solved in different numbers of evaluations.
+BLOCK_V, NUM_WARPS = 4096, 16
+
+# In what follows b = |β|, σ = sign(β), E = σΛ′ = σ E_β[Ā] and variance = Λ″ = Var_β[Ā]. Both limits become one
+# increasing function of b, 0 at 0 and 1 where the first of them is met:
+#     reach(b) = max(√(KL / cap), (1 − SLACK) E / lift).
+# √KL is nearly linear in b where KL is nearly a parabola. With the factor 1 − SLACK a solved row has
+# E ≥ lift, as it has KL ≤ cap.
+
+
+@dataclass(frozen=True, slots=True)
+class _Point:
+    """What is known at one b of each row, [R]."""
+
+    at: Tensor
+    reach: Tensor
+    slope: Tensor
+    kl: Tensor
+    lift: Tensor
+
+    def or_else(self, mine: Tensor, other: _Point) -> _Point:
+        return _Point(
+            torch.where(mine, self.at, other.at),
+            torch.where(mine, self.reach, other.reach),
+            torch.where(mine, self.slope, other.slope),
+            torch.where(mine, self.kl, other.kl),
+            torch.where(mine, self.lift, other.lift),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Rows that have something to solve: z and Ā [R, V], and [R] their normaliser, signs and limits."""
+
+    logits: Tensor
+    centred: Tensor
+    top: Tensor
+    total: Tensor
+    sign: Tensor
+    kl_cap: Tensor
+    lift: Tensor
+
+    def evaluate(self, b: Tensor) -> _Point:
+        guided = torch.addcmul(self.logits, self.centred, (self.sign * b)[:, None])
+        probabilities, top = guided.softmax(1), guided.amax(1)
+        total = probabilities.amax(1).reciprocal_()
+        weighted = probabilities.mul_(self.centred)
+        lift = self.sign * weighted.sum(1)
+        variance = (weighted.mul_(self.centred).sum(1) - lift.square()).clamp_(min=0)
+        log_mean = (top - self.top) + (total / self.total).log()
+        kl = _kl(b, lift, variance, log_mean)
+        by_cap, by_lift = (kl / self.kl_cap).sqrt(), (1 - SLACK) * lift / self.lift
+        slope = torch.where(
+            by_cap >= by_lift,
+            by_cap * b * variance / (2 * kl.clamp(min=TINY)),
+            (1 - SLACK) * variance / self.lift,
+        )
+        return _Point(b, torch.maximum(by_cap, by_lift), slope, kl, lift)
+
+    def start(self) -> _Point:
+        """What `evaluate` would say at b = 0, whose KL has no slope but whose √KL has one."""
+        variance = ((self.logits - self.top[:, None]).exp_() * self.centred.square()).sum(1) / self.total
+        by_cap, by_lift = (variance / (2 * self.kl_cap)).sqrt(), (1 - SLACK) * variance / self.lift
+        zero = torch.zeros_like(variance)
+        return _Point(zero, zero, torch.maximum(by_cap, by_lift), zero, zero)
+
+
+def _kl(b: Tensor, lift: Tensor, variance: Tensor, log_mean: Tensor) -> Tensor:
+    """βΛ′ − Λ. A weak tilt's Λ drowns in the rounding of two normalisers: its KL is (2βΛ′ + β²Λ″)/6.
+
+    That is right to third order in β. β²Λ″ = βΛ′ to first order, so where they differ it is not used.
+    """
+    rise, spread = b * lift, b * b * variance
+    weak = (rise < WEAK) & (spread < 1.25 * rise)
+    return torch.where(weak, (2 * rise + spread) / 6, rise - log_mean).clamp_(min=0)
+
+
+def _propose(low: _Point, high: _Point, cautious: Tensor) -> tuple[Tensor, Tensor]:
+    """The next b of each row, strictly inside its bracket where that has room, and whether it is Newton's.
+
+    Newton's step is taken from the end that is near. Elsewhere two others take turns: the smaller of Newton's
+    from below and the b at which the tangents of Λ at both ends meet, a knee's place; and cubic interpolation
+    of b over reach with slopes held to three secants, which keeps it monotone (Fritsch and Carlson, 1980).
+    """
+    below, above = AIM - low.reach, high.reach - AIM
+    from_low = low.at + below / low.slope.clamp(min=TINY)
+    from_high = high.at - above / high.slope.clamp(min=TINY)
+    newton = torch.where(below < above, from_low, from_high)
+    trusted = (torch.minimum(below, above) < NEAR) & (newton > low.at) & (newton < high.at)
+
+    width, height = high.at - low.at, high.reach - low.reach
+    knee = (high.kl - low.kl) / (high.lift - low.lift).clamp(min=TINY)
+    knee = torch.minimum(from_low, knee)
+
+    secant, t = width / height, below / height
+    start = torch.minimum(low.slope.clamp(min=TINY).reciprocal(), 3 * secant)
+    end = torch.minimum(high.slope.clamp(min=TINY).reciprocal(), 3 * secant)
+    rest = 1 - t
+    cubic = low.at + width * t * t * (3 - 2 * t) + height * t * rest * (start * rest - end * t)
+
+    proposal = torch.where(trusted, newton, torch.where(cautious, knee, cubic))
+    return torch.minimum(torch.maximum(proposal, low.at), high.at), trusted
+
+
+def _solve(rows: _Rows, limit: Tensor) -> Tensor:
+    """The largest b ≤ limit with reach ≤ 1, up to SLACK; from below where the evaluations do not suffice."""
+    low = high = rows.start()
+    b, solved = limit, torch.zeros_like(limit, dtype=torch.bool)
+    cautious = torch.ones_like(solved)
+    for _ in range(MAX_EVALUATIONS - 1):
+        point = rows.evaluate(b)
+        allowed = point.reach <= 1
+        low, high = point.or_else(allowed & ~solved, low), point.or_else(~allowed, high)
+        solved |= allowed & ((point.reach >= 1 - SLACK) | (b == limit)) | point.reach.isnan()
+        if solved.all():
+            break
+        b, trusted = _propose(low, high, cautious)
+        cautious = torch.where(trusted, cautious, ~cautious)
+    return low.at
+
+
+def _reference(
+    logits: Tensor,
+    advantage: Tensor,
+    advantage_row: Tensor,
+    strength: Tensor,
+    kl_cap: Tensor | None,
+    lift: Tensor | None,
+) -> Tensor:
+    off = torch.full_like(strength, torch.inf)
+    kl_cap, lift = off if kl_cap is None else kl_cap, off if lift is None else lift
+    b = strength.abs().masked_fill_((advantage_row < 0) | (kl_cap <= 0) | (lift <= 0), 0)
+    rows = ((b > 0) & (torch.minimum(kl_cap, lift) < torch.inf)).nonzero()[:, 0]
+    if len(rows):
+        z, source = logits[rows], advantage_row[rows]
+        base = base_statistics(z, advantage, source, backend="reference")
+        centred = advantage[source]
+        centred -= centred[:, :1].clone()
+        centred -= base.mean[:, None]
+        sign = strength[rows].sign()
+        b[rows] = _solve(
+            _Rows(z, centred, base.top, base.total, sign, kl_cap[rows], lift[rows]), strength[rows].abs()
+        )
+    return b.copysign_(strength)
+
+
+@jit
+def _totals(logits, advantage, origin, beta, vocab_size, block: tl.constexpr):
+    """Of one row x = z + β(A − origin): the largest, and below it Σ exp, Σ exp·(A − origin), Σ exp·(A − origin)².
+
+    Each lane keeps its own largest x, so that lanes meet only once.
+    """
+    lane = tl.arange(0, block)
+    tops = tl.full((block,), float("-inf"), tl.float32)
+    total = tl.zeros((block,), tl.float32)
+    first, second = total, total
+    for start in range(0, vocab_size, block):
+        inside = start + lane < vocab_size
+        z = tl.load(logits + start + lane, mask=inside, other=float("-inf"))
+        centred = tl.load(advantage + start + lane, mask=inside, other=0.0) - origin
+        x = z + beta * centred
+        higher = tl.maximum(tops, x)
+        level = exponent_origin(higher)
+        scale, weight = tl.exp(tops - level), tl.exp(x - level)
+        tops = higher
+        total = total * scale + weight
+        weight *= centred
+        first = first * scale + weight
+        second = second * scale + weight * centred
+    top = tl.max(tops, 0)
+    scale = tl.exp(tops - exponent_origin(top))
+    return top, tl.sum(total * scale, 0), tl.sum(first * scale, 0), tl.sum(second * scale, 0)
+
+
+@jit
+def _rows(
+    logits, advantage, advantage_row, strength, kl_cap, lift, out,
+    logits_stride, advantage_stride, vocab_size,
+    max_evaluations: tl.constexpr, slack: tl.constexpr, near: tl.constexpr, weak: tl.constexpr,
+    tiny: tl.constexpr, block: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    source, signed = tl.load(advantage_row + row), tl.load(strength + row)
+    limit, sign = tl.abs(signed), tl.where(signed < 0, -1.0, 1.0)
+    cap = tl.full((), float("inf"), tl.float32)
+    if kl_cap is not None:
+        cap = tl.load(kl_cap + row)
+    wanted = tl.full((), float("inf"), tl.float32)
+    if lift is not None:
+        wanted = tl.load(lift + row)
+    found = tl.where((source < 0) | (cap <= 0) | (wanted <= 0), 0.0, limit)
+
+    if (found > 0) & (tl.minimum(cap, wanted) < float("inf")):
+        z, a = logits + row * logits_stride, advantage + source * advantage_stride
+        origin = tl.load(a)
+        base_top, base_total, first, second = _totals(z, a, origin, 0.0, vocab_size, block)
+        mean = first / base_total
+        variance = tl.maximum(second / base_total - mean * mean, 0.0)
+        origin += mean
+
+        low, low_reach, low_kl, low_lift = 0.0, 0.0, 0.0, 0.0
+        low_slope = tl.maximum(tl.sqrt(variance / (2 * cap)), (1 - slack) * variance / wanted)
+        high, high_reach, high_slope, high_kl, high_lift = limit, 0.0, 0.0, 0.0, 0.0
+        b, cautious, evaluations = limit, 1, 1
+        while evaluations < max_evaluations:
+            top, total, first, second = _totals(z, a, origin, sign * b, vocab_size, block)
+            evaluations += 1
+            gain = sign * first / total
+            variance = tl.maximum(second / total - gain * gain, 0.0)
+            rise, spread = b * gain, b * b * variance
+            log_mean = (top - base_top) + tl.log(total / base_total)
+            expanded = (rise < weak) & (spread < 1.25 * rise)
+            kl = tl.maximum(tl.where(expanded, (2 * rise + spread) / 6, rise - log_mean), 0.0)
+            by_cap, by_lift = tl.sqrt(kl / cap), (1 - slack) * gain / wanted
+            by_cap_slope = by_cap * b * variance / (2 * tl.maximum(kl, tiny))
+            slope = tl.where(by_cap >= by_lift, by_cap_slope, (1 - slack) * variance / wanted)
+            reach = tl.maximum(by_cap, by_lift)
+
+            allowed = reach <= 1
+            solved = allowed & ((reach >= 1 - slack) | (b == limit)) | (reach != reach)
+            evaluations = tl.where(solved, max_evaluations, evaluations)
+            low, high = tl.where(allowed, b, low), tl.where(allowed, high, b)
+            low_reach, high_reach = tl.where(allowed, reach, low_reach), tl.where(allowed, high_reach, reach)
+            low_slope, high_slope = tl.where(allowed, slope, low_slope), tl.where(allowed, high_slope, slope)
+            low_kl, high_kl = tl.where(allowed, kl, low_kl), tl.where(allowed, high_kl, kl)
+            low_lift, high_lift = tl.where(allowed, gain, low_lift), tl.where(allowed, high_lift, gain)
+
+            below, above = 1 - slack / 2 - low_reach, high_reach - (1 - slack / 2)
+            from_low = low + below / tl.maximum(low_slope, tiny)
+            from_high = high - above / tl.maximum(high_slope, tiny)
+            newton = tl.where(below < above, from_low, from_high)
+            trusted = (tl.minimum(below, above) < near) & (newton > low) & (newton < high)
+
+            width, height = high - low, high_reach - low_reach
+            knee = tl.minimum(from_low, (high_kl - low_kl) / tl.maximum(high_lift - low_lift, tiny))
+
+            secant, t = width / height, below / height
+            start = tl.minimum(1 / tl.maximum(low_slope, tiny), 3 * secant)
+            end = tl.minimum(1 / tl.maximum(high_slope, tiny), 3 * secant)
+            cubic = low + width * t * t * (3 - 2 * t) + height * t * (1 - t) * (start * (1 - t) - end * t)
+
+            b = tl.where(trusted, newton, tl.where(cautious == 1, knee, cubic))
+            b = tl.minimum(tl.maximum(b, low), high)
+            cautious = tl.where(trusted, cautious, 1 - cautious)
+        found = low
+    tl.store(out + row, sign * found)
+
+
+def _launch(
+    logits: Tensor,
+    advantage: Tensor,
+    advantage_row: Tensor,
+    strength: Tensor,
+    kl_cap: Tensor | None,
+    lift: Tensor | None,
+) -> Tensor:
+    assert logits.stride(1) == advantage.stride(1) == 1
+    num_rows, vocab_size = logits.shape
+    beta = torch.empty_like(strength)
+    _rows[num_rows,](
+        logits, advantage, advantage_row, strength, kl_cap, lift, beta,
+        logits.stride(0), advantage.stride(0), vocab_size,
+        max_evaluations=MAX_EVALUATIONS, slack=SLACK, near=NEAR, weak=WEAK, tiny=TINY,
+        block=BLOCK_V, num_warps=NUM_WARPS,
+    )  # fmt: skip
+    return beta
+
+
+def solve_tilt(
+    logits: Tensor,
+    advantage: Tensor,
+    advantage_row: Tensor,
+    *,
+    strength: Tensor,
+    kl_cap: Tensor | None = None,
+    lift: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Choose β of each row within its limits, in at most eight readings of the row.
+
+    β = σb with σ the sign of `strength`, and b the smallest of: |strength|; the largest b with
+    KL(π_β ‖ π₀) ≤ kl_cap; the smallest b with σ E_β[Ā] ≥ lift, |strength| where none has. b is approached from
+    below: the KL of what is returned never passes kl_cap by more than rounding, and lies within 1 % of it where
+    the cap decides and eight readings suffice; the lift is then met within as much above.
+
+    Args:
+        logits: f32[B, V], z of the base; −inf marks a masked token.
+        advantage: f32[G, V], finite; an offset per row changes nothing. advantage_row: i64[B], each row's place
+            in it, −1 for none.
+        strength: f32[B]. kl_cap: f32[B], nats; lift: f32[B], in units of the advantage. +inf is off, and what
+            is 0 or less already holds at β = 0 (lift) or only there (kl_cap).
+        backend: see `choose_backend`.
+
+    Returns:
+        f32[B]; 0 in rows without an advantage, and in rows with something to solve that hold a NaN or no finite
+        logit.
+    """
+    if not len(advantage):
+        return torch.zeros_like(strength)
+    run = _BACKENDS[choose_backend(logits.device, backend)]
+    return run(logits, advantage, advantage_row, strength, kl_cap, lift)
+
+
+_BACKENDS = {"reference": _reference, "triton": _launch}
