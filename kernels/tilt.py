@@ -22,8 +22,8 @@ TINY = 1e-30
 # One program per row, since rows are solved in different numbers of evaluations.
 BLOCK_V, NUM_WARPS = 4096, 16
 
-# In what follows b = |β|, σ = sign(β), E = σΛ′ = σ E_β[Ā] and variance = Λ″ = Var_β[Ā]. Both limits become one
-# increasing function of b, 0 at 0 and 1 where the first of them is met:
+# In what follows b = |β|, σ = sign(β), E = σΛ′ = σ E_β[Ā] and variance = Λ″ = Var_β[Ā]. Both limits become
+# one increasing function of b, 0 at 0 and 1 where the first of them is met:
 #     reach(b) = max(√(KL / cap), (1 − SLACK) E / lift).
 # √KL is nearly linear in b where KL is nearly a parabola. With the factor 1 − SLACK a solved row has
 # E ≥ lift, as it has KL ≤ cap.
@@ -167,7 +167,7 @@ def _reference(
 
 @jit
 def _totals(logits, advantage, origin, beta, vocab_size, block: tl.constexpr):
-    """Of one row x = z + β(A − origin): the largest, and below it Σ exp, Σ exp·(A − origin), Σ exp·(A − origin)².
+    """Of x = z + βC with C = A − origin, in one row: the largest x, and below it Σ exp, Σ exp·C and Σ exp·C².
 
     Each lane keeps its own largest x, so that lanes meet only once.
     """
@@ -194,7 +194,32 @@ def _totals(logits, advantage, origin, beta, vocab_size, block: tl.constexpr):
 
 
 @jit
-def _rows(
+def _next(
+    low, low_reach, low_slope, low_kl, low_lift, high, high_reach, high_slope, high_kl, high_lift, cautious,
+    aim: tl.constexpr, near: tl.constexpr, tiny: tl.constexpr,
+):  # fmt: skip
+    """See `_propose`."""
+    below, above = aim - low_reach, high_reach - aim
+    from_low = low + below / tl.maximum(low_slope, tiny)
+    from_high = high - above / tl.maximum(high_slope, tiny)
+    newton = tl.where(below < above, from_low, from_high)
+    trusted = (tl.minimum(below, above) < near) & (newton > low) & (newton < high)
+
+    width, height = high - low, high_reach - low_reach
+    knee = tl.minimum(from_low, (high_kl - low_kl) / tl.maximum(high_lift - low_lift, tiny))
+
+    secant, t = width / height, below / height
+    start = tl.minimum(1 / tl.maximum(low_slope, tiny), 3 * secant)
+    end = tl.minimum(1 / tl.maximum(high_slope, tiny), 3 * secant)
+    rest = 1 - t
+    cubic = low + width * t * t * (3 - 2 * t) + height * t * rest * (start * rest - end * t)
+
+    proposal = tl.where(trusted, newton, tl.where(cautious == 1, knee, cubic))
+    return tl.minimum(tl.maximum(proposal, low), high), trusted
+
+
+@jit
+def _solve_rows(
     logits, advantage, advantage_row, strength, kl_cap, lift, out,
     logits_stride, advantage_stride, vocab_size,
     max_evaluations: tl.constexpr, slack: tl.constexpr, near: tl.constexpr, weak: tl.constexpr,
@@ -222,7 +247,9 @@ def _rows(
         low, low_reach, low_kl, low_lift = 0.0, 0.0, 0.0, 0.0
         low_slope = tl.maximum(tl.sqrt(variance / (2 * cap)), (1 - slack) * variance / wanted)
         high, high_reach, high_slope, high_kl, high_lift = limit, 0.0, 0.0, 0.0, 0.0
-        b, cautious, evaluations = limit, 1, 1
+        b, cautious = limit, 1
+        sound = (base_total > 0) & (tl.abs(mean) < float("inf"))  # neither NaN, which maxima would swallow
+        evaluations = tl.where(sound, 1, max_evaluations)
         while evaluations < max_evaluations:
             top, total, first, second = _totals(z, a, origin, sign * b, vocab_size, block)
             evaluations += 1
@@ -238,7 +265,7 @@ def _rows(
             reach = tl.maximum(by_cap, by_lift)
 
             allowed = reach <= 1
-            solved = allowed & ((reach >= 1 - slack) | (b == limit)) | (reach != reach)
+            solved = allowed & ((reach >= 1 - slack) | (b == limit))
             evaluations = tl.where(solved, max_evaluations, evaluations)
             low, high = tl.where(allowed, b, low), tl.where(allowed, high, b)
             low_reach, high_reach = tl.where(allowed, reach, low_reach), tl.where(allowed, high_reach, reach)
@@ -246,22 +273,10 @@ def _rows(
             low_kl, high_kl = tl.where(allowed, kl, low_kl), tl.where(allowed, high_kl, kl)
             low_lift, high_lift = tl.where(allowed, gain, low_lift), tl.where(allowed, high_lift, gain)
 
-            below, above = 1 - slack / 2 - low_reach, high_reach - (1 - slack / 2)
-            from_low = low + below / tl.maximum(low_slope, tiny)
-            from_high = high - above / tl.maximum(high_slope, tiny)
-            newton = tl.where(below < above, from_low, from_high)
-            trusted = (tl.minimum(below, above) < near) & (newton > low) & (newton < high)
-
-            width, height = high - low, high_reach - low_reach
-            knee = tl.minimum(from_low, (high_kl - low_kl) / tl.maximum(high_lift - low_lift, tiny))
-
-            secant, t = width / height, below / height
-            start = tl.minimum(1 / tl.maximum(low_slope, tiny), 3 * secant)
-            end = tl.minimum(1 / tl.maximum(high_slope, tiny), 3 * secant)
-            cubic = low + width * t * t * (3 - 2 * t) + height * t * (1 - t) * (start * (1 - t) - end * t)
-
-            b = tl.where(trusted, newton, tl.where(cautious == 1, knee, cubic))
-            b = tl.minimum(tl.maximum(b, low), high)
+            b, trusted = _next(
+                low, low_reach, low_slope, low_kl, low_lift, high, high_reach, high_slope, high_kl, high_lift,
+                cautious, 1 - slack / 2, near, tiny,
+            )  # fmt: skip
             cautious = tl.where(trusted, cautious, 1 - cautious)
         found = low
     tl.store(out + row, sign * found)
@@ -278,7 +293,7 @@ def _launch(
     assert logits.stride(1) == advantage.stride(1) == 1
     num_rows, vocab_size = logits.shape
     beta = torch.empty_like(strength)
-    _rows[num_rows,](
+    _solve_rows[num_rows,](
         logits, advantage, advantage_row, strength, kl_cap, lift, beta,
         logits.stride(0), advantage.stride(0), vocab_size,
         max_evaluations=MAX_EVALUATIONS, slack=SLACK, near=NEAR, weak=WEAK, tiny=TINY,
@@ -300,20 +315,21 @@ def solve_tilt(
     """Choose β of each row within its limits, in at most eight readings of the row.
 
     β = σb with σ the sign of `strength`, and b the smallest of: |strength|; the largest b with
-    KL(π_β ‖ π₀) ≤ kl_cap; the smallest b with σ E_β[Ā] ≥ lift, |strength| where none has. b is approached from
-    below: the KL of what is returned never passes kl_cap by more than rounding, and lies within 1 % of it where
-    the cap decides and eight readings suffice; the lift is then met within as much above.
+    KL(π_β ‖ π₀) ≤ kl_cap; the smallest b with σ E_β[Ā] ≥ lift, |strength| where none has. b is approached
+    from below, so that KL never passes kl_cap by more than rounding. Where eight readings suffice it lies
+    within 1 % of a cap that decides, and the lift is met within as much above; where a row's KL leaps, as a
+    rare token overtakes the others, they may end on a smaller b.
 
     Args:
         logits: f32[B, V], z of the base; −inf marks a masked token.
-        advantage: f32[G, V], finite; an offset per row changes nothing. advantage_row: i64[B], each row's place
-            in it, −1 for none.
+        advantage: f32[G, V], finite; an offset per row changes nothing.
+        advantage_row: i64[B], each row's place in `advantage`, −1 for none.
         strength: f32[B]. kl_cap: f32[B], nats; lift: f32[B], in units of the advantage. +inf is off, and what
             is 0 or less already holds at β = 0 (lift) or only there (kl_cap).
         backend: see `choose_backend`.
 
     Returns:
-        f32[B]; 0 in rows without an advantage, and in rows with something to solve that hold a NaN or no finite
+        f32[B]; 0 in rows without an advantage, and in those whose limits ask about a NaN or about no finite
         logit.
     """
     if not len(advantage):
