@@ -390,6 +390,8 @@ def paged_attention(
     Returns:
         [T, H, Dv] in the query's dtype.
     """
+    assert query.dtype == key_cache.dtype == value_cache.dtype
+    assert max_query_len > 1 or len(query) == len(context_lens)
     inputs = _Inputs(
         query, key_cache, value_cache, block_tables, query_starts, context_lens, max_query_len, scale, window,
         softcap,

@@ -1,4 +1,4 @@
-"""Compiles every Triton kernel for an H100, without a GPU, and prints what ptxas says of each as JSON.
+"""Compiles every Triton kernel for Hopper and Ampere, without a GPU, and prints as JSON what ptxas says.
 
 A program of its own, since kernels that were imported with TRITON_INTERPRET set cannot be compiled.
 """
@@ -12,13 +12,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from trimtab.kernels import base_statistics, guided_logits, value_adapter
+from trimtab.kernels import base_statistics, guided_logits, paged_attention, store_kv, value_adapter
 
-TARGET = GPUTarget("cuda", 90, 32)
+TARGETS = {90: "sm_90a", 80: "sm_80"}
 PTXAS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
 
 INTEGERS = {"seeds", "positions", "choices", "advantage_row", "best_tokens", "token"}
@@ -49,26 +50,86 @@ KERNELS: dict[str, tuple[Any, dict[str, Any], dict[str, str]]] = {
     "value_adapter values": (value_adapter._values, BLOCKS | {"num_heads": 3, "depth": 4096}, BF16),
 }
 
+ATTENTION_INTEGERS = {"block_tables": "*i64", "slots": "*i64", "query_starts": "*i32", "context_lens": "*i32"}
+ATTENTION_INTEGERS |= {name: "i32" for name in paged_attention._prefill.arg_names if "stride" in name}
+ATTENTION_INTEGERS |= {name: "i32" for name in store_kv._store.arg_names if "stride" in name}
+# Strides of queries, keys and values: multiples of 16 elements, as pointers are of 16 bytes.
+ALIGNED = {name for name, kind in ATTENTION_INTEGERS.items() if kind == "i32"} - {"table_stride"}
+
+
+def attention_kernels(
+    dim: int, group: int, dtype: torch.dtype = torch.bfloat16, **more: Any
+) -> dict[str, tuple[Any, dict[str, Any], dict[str, str]]]:
+    """The two large kernels of paged attention for 8 key heads, and what they are launched with."""
+    config = paged_attention._config(dim, dtype)
+    shape = {"num_heads": 8 * group, "group": group, "dim": dim, "padded_dim": dim, "block_size": 16}
+    shape |= {"value_dim": dim, "padded_value_dim": dim, "gain": 0.1, "cap": None, "window": None} | more
+    splits = {"num_splits": 16, "min_chunk": paged_attention.MIN_CHUNK}
+    decode = {"block_m": 16, "block_n": config.decode_keys}
+    prefill = {"block_m": config.prefill_queries, "block_n": config.prefill_keys, "search": 256}
+    prefill["tile_queries"] = config.prefill_queries // group
+    pointers = ("query", "key_cache", "value_cache", "result")
+    types = dict.fromkeys(pointers, "*fp32" if dtype == torch.float32 else "*bf16") | ATTENTION_INTEGERS
+    name = f"{dim} x{group} {str(dtype).removeprefix('torch.')}{' window cap' if more else ''}"
+    OPTIONS[f"decode {name}"] = {"num_warps": config.decode_warps, "num_stages": config.decode_stages}
+    OPTIONS[f"prefill {name}"] = {"num_warps": config.prefill_warps, "num_stages": config.prefill_stages}
+    return {
+        f"decode {name}": (paged_attention._decode, shape | splits | decode, types),
+        f"prefill {name}": (paged_attention._prefill, shape | prefill, types),
+    }
+
+
+OPTIONS: dict[str, dict[str, int]] = {}  # of kernels that are not launched with Triton's own
+for size, heads in ((64, 4), (128, 1), (128, 4), (128, 8), (256, 8)):
+    KERNELS |= attention_kernels(size, heads)
+KERNELS |= attention_kernels(128, 4, window=512, cap=30.0)
+KERNELS |= attention_kernels(64, 4, torch.float32) | attention_kernels(256, 4, torch.float32)
+MERGE_SPLITS = {"window": 512, "num_heads": 32, "value_dim": 256, "padded_value_dim": 256, "num_splits": 32}
+MERGE_SPLITS |= {"min_chunk": paged_attention.MIN_CHUNK, "block_n": 32}
+KERNELS["merge of splits"] = (paged_attention._merge, MERGE_SPLITS, ATTENTION_INTEGERS | {"out": "*bf16"})
+STORE = {"num_heads": 8, "dim": 128, "value_dim": 96, "block": store_kv.BLOCK}
+CACHES = dict.fromkeys(("keys", "values", "key_cache", "value_cache"), "*bf16")
+KERNELS["store_kv"] = (store_kv._store, STORE, ATTENTION_INTEGERS | CACHES)
+
 
 def type_of(name: str) -> str:
     return "i32" if name in SCALARS else "*i64" if name in INTEGERS else "*fp32"
 
 
-def report(kernel: Any, constants: dict[str, Any], types: dict[str, str]) -> dict[str, Any]:
+def report(
+    kernel: Any, constants: dict[str, Any], types: dict[str, str], options: dict[str, int], capability: int
+) -> dict[str, Any]:
     names = kernel.arg_names
     signature = {name: "constexpr" if name in constants else types.get(name, type_of(name)) for name in names}
-    source = ASTSource(kernel, signature, {(names.index(name),): value for name, value in constants.items()})
-    ptx = triton.compile(source, target=TARGET).asm["ptx"]
+    known = {(names.index(name),): value for name, value in constants.items()}
+    aligned = [name for name, kind in signature.items() if kind.startswith("*") or name in ALIGNED]
+    hints = {(names.index(name),): [["tt.divisibility", 16]] for name in aligned}
+    source = ASTSource(kernel, signature, known, hints)
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    ptx = compiled.asm["ptx"]
     with tempfile.NamedTemporaryFile("w", suffix=".ptx") as file:
         file.write(ptx)
         file.flush()
-        command = [str(PTXAS), "-v", "-arch=sm_90a", file.name, "-o", "/dev/null"]
+        command = [str(PTXAS), "-v", f"-arch={TARGETS[capability]}", file.name, "-o", "/dev/null"]
         said = subprocess.run(command, check=True, capture_output=True, text=True).stderr
     spills = [int(count) for count in re.findall(r"(\d+) bytes spill", said)]
     assert len(spills) == 2, said
     (registers,) = re.findall(r"Used (\d+) registers", said)
-    return {"spilled_bytes": sum(spills), "registers": int(registers), "uses_tensor_cores": "mma" in ptx}
+    return {
+        "spilled_bytes": sum(spills),
+        "registers": int(registers),
+        "shared_bytes": compiled.metadata.shared,
+        "uses_tensor_cores": "mma" in ptx,
+    }
 
 
 if __name__ == "__main__":
-    print(json.dumps({name: report(*kernel) for name, kernel in KERNELS.items()}))
+    print(
+        json.dumps(
+            {
+                f"{name} sm_{capability}": report(*kernel, OPTIONS.get(name, {}), capability)
+                for name, kernel in KERNELS.items()
+                for capability in TARGETS
+            }
+        )
+    )

@@ -24,9 +24,19 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
 
 
 def test_no_kernel_spills_registers(compiled: dict[str, dict[str, Any]]):
-    assert len(compiled) == 10
+    assert len(compiled) == 56
     assert {name: found for name, found in compiled.items() if found["spilled_bytes"]} == {}
 
 
 def test_bf16_heads_are_multiplied_by_tensor_cores(compiled: dict[str, dict[str, Any]]):
-    assert compiled["value_adapter down bf16"]["uses_tensor_cores"]
+    assert compiled["value_adapter down bf16 sm_90"]["uses_tensor_cores"]
+
+
+def test_attention_fits_the_shared_memory_of_small_gpus_and_uses_tensor_cores(
+    compiled: dict[str, dict[str, Any]],
+):
+    attention = {name: found for name, found in compiled.items() if name.startswith(("decode", "prefill"))}
+    assert len(attention) == 32
+    for name, found in attention.items():
+        assert found["shared_bytes"] <= 99 * 1024, name
+        assert found["uses_tensor_cores"] == ("bfloat16" in name), name
