@@ -16,9 +16,11 @@ try:
 except ImportError:
     triton = tl = None
 
-__all__ = ["Backend", "choose_backend", "jit", "tl", "triton"]
+__all__ = ["Backend", "HeadPath", "choose_backend", "choose_head_path", "jit", "tl", "triton"]
 
 Backend = Literal["reference", "triton"]
+HeadPath = Literal["fused", "materialised"]
+MAX_FUSED_ROWS = 64  # of `guided_head`; beyond it the vendor's matrix product and `guided_logits` are faster
 
 
 def jit(kernel: Callable[..., Any]) -> Any:
@@ -45,3 +47,13 @@ def choose_backend(device: torch.device, backend: str | None = None) -> Backend:
         if device.type != "cuda" and not triton.knobs.runtime.interpret:
             raise RuntimeError(f'backend "triton" needs a GPU, not {device.type}: ask for "reference"')
     return cast(Backend, backend)
+
+
+def choose_head_path(num_rows: int, *, device_type: str, needs_logits: bool, strict: bool) -> HeadPath:
+    """How rows get from hidden states to tokens: "fused" is `guided_head`, "materialised" `guided_logits`.
+
+    needs_logits: a row needs more of its logits than a draw and its statistics: a mask, penalties,
+        truncation, a solver of strengths, the likeliest tokens. strict: one path for every batch.
+    """
+    fuses = device_type == "cuda" and num_rows <= MAX_FUSED_ROWS and not needs_logits and not strict
+    return "fused" if fuses else "materialised"

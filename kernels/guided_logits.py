@@ -18,35 +18,12 @@ from trimtab.kernels.base_statistics import (
 )
 from trimtab.kernels.dispatch import choose_backend, jit, tl, triton
 from trimtab.kernels.philox import DRAW, gumbel_noise, gumbel_tile
+from trimtab.kernels.tile_reduce import NO_TOKEN, WEAK_LIFT, GuidedDraw
 from trimtab.kernels.truncate import truncation_threshold
 
-NO_TOKEN = -1
+__all__ = ["MIN_TEMPERATURE", "GuidedDraw", "guided_logits", "tilted_logits"]
+
 MIN_TEMPERATURE = 1e-6  # what lies above 0 and below is drawn from at this one: fp32 logits resolve no more
-WEAK_LIFT = 1e-5  # nats of E_β[βĀ], below which Λ is taken from it
-
-
-@dataclass(frozen=True, slots=True)
-class GuidedDraw:
-    """One drawn token per row, with what was measured before temperature and truncation. Every field is [B].
-
-    token: i64; −1 where the row holds a NaN or no finite logit. Its statistics are then NaN.
-    logprob, base_logprob: of the token, under the tilt and under the base.
-    kl: KL(tilt ‖ base) in nats, never negative.
-    soft_value: Λ(β)/β in the advantage's units; 0, its limit, at β = 0.
-    entropy: of the base in nats; None unless asked for.
-    flip: bool; the base's likeliest token, lowest id on a tie, is not among the tilt's likeliest.
-    lse_base, lse_guided: log Σ exp of z and of z + βĀ.
-    """
-
-    token: Tensor
-    logprob: Tensor
-    base_logprob: Tensor
-    kl: Tensor
-    soft_value: Tensor
-    entropy: Tensor | None
-    flip: Tensor
-    lse_base: Tensor
-    lse_guided: Tensor
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,7 +80,12 @@ def gumbel_tile(seed, position, choice, first_token, purpose: tl.constexpr, bloc
     """`gumbel_noise` of the tokens first_token … first_token + block − 1 of one row; both multiples of 4."""
     blocks = first_token // 4 + tl.arange(0, block // 4)
     w0, w1, w2, w3 = tl.philox(seed, blocks, position.to(tl.int32), choice.to(tl.int32), purpose)
-    words = tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), (block,))
+    return gumbel_of(tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), (block,)))
+
+
+@jit
+def gumbel_of(words):
+    """The noise that random words become, see `gumbel_noise`."""
     u = tl.minimum(words.to(tl.float32) * 2.0**-32 + 2.0**-33, 1 - 2.0**-24)
     rest = 1 - u
     # W. Kahan's log1p(−u): what rounding took from 1 − u is given back by the quotient.

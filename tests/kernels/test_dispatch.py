@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from trimtab.kernels import dispatch
-from trimtab.kernels.dispatch import choose_backend
+from trimtab.kernels.dispatch import MAX_FUSED_ROWS, choose_backend, choose_head_path
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -37,12 +37,29 @@ def test_triton_by_name_is_refused_where_it_is_not_installed(monkeypatch: pytest
         choose_backend(CUDA)
 
 
+def test_rows_are_fused_on_the_gpu_while_they_are_few_and_nothing_needs_their_logits():
+    free = {"device_type": "cuda", "needs_logits": False, "strict": False}
+    assert choose_head_path(1, **free) == choose_head_path(MAX_FUSED_ROWS, **free) == "fused"
+    assert choose_head_path(MAX_FUSED_ROWS + 1, **free) == "materialised"
+    assert choose_head_path(1, **free | {"needs_logits": True}) == "materialised"
+    assert choose_head_path(1, **free | {"device_type": "cpu"}) == "materialised"
+
+
+def test_strict_takes_one_path_for_every_batch():
+    paths = {
+        choose_head_path(rows, device_type="cuda", needs_logits=needs, strict=True)
+        for rows in (1, MAX_FUSED_ROWS, MAX_FUSED_ROWS + 1)
+        for needs in (False, True)
+    }
+    assert paths == {"materialised"}
+
+
 def test_kernels_import_and_run_on_the_cpu_without_triton():
     program = """
 import sys
 sys.modules["triton"] = None
 import torch
-from trimtab.kernels import base_statistics, philox, truncate, value_adapter
+from trimtab.kernels import base_statistics, guided_head, philox, tile_reduce, truncate, value_adapter
 from trimtab.kernels.guided_logits import guided_logits
 zero = torch.zeros(1, dtype=torch.long)
 draw = guided_logits(torch.randn(1, 9), seeds=zero, positions=zero, choices=zero, temperature=torch.ones(1))
