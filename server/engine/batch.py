@@ -1,29 +1,68 @@
-"""Packs a step's rows into one batch on static buffers, padded to a bucket where CUDA graphs need it."""
+"""Packs a step's rows into one batch on static buffers, padded where its shape must be one of a few."""
 
 from __future__ import annotations
 
 import bisect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from trimtab.server.engine.attention import AttentionPlan, RowGroup, group_rows
-from trimtab.server.engine.scheduler import Step
+from trimtab.server.engine.block_manager import NULL_BLOCK
+from trimtab.server.engine.config import EngineConfig
+from trimtab.server.engine.device_copy import StaticInputs
+from trimtab.server.engine.scheduler import Purpose, Row, Step
 from trimtab.server.engine.step_state import StepState
+
+MAX_SECTIONS = 8  # of one entry per token at most: four of TokenInputs, one of outputs, three of DrawInputs
+
+
+@dataclass(frozen=True, slots=True)
+class TokenInputs:
+    """Of each token, [T] views of the static buffer: its lane's slot and position, and where its id and its
+    key and value are, in the flattened token table and cache."""
+
+    slots: Tensor
+    positions: Tensor
+    token_places: Tensor
+    cache_slots: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class DrawInputs:
+    """Of each drawing row, [B] views: its slot, and the drawn token's position and place in the token table.
+
+    host_slots, host_positions: the same on the host.
+    """
+
+    slots: Tensor
+    positions: Tensor
+    places: Tensor
+    host_slots: Sequence[int]
+    host_positions: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class RowSpans:
+    """The rows as attention sees them, padding included; row r has num_tokens[r] queries and ends[r] keys."""
+
+    slots: Sequence[int]
+    num_tokens: Sequence[int]
+    ends: Sequence[int]
+
+    @property
+    def are_single(self) -> bool:
+        return len(self.num_tokens) == sum(self.num_tokens)
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """input_ids, positions: [1, T] views of the static buffers. output_indices: [K] into the T tokens, in
-    the order of the step's rows and their output_positions."""
+    """outputs: i64[K], the tokens whose h is asked for: those of drawing rows, then those of judged rows."""
 
-    input_ids: Tensor
-    positions: Tensor
-    plan: AttentionPlan
-    output_indices: Tensor
+    tokens: TokenInputs
+    rows: RowSpans
+    outputs: Tensor
+    draws: DrawInputs
 
 
 def decode_buckets(max_num_seqs: int) -> tuple[int, ...]:
@@ -32,80 +71,124 @@ def decode_buckets(max_num_seqs: int) -> tuple[int, ...]:
     return tuple(sorted({size for size in sizes if size <= max_num_seqs}))
 
 
+@dataclass(slots=True)
+class _Lists:
+    """The batch under construction, on the host."""
+
+    slots: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    token_places: list[int] = field(default_factory=list)
+    cache_slots: list[int] = field(default_factory=list)
+    row_slots: list[int] = field(default_factory=list)
+    num_tokens: list[int] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)
+    draws: list[int] = field(default_factory=list)
+    judged: list[int] = field(default_factory=list)
+    draw_slots: list[int] = field(default_factory=list)
+    draw_positions: list[int] = field(default_factory=list)
+
+
 class BatchBuilder:
-    """buckets: () leaves every step at its own size."""
+    """Lays out rows on the host and copies them to the device at once.
 
-    def __init__(
-        self, state: StepState, max_num_tokens: int, buckets: Sequence[int], dtype: torch.dtype
-    ) -> None:
-        self._state, self._buckets, self._dtype = state, tuple(buckets), dtype
-        device = state.tokens.device
+    Under `padding: buckets` a step of single tokens is padded to one of `buckets`; under `strict` every step
+    is padded to the whole token budget, with one output more than there can be rows, so that every matrix
+    product always has the same shape.
+    """
 
-        def buffer() -> Tensor:
-            return torch.zeros(max_num_tokens, dtype=torch.long, device=device)
-
-        self._row_slots, self._input_ids, self._positions, self._slots = (buffer() for _ in range(4))
+    def __init__(self, state: StepState, config: EngineConfig) -> None:
+        self._state, self._is_strict = state, config.strict
+        self.buckets = decode_buckets(config.max_num_seqs) if config.padding == "buckets" else ()
+        self._budget, self._max_outputs = config.token_budget, config.max_num_seqs + 1
+        self._inputs = StaticInputs(MAX_SECTIONS * (self._budget + 1), state.device)
+        self._row_length = state.tokens.shape[1]
 
     def build(self, step: Step) -> Batch:
-        lengths = [row.num_tokens for row in step.rows]
-        starts = [row.start for row in step.rows]
-        lane_slots = [row.lane.slot for row in step.rows]
-        num_padding = self._num_padding(lengths)
-        lengths += [1] * num_padding
-        starts += [0] * num_padding
-        lane_slots += [self._state.padding_slot] * num_padding
-        offsets = np.concatenate(([0], np.cumsum(lengths)))
-
-        num_tokens = int(offsets[-1])
-        in_row = np.arange(num_tokens) - np.repeat(offsets[:-1], lengths)
-        positions = self._fill(self._positions, in_row + np.repeat(starts, lengths))
-        slots = self._fill(self._row_slots, np.repeat(np.array(lane_slots), lengths))
-        input_ids, cache_slots = self._input_ids[:num_tokens], self._slots[:num_tokens]
-        input_ids.copy_(self._state.tokens[slots, positions])
-        cache_slots.copy_(self._state.cache_slots(slots, positions))
-        ends = [start + n for start, n in zip(starts, lengths, strict=True)]
-        groups = self._groups(lengths, ends, lane_slots, offsets, positions)
-        outputs = [offsets[i] + at for i, row in enumerate(step.rows) for at in row.output_positions]
-        device = positions.device
+        lists = _Lists()
+        for row in step.rows:
+            self._add(lists, row)
+        draw_places = [
+            slot * self._row_length + position
+            for slot, position in zip(lists.draw_slots, lists.draw_positions, strict=True)
+        ]
+        outputs = lists.draws + lists.judged
+        if self._is_strict:
+            self._pad_to_one_shape(lists, outputs, draw_places)
+        else:
+            self._pad_to_bucket(lists)
+        num_tokens, num_outputs, num_draws = len(lists.slots), len(outputs), len(draw_places)
+        filled = self._inputs.fill(
+            lists.slots
+            + lists.positions
+            + lists.token_places
+            + lists.cache_slots
+            + outputs
+            + lists.draw_slots
+            + lists.draw_positions
+            + draw_places
+        )
+        tokens, asked, draws = filled.split([4 * num_tokens, num_outputs, 3 * num_draws])
+        slots, positions, places = draws.view(3, num_draws)
         return Batch(
-            input_ids[None],
-            positions[None],
-            AttentionPlan(cache_slots, groups),
-            torch.tensor(outputs, dtype=torch.long, device=device),
+            TokenInputs(*tokens.view(4, num_tokens)),
+            RowSpans(lists.row_slots, lists.num_tokens, lists.ends),
+            asked,
+            DrawInputs(slots, positions, places, lists.draw_slots, lists.draw_positions),
         )
 
-    def _num_padding(self, lengths: list[int]) -> int:
-        if not self._buckets or max(lengths) > 1 or len(lengths) > self._buckets[-1]:
-            return 0
-        return self._buckets[bisect.bisect_left(self._buckets, len(lengths))] - len(lengths)
+    def decode_inputs(self, size: int) -> TokenInputs:
+        """Where `build` puts the tokens of a decode step of this many rows: always the same addresses."""
+        return TokenInputs(*self._inputs.device_buffer[: 4 * size].view(4, size))
 
-    def _fill(self, buffer: Tensor, values: np.ndarray) -> Tensor:
-        view = buffer[: len(values)]
-        view.copy_(torch.from_numpy(values))
-        return view
+    def fill_padding(self, size: int) -> None:
+        """Make the next decode step one of this many padding rows."""
+        lists = _Lists()
+        self._add_padding(lists, [1] * size, 1)
+        self._inputs.fill(lists.slots + lists.positions + lists.token_places + lists.cache_slots)
 
-    def _groups(
-        self,
-        lengths: list[int],
-        ends: list[int],
-        lane_slots: Sequence[int | None],
-        offsets: np.ndarray,
-        positions: Tensor,
-    ) -> list[RowGroup]:
-        size, tables = self._state.block_size, self._state.block_tables
-        grouped = group_rows(lengths, ends, size)
-        groups = []
-        for rows in grouped:
-            num_blocks = -(-max(ends[row] for row in rows) // size)
-            n = lengths[rows[0]]
-            blocks = tables[
-                torch.tensor([lane_slots[row] for row in rows], device=tables.device), :num_blocks
-            ]
-            if len(grouped) == 1:
-                tokens, queries = None, positions
-            else:
-                index = np.concatenate([np.arange(offsets[row], offsets[row] + n) for row in rows])
-                tokens = torch.from_numpy(index).to(positions.device)
-                queries = positions[tokens]
-            groups.append(RowGroup(tokens, blocks, queries.view(len(rows), n), size, self._dtype))
-        return groups
+    def _add(self, lists: _Lists, row: Row) -> None:
+        slot, start, end, num_tokens = row.lane.slot, row.start, row.end, row.num_tokens
+        assert slot is not None
+        blocks, size, first = row.lane.blocks, self._state.block_size, len(lists.slots)
+        place = slot * self._row_length
+        lists.slots.extend([slot] * num_tokens)
+        lists.positions.extend(range(start, end))
+        lists.token_places.extend(range(place + start, place + end))
+        lists.cache_slots.extend([blocks[at // size] * size + at % size for at in range(start, end)])
+        lists.row_slots.append(slot)
+        lists.num_tokens.append(num_tokens)
+        lists.ends.append(end)
+        wanted = [first + at for at in row.output_positions]
+        if row.purpose is Purpose.REWARD:
+            lists.judged.extend(wanted)
+        elif wanted:
+            lists.draws.extend(wanted)
+            lists.draw_slots.append(slot)
+            lists.draw_positions.append(end)
+
+    def _add_padding(self, lists: _Lists, num_tokens: Sequence[int], end: int) -> None:
+        """Rows of padding: their token is at position 0 of a slot that no lane has, in the null block."""
+        slot, total = self._state.padding_slot, sum(num_tokens)
+        lists.slots.extend([slot] * total)
+        lists.positions.extend([0] * total)
+        lists.token_places.extend([slot * self._row_length] * total)
+        lists.cache_slots.extend([NULL_BLOCK * self._state.block_size] * total)
+        lists.row_slots.extend([slot] * len(num_tokens))
+        lists.num_tokens.extend(num_tokens)
+        lists.ends.extend([end] * len(num_tokens))
+
+    def _pad_to_bucket(self, lists: _Lists) -> None:
+        num_rows = len(lists.num_tokens)
+        if self.buckets and num_rows == len(lists.slots) and num_rows <= self.buckets[-1]:
+            size = self.buckets[bisect.bisect_left(self.buckets, num_rows)]
+            self._add_padding(lists, [1] * (size - num_rows), 1)
+
+    def _pad_to_one_shape(self, lists: _Lists, outputs: list[int], draw_places: list[int]) -> None:
+        num_missing = self._budget + 1 - len(lists.slots)
+        self._add_padding(lists, [num_missing], 0)
+        outputs.extend([self._budget] * (self._max_outputs - len(outputs)))
+        slot, unread = self._state.padding_slot, self._row_length - 1
+        num_missing = self._max_outputs - len(draw_places)
+        draw_places.extend([slot * self._row_length + unread] * num_missing)
+        lists.draw_slots.extend([slot] * num_missing)
+        lists.draw_positions.extend([unread] * num_missing)

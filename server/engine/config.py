@@ -1,10 +1,15 @@
-"""Engine configuration: frozen, validated once; "auto" is resolved by functions that return new values."""
+"""Engine configuration: frozen, validated once; what is open is settled by `resolved`."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+TOKEN_BUDGET = {"cuda": 2048, "cpu": 512}
+STRICT_TOKEN_BUDGET = 64
+CPU_CACHE_GIB = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,14 +23,23 @@ class EngineConfig:
     max_model_len: tokens of prompt and reply together; None takes the model's own limit, or what the
     key/value cache can hold.
     max_num_seqs: sequences that run at the same time.
-    max_num_batched_tokens: token budget of one step; longer prompts are prefilled in chunks.
+    max_num_batched_tokens: token budget of one step; longer prompts are prefilled in chunks. None is 2048 on
+    a GPU, 512 on a CPU and 64 under strict, or max_num_seqs where that is more.
     block_size: tokens in one block of the key/value cache.
-    kv_cache_gib: memory for keys and values.
+    kv_cache_gib: memory for keys and values; None is 2 on a CPU, and what gpu_memory_utilization leaves on a
+    GPU.
+    gpu_memory_utilization: share of the GPU's memory that weights, activations and the cache may take.
     num_blocks: overrides kv_cache_gib with a number of blocks.
     prefix_caching: reuse the keys and values of prompts that begin alike.
     pack_weights: on a CPU, keep oneDNN-packed copies of the weights: faster, at twice the memory.
-    padding: "buckets" pads decode steps to fixed batch sizes (what CUDA graphs need), "none" does not.
-    async_depth: steps launched before the oldest one's result is read.
+    attention: "triton" runs on a GPU, "sdpa" and "tiled" anywhere; "auto" is triton on a GPU, sdpa on a CPU,
+    and tiled on a CPU under strict.
+    padding: "buckets" pads decode steps to fixed batch sizes, as CUDA graphs need it; "none" does not.
+    cuda_graphs: replay decode steps as CUDA graphs; "auto" does on a GPU where the model allows it, but not
+    under strict; "on" refuses a model that cannot.
+    strict: a seeded reply is bitwise the same whoever shares its batch. Every step runs at one shape, so a
+    decode step costs what a full one does.
+    async_depth: steps launched before the oldest one's result is read; None is 1 on a GPU, else 0.
     """
 
     model: str | Path
@@ -35,23 +49,76 @@ class EngineConfig:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     max_model_len: int | None = None
     max_num_seqs: int = 64
-    max_num_batched_tokens: int = 512
+    max_num_batched_tokens: int | None = None
     block_size: int = 16
-    kv_cache_gib: float = 2.0
+    kv_cache_gib: float | None = None
+    gpu_memory_utilization: float = 0.9
     num_blocks: int | None = None
     prefix_caching: bool = True
     pack_weights: bool = True
+    attention: Literal["auto", "sdpa", "tiled", "triton"] = "auto"
     padding: Literal["none", "buckets"] = "none"
-    async_depth: Literal[0, 1] = 0
+    cuda_graphs: Literal["auto", "on", "off"] = "auto"
+    strict: bool = False
+    async_depth: Literal[0, 1] | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "max_num_batched_tokens", "block_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.max_num_batched_tokens < self.max_num_seqs:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.max_num_batched_tokens is not None and self.max_num_batched_tokens < self.max_num_seqs:
             raise ValueError(
                 f"max_num_batched_tokens ({self.max_num_batched_tokens}) must be at least max_num_seqs "
                 f"({self.max_num_seqs}), so that every running sequence can advance in one step"
             )
-        if self.kv_cache_gib <= 0:
+        if self.kv_cache_gib is not None and self.kv_cache_gib <= 0:
             raise ValueError(f"kv_cache_gib must be above 0, got {self.kv_cache_gib}")
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise ValueError(
+                f"gpu_memory_utilization must be above 0 and at most 1, got {self.gpu_memory_utilization}"
+            )
+        if self.strict and self.attention == "sdpa":
+            raise ValueError(
+                "strict needs attention that is the same in every batch: attention auto, tiled or triton"
+            )
+        if self.strict and self.cuda_graphs == "on":
+            raise ValueError(
+                "strict runs every step at one shape, without CUDA graphs: leave cuda_graphs auto"
+            )
+
+    @property
+    def token_budget(self) -> int:
+        """max_num_batched_tokens of a resolved configuration."""
+        assert self.max_num_batched_tokens is not None
+        return self.max_num_batched_tokens
+
+    def resolved(self, device_type: str) -> EngineConfig:
+        """Settle what depends on the device; whether graphs are captured under "auto" is the model's say.
+
+        Raises ValueError for what the device cannot do, with the fix.
+        """
+        is_cuda = device_type == "cuda"
+        attention = self.attention
+        if attention == "auto":
+            attention = "triton" if is_cuda else "tiled" if self.strict else "sdpa"
+        graphs = self.cuda_graphs
+        if graphs == "auto" and (self.strict or not is_cuda or attention != "triton"):
+            graphs = "off"
+        if graphs == "on" and not is_cuda:
+            raise ValueError(f"cuda_graphs on needs a CUDA device, not {device_type}: leave it auto, or off")
+        if graphs == "on" and attention != "triton":
+            raise ValueError(f"cuda_graphs on needs attention triton, not {attention}: leave attention auto")
+        budget = self.max_num_batched_tokens
+        if budget is None:
+            usual = STRICT_TOKEN_BUDGET if self.strict else TOKEN_BUDGET["cuda" if is_cuda else "cpu"]
+            budget = max(usual, self.max_num_seqs)
+        return dataclasses.replace(
+            self,
+            max_num_batched_tokens=budget,
+            kv_cache_gib=CPU_CACHE_GIB if self.kv_cache_gib is None and not is_cuda else self.kv_cache_gib,
+            attention=attention,
+            cuda_graphs=graphs,
+            padding=self.padding if graphs == "off" else "buckets",
+            async_depth=int(is_cuda) if self.async_depth is None else self.async_depth,  # type: ignore[arg-type]
+        )

@@ -7,6 +7,7 @@ import secrets
 import time
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -14,12 +15,14 @@ from trimtab.guidance.bank import HeadBank
 from trimtab.guidance.errors import HeadError
 from trimtab.guidance.fingerprint import identify
 from trimtab.server.engine.block_manager import BlockManager
+from trimtab.server.engine.cache_size import resolve_num_blocks
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.detokenizer import Decode
 from trimtab.server.engine.info import EngineInfo, HeadInfo
 from trimtab.server.engine.lane import Choice, Lane, Phase
-from trimtab.server.engine.model_runner import ModelRunner, resolve_num_blocks
-from trimtab.server.engine.policy import Policy, load_policy
+from trimtab.server.engine.memory import measure_blocks
+from trimtab.server.engine.model_runner import ModelRunner
+from trimtab.server.engine.policy import ModelError, Policy, load_policy
 from trimtab.server.engine.reply import Measured, Reply, Scores
 from trimtab.server.engine.request import Aborted, Event, Failed, Finished, InvalidRequestError, Request
 from trimtab.server.engine.row_needs import RowNeeds
@@ -59,12 +62,13 @@ class Engine:
     """Serves one policy with its heads. Not thread-safe: one thread calls `add`, `abort` and `step`."""
 
     def __init__(self, policy: Policy, bank: HeadBank, config: EngineConfig) -> None:
+        """config: resolved."""
         self.policy, self.bank, self.config = policy, bank, config
-        num_blocks = resolve_num_blocks(config, policy)
+        num_blocks = resolve_num_blocks(config, policy, partial(measure_blocks, policy, bank, config))
         blocks = BlockManager(num_blocks, config.block_size, config.prefix_caching)
-        self.scheduler = Scheduler(blocks, config.max_num_seqs, config.max_num_batched_tokens)
+        self.scheduler = Scheduler(blocks, config.max_num_seqs, config.token_budget)
         self.runner = ModelRunner(policy, config, num_blocks, len(bank.names))
-        self.sampler = Sampler(policy, bank, self.runner.state)
+        self.sampler = Sampler(policy, bank, self.runner.state, config.strict)
         self._live: dict[str, LiveRequest] = {}
         self._launched: deque[StepResult] = deque()
         self._pending_events: list[Event] = []
@@ -85,6 +89,10 @@ class Engine:
             max_model_len=config.max_model_len,
             pack_weights=config.pack_weights,
         )
+        try:
+            config = config.resolved(policy.device.type)
+        except ValueError as error:
+            raise ModelError(str(error)) from error
         self_check(policy, config)
         identity = identify(policy.model, policy.tokenizer, policy.name)
         bank = HeadBank.load(config.heads, identity, device=policy.device, dtype=policy.dtype)
@@ -184,7 +192,7 @@ class Engine:
         step = self.scheduler.schedule()
         if step.rows:
             self._launch(step)
-        keep = self.config.async_depth if step.rows else 0
+        keep = (self.config.async_depth or 0) if step.rows else 0
         assert step.rows or step.preempted or self._launched or self._pending_events or not self._live
         while len(self._launched) > keep:
             self._postprocess(self._launched.popleft())
@@ -217,19 +225,13 @@ class Engine:
             spent_kl = live.replies[choice.index].kl
             self.runner.state.admit(choice, live.seed, live.head_weights, spent_kl)
         hidden = self.runner.run(step)
-        asked = [row for row in step.rows for _ in row.output_positions]
-        drawing = [i for i, row in enumerate(asked) if row.purpose is Purpose.DRAW]
-        judging = [i for i, row in enumerate(asked) if row.purpose is Purpose.REWARD]
-        rows = [asked[i] for i in drawing]
-        needs = [self._live[row.choice.request.request_id].needs for row in rows]
-        drawn = rewards = None
+        drawing = [row for row in step.rows if row.purpose is Purpose.DRAW]
+        judging = [row for row in step.rows if row.purpose is Purpose.REWARD]
+        needs = [self._live[row.choice.request.request_id].needs for row in drawing]
         with torch.inference_mode():
-            if drawing:
-                picked = hidden.pick(drawing)
-                drawn = self.sampler.draw(rows, needs, picked.h, picked.logits)
-            if judging:
-                rewards = self.bank.rewards(hidden.pick(judging).h)
-        return StepResult(rows, needs, drawn, [asked[i] for i in judging], rewards)
+            drawn = self.sampler.draw(hidden, needs) if drawing else None
+            rewards = self.sampler.judge(hidden, len(drawing), len(judging)) if judging else None
+        return StepResult.send(drawing, needs, drawn, judging, rewards, self.policy.device)
 
     def _postprocess(self, result: StepResult) -> None:
         for row, reward in result.read_rewards():
@@ -263,7 +265,7 @@ class Engine:
         if not reply.ended_with_eos and end_id is not None:
             tokens.append(end_id)
         self.scheduler.begin_finishing(choice, tokens)
-        self.runner.state.rewrite_tokens(choice.lane)
+        self.runner.state.rewrite_last_token(choice.lane)
 
     def _complete(self, live: LiveRequest, choice: Choice, reward: Scores) -> None:
         self._pending_events.append(live.replies[choice.index].done(reward))

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trimtab.server.engine.device_copy import index_tensor
+
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
@@ -33,18 +35,20 @@ class KVCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        self.num_blocks, self.block_size = num_blocks, block_size
+        self.num_blocks, self.block_size, self.dtype, self.device = num_blocks, block_size, dtype, device
 
         def zeros(heads: int, dim: int) -> Tensor:
             return torch.zeros(num_blocks, block_size, heads, dim, dtype=dtype, device=device)
 
         self.keys = [zeros(layer.num_kv_heads, layer.key_dim) for layer in layers]
         self.values = [zeros(layer.num_kv_heads, layer.value_dim) for layer in layers]
+        self._flat_keys = [keys.flatten(0, 1) for keys in self.keys]
+        self._flat_values = [values.flatten(0, 1) for values in self.values]
 
     def store(self, layer: int, keys: Tensor, values: Tensor, slots: Tensor) -> None:
         """Write keys [T, heads, dim] and values at flat token slots [T] (block · block_size + offset)."""
-        self.keys[layer].flatten(0, 1).index_copy_(0, slots, keys)
-        self.values[layer].flatten(0, 1).index_copy_(0, slots, values)
+        self._flat_keys[layer].index_copy_(0, slots, keys)
+        self._flat_values[layer].index_copy_(0, slots, values)
 
     def gather(self, layer: int, blocks: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of block tables [R, N] as [R, heads, N · block_size, dim]."""
@@ -56,17 +60,22 @@ class KVCache:
         return take(self.keys[layer]), take(self.values[layer])
 
     def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
-        """Copy whole blocks, in order: a later copy may read what an earlier one wrote."""
+        """Copy whole blocks (source, target), in order: a later copy may read what an earlier one wrote."""
+        if not copies:
+            return
+        origins: dict[int, int] = {}  # of each target: the block whose present content it gets
+        for source, target in copies:
+            origins[target] = origins.get(source, source)
+        targets, sources = index_tensor([*origins, *origins.values()], self.device).chunk(2)
         for cache in (*self.keys, *self.values):
-            for source, target in copies:
-                cache[target] = cache[source]
+            cache.index_copy_(0, targets, cache.index_select(0, sources))
 
     def clear_blocks(self, blocks: Sequence[int]) -> None:
         """Zero blocks that may hold NaN, which even a masked key would pass on."""
+        index = index_tensor(blocks, self.device)
         for cache in (*self.keys, *self.values):
-            cache[list(blocks)] = 0
+            cache.index_fill_(0, index, 0)
 
 
-def num_blocks_within(gib: float, layers: Sequence[LayerShape], block_size: int, dtype: torch.dtype) -> int:
-    bytes_per_block = sum(layer.numel for layer in layers) * block_size * dtype.itemsize
-    return int(gib * 2**30) // bytes_per_block
+def bytes_per_block(layers: Sequence[LayerShape], block_size: int, dtype: torch.dtype) -> int:
+    return sum(layer.numel for layer in layers) * block_size * dtype.itemsize

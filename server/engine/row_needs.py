@@ -1,7 +1,8 @@
-"""What the sampler must do for a row, known on the host without a look at the device. No torch here."""
+"""What the sampler must do for rows, known on the host without a look at the device. No torch here."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -44,3 +45,46 @@ class RowNeeds:
             num_top=sampling.logprobs or 0,
             trace=guidance.trace,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class BatchNeeds:
+    """What rows that are drawn together ask of the sampler. guided … traced: the rows that ask for each.
+
+    active: heads that any row is steered by. logit_bias: of each penalised row.
+    """
+
+    guided: tuple[int, ...]
+    active: tuple[int, ...]
+    penalised: tuple[int, ...]
+    logit_bias: tuple[tuple[tuple[int, float], ...], ...]
+    top: tuple[int, ...]
+    num_top: int
+    traced: tuple[int, ...]
+    truncates: bool
+    measures: bool
+    any_greedy: bool
+    any_sampled: bool
+
+    @classmethod
+    def of(cls, needs: Sequence[RowNeeds]) -> BatchNeeds:
+        rows = list(enumerate(needs))
+        penalised = tuple(i for i, need in rows if need.has_penalties or need.logit_bias)
+        return cls(
+            guided=tuple(i for i, need in rows if need.steering),
+            active=tuple(sorted({head for need in needs for head in need.steering})),
+            penalised=penalised,
+            logit_bias=tuple(needs[i].logit_bias for i in penalised),
+            top=tuple(i for i, need in rows if need.num_top),
+            num_top=max(need.num_top for need in needs),
+            traced=tuple(i for i, need in rows if need.trace),
+            truncates=any(need.truncates for need in needs),
+            measures=any(need.measuring for need in needs),
+            any_greedy=any(need.is_greedy for need in needs),
+            any_sampled=not all(need.is_greedy for need in needs),
+        )
+
+    @property
+    def needs_logits(self) -> bool:
+        """Whether anything but a draw and its statistics is asked for, which takes logits in memory."""
+        return bool(self.penalised or self.top or self.traced or self.truncates)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,10 +12,12 @@ from torch import Tensor
 from trimtab.guidance.bank import HeadBank
 from trimtab.kernels.guided_logits import GuidedDraw, guided_logits, tilted_logits
 from trimtab.kernels.penalties import apply_penalties
+from trimtab.server.engine.batch import DrawInputs
+from trimtab.server.engine.device_copy import index_tensor
+from trimtab.server.engine.model_runner import Hidden
 from trimtab.server.engine.policy import Policy
-from trimtab.server.engine.row_needs import RowNeeds
-from trimtab.server.engine.scheduler import Row
-from trimtab.server.engine.step_state import StepState
+from trimtab.server.engine.row_needs import BatchNeeds, RowNeeds
+from trimtab.server.engine.step_state import RowSettings, StepState
 
 NUM_BASE_TOP = 3
 
@@ -23,11 +26,13 @@ NUM_BASE_TOP = 3
 class Drawn:
     """One step's draws as tensors on the device; B drawing rows in order. What was not asked for is None.
 
+    statistics: f32[4 or 5, B]: logprob, base_logprob, kl, flip, and entropy where it was asked for.
     top_ids, top_logprobs: [T, k] of the tilt for `top_rows`; base_top_*: [M, 3] of the base for `traced`.
     values: [B, H] in standard units, before the drawn token.
     """
 
-    draw: GuidedDraw
+    tokens: Tensor
+    statistics: Tensor
     values: Tensor | None
     top_rows: Sequence[int]
     top_ids: Tensor | None
@@ -37,53 +42,99 @@ class Drawn:
     base_top_logprobs: Tensor | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Roster:
+    """Everything about the drawing rows that stays while the same choices draw together, B rows.
+
+    guided: i64[G], or None when every row is guided. advantage_row: i64[B], each row's place among them.
+    """
+
+    needs: BatchNeeds
+    settings: RowSettings
+    guided: Tensor | None
+    advantage_row: Tensor | None
+    penalised: Tensor
+    top: Tensor
+    traced: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Scores:
+    """z [B, V] fp32 of the base, and A [G, V] fp32 of the guided rows with each row's place in it."""
+
+    z: Tensor
+    advantage: Tensor | None = None
+    advantage_row: Tensor | None = None
+
+
 class Sampler:
-    def __init__(self, policy: Policy, bank: HeadBank, state: StepState) -> None:
-        self._policy, self._bank, self._state = policy, bank, state
+    """strict: every row goes the same way through every product, whatever the rows beside it ask for."""
 
-    def draw(self, rows: Sequence[Row], needs: Sequence[RowNeeds], h: Tensor, logits: Tensor | None) -> Drawn:
-        """Draw a token for each row and write it to the step state.
+    def __init__(self, policy: Policy, bank: HeadBank, state: StepState, strict: bool = False) -> None:
+        self._policy, self._bank, self._state, self._is_strict = policy, bank, state, strict
+        self._roster: _Roster | None = None
+        self._roster_key: tuple[int, ...] = ()
 
-        h: [B, d]. logits: [B, V] where the model's own tail made them, else None.
-        """
-        state = self._state
-        slots = torch.tensor([row.lane.slot for row in rows], device=h.device)
-        positions = torch.tensor([row.end for row in rows], device=h.device)
-        guided = [i for i, need in enumerate(needs) if need.steering]
-        z, advantage, advantage_row = self._score(h, logits, slots, guided, needs)
-        self._penalise(z, slots, positions, needs)
-        truncates = any(need.truncates for need in needs)
-        draw = guided_logits(
-            z,
-            seeds=state.seed[slots],
-            positions=positions,
-            choices=state.choice[slots],
-            temperature=state.temperature[slots],
-            advantage=advantage,
-            advantage_row=advantage_row,
-            beta=state.strength[slots] if guided else None,
-            min_p=state.min_p[slots] if truncates else None,
-            top_k=state.top_k[slots] if truncates else None,
-            top_p=state.top_p[slots] if truncates else None,
-            want_entropy=any(need.trace for need in needs),
-            any_greedy=any(need.is_greedy for need in needs),
-            any_sampled=not all(need.is_greedy for need in needs),
+    def draw(self, hidden: Hidden, needs: Sequence[RowNeeds]) -> Drawn:
+        """Draw a token for each row and write it to the step state. needs: of the rows without padding."""
+        draws, num_rows = hidden.draws, len(hidden.draws.host_slots)
+        if num_rows < len(hidden.h):
+            logits = None if hidden.logits is None else hidden.logits[:num_rows]
+            hidden = dataclasses.replace(hidden, h=hidden.h[:num_rows], logits=logits)
+        roster = self._current_roster(draws, needs)
+        scores = self._score(hidden, roster)
+        self._penalise(scores.z, draws, roster)
+        draw = self._draw(scores, draws, roster)
+        self._state.tokens.view(-1).index_copy_(0, draws.places, draw.token.clamp(min=0))
+        if roster.needs.guided:
+            self._state.spent_kl.index_add_(0, draws.slots, draw.kl)
+        return self._measure(draw, scores, hidden.h, roster)
+
+    def judge(self, hidden: Hidden, num_drawn: int, num_judged: int) -> Tensor:
+        """Rewards [R, H] of the judged rows, which come after the drawing ones."""
+        if self._is_strict:
+            return self._bank.rewards(hidden.h)[num_drawn : num_drawn + num_judged]
+        return self._bank.rewards(hidden.h[num_drawn:])
+
+    def _current_roster(self, draws: DrawInputs, needs: Sequence[RowNeeds]) -> _Roster:
+        key = (self._state.version, *draws.host_slots)
+        if self._roster is None or key != self._roster_key:
+            self._roster, self._roster_key = self._new_roster(draws, needs), key
+        return self._roster
+
+    def _new_roster(self, draws: DrawInputs, needs: Sequence[RowNeeds]) -> _Roster:
+        batch, num_rows = BatchNeeds.of(needs), len(draws.host_slots)
+        device = self._state.device
+        if self._is_strict:
+            batch = self._strict_needs(batch, num_rows)
+        guided = advantage_row = None
+        if batch.guided:
+            places = [-1] * num_rows
+            for place, row in enumerate(batch.guided):
+                places[row] = place
+            advantage_row = index_tensor(places, device)
+            guided = None if len(batch.guided) == num_rows else index_tensor(batch.guided, device)
+        return _Roster(
+            batch,
+            self._state.settings(draws.slots),
+            guided,
+            advantage_row,
+            *(index_tensor(rows, device) for rows in (batch.penalised, batch.top, batch.traced)),
         )
-        state.tokens[slots, positions] = draw.token.clamp(min=0)
-        if guided:
-            state.spent_kl[slots] += draw.kl
-        return self._measure(draw, z, advantage, advantage_row, state.strength[slots], h, needs)
 
-    def _score(
-        self, h: Tensor, logits: Tensor | None, slots: Tensor, guided: list[int], needs: Sequence[RowNeeds]
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """z [B, V] fp32, and A [G, V] fp32 of the guided rows with each row's place in it."""
-        if not guided:
-            return self._policy_logits(h, logits), None, None
-        active = tuple(sorted({i for row in guided for i in needs[row].steering}))
-        h_guided = h if len(guided) == len(h) else h[guided]
-        weights = self._state.head_weights[slots[guided]]
-        column = self._bank.tied_column(h_guided, weights, active)
+    def _strict_needs(self, needs: BatchNeeds, num_rows: int) -> BatchNeeds:
+        active = tuple(head for head, has in enumerate(self._bank.has_advantage) if has)
+        guided = tuple(range(num_rows)) if active else ()
+        return dataclasses.replace(needs, guided=guided, active=active, any_greedy=True, any_sampled=True)
+
+    def _score(self, hidden: Hidden, roster: _Roster) -> _Scores:
+        h, logits, needs = hidden.h, hidden.logits, roster.needs
+        if not needs.guided:
+            return _Scores(self._policy_logits(h, logits))
+        h_guided, weights = h, roster.settings.head_weights
+        if roster.guided is not None:
+            h_guided, weights = h.index_select(0, roster.guided), weights.index_select(0, roster.guided)
+        column = self._bank.tied_column(h_guided, weights, needs.active)
         if column is None:
             z, tied = self._policy_logits(h, logits), None
         elif logits is None:  # both columns in one reading of lm_head
@@ -91,61 +142,81 @@ class Sampler:
             z, tied = both[: len(h)], both[len(h) :]
         else:
             z, tied = logits.float(), self._policy.project(column.to(h.dtype)).float()
-        lowrank = self._bank.lowrank_advantage(h_guided, weights, active)
+        lowrank = self._bank.lowrank_advantage(h_guided, weights, needs.active)
         advantage = tied if lowrank is None else lowrank if tied is None else tied + lowrank
-        advantage_row = torch.full((len(h),), -1, device=h.device)
-        advantage_row[guided] = torch.arange(len(guided), device=h.device)
-        return z, advantage, advantage_row
+        return _Scores(z, advantage, roster.advantage_row)
 
     def _policy_logits(self, h: Tensor, logits: Tensor | None) -> Tensor:
         return (self._policy.project(h) if logits is None else logits).float()
 
-    def _penalise(self, z: Tensor, slots: Tensor, positions: Tensor, needs: Sequence[RowNeeds]) -> None:
-        rows = [i for i, need in enumerate(needs) if need.has_penalties or need.logit_bias]
-        if not rows:
+    def _penalise(self, z: Tensor, draws: DrawInputs, roster: _Roster) -> None:
+        needs, rows = roster.needs, roster.penalised
+        if not needs.penalised:
             return
-        state, at = self._state, slots[rows]
-        ends = positions[rows]
+        settings = roster.settings
+        longest = max(draws.host_positions[row] for row in needs.penalised)
         apply_penalties(
             z,
-            rows=torch.tensor(rows, device=z.device),
-            tokens=state.tokens[at, : int(ends.max())],
-            prompt_lengths=state.prompt_len[at],
-            lengths=ends,
-            repetition=state.repetition[at],
-            presence=state.presence[at],
-            frequency=state.frequency[at],
-            logit_bias=[needs[row].logit_bias for row in rows],
+            rows=rows,
+            tokens=self._state.tokens[:, :longest].index_select(0, draws.slots.index_select(0, rows)),
+            prompt_lengths=settings.prompt_lengths.index_select(0, rows),
+            lengths=draws.positions.index_select(0, rows),
+            repetition=settings.repetition.index_select(0, rows),
+            presence=settings.presence.index_select(0, rows),
+            frequency=settings.frequency.index_select(0, rows),
+            logit_bias=needs.logit_bias,
         )
 
-    def _measure(
-        self,
-        draw: GuidedDraw,
-        z: Tensor,
-        advantage: Tensor | None,
-        advantage_row: Tensor | None,
-        beta: Tensor,
-        h: Tensor,
-        needs: Sequence[RowNeeds],
-    ) -> Drawn:
-        num_top = max(need.num_top for need in needs)
-        top_rows = [i for i, need in enumerate(needs) if need.num_top]
-        traced = [i for i, need in enumerate(needs) if need.trace]
-        top_ids = top_logprobs = base_ids = base_logprobs = None
-        if top_rows:
-            tilted = z[top_rows]
-            if advantage is not None and advantage_row is not None:
-                tilted = tilted_logits(tilted, advantage, advantage_row[top_rows], beta[top_rows])
-            top_logprobs, top_ids = tilted.log_softmax(-1).topk(min(num_top, tilted.shape[1]))
-        if traced:
-            base_logprobs, base_ids = z[traced].log_softmax(-1).topk(min(NUM_BASE_TOP, z.shape[1]))
+    def _draw(self, scores: _Scores, draws: DrawInputs, roster: _Roster) -> GuidedDraw:
+        needs, settings = roster.needs, roster.settings
+        return guided_logits(
+            scores.z,
+            seeds=settings.seeds,
+            positions=draws.positions,
+            choices=settings.choices,
+            temperature=settings.temperature,
+            advantage=scores.advantage,
+            advantage_row=scores.advantage_row,
+            beta=settings.strength if needs.guided else None,
+            min_p=settings.min_p if needs.truncates else None,
+            top_k=settings.top_k if needs.truncates else None,
+            top_p=settings.top_p if needs.truncates else None,
+            want_entropy=bool(needs.traced),
+            any_greedy=needs.any_greedy,
+            any_sampled=needs.any_sampled,
+        )
+
+    def _measure(self, draw: GuidedDraw, scores: _Scores, h: Tensor, roster: _Roster) -> Drawn:
+        needs = roster.needs
+        fields = [draw.logprob, draw.base_logprob, draw.kl, draw.flip]
+        if draw.entropy is not None:
+            fields.append(draw.entropy)
+        top_logprobs, top_ids = self._top_of_tilt(scores, roster) if needs.top else (None, None)
+        base_logprobs = base_ids = None
+        if needs.traced:
+            base_logprobs, base_ids = _top(scores.z.index_select(0, roster.traced), NUM_BASE_TOP)
         return Drawn(
-            draw,
-            self._bank.values(h) if any(need.measuring for need in needs) else None,
-            top_rows,
+            draw.token,
+            torch.stack(fields),
+            self._bank.values(h) if needs.measures else None,
+            needs.top,
             top_ids,
             top_logprobs,
-            traced,
+            needs.traced,
             base_ids,
             base_logprobs,
         )
+
+    def _top_of_tilt(self, scores: _Scores, roster: _Roster) -> tuple[Tensor, Tensor]:
+        tilted = scores.z.index_select(0, roster.top)
+        if scores.advantage is not None and scores.advantage_row is not None:
+            advantage_row = scores.advantage_row.index_select(0, roster.top)
+            beta = roster.settings.strength.index_select(0, roster.top)
+            tilted = tilted_logits(tilted, scores.advantage, advantage_row, beta)
+        return _top(tilted, roster.needs.num_top)
+
+
+def _top(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and ids [R, k] of each row's likeliest tokens."""
+    logprobs, ids = logits.log_softmax(-1).topk(min(k, logits.shape[1]))
+    return logprobs, ids

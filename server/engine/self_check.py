@@ -75,7 +75,7 @@ def _engine_last_logits(policy: Policy, config: EngineConfig, tokens: list[list[
         _advance(runner, [c for c in choices if c.lane.remaining > 1], is_last=False)
     hidden = _advance(runner, choices, is_last=True)
     logits = hidden.logits if hidden.logits is not None else hidden.h @ policy.lm_head.T
-    return list(logits.float())
+    return list(logits[: len(tokens)].float())
 
 
 def _advance(runner: ModelRunner, choices: list[Choice], is_last: bool) -> Hidden:

@@ -1,12 +1,16 @@
-"""What one launched step drew and measured; read back in one go."""
+"""What one launched step drew and measured, on its way to the host; read back in one go."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
+from trimtab.server.engine.device_copy import HostCopies
 from trimtab.server.engine.reply import Measured
 from trimtab.server.engine.request import TokenRecord, TokenTrace
 from trimtab.server.engine.row_needs import RowNeeds
@@ -18,41 +22,71 @@ TopTokens = tuple[tuple[int, float], ...]
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """drawing, judging: the rows behind `drawn` and `rewards` [R, H], in order."""
+    """drawing, judging: the rows behind `drawn` and `rewards` [R, H], in order. Tensors are on the host, and
+    may be read once `copies` have arrived."""
 
     drawing: Sequence[Row]
     needs: Sequence[RowNeeds]
     drawn: Drawn | None
     judging: Sequence[Row]
     rewards: Tensor | None
+    copies: HostCopies
+
+    @classmethod
+    def send(
+        cls,
+        drawing: Sequence[Row],
+        needs: Sequence[RowNeeds],
+        drawn: Drawn | None,
+        judging: Sequence[Row],
+        rewards: Tensor | None,
+        device: torch.device,
+    ) -> StepResult:
+        """Queue the copies to the host behind the step, without waiting for it."""
+        copies = HostCopies(device)
+        if copies.are_async:
+            drawn = None if drawn is None else _add_all(copies, drawn)
+            rewards = None if rewards is None else copies.add(rewards)
+        return cls(drawing, needs, drawn, judging, rewards, copies.seal())
 
     def read_rewards(self) -> Iterator[tuple[Row, list[float]]]:
-        """Each judged row with its reward per loaded head, in standard units."""
+        """Each judged row with its reward per loaded head, in standard units. Waits for the device."""
         if self.rewards is not None:
+            self.copies.wait()
             yield from zip(self.judging, self.rewards.tolist(), strict=True)
 
     def read_draws(self, head_names: Sequence[str]) -> Iterator[tuple[Row, Measured]]:
-        """Each drawing row with its token. This is where the host waits for the device."""
-        if self.drawn is None:
+        """Each drawing row with its token. Waits for the device."""
+        drawn = self.drawn
+        if drawn is None:
             return
-        draw = self.drawn.draw
-        tokens, logprobs = draw.token.tolist(), draw.logprob.tolist()
-        base_logprobs, kls, flips = draw.base_logprob.tolist(), draw.kl.tolist(), draw.flip.tolist()
-        entropies = draw.entropy.tolist() if draw.entropy is not None else None
-        values = self.drawn.values.tolist() if self.drawn.values is not None else None
-        tops = _read_top(self.drawn.top_rows, self.drawn.top_ids, self.drawn.top_logprobs)
-        base_tops = _read_top(self.drawn.traced, self.drawn.base_top_ids, self.drawn.base_top_logprobs)
+        self.copies.wait()
+        tokens = drawn.tokens.tolist()
+        logprobs, base_logprobs, kls, flips, *others = drawn.statistics.tolist()
+        entropies = others[0] if others else None
+        values = drawn.values.tolist() if drawn.values is not None else None
+        tops = _read_top(drawn.top_rows, drawn.top_ids, drawn.top_logprobs)
+        base_tops = _read_top(drawn.traced, drawn.base_top_ids, drawn.base_top_logprobs)
         for i, (row, need) in enumerate(zip(self.drawing, self.needs, strict=True)):
             strength = row.choice.request.guidance.strength if need.steering else 0.0
             value = tuple((head_names[j], values[i][j]) for j in need.measuring) if values else ()
-            trace = None
+            trace, flip = None, bool(flips[i])
             if need.trace:
                 assert entropies is not None
                 trace = TokenTrace(
-                    value, kls[i], strength, entropies[i], base_logprobs[i], flips[i], base_tops[i]
+                    value, kls[i], strength, entropies[i], base_logprobs[i], flip, base_tops[i]
                 )
             record = TokenRecord(tokens[i], logprobs[i], tops.get(i, ())[: need.num_top], trace)
-            yield row, Measured(record, kls[i], strength, flips[i], value)
+            yield row, Measured(record, kls[i], strength, flip, value)
+
+
+def _add_all(copies: HostCopies, drawn: Drawn) -> Drawn:
+    changed: dict[str, Any] = {}
+    for field in dataclasses.fields(drawn):
+        value = getattr(drawn, field.name)
+        if isinstance(value, Tensor):
+            changed[field.name] = copies.add(value)
+    return dataclasses.replace(drawn, **changed)
 
 
 def _read_top(rows: Sequence[int], ids: Tensor | None, logprobs: Tensor | None) -> dict[int, TopTokens]:

@@ -5,64 +5,136 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimtab.server.engine.attention import SMALL_GROUP_KEYS, group_rows
 from trimtab.server.engine.batch import Batch, BatchBuilder, decode_buckets
 from trimtab.server.engine.block_manager import NULL_BLOCK
+from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.lane import Choice, Lane
 from trimtab.server.engine.request import Request
 from trimtab.server.engine.scheduler import Purpose, Row, Step
+from trimtab.server.engine.sdpa_attention import SMALL_GROUP_KEYS, group_rows
 from trimtab.server.engine.step_state import StepState
 
 SIZE = 4
+BUDGET = 32
+Spec = tuple[int, int] | tuple[int, int, Purpose]
 
 
-def build(lengths: list[tuple[int, int]], buckets: tuple[int, ...] = ()) -> tuple[StepState, Batch]:
-    """A batch of rows (tokens already computed, tokens of this step), each in its own slot and blocks."""
-    state = StepState(
-        max_num_seqs=8, max_model_len=64, block_size=SIZE, num_heads=0, device=torch.device("cpu")
+def new_state() -> StepState:
+    return StepState(
+        max_num_seqs=8, max_model_len=63, block_size=SIZE, num_heads=0, device=torch.device("cpu")
     )
+
+
+def new_builder(state: StepState, **options: object) -> BatchBuilder:
+    config = EngineConfig("", max_num_seqs=8, max_num_batched_tokens=BUDGET, **options)  # type: ignore[arg-type]
+    return BatchBuilder(state, config.resolved("cpu"))
+
+
+def new_step(state: StepState, specs: list[Spec]) -> Step:
+    """Rows of (tokens already computed, tokens of this step), each in its own slot and blocks."""
     step, next_block = Step(), 1
-    for slot, (start, n) in enumerate(lengths):
+    for slot, (start, n, *purpose) in enumerate(specs):
         tokens = [100 * slot + i for i in range(start + n)]
         num_blocks = -(-len(tokens) // SIZE)
         lane = Lane(tokens, list(range(next_block, next_block + num_blocks)), num_computed=start, slot=slot)
         next_block += num_blocks
         choice = Choice(Request(str(slot), tuple(tokens)), 0, (lane,))
-        state.admit(choice, 0, [], 0.0)
-        state.sync_blocks([lane])
-        step.rows.append(Row(choice, lane, start, n, Purpose.DRAW, (n - 1,)))
-    return state, BatchBuilder(state, 64, buckets, torch.float32).build(step)
+        state.admit(choice, slot, [], 0.0)
+        step.rows.append(Row(choice, lane, start, n, *(purpose or [Purpose.DRAW]), (n - 1,)))  # type: ignore[arg-type]
+    state.write(row.lane for row in step.rows)
+    return step
+
+
+def build(specs: list[Spec], **options: object) -> tuple[StepState, Batch]:
+    state = new_state()
+    return state, new_builder(state, **options).build(new_step(state, specs))
+
+
+def ids(state: StepState, batch: Batch) -> list[int]:
+    return state.tokens.view(-1)[batch.tokens.token_places].tolist()
 
 
 def test_rows_are_packed_with_their_tokens_positions_and_cache_slots():
-    _, batch = build([(5, 1), (0, 3), (9, 1)])
-    assert batch.input_ids.tolist() == [[5, 100, 101, 102, 209]]
-    assert batch.positions.tolist() == [[5, 0, 1, 2, 9]]
-    assert batch.plan.slots.tolist() == [2 * SIZE + 1, 12, 13, 14, 6 * SIZE + 1]
-    assert batch.output_indices.tolist() == [0, 3, 4]
+    state, batch = build([(5, 1), (0, 3), (9, 1)])
+    assert ids(state, batch) == [5, 100, 101, 102, 209]
+    assert batch.tokens.slots.tolist() == [0, 1, 1, 1, 2]
+    assert batch.tokens.positions.tolist() == [5, 0, 1, 2, 9]
+    assert batch.tokens.cache_slots.tolist() == [2 * SIZE + 1, 12, 13, 14, 6 * SIZE + 1]
+    assert batch.outputs.tolist() == [0, 3, 4]
+    assert batch.rows.ends == [6, 3, 10]
+
+
+def test_drawing_rows_come_before_judged_ones_and_know_where_their_token_goes():
+    state, batch = build([(5, 1), (0, 3, Purpose.REWARD), (9, 1)])
+    assert batch.outputs.tolist() == [0, 4, 3]
+    assert batch.draws.slots.tolist() == batch.draws.host_slots == [0, 2]
+    assert batch.draws.positions.tolist() == batch.draws.host_positions == [6, 10]
+    state.tokens.view(-1)[batch.draws.places] = torch.tensor([77, 78])
+    assert (state.tokens[0, 6], state.tokens[2, 10]) == (77, 78)
 
 
 def test_decode_steps_are_padded_to_a_bucket_and_padding_writes_to_the_null_block():
-    _, batch = build([(5, 1), (2, 1), (9, 1)], decode_buckets(8))
-    assert batch.input_ids.shape == (1, 4)
-    assert batch.plan.slots[3] // SIZE == NULL_BLOCK
-    assert batch.output_indices.tolist() == [0, 1, 2]
-    _, prefill = build([(5, 1), (0, 4)], decode_buckets(8))
-    assert prefill.input_ids.shape == (1, 5)
+    state, batch = build([(5, 1), (2, 1), (9, 1)], padding="buckets")
+    assert batch.tokens.slots.tolist() == [0, 1, 2, state.padding_slot]
+    assert batch.tokens.cache_slots[3] // SIZE == NULL_BLOCK
+    assert batch.outputs.tolist() == [0, 1, 2]
+    assert len(batch.draws.slots) == 3
+    _, prefill = build([(5, 1), (0, 4)], padding="buckets")
+    assert len(prefill.tokens.slots) == 5
+
+
+@pytest.mark.parametrize("specs", [[(5, 1)], [(5, 1), (0, 7), (3, 2)], [(0, BUDGET)]], ids=str)
+def test_under_strict_every_step_has_one_shape(specs: list[Spec]):
+    state, batch = build(specs, strict=True)
+    assert len(batch.tokens.slots) == BUDGET + 1
+    assert len(batch.outputs) == len(batch.draws.places) == 9
+    real = sum(n for _, n, *_ in specs)
+    assert batch.tokens.slots[real:].tolist() == [state.padding_slot] * (BUDGET + 1 - real)
+    assert batch.outputs[len(specs) :].tolist() == [BUDGET] * (9 - len(specs)), "a padding token's"
+    assert set(batch.draws.slots[len(specs) :].tolist()) == {state.padding_slot}
 
 
 def test_the_buffers_keep_their_addresses_from_step_to_step():
-    state = StepState(8, 64, SIZE, 0, torch.device("cpu"))
-    builder = BatchBuilder(state, 64, (), torch.float32)
+    state = new_state()
+    builder = new_builder(state, padding="buckets")
     pointers = set()
-    for start in (1, 2):
-        lane = Lane([7] * (start + 1), [1], num_computed=start, slot=0)
-        choice = Choice(Request("a", (7,)), 0, (lane,))
-        state.admit(choice, 0, [], 0.0)
-        state.sync_blocks([lane])
-        batch = builder.build(Step([Row(choice, lane, start, 1, Purpose.DRAW, (0,))]))
-        pointers.add((batch.input_ids.data_ptr(), batch.positions.data_ptr(), batch.plan.slots.data_ptr()))
-    assert len(pointers) == 1
+    for specs in ([(5, 1), (0, 1), (3, 1)], [(0, 7)], [(7, 1), (9, 1), (1, 1)], [(2, 1)] * 4):
+        batch = builder.build(new_step(state, specs))  # type: ignore[arg-type]
+        fields = (batch.tokens.slots, batch.tokens.positions, batch.tokens.token_places)
+        if len(batch.tokens.slots) == 4:
+            pointers.add(tuple(field.data_ptr() for field in (*fields, batch.tokens.cache_slots)))
+    static = builder.decode_inputs(4)
+    fields = (static.slots, static.positions, static.token_places, static.cache_slots)
+    assert pointers == {tuple(field.data_ptr() for field in fields)}
+
+
+def test_what_the_host_notes_reaches_its_own_slots_in_one_write():
+    state = new_state()
+    step = new_step(state, [(5, 1), (0, 3), (9, 1)])
+    before = state.version
+    settings = state.settings(torch.tensor([2, 0]))
+    assert settings.seeds.tolist() == [2, 0]
+    assert settings.prompt_lengths.tolist() == [10, 6]
+    lane = step.rows[1].lane
+    lane.tokens[-1] = 55
+    state.rewrite_last_token(lane)
+    assert state.tokens[1, :3].tolist() == [100, 101, 102], "noted, not written"
+    lane.blocks.append(30)
+    state.write([lane])
+    assert state.tokens[1, :3].tolist() == [100, 101, 55]
+    assert state.block_tables[1, :3].tolist() == [3, 30, NULL_BLOCK]
+    assert state.version == before, "no row's settings have changed"
+
+
+def test_the_last_admission_to_a_slot_counts():
+    state = new_state()
+    for seed in (5, 6):
+        lane = Lane([seed], [1], slot=3)
+        state.admit(Choice(Request(str(seed), (seed,)), 0, (lane,)), seed, [], 0.5)
+    state.write([])
+    assert state.settings(torch.tensor([3])).seeds.tolist() == [6]
+    assert state.tokens[3, 0] == 6
+    assert state.spent_kl[3] == 0.5
 
 
 @pytest.mark.parametrize("max_num_seqs", [1, 3, 8, 20, 64])

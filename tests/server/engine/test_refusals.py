@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from trimtab.guidance.errors import HeadError
-from trimtab.server.engine import attention
+from trimtab.server.engine import sdpa_attention
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.policy import ModelError
@@ -111,12 +111,12 @@ def test_without_an_asked_length_the_context_is_what_the_cache_holds(llama_folde
 
 
 def test_the_self_check_refuses_wrong_attention(llama_folder: Path, monkeypatch: pytest.MonkeyPatch):
-    right = attention.RowGroup.mask
+    right = sdpa_attention.RowGroup.mask
 
-    def one_key_too_many(self: attention.RowGroup, window: int | None) -> torch.Tensor:
+    def one_key_too_many(self: sdpa_attention.RowGroup, window: int | None) -> torch.Tensor:
         return torch.roll(right(self, window), -1, -1)
 
-    monkeypatch.setattr(attention.RowGroup, "mask", one_key_too_many)
+    monkeypatch.setattr(sdpa_attention.RowGroup, "mask", one_key_too_many)
     assert "differ from its own" in refusal(llama_folder)
 
 
