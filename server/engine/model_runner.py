@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from trimtab.server.engine.attentions import make_attention
-from trimtab.server.engine.batch import Batch, BatchBuilder, DrawInputs, TokenInputs
+from trimtab.server.engine.batch import BatchBuilder, DrawInputs, TokenInputs
 from trimtab.server.engine.config import EngineConfig
+from trimtab.server.engine.graphs import CudaRecorder, DecodeGraphs, Recorder
+from trimtab.server.engine.host_waits import HostWaitError
 from trimtab.server.engine.kv_cache import KVCache
-from trimtab.server.engine.policy import Policy
+from trimtab.server.engine.policy import ModelError, Policy
 from trimtab.server.engine.scheduler import Step
 from trimtab.server.engine.step_state import StepState
+from trimtab.server.engine.triton_attention import TritonAttention
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +47,17 @@ class ModelRunner:
         self._attention = make_attention(config, self.cache, self.state)
         policy.use_attention(self._attention)
         freeze_rotary(policy.model)
+        self._all_rows = torch.arange(config.max_num_seqs, device=policy.device)
         self._batches = BatchBuilder(self.state, config)
+        self._graphs: DecodeGraphs | None = None
+        if config.cuda_graphs != "off":
+            self._capture(is_required=config.cuda_graphs == "on")
+
+    @torch.inference_mode()
+    def record_decode(self, record: Recorder) -> None:
+        """Replay decode steps from now on, one recording per bucket; needs `padding: buckets` and attention
+        triton. Raises HostWaitError for a model that cannot be recorded."""
+        self._graphs = DecodeGraphs(self._decode, self._batches.fill_padding, self._batches.buckets, record)
 
     @torch.inference_mode()
     def run(self, step: Step) -> Hidden:
@@ -49,12 +65,33 @@ class ModelRunner:
         self.cache.copy_blocks(step.copies)
         self.state.write(row.lane for row in step.rows)
         batch = self._batches.build(step)
-        h, logits = self._forward(batch)
+        size = len(batch.rows.slots)
+        if self._graphs is not None and batch.rows.are_single and size in self._graphs:
+            h, logits = self._graphs.replay(size)
+            h = h.index_select(0, batch.outputs)
+            logits = None if logits is None else logits.index_select(0, batch.outputs)
+        else:
+            self._attention.prepare(batch.tokens, batch.rows)
+            h, logits = self._run_policy(batch.tokens, batch.outputs)
         return Hidden(h, logits, batch.draws)
 
-    def _forward(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        self._attention.prepare(batch.tokens, batch.rows)
-        return self._run_policy(batch.tokens, batch.outputs)
+    def _capture(self, is_required: bool) -> None:
+        try:
+            self.record_decode(CudaRecorder(self.policy.device))
+        except HostWaitError as error:
+            name = f"{type(self.policy.model).__name__} '{self.policy.name}'"
+            if is_required:
+                raise ModelError(
+                    f"{name} cannot run in CUDA graphs ({error}); leave --cuda-graphs auto"
+                ) from error
+            logger.warning("%s runs without CUDA graphs: %s", name, error)
+
+    def _decode(self, size: int) -> tuple[Tensor, Tensor | None]:
+        """The forward of a decode step of so many rows, from what the static buffers hold alone."""
+        assert isinstance(self._attention, TritonAttention)
+        tokens = self._batches.decode_inputs(size)
+        self._attention.prepare_decode(tokens)
+        return self._run_policy(tokens, self._all_rows[:size])
 
     def _run_policy(self, tokens: TokenInputs, outputs: Tensor) -> tuple[Tensor, Tensor | None]:
         input_ids = self.state.tokens.view(-1).index_select(0, tokens.token_places)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,10 @@ from transformers import LlamaConfig
 
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
+
+# Triton reads TRITON_INTERPRET when it is first imported, so these run in a process of their own, started by
+# test_interpreter.py.
+collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["interpreted"]
 
 
 @pytest.fixture(scope="session")

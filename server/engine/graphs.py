@@ -1,0 +1,84 @@
+"""Decode steps as CUDA graphs: the policy's forward captured once per bucket, replayed on static buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from trimtab.server.engine.host_waits import NoHostWaits
+
+NUM_WARM_UPS = 2  # before capture: kernels compile, and libraries allocate what they keep
+Replay = Callable[[], None]
+Recorder = Callable[[Callable[[], None]], Replay]
+"""Runs work that touches nothing but memory at fixed addresses, and returns what does the same again."""
+
+
+class DecodeGraphs:
+    """One recording of the decode forward for each bucket.
+
+    forward: h [size, d] and logits [size, V], or None, of a decode step of that many rows, from static
+        buffers alone.
+    fill_padding: makes those buffers a step of padding rows, so that recording changes no lane's cache.
+    sizes: the buckets. record: see Recorder.
+
+    Raises HostWaitError where the forward cannot be recorded, since it asks the device something.
+    """
+
+    def __init__(
+        self,
+        forward: Callable[[int], tuple[Tensor, Tensor | None]],
+        fill_padding: Callable[[int], None],
+        sizes: Sequence[int],
+        record: Recorder,
+    ) -> None:
+        self._forward = forward
+        fill_padding(sizes[-1])
+        with NoHostWaits():  # type: ignore[no-untyped-call]
+            h, logits = forward(sizes[-1])
+        # Every recording leaves its results here, so that all can share one pool of memory for the rest.
+        self._h = torch.empty_like(h)
+        self._logits = None if logits is None else torch.empty_like(logits)
+        del h, logits
+        self._replays: dict[int, Replay] = {}
+        for size in tqdm(sorted(sizes, reverse=True), desc="recording decode steps", unit="size"):
+            fill_padding(size)
+            self._replays[size] = record(lambda size=size: self._run(size))  # type: ignore[misc]
+
+    def __contains__(self, size: int) -> bool:
+        return size in self._replays
+
+    def replay(self, size: int) -> tuple[Tensor, Tensor | None]:
+        """h [size, d] and logits [size, V], or None, of what the static buffers hold, until the next."""
+        self._replays[size]()
+        return self._h[:size], None if self._logits is None else self._logits[:size]
+
+    def _run(self, size: int) -> None:
+        h, logits = self._forward(size)
+        self._h[:size].copy_(h)
+        if logits is not None:
+            assert self._logits is not None
+            self._logits[:size].copy_(logits)
+
+
+class CudaRecorder:
+    """Captures CUDA graphs, all in one memory pool: the largest first, whose memory the others then share."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream(device)
+
+    def __call__(self, work: Callable[[], None]) -> Replay:
+        current = torch.cuda.current_stream(self._stream.device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            for _ in range(NUM_WARM_UPS):
+                work()
+        current.wait_stream(self._stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+            work()
+        replay: Replay = graph.replay
+        return replay
