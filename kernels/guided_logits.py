@@ -17,13 +17,12 @@ from trimtab.kernels.base_statistics import (
     pivot_and_stride,
 )
 from trimtab.kernels.dispatch import choose_backend, jit, tl, triton
-from trimtab.kernels.philox import DRAW, gumbel_noise, gumbel_tile
+from trimtab.kernels.keyed_draw import MIN_TEMPERATURE, keyed_draw
+from trimtab.kernels.philox import DRAW, gumbel_tile
 from trimtab.kernels.tile_reduce import NO_TOKEN, WEAK_LIFT, GuidedDraw
 from trimtab.kernels.truncate import truncation_threshold
 
 __all__ = ["MIN_TEMPERATURE", "GuidedDraw", "guided_logits", "tilted_logits"]
-
-MIN_TEMPERATURE = 1e-6  # what lies above 0 and below is drawn from at this one: fp32 logits resolve no more
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +48,8 @@ class _Inputs:
     def truncates(self) -> bool:
         return self.any_sampled and any(cut is not None for cut in (self.min_p, self.top_k, self.top_p))
 
-    def threshold(self, guided: Tensor) -> Tensor:
-        return truncation_threshold(guided, self.temperature, self.min_p, self.top_k, self.top_p)
+    def threshold(self, guided: Tensor, backend: str) -> Tensor:
+        return truncation_threshold(guided, self.temperature, self.min_p, self.top_k, self.top_p, backend)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,16 +124,15 @@ def _tilt(inputs: _Inputs, base: BaseStatistics) -> _Tilt:
 def _draw(inputs: _Inputs, guided: Tensor) -> Tensor:
     if not inputs.any_sampled:
         return guided.argmax(1)
-    temperature = inputs.temperature
-    score = gumbel_noise(inputs.seeds, inputs.positions, inputs.choices, guided.shape[1])
-    if inputs.any_greedy:
-        greedy = temperature == 0
-        score.masked_fill_(greedy[:, None], 0)
-        temperature = temperature.masked_fill(greedy, 1)
-    score.addcmul_(guided, temperature.clamp(min=MIN_TEMPERATURE).reciprocal()[:, None])
-    if inputs.truncates:
-        score.masked_fill_(guided < inputs.threshold(guided)[:, None], -torch.inf)
-    return score.argmax(1)
+    return keyed_draw(
+        guided,
+        seeds=inputs.seeds,
+        positions=inputs.positions,
+        choices=inputs.choices,
+        temperature=inputs.temperature,
+        threshold=inputs.threshold(guided, "reference") if inputs.truncates else None,
+        any_greedy=inputs.any_greedy,
+    )
 
 
 def _reference(inputs: _Inputs) -> GuidedDraw:
@@ -292,7 +290,7 @@ def _launch(inputs: _Inputs) -> GuidedDraw:
         base = base_statistics(
             z, advantage, advantage_row, want_entropy=inputs.want_entropy, backend="triton"
         )
-    threshold = inputs.threshold(_materialise(inputs, base)) if inputs.truncates else None
+    threshold = inputs.threshold(_materialise(inputs, base), "triton") if inputs.truncates else None
     pivot, advantage_stride = pivot_and_stride(advantage)
     partial, best_tokens = z.new_empty(num_rows, num_tiles, 8), inputs.seeds.new_empty(num_rows, num_tiles)
     token, out = torch.empty_like(inputs.seeds), z.new_empty(7, num_rows)

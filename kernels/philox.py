@@ -84,6 +84,14 @@ def gumbel_tile(seed, position, choice, first_token, purpose: tl.constexpr, bloc
 
 
 @jit
+def gumbel_at(seed, position, choice, tokens, purpose: tl.constexpr):
+    """`gumbel_noise` of any tokens of one row."""
+    w0, w1, w2, w3 = tl.philox(seed, tokens // 4, position.to(tl.int32), choice.to(tl.int32), purpose)
+    word = tokens % 4
+    return gumbel_of(tl.where(word < 2, tl.where(word == 0, w0, w1), tl.where(word == 2, w2, w3)))
+
+
+@jit
 def gumbel_of(words):
     """The noise that random words become, see `gumbel_noise`."""
     u = tl.minimum(words.to(tl.float32) * 2.0**-32 + 2.0**-33, 1 - 2.0**-24)

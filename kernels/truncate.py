@@ -1,47 +1,39 @@
-"""min-p, top-k and top-p as one threshold per row on the guided logits."""
+"""min-p, top-k and top-p as one threshold per row on the guided logits, and the draw from what they leave."""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from trimtab.kernels.dispatch import choose_backend, jit, tl
+from trimtab.kernels.keyed_draw import MIN_TEMPERATURE, keyed_draw
+from trimtab.kernels.philox import DRAW, gumbel_at, gumbel_tile
+from trimtab.kernels.threshold_search import at_least, collect, ordered_keys, search_row, search_slots
+from trimtab.kernels.tile_reduce import NO_TOKEN
+
 BINS_PER_NAT = 32  # of the histogram that finds a nucleus, in nats at the row's temperature
 NUM_BINS = 1024
 
+BLOCK_V, NUM_WARPS = 4096, 16  # one program per row; its slots are as many as its lanes
 
-def truncation_threshold(
-    guided_logits: Tensor,
-    temperature: Tensor,
-    min_p: Tensor | None = None,
-    top_k: Tensor | None = None,
-    top_p: Tensor | None = None,
+
+def _reference(
+    guided: Tensor, temperature: Tensor, min_p: Tensor | None, top_k: Tensor | None, top_p: Tensor | None
 ) -> Tensor:
-    """The smallest guided logit that a row may draw.
-
-    On the distribution at the row's temperature: min-p keeps tokens with at least min_p times the probability
-    of the likeliest; of these top-k keeps the k likeliest; of these, renormalised, top-p keeps the fewest
-    likeliest tokens with a mass of at least top_p. Ties at the threshold are all kept.
-
-    Args:
-        guided_logits: f32[B, V]; −inf marks a masked token.
-        temperature: f32[B]; rows at 0 are not truncated.
-        min_p: f32[B], 0 is off. top_k: i64[B], 0 is off. top_p: f32[B], 1 is off.
-
-    Returns:
-        f32[B]: tokens with `guided_logits >= threshold` may be drawn; −inf where nothing is cut.
-    """
     threshold = torch.full_like(temperature, -torch.inf)
     if min_p is not None:
-        threshold = guided_logits.amax(1) + temperature * min_p.log()
+        threshold = guided.amax(1) + temperature * min_p.log()
     if top_k is not None:
-        rows = ((top_k > 0) & (top_k < guided_logits.shape[1])).nonzero()[:, 0]
+        rows = ((top_k > 0) & (top_k < guided.shape[1])).nonzero()[:, 0]
         if len(rows):
-            smallest = _kth_largest(guided_logits[rows], top_k[rows])
+            smallest = _kth_largest(guided[rows], top_k[rows])
             threshold[rows] = torch.maximum(threshold[rows], smallest)
     if top_p is not None:
         rows = ((top_p < 1) & (temperature > 0)).nonzero()[:, 0]
         if len(rows):
-            threshold[rows] = _nucleus(guided_logits[rows], temperature[rows], threshold[rows], top_p[rows])
+            threshold[rows] = _nucleus(guided[rows], temperature[rows], threshold[rows], top_p[rows])
     return threshold.masked_fill_(temperature == 0, -torch.inf)
 
 
@@ -70,3 +62,226 @@ def _nucleus(logits: Tensor, temperature: Tensor, threshold: Tensor, top_p: Tens
     mass = weight.masked_fill_(outside, 0).gather(1, tokens).cumsum_(1).add_(above)
     last = (mass < target).sum(1, keepdim=True).clamp_(max=most - 1)
     return torch.maximum(threshold, values.gather(1, last)[:, 0])
+
+
+def _reference_draw(
+    guided: Tensor,
+    temperature: Tensor,
+    min_p: Tensor | None,
+    top_k: Tensor | None,
+    top_p: Tensor | None,
+    keys: tuple[Tensor, Tensor, Tensor],
+) -> Tensor:
+    seeds, positions, choices = keys
+    token = keyed_draw(
+        guided,
+        seeds=seeds,
+        positions=positions,
+        choices=choices,
+        temperature=temperature,
+        threshold=_reference(guided, temperature, min_p, top_k, top_p),
+    )
+    return token.masked_fill_(~guided.amax(1).isfinite(), NO_TOKEN)
+
+
+@jit
+def _top_k(logits, vocab_size, top, inverse, cut, x, has_k, k, block: tl.constexpr):
+    """The threshold of the k likeliest of those from cut on. x: the tokens in slots; has_k: k are there."""
+    k = k.to(tl.float32)
+    if has_k:
+        key = search_slots(ordered_keys(x), tl.where(x > float("-inf"), 1.0, 0.0), k)
+    else:
+        key = search_row(logits, vocab_size, top, inverse, cut, k, by_mass=False, block=block)
+    return at_least(key, cut)
+
+
+@jit
+def _top_p(
+    logits, vocab_size, top, inverse, cut, threshold, floor, total, x, fits, p, block: tl.constexpr
+):  # fmt: skip
+    """The threshold of p of the mass from `threshold` on.
+
+    x: the tokens from floor on, all of them if they fit. total: the mass from cut on.
+    """
+    weights = tl.where(x >= threshold, tl.exp((x - top) * inverse), 0.0)
+    collected = tl.sum(weights, 0)
+    whole = threshold >= floor
+    target = tl.maximum(p * tl.where(whole, collected, total), 1e-30)  # of nothing the likeliest stays
+    if fits & (whole | (threshold == cut)) & (collected >= target):
+        key = search_slots(ordered_keys(x), weights, target)
+    else:
+        key = search_row(logits, vocab_size, top, inverse, threshold, p, by_mass=True, block=block)
+    return at_least(key, threshold)
+
+
+@jit
+def _draw_row(
+    logits, vocab_size, threshold, heat, inverse, seed, position, choice,
+    purpose: tl.constexpr, block: tl.constexpr,
+):  # fmt: skip
+    lane = tl.arange(0, block)
+    best = tl.full((block,), float("-inf"), tl.float32)
+    tokens = tl.zeros((block,), tl.int32)
+    for start in range(0, vocab_size, block):
+        x = tl.load(logits + start + lane, mask=start + lane < vocab_size, other=float("-inf"))
+        noise = gumbel_tile(seed, position, choice, start, purpose, block)
+        score = tl.where(heat == 0, x, x * inverse + noise)
+        better = (x >= threshold) & (score > best)
+        best, tokens = tl.where(better, score, best), tl.where(better, start + lane, tokens)
+    return tl.min(tl.where(best == tl.max(best, 0), tokens, vocab_size), 0)
+
+
+@jit
+def _draw_slots(
+    x, tokens, threshold, heat, inverse, seed, position, choice, purpose: tl.constexpr, block: tl.constexpr
+):  # fmt: skip
+    noise = gumbel_at(seed, position, choice, tokens, purpose)
+    score = tl.where(heat == 0, x, x * inverse + noise)
+    best = tl.argmax(tl.where(x >= threshold, score, float("-inf")), 0)
+    return tl.sum(tl.where(tl.arange(0, block) == best, tokens, 0), 0)
+
+
+@jit
+def _rows(
+    logits, temperature, log_min_p, top_k, top_p, seeds, positions, choices, out,
+    slot_values, slot_tokens, stride, vocab_size,
+    draws: tl.constexpr, purpose: tl.constexpr, min_temperature: tl.constexpr, no_token: tl.constexpr,
+    block: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    logits += row * stride
+    slot_values += row * block
+    slot_tokens += row * block
+    lane = tl.arange(0, block)
+    heat = tl.load(temperature + row)
+    inverse = 1.0 / tl.maximum(heat, min_temperature)
+
+    tops = tl.full((block,), float("-inf"), tl.float32)
+    for start in range(0, vocab_size, block):
+        x = tl.load(logits + start + lane, mask=start + lane < vocab_size, other=float("-inf"))
+        tops = tl.maximum(tops, x)
+    top = tl.max(tops, 0)
+
+    cut = tl.full((), float("-inf"), tl.float32)
+    if log_min_p is not None:
+        cut = tl.where(heat > 0, top + heat * tl.load(log_min_p + row), cut)
+    # Half the lanes hold a token that reaches the median of their largest; rarely do more tokens than fit.
+    floor = tl.where(heat > 0, cut, top)
+    if vocab_size > block:
+        median = search_slots(ordered_keys(tops), tl.where(tops > float("-inf"), 1.0, 0.0), block // 2)
+        floor = at_least(median, floor)
+    count, total = collect(logits, slot_values, slot_tokens, vocab_size, top, inverse, cut, floor, block)
+    sound = (total > 0) & (total < float("inf"))
+    tl.debug_barrier()  # what one thread put into a slot another reads
+    fits = count <= block
+    x = tl.load(slot_values + lane, mask=fits & (lane < count), other=float("-inf"))
+
+    threshold = cut
+    cuts = sound & (heat > 0)
+    if top_k is not None:
+        k = tl.load(top_k + row)
+        if cuts & (k > 0) & (k < vocab_size):
+            threshold = _top_k(logits, vocab_size, top, inverse, cut, x, fits & (count >= k), k, block)
+    if top_p is not None:
+        p = tl.load(top_p + row)
+        if cuts & (p < 1):
+            threshold = _top_p(
+                logits, vocab_size, top, inverse, cut, threshold, floor, total, x, fits, p, block
+            )
+
+    if draws:
+        seed, position, choice = tl.load(seeds + row), tl.load(positions + row), tl.load(choices + row)
+        threshold = tl.where(heat > 0, threshold, top)
+        if fits & (threshold >= floor):
+            tokens = tl.load(slot_tokens + lane, mask=lane < count, other=0)
+            token = _draw_slots(x, tokens, threshold, heat, inverse, seed, position, choice, purpose, block)
+        else:
+            token = _draw_row(
+                logits, vocab_size, threshold, heat, inverse, seed, position, choice, purpose, block
+            )
+        tl.store(out + row, tl.where(sound, token, no_token).to(tl.int64))
+    else:
+        tl.store(out + row, threshold)
+
+
+def _launch(
+    guided: Tensor,
+    temperature: Tensor,
+    min_p: Tensor | None,
+    top_k: Tensor | None,
+    top_p: Tensor | None,
+    keys: tuple[Tensor, Tensor, Tensor] | None = None,
+) -> Tensor:
+    """The rows' thresholds; with keys (seeds, positions, choices) their tokens."""
+    assert guided.stride(1) == 1
+    num_rows, vocab_size = guided.shape
+    out = torch.empty_like(temperature if keys is None else keys[0])
+    slots = torch.empty(2, num_rows, BLOCK_V, dtype=torch.int32, device=guided.device)
+    seeds, positions, choices = (None, None, None) if keys is None else keys
+    _rows[num_rows,](
+        guided, temperature, None if min_p is None else min_p.log(), top_k, top_p, seeds, positions, choices,
+        out, slots[0].view(torch.float32), slots[1], guided.stride(0), vocab_size,
+        draws=keys is not None, purpose=DRAW, min_temperature=MIN_TEMPERATURE, no_token=NO_TOKEN,
+        block=BLOCK_V, num_warps=NUM_WARPS, enable_fp_fusion=False,
+    )  # fmt: skip
+    return out
+
+
+def truncation_threshold(
+    guided_logits: Tensor,
+    temperature: Tensor,
+    min_p: Tensor | None = None,
+    top_k: Tensor | None = None,
+    top_p: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """The smallest guided logit that a row may draw.
+
+    On the distribution at the row's temperature: min-p keeps tokens with at least min_p times the probability
+    of the likeliest; of these top-k keeps the k likeliest; of these, renormalised, top-p keeps the fewest
+    likeliest tokens with a mass of at least top_p. Ties at the threshold are all kept.
+
+    Args:
+        guided_logits: f32[B, V]; −inf marks a masked token.
+        temperature: f32[B]; rows at 0 are not truncated.
+        min_p: f32[B], 0 is off. top_k: i64[B], 0 is off. top_p: f32[B], 1 is off.
+        backend: see `choose_backend`; Triton never waits for the device.
+
+    Returns:
+        f32[B]: tokens with `guided_logits >= threshold` may be drawn; −inf where nothing is cut.
+    """
+    run = _THRESHOLDS[choose_backend(guided_logits.device, backend)]
+    return run(guided_logits, temperature, min_p, top_k, top_p)
+
+
+def truncate_and_draw(
+    guided: Tensor,
+    *,
+    seeds: Tensor,
+    positions: Tensor,
+    choices: Tensor,
+    temperature: Tensor,
+    min_p: Tensor | None = None,
+    top_k: Tensor | None = None,
+    top_p: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Draw one token per row from what the cuts of `truncation_threshold` leave of it.
+
+    The draw is `keyed_draw`'s, so that a row's token depends on its own logits, settings and keys alone.
+
+    Args:
+        guided: f32[B, V]; −inf marks a masked token.
+        seeds, positions, choices: i64[B].
+        temperature: f32[B], 0 is greedy and not truncated. min_p, top_k, top_p: see `truncation_threshold`.
+        backend: see `choose_backend`; Triton needs one launch and never waits for the device.
+
+    Returns:
+        i64[B]; −1 where the row holds a NaN or no finite logit.
+    """
+    run = _DRAWS[choose_backend(guided.device, backend)]
+    return run(guided, temperature, min_p, top_k, top_p, (seeds, positions, choices))
+
+
+_THRESHOLDS = {"reference": _reference, "triton": _launch}
+_DRAWS = {"reference": _reference_draw, "triton": _launch}

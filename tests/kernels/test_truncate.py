@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from truncation_oracle import by_sorting, disagreements, make_cuts, make_keys
 
-from trimtab.kernels.truncate import truncation_threshold
+from trimtab.kernels.guided_logits import guided_logits
+from trimtab.kernels.truncate import truncate_and_draw, truncation_threshold
 
 
 def kept(logits: list[float], temperature: float = 1.0, **cuts: float) -> list[int]:
@@ -14,23 +15,6 @@ def kept(logits: list[float], temperature: float = 1.0, **cuts: float) -> list[i
     tensors = {name: torch.tensor([value]) for name, value in cuts.items()}
     threshold = truncation_threshold(row, torch.tensor([temperature]), **tensors)
     return (row >= threshold[:, None])[0].nonzero()[:, 0].tolist()
-
-
-def by_sorting(logits: Tensor, temperature: float, min_p: float, top_k: int, top_p: float) -> Tensor:
-    """Which tokens of one row the cuts leave, in float64, token by token."""
-    p = (logits.double() / temperature).softmax(0)
-    alive = p > 0
-    if min_p > 0:
-        alive &= p >= min_p * p.max() * (1 - 1e-6)
-    if 0 < top_k < len(logits):
-        alive &= logits >= logits.sort(descending=True).values[top_k - 1]
-    if top_p < 1:
-        p = torch.where(alive, p, 0)
-        p /= p.sum()
-        values, order = logits.masked_fill(~alive, -torch.inf).sort(descending=True)
-        before = p[order].cumsum(0) - p[order]
-        alive &= logits >= values[before < top_p].min()
-    return alive
 
 
 LOGS = [math.log(p) for p in (0.4, 0.3, 0.2, 0.06, 0.04)]
@@ -75,23 +59,83 @@ def test_the_likeliest_token_always_stays():
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.01, 1.0, 8.0])
-def test_agrees_with_a_sort_in_float64(spread: float):
-    generator = torch.Generator().manual_seed(0)
-    num_rows, vocab_size = 60, 700
-    logits = spread * torch.randn(num_rows, vocab_size, generator=generator)
-    logits[::2] = (4 * logits[::2]).round() / 4  # ties
-    logits[1::3, ::2] = -torch.inf
-    temperature = torch.tensor([1.0, 0.3, 2.5])[torch.arange(num_rows) % 3]
-    min_p = torch.tensor([0.0, 0.0, 0.05, 0.4])[torch.arange(num_rows) % 4]
-    top_k = torch.tensor([0, 1, 20, 300, 5000])[torch.arange(num_rows) % 5]
-    top_p = torch.rand(num_rows, generator=generator).clamp(min=0.01)
-    top_p[::7] = 1
-    threshold = truncation_threshold(logits, temperature, min_p, top_k, top_p)
-    for row in range(num_rows):
-        settings = (float(values[row]) for values in (temperature, min_p))
-        expected = by_sorting(logits[row], *settings, int(top_k[row]), float(top_p[row]))
-        drawable = (logits[row] >= threshold[row]) & (logits[row] > -torch.inf)
-        assert torch.equal(drawable, expected), row
+@pytest.mark.parametrize("vocab_size", [3, 700, 6000])
+def test_agrees_with_a_sort_in_float64(spread: float, vocab_size: int):
+    logits, cuts = make_cuts(60, vocab_size, spread)
+    assert disagreements(logits, truncation_threshold(logits, **cuts), cuts) == []
+
+
+def test_a_threshold_that_is_a_token_off_is_noticed():
+    logits, cuts = make_cuts(60, 700, 1.0)
+    threshold = truncation_threshold(logits, **cuts)
+    assert len(disagreements(logits, torch.nextafter(threshold, torch.tensor(torch.inf)), cuts)) > 50
+
+
+def test_draws_are_those_of_guided_logits_with_the_same_cuts():
+    logits, cuts = make_cuts(60, 700, 3.0)
+    cuts["temperature"][::5] = 0
+    keys = make_keys(60)
+    assert torch.equal(truncate_and_draw(logits, **keys, **cuts), guided_logits(logits, **keys, **cuts).token)
+    plain = {"temperature": cuts["temperature"]}
+    assert torch.equal(
+        truncate_and_draw(logits, **keys, **plain), guided_logits(logits, **keys, **plain).token
+    )
+
+
+def check_draws_follow_what_is_kept(top_p: float = 0.8, temperature: float = 1.5) -> None:
+    """Chi-square of what top-k 40 and top-p 0.8 keep at temperature 1.5.
+
+    top_p, temperature: what the draws are made with.
+    """
+    num_draws, vocab_size = 60_000, 64
+    logits = 2 * torch.randn(vocab_size, generator=torch.Generator().manual_seed(5))
+    ids = torch.arange(num_draws)
+    token = truncate_and_draw(
+        logits.expand(num_draws, -1),
+        seeds=ids,
+        positions=ids % 7,
+        choices=ids % 2,
+        temperature=torch.full((num_draws,), temperature),
+        top_k=torch.full((num_draws,), 40),
+        top_p=torch.full((num_draws,), top_p),
+    )
+    kept = by_sorting(logits, 1.5, 0.0, 40, 0.8)
+    count = torch.bincount(token, minlength=vocab_size).double()
+    assert count[~kept].sum() == 0
+    expected = num_draws * (logits.double() / 1.5).masked_fill(~kept, -torch.inf).softmax(0)[kept]
+    freedom = len(expected) - 1
+    assert ((count[kept] - expected) ** 2 / expected).sum() < freedom + 10 * math.sqrt(2 * freedom)
+
+
+def test_draws_follow_what_is_kept_and_nothing_else_is_drawn():
+    check_draws_follow_what_is_kept()
+
+
+@pytest.mark.parametrize("wrong", [{"top_p": 0.84}, {"top_p": 0.76}, {"temperature": 1.65}])
+def test_a_nucleus_off_by_a_twentieth_and_a_temperature_off_by_a_tenth_are_noticed(wrong: dict[str, float]):
+    with pytest.raises(AssertionError):
+        check_draws_follow_what_is_kept(**wrong)
+
+
+def test_a_row_draws_the_same_token_whoever_shares_its_batch():
+    logits, cuts = make_cuts(128, 300, 2.0)
+    arguments = make_keys(128) | cuts
+    whole = truncate_and_draw(logits, **arguments)
+    for size in (1, 2, 3, 7, 16, 17, 33, 64, 65):
+        rows = torch.randperm(128, generator=torch.Generator().manual_seed(size))[:size]
+        part = {name: values[rows] for name, values in arguments.items()}
+        assert torch.equal(truncate_and_draw(logits[rows], **part), whole[rows])
+
+
+def test_a_broken_row_draws_no_token_and_harms_no_other():
+    logits, cuts = make_cuts(12, 200, 2.0)
+    arguments = make_keys(12) | cuts
+    whole = truncate_and_draw(logits, **arguments)
+    logits[3, 7], logits[4], logits[5, 0] = torch.nan, -torch.inf, torch.inf
+    token = truncate_and_draw(logits, **arguments)
+    assert token[3:6].tolist() == [-1, -1, -1]
+    good = torch.tensor([0, 1, 2, 6, 7, 8, 9, 10, 11])
+    assert torch.equal(token[good], whole[good])
 
 
 def test_broken_rows_do_not_disturb_the_others():
