@@ -12,6 +12,7 @@ from trimtab.server.gpu.report import Report
 from trimtab.server.gpu.worker import Record, Worker, WorkerLostError
 
 PART_SECONDS = 450.0  # under eight minutes with what starting and stopping takes
+STOP_SECONDS = 10.0
 
 
 class Runner:
@@ -39,7 +40,7 @@ class Runner:
                 last = record["message"].strip().rpartition("\n")[2]
                 say(f"{part}/{name}: {record['status']}, {record['seconds']:.1f} s {last}")
         finally:
-            self._stop_worker()
+            self._stop_worker(STOP_SECONDS)
 
     def _run(self, part: str, name: str, case: Case, report: Report) -> Record:
         left = self._deadline - time.monotonic()
@@ -60,9 +61,9 @@ class Runner:
             self._stop_worker()
         return record
 
-    def _stop_worker(self) -> None:
+    def _stop_worker(self, seconds: float = 0.0) -> None:
         if self._worker is not None:
-            self._worker.stop()
+            self._worker.stop(seconds)
             self._worker = None
 
 

@@ -9,6 +9,10 @@ import torch
 from trimtab.server.gpu.timing import Repeats
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 @dataclass(frozen=True, slots=True)
 class AttentionShape:
     """Heads, key/value heads, their dimension; window and softcap as `paged_attention` takes them."""
@@ -25,7 +29,8 @@ class KernelSizes:
     """hidden, vocab, rank, attention: of the benchmarks; Llama-3-8B's on the GPU.
 
     dtypes: in which weights and activations come. head_shapes: (d, V) of the checks, awkward ones too.
-    check_rows: batch sizes of the checks. fused_rows, logit_rows, contexts: of the benchmarks.
+    check_rows, batch_sizes: rows of the checks, and of those that compare batches.
+    fused_rows, logit_rows, truncated_rows, contexts (rows, context): of the benchmarks.
     num_draws: of each chi-square.
     """
 
@@ -39,6 +44,7 @@ class KernelSizes:
     max_fused_rows: int = 64
     fused_rows: tuple[int, ...] = (1, 8, 16, 32, 64)
     logit_rows: tuple[int, ...] = (1, 64, 128, 288)
+    truncated_vocab: int = 131072
     truncated_rows: tuple[int, ...] = (64, 128)
     num_draws: int = 400_000
     attention: AttentionShape = AttentionShape(32, 8, 128)
@@ -49,7 +55,7 @@ class KernelSizes:
         AttentionShape(8, 1, 64),
     )
     check_contexts: tuple[int, ...] = (1, 15, 16, 17, 255, 256, 257, 700, 3000)
-    contexts: tuple[tuple[int, int], ...] = ((1, 8192), (64, 1024), (288, 512))  # (rows, context)
+    contexts: tuple[tuple[int, int], ...] = ((1, 8192), (64, 1024), (288, 512))
     prompt: int = 2048
     block_size: int = 16
     repeats: Repeats = field(default_factory=Repeats)
@@ -66,6 +72,7 @@ TOY_KERNEL_SIZES = KernelSizes(
     max_fused_rows=5,
     fused_rows=(1, 3),
     logit_rows=(3,),
+    truncated_vocab=300,
     truncated_rows=(3,),
     num_draws=100,
     attention=AttentionShape(4, 2, 16),

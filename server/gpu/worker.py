@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import multiprocessing
 import time
@@ -49,7 +50,11 @@ class Worker:
         self._connection.send(name)
         return self._receive(seconds)
 
-    def stop(self) -> None:
+    def stop(self, seconds: float = 0.0) -> None:
+        """seconds: in which it may end by itself."""
+        with contextlib.suppress(OSError):  # it may have ended already
+            self._connection.send(None)
+        self._process.join(seconds)
         if self._process.is_alive():
             self._process.kill()
         self._process.join()
@@ -71,11 +76,7 @@ def _serve(
 ) -> None:
     machine = open_machine()
     connection.send(machine.describe())
-    while True:
-        try:
-            name = connection.recv()
-        except EOFError:
-            return
+    while (name := connection.recv()) is not None:
         connection.send(run_case(cases[name], machine, sizes))
 
 

@@ -15,7 +15,7 @@ from trimtab.server.gpu.findings import Findings
 from trimtab.server.gpu.inputs import Source
 from trimtab.server.gpu.kernel_checks.invariance import require_invariance, same_bits
 from trimtab.server.gpu.machine import Machine
-from trimtab.server.gpu.sizes import AttentionShape, KernelSizes
+from trimtab.server.gpu.sizes import AttentionShape, KernelSizes, dtype_name
 
 ERRORS = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
 
@@ -49,8 +49,10 @@ class PagedRows:
             "softcap": self.shape.softcap,
         }
 
-    def run(self, backend: str) -> Tensor:
-        return paged_attention(self.query, self.keys, self.values, **self.arguments(), backend=backend)
+    def run(self, backend: str, arguments: dict[str, Any] | None = None) -> Tensor:
+        """arguments: made beforehand, where their making must not be timed."""
+        arguments = self.arguments() if arguments is None else arguments
+        return paged_attention(self.query, self.keys, self.values, **arguments, backend=backend)
 
     def pick(self, rows: Sequence[int]) -> PagedRows:
         parts = self.query.split(list(self.lengths))
@@ -142,7 +144,7 @@ def check_paged_attention(machine: Machine, sizes: KernelSizes) -> Findings:
                 padded = ([*lengths, 1], [*contexts, 0])
                 rows = paged_rows(source, shape, dtype, *padded, sizes.block_size)
                 error = (rows.run(machine.backend) - rows.exact()).abs()
-                findings.require(f"{str(dtype).removeprefix('torch.')}, {kind}", error, ERRORS[dtype])
+                findings.require(f"{dtype_name(dtype)}, {kind}", error, ERRORS[dtype])
             _check_decode_invariance(findings, machine, sizes, shape, dtype)
     return findings
 
@@ -158,7 +160,7 @@ def _check_decode_invariance(
     def run(chosen: Tensor) -> dict[str, Tensor]:
         return {"out": rows.pick(chosen.tolist()).run(machine.backend)}
 
-    name = f"{str(dtype).removeprefix('torch.')}, decode"
+    name = f"{dtype_name(dtype)}, decode"
     require_invariance(findings, name, machine, run, most, sizes.batch_sizes)
 
 
@@ -184,5 +186,5 @@ def check_store_kv(machine: Machine, sizes: KernelSizes) -> Findings:
         store_kv(keys, values, slots, key_cache, value_cache, backend=machine.backend)
         found = (key_cache.flatten(0, 1), value_cache.flatten(0, 1))
         differing = sum(not same_bits(*pair) for pair in zip(found, expected, strict=True))
-        findings.require(f"{str(dtype).removeprefix('torch.')}: caches that differ", differing, 0)
+        findings.require(f"{dtype_name(dtype)}: caches that differ", differing, 0)
     return findings

@@ -11,7 +11,7 @@ from trimtab.server.gpu.findings import Findings
 from trimtab.server.gpu.inputs import Source
 from trimtab.server.gpu.kernel_checks.invariance import require_invariance
 from trimtab.server.gpu.machine import Machine
-from trimtab.server.gpu.sizes import KernelSizes
+from trimtab.server.gpu.sizes import KernelSizes, dtype_name
 
 ACTIVATIONS = ("silu", "identity", "silu")
 ERROR = 2e-5  # of outputs with a standard deviation of about 1
@@ -60,7 +60,7 @@ def check_value_adapter(machine: Machine, sizes: KernelSizes) -> Findings:
     most = max(sizes.batch_sizes)
     for dtype in sizes.dtypes:
         for tied in (False, True):
-            name = f"{str(dtype).removeprefix('torch.')}, {'tied' if tied else 'low-rank'}"
+            name = f"{dtype_name(dtype)}, {'tied' if tied else 'low-rank'}"
             for hidden, rank in ((sizes.hidden, sizes.rank), (sizes.hidden + 20, sizes.rank - 3)):
                 batch = _Batch(machine, most, hidden, rank, dtype, tied)
                 exact = batch.exact()

@@ -1,0 +1,128 @@
+"""What a token costs: plain against the memory's bandwidth, guided against plain."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+
+from torch.profiler import ProfilerActivity, profile
+
+from trimtab.server.engine.engine import Engine
+from trimtab.server.engine.request import Guidance
+from trimtab.server.gpu.engine_cases.busy import busy_share, device_intervals
+from trimtab.server.gpu.engine_cases.sizes import EngineSizes
+from trimtab.server.gpu.engine_cases.steady import WARM_STEPS, SteadyDecode
+from trimtab.server.gpu.engine_cases.subject import Subject, random_prompts
+from trimtab.server.gpu.findings import Aim, Findings, Measurement
+from trimtab.server.gpu.machine import Machine
+from trimtab.server.gpu.sizes import dtype_name
+from trimtab.server.gpu.timing import spread_of
+
+PLAIN_LATENCY_AIM = 1.35  # of the time that reading the weights takes
+GUIDED_LATENCY_AIM = 1.02
+THROUGHPUT_AIMS = {"tied": 0.97, "lowrank": 0.95}
+BUSY_AIM = 0.85
+MIXED_STRENGTHS = (1.0, 0.5, 2.0, -1.0, 0.0)
+SPARE_TOKENS = 4 * WARM_STEPS  # of a reply, beyond what is timed: prompts are not all prefilled in one step
+
+Steps = dict[str, list[list[float]]]  # by contestant: seconds of the steps of each turn
+
+
+def bench_latency(machine: Machine, sizes: EngineSizes) -> Findings:
+    """One row: the time from token to token, plain and guided by either form."""
+    findings = Findings()
+    subject = Subject(sizes.large, machine.device, sizes.dtype, sizes.rank)
+    engine = subject.engine(max_num_seqs=1)
+    contestants = {
+        "plain": [Guidance()],
+        "lowrank": [Guidance(1.0, (("lowrank", 1.0),))],
+        "tied": [Guidance(1.0, (("tied", 1.0),))],
+    }
+    steps = take_turns(engine, sizes, contestants)
+    _report(findings, machine, subject, sizes, steps, num_rows=1)
+    weights = machine.floor(subject.weight_bytes)
+    findings.facts["weight_gb"] = round(subject.weight_bytes / 1e9, 3)
+    plain = findings.measurements[0].time.median
+    what = "1 row, plain latency / reading the weights"
+    findings.aims.append(Aim(what, plain / weights, at_most=PLAIN_LATENCY_AIM))
+    for form in ("lowrank", "tied"):
+        ratio = _ratio(steps, form)
+        findings.aims.append(Aim(f"1 row, guided latency / plain, {form}", ratio, at_most=GUIDED_LATENCY_AIM))
+    return findings
+
+
+def bench_tied_throughput(machine: Machine, sizes: EngineSizes) -> Findings:
+    return _bench_throughput(machine, sizes, "tied", sizes.tied_rows)
+
+
+def bench_lowrank_throughput(machine: Machine, sizes: EngineSizes) -> Findings:
+    return _bench_throughput(machine, sizes, "lowrank", sizes.lowrank_rows)
+
+
+def _bench_throughput(machine: Machine, sizes: EngineSizes, form: str, num_rows: int) -> Findings:
+    """Many rows of mixed strengths; the device's busy share, and how often a step makes the host wait."""
+    findings = Findings()
+    subject = Subject(sizes.large, machine.device, sizes.dtype, sizes.rank)
+    engine = subject.engine(max_num_seqs=num_rows)
+    mixed = [Guidance(MIXED_STRENGTHS[row % len(MIXED_STRENGTHS)], ((form, 1.0),)) for row in range(num_rows)]
+    contestants = {"plain": [Guidance()] * num_rows, form: mixed}
+    steps = take_turns(engine, sizes, contestants)
+    _report(findings, machine, subject, sizes, steps, num_rows)
+    throughput = 1 / _ratio(steps, form)
+    findings.aims.append(
+        Aim(f"{num_rows} rows, guided / plain throughput, {form}", throughput, at_least=THROUGHPUT_AIMS[form])
+    )
+    run = _begin(engine, sizes, mixed)
+    with machine.host_waits() as waits:
+        run.steps(sizes.profiled_steps)
+    findings.facts["host_waits_per_step"] = len(waits) / sizes.profiled_steps
+    activity = ProfilerActivity.CUDA if machine.is_cuda else ProfilerActivity.CPU
+    with profile(activities=[activity]) as profiler:
+        run.steps(sizes.profiled_steps)
+    share = busy_share(device_intervals(profiler, machine.device))
+    findings.aims.append(Aim(f"{num_rows} rows, device busy", share, at_least=BUSY_AIM))
+    run.finish()
+    return findings
+
+
+def take_turns(engine: Engine, sizes: EngineSizes, contestants: Mapping[str, Sequence[Guidance]]) -> Steps:
+    """Every contestant in every turn, after one turn to warm up."""
+    steps: Steps = {name: [] for name in contestants}
+    for turn in range(sizes.turns + 1):
+        for name, guidance in contestants.items():
+            run = _begin(engine, sizes, guidance)
+            seconds = run.steps(sizes.steps)
+            run.finish()
+            if turn:
+                steps[name].append(seconds)
+    return steps
+
+
+def _begin(engine: Engine, sizes: EngineSizes, guidance: Sequence[Guidance]) -> SteadyDecode:
+    num_steps = max(sizes.steps, 2 * sizes.profiled_steps)
+    budget = engine.config.token_budget
+    prefill_steps = -(-len(guidance) * sizes.prompt // (budget - len(guidance) + 1)) + 1
+    prompts = random_prompts(sizes.large, [sizes.prompt] * len(guidance))
+    return SteadyDecode(engine, prompts, guidance, num_steps + prefill_steps + SPARE_TOKENS)
+
+
+def _report(
+    findings: Findings, machine: Machine, subject: Subject, sizes: EngineSizes, steps: Steps, num_rows: int
+) -> None:
+    context = sizes.prompt + sizes.steps // 2
+    dtype = dtype_name(sizes.dtype)
+    for name, turns in steps.items():
+        num_bytes = subject.weight_bytes + subject.cache_bytes(num_rows, context)
+        if name in subject.heads:
+            num_bytes += subject.head_bytes(name)
+        time = spread_of([1e6 * second for turn in turns for second in turn])
+        shape = f"{sizes.large.name} {dtype} context={context}"
+        findings.measurements.append(
+            Measurement(f"decode step, {name}", shape, num_rows, time, machine.floor(num_bytes))
+        )
+
+
+def _ratio(steps: Steps, name: str) -> float:
+    """Of median step times within a turn, the median over turns."""
+    pairs = zip(steps[name], steps["plain"], strict=True)
+    return statistics.median(statistics.median(a) / statistics.median(b) for a, b in pairs)

@@ -1,0 +1,108 @@
+"""The fused head: plain against memory bandwidth, guided against plain, and both against other paths."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from trimtab.kernels.guided_logits import guided_logits
+from trimtab.server.gpu.findings import Aim, Findings
+from trimtab.server.gpu.inputs import DrawKeys, HeadInputs, Source
+from trimtab.server.gpu.kernel_benchmarks import torch_path
+from trimtab.server.gpu.kernel_benchmarks.rotation import Job, measure
+from trimtab.server.gpu.kernel_checks.guided_head import make_head, run_head
+from trimtab.server.gpu.machine import Machine
+from trimtab.server.gpu.sizes import KernelSizes, dtype_name
+from trimtab.server.gpu.timing import Call
+
+BANDWIDTH_AIMS = {16: 0.9, 64: 0.8}  # up to so many rows, of the bandwidth measured in the same run
+TIED_AIMS = {16: 1.05, 32: 1.10, 64: 1.30}  # up to so many rows, of the plain kernel's time
+
+
+def bench_guided_head(machine: Machine, sizes: KernelSizes) -> Findings:
+    """Beside each: the product by torch, then our kernel on its logits; and torch for all of it."""
+    findings = Findings()
+    for num_rows in sizes.fused_rows:
+        times = {
+            form: _bench_form(findings, machine, sizes, form, num_rows)
+            for form in ("plain", "tied", "low-rank")
+        }
+        floor = machine.floor(_num_bytes(sizes, "plain"))
+        share, tied = floor / times["plain"], times["tied"] / times["plain"]
+        findings.aims += [
+            Aim(
+                f"fused head, plain, {num_rows} rows, of the bandwidth",
+                share,
+                at_least=_aim(BANDWIDTH_AIMS, num_rows),
+            ),
+            Aim(f"fused head, tied / plain, {num_rows} rows", tied, at_most=_aim(TIED_AIMS, num_rows)),
+        ]
+    return findings
+
+
+def _aim(aims: dict[int, float], num_rows: int) -> float:
+    return next(aim for most, aim in aims.items() if num_rows <= most)
+
+
+def _num_bytes(sizes: KernelSizes, form: str) -> float:
+    columns = sizes.hidden + (sizes.rank if form == "low-rank" else 0)
+    return sizes.vocab * columns * sizes.dtypes[0].itemsize
+
+
+def _bench_form(findings: Findings, machine: Machine, sizes: KernelSizes, form: str, num_rows: int) -> float:
+    dtype = sizes.dtypes[0]
+
+    def make(copy: int) -> Job:
+        source = Source(machine.device, seed=copy)
+        inputs = make_head(source, num_rows, (sizes.hidden, sizes.vocab), dtype, form, sizes.rank)
+        keys, beta = source.keys(num_rows, temperatures=(1.0,)), source.strengths(num_rows)
+        return Job(
+            lambda: run_head(inputs, keys, beta, machine.backend, any_greedy=False),
+            {
+                "materialised": materialised(inputs, keys, beta, machine.backend),
+                "torch": _torch(inputs, beta),
+            },
+        )
+
+    found = measure(
+        findings, machine, sizes.repeats, make,
+        op=f"guided_head, {form}",
+        shape=f"d={sizes.hidden} V={sizes.vocab} {dtype_name(dtype)}",
+        rows=num_rows,
+        num_bytes=_num_bytes(sizes, form),
+    )  # fmt: skip
+    return found.time.median
+
+
+def _products(inputs: HeadInputs) -> tuple[Tensor, Tensor | None]:
+    """z and A, f32[B, V]."""
+    return F.linear(inputs.h, inputs.weight).float(), inputs.advantage(inputs.h.dtype)
+
+
+def materialised(inputs: HeadInputs, keys: DrawKeys, beta: Tensor, backend: str) -> Call:
+    """The path for many rows: torch's product, then the draw from logits."""
+    place = torch.arange(len(beta), device=beta.device)
+
+    def run() -> object:
+        z, advantage = _products(inputs)
+        tilt: dict[str, Any] = {}
+        if advantage is not None:
+            tilt = {"advantage": advantage.float(), "advantage_row": place, "beta": beta}
+        return guided_logits(z, **keys.as_dict(), **tilt, any_greedy=False, backend=backend)
+
+    return run
+
+
+def _torch(inputs: HeadInputs, beta: Tensor) -> Call:
+    def run() -> object:
+        z, advantage = _products(inputs)
+        return (
+            torch_path.sample(z)
+            if advantage is None
+            else torch_path.sample_guided(z, advantage.float(), beta)
+        )
+
+    return run
