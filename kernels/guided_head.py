@@ -26,10 +26,10 @@ from trimtab.kernels.tile_reduce import (
     tile_reduce,
 )
 
-# Tokens and summands of one program, its warps, and the rows that are measured together: the same for every
-# batch, so that a row's numbers do not depend on how many share it. Only a program's rows follow the batch:
-# they are the independent columns of one and the same matrix instruction.
-BLOCK_V, BLOCK_K, NUM_WARPS, GROUP = 128, 64, 4, 16
+# Tokens of one program, the bytes of a row that it reads at once, its warps, and the rows that are measured
+# together: the same for every batch, so that a row's numbers do not depend on how many share it. Only a
+# program's rows follow the batch: they are the independent columns of one and the same matrix instruction.
+BLOCK_V, BLOCK_BYTES, NUM_WARPS, GROUP = 128, 128, 4, 16
 BLOCK_PIVOT = 1024
 
 
@@ -314,13 +314,13 @@ def _first_advantage(
         for start in range(0, depth, block):
             k = start + tl.arange(0, block)
             left = tl.load(weight + k, mask=k < depth, other=0.0).to(tl.float32)
-            total += left * tl.load(column + row * column_stride + k, mask=k < depth, other=0.0).to(
-                tl.float32
-            )
+            right = tl.load(column + row * column_stride + k, mask=k < depth, other=0.0).to(tl.float32)
+            total += left * right
     for start in range(0, rank, block):
         k = start + tl.arange(0, block)
         left = tl.load(up + k, mask=k < rank, other=0.0).to(tl.float32)
-        total += left * tl.load(inner + row * inner_stride + k, mask=k < rank, other=0.0).to(tl.float32)
+        right = tl.load(inner + row * inner_stride + k, mask=k < rank, other=0.0).to(tl.float32)
+        total += left * right
     tl.store(out + row, tl.sum(total, 0))
 
 
@@ -357,7 +357,7 @@ def _block_b(inputs: HeadInputs) -> int:
 
 def _num_stages(block_b: int, dtype: torch.dtype) -> int:
     """Blocks in flight, such that two programs fit into the 227 KiB of an SM: one reads, one measures."""
-    return 2 if dtype == torch.float32 else 4 if block_b <= 32 else 3
+    return 4 if block_b <= 32 and dtype != torch.float32 else 3
 
 
 def head_partials(inputs: HeadInputs, pivot: Tensor | None, vocab_offset: int = 0) -> TilePartials:
@@ -379,8 +379,9 @@ def head_partials(inputs: HeadInputs, pivot: Tensor | None, vocab_offset: int = 
         _stride(weight), _stride(inner), _stride(inputs.up), num_rows, vocab_size, vocab_offset,
         depth=depth, rank=0 if inner is None else inner.shape[1], tied=inputs.column is not None,
         samples=inputs.any_sampled, entropy=inputs.want_entropy, purpose=DRAW,
-        min_temperature=MIN_TEMPERATURE, block_v=BLOCK_V, block_b=block_b, block_k=BLOCK_K, group=GROUP,
-        num_warps=NUM_WARPS, num_stages=_num_stages(block_b, h.dtype), enable_fp_fusion=False,
+        min_temperature=MIN_TEMPERATURE, block_v=BLOCK_V, block_b=block_b,
+        block_k=BLOCK_BYTES // h.element_size(), group=GROUP, num_warps=NUM_WARPS,
+        num_stages=_num_stages(block_b, h.dtype), enable_fp_fusion=False,
     )  # fmt: skip
     return TilePartials(values, tokens)
 
@@ -410,24 +411,23 @@ def guided_head(
     """`guided_logits` of `z = W h` and `A = W g + U a`, without truncation.
 
     A row whose g and a are zero, or whose β is 0, is bitwise what it is in a batch where no row has an
-    advantage; so is every row in every batch, whatever its size and order.
+    advantage. In Triton a row is bitwise the same in every batch, whatever its size and order.
 
     Args:
-        h: [B, d], what the output embedding reads. weight: [V, d], W, of the same type.
+        h: [B, d], what the output embedding reads. weight: [V, d], W; fp32, bf16 or fp16.
         seeds, positions, choices: i64[B]. temperature: f32[B], 0 is greedy.
         column: [B, d], g of tied heads; lowrank: a [B, R] and U [V, R]. Either, both or none; zero where a
-            row has none. g and a are rounded to the type of W and U.
+            row has none. h, W and U have one type, to which g and a are rounded.
         beta: f32[B], needed with an advantage.
         want_entropy: also measure the base's entropy.
         any_greedy, any_sampled: False promises that no row has temperature 0, or a higher one.
         backend: see `choose_backend`.
     """
-    assert h.dtype == weight.dtype
     inner, up = (None, None) if lowrank is None else lowrank
-    if column is not None:
-        column = column.to(weight.dtype)
-    if inner is not None and up is not None:
-        inner = inner.to(up.dtype)
+    assert h.dtype == weight.dtype
+    assert up is None or up.dtype == weight.dtype
+    column = None if column is None else column.to(weight.dtype)
+    inner = None if inner is None else inner.to(weight.dtype)
     inputs = HeadInputs(
         h, weight, seeds, positions, choices, temperature, column, inner, up, beta, want_entropy, any_greedy,
         any_sampled,

@@ -131,7 +131,7 @@ def _merge(
 ):  # fmt: skip
     row, tile = tl.program_id(0).to(tl.int64), tl.arange(0, tiles)
     valid = tile < num_tiles
-    size = num_rows.to(tl.int64) * num_tiles
+    size = tl.num_programs(0).to(tl.int64) * num_tiles
     values += row * num_tiles + tile
     lowest: tl.constexpr = float("-inf")
     base_tops = _field(values, 0, size, valid, lowest)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from trimtab.kernels.guided_head import (
-    BLOCK_K,
+    BLOCK_BYTES,
     BLOCK_V,
     HeadInputs,
     advantage_pivot,
@@ -23,6 +23,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FIELDS = [field.name for field in dataclasses.fields(GuidedDraw)]
 SHARED = {"weight", "up"}  # by the rows of a batch
 RANK = 20
+BLOCK_K = BLOCK_BYTES // 2
 # bf16 products are silently wrong in the interpreter.
 HALF = torch.bfloat16 if DEVICE == "cuda" else torch.float16
 
@@ -116,36 +117,8 @@ def same(a: GuidedDraw, b: GuidedDraw, rows_a: Tensor | slice, rows_b: Tensor | 
     )
 
 
-EVERYONE = slice(None)
-
-
-@pytest.mark.parametrize(
-    ("num_rows", "vocab_size", "depth", "dtype", "parts"),
-    [
-        (1, 3, 8, torch.float32, "both"),
-        (2, BLOCK_V, BLOCK_K, torch.float32, "tied"),
-        (7, BLOCK_V + 1, BLOCK_K + 1, torch.float32, "lowrank"),
-        (17, 2 * BLOCK_V + 45, 2 * BLOCK_K + 20, torch.float32, "both"),
-        (16, BLOCK_V + 60, 24, HALF, "none"),
-        (19, BLOCK_V + 60, 24, HALF, "both"),
-        (33, 100, BLOCK_K, HALF, "tied"),
-        (64, BLOCK_V + 4, 3 * BLOCK_K, HALF, "both"),
-    ],
-)
-@pytest.mark.parametrize("offset", [0.0, 1000.0])
-def test_draws_and_statistics_agree_with_float64_and_with_materialised_logits(
-    oracle: SimpleNamespace,
-    num_rows: int,
-    vocab_size: int,
-    depth: int,
-    dtype: torch.dtype,
-    parts: str,
-    offset: float,
-):
-    if offset and parts not in ("lowrank", "both"):
-        pytest.skip("no column to offset")
-    arguments = make_batch(num_rows, vocab_size, depth, dtype=dtype, parts=parts, offset=offset)
-    draw = run(arguments, want_entropy=True)
+def check(draw: GuidedDraw, arguments: dict[str, Any], oracle: SimpleNamespace) -> None:
+    """The draw is that of float64 and of materialised logits, the statistics are within their errors."""
     logits, keyed = materialise(arguments)
     exact = oracle.measure(logits, keyed)
     single = {name: value.float() if name == "advantage" else value for name, value in keyed.items()}
@@ -166,6 +139,49 @@ def test_draws_and_statistics_agree_with_float64_and_with_materialised_logits(
         torch.testing.assert_close(
             getattr(draw, name).cpu(), getattr(materialised, name), rtol=1e-6, atol=2e-5
         )
+
+
+EVERYONE = slice(None)
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "vocab_size", "depth", "dtype", "parts", "offset"),
+    [
+        (1, 3, 8, torch.float32, "both", 0.0),
+        (2, BLOCK_V, BLOCK_K, torch.float32, "tied", 0.0),
+        (7, BLOCK_V + 1, BLOCK_K + 1, torch.float32, "lowrank", 1000.0),
+        (17, 2 * BLOCK_V + 45, 2 * BLOCK_K + 20, torch.float32, "both", 0.0),
+        (16, BLOCK_V + 60, 24, HALF, "none", 0.0),
+        (19, BLOCK_V + 60, 24, HALF, "both", 1000.0),
+        (33, 100, BLOCK_K, HALF, "tied", 0.0),
+        (64, BLOCK_V + 4, 3 * BLOCK_K, HALF, "both", 0.0),
+    ],
+)
+def test_draws_and_statistics_agree_with_float64_and_with_materialised_logits(
+    oracle: SimpleNamespace,
+    num_rows: int,
+    vocab_size: int,
+    depth: int,
+    dtype: torch.dtype,
+    parts: str,
+    offset: float,
+):
+    arguments = make_batch(num_rows, vocab_size, depth, dtype=dtype, parts=parts, offset=offset)
+    check(run(arguments, want_entropy=True), arguments, oracle)
+
+
+@pytest.mark.parametrize(
+    "mutation", ["a strength off by 5 %", "noise keyed by row", "a row of another request"]
+)
+def test_the_comparison_with_float64_can_fail(oracle: SimpleNamespace, mutation: str):
+    arguments = make_batch(8, 200, 24)
+    wrong = {
+        "a strength off by 5 %": {"beta": arguments["beta"] * 1.05},
+        "noise keyed by row": {"positions": arguments["positions"] + torch.arange(8)},
+        "a row of another request": {"column": arguments["column"].roll(1, 0)},
+    }
+    with pytest.raises(AssertionError):
+        check(run(arguments | wrong[mutation], want_entropy=True), arguments, oracle)
 
 
 def test_rows_are_bitwise_the_same_in_every_batch():
