@@ -14,8 +14,6 @@ from trimtab.kernels.base_statistics import exponent_origin
 from trimtab.kernels.dispatch import choose_backend, jit, tl, triton
 
 LOG2_E = math.log2(math.e)
-
-
 MIN_CHUNK = 256  # keys below which a split is not worth its merge
 PROGRAMS = 128  # that one decoded row is cut into: about the multiprocessors of a large GPU
 SEARCH = 256  # rows looked at together to find the row of a tile
@@ -67,6 +65,7 @@ class _Inputs:
     scale: float
     window: int | None
     softcap: float | None
+    splits_keys: bool
 
 
 def _attend(inputs: _Inputs, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -105,7 +104,7 @@ def _reference(inputs: _Inputs) -> Tensor:
 # A row with one query is decoded: its keys are cut into chunks, one program folds a chunk for the heads of a
 # group, and a second kernel merges the chunks in order. A row with several is prefilled: a program takes a
 # tile of its queries, times the heads of a group, over all keys that they see. Which of the two a row gets,
-# and where the cuts are, follows from the row alone.
+# and where the cuts are, follows from the row alone; the grids follow from shapes alone.
 
 
 @jit
@@ -263,15 +262,15 @@ def _prefill(
     gain: tl.constexpr, cap: tl.constexpr, window: tl.constexpr, block_size: tl.constexpr,
     num_heads: tl.constexpr, group: tl.constexpr, dim: tl.constexpr, padded_dim: tl.constexpr,
     value_dim: tl.constexpr, padded_value_dim: tl.constexpr, tile_queries: tl.constexpr,
-    search: tl.constexpr, block_m: tl.constexpr, block_n: tl.constexpr,
+    min_queries: tl.constexpr, search: tl.constexpr, block_m: tl.constexpr, block_n: tl.constexpr,
 ):  # fmt: skip
-    """One tile of a row's queries for the heads of a group; the queries with the longest contexts first."""
+    """One tile of a row's queries for the heads of a group; the tile that sees most keys starts first."""
     kv_head, tile = tl.program_id(0), tl.num_programs(1) - 1 - tl.program_id(1)
     row = _row_of_tile(query_starts, num_rows, tile, tile_queries, search).to(tl.int64)
     begin, context = tl.load(query_starts + row), tl.load(context_lens + row)
     num_queries = tl.load(query_starts + row + 1) - begin
     first_query = (tile - (begin // tile_queries + row.to(tl.int32))) * tile_queries
-    if (num_queries <= 1) | (first_query >= num_queries):
+    if (num_queries < min_queries) | (first_query >= num_queries):
         return
 
     member, column, value_column = (
@@ -315,8 +314,9 @@ def _launch(inputs: _Inputs) -> Tensor:
     assert query.stride(2) == keys.stride(3) == values.stride(3) == tables.stride(1) == 1
     num_tokens, num_heads, dim = query.shape
     num_rows, (_, block_size, num_kv_heads, value_dim) = len(contexts), values.shape
+    group = num_heads // num_kv_heads
     padded_dim, padded_value_dim = (max(16, triton.next_power_of_2(size)) for size in (dim, value_dim))
-    out = query.new_empty(num_tokens, num_heads, value_dim)
+    config = _config(max(padded_dim, padded_value_dim), query.dtype)
     gain, cap = inputs.scale * LOG2_E, None
     if inputs.softcap is not None:  # tanh(x) is 1 − 2 / (2^(2x · log2 e) + 1)
         gain, cap = 2 * gain / inputs.softcap, inputs.softcap * LOG2_E
@@ -328,27 +328,30 @@ def _launch(inputs: _Inputs) -> Tensor:
         "window": inputs.window,
     }  # fmt: skip
     both = shape | {
-        "gain": gain, "cap": cap, "block_size": block_size, "group": num_heads // num_kv_heads, "dim": dim,
+        "gain": gain, "cap": cap, "block_size": block_size, "group": group, "dim": dim,
         "padded_dim": padded_dim,
     }  # fmt: skip
-    config = _config(max(padded_dim, padded_value_dim), query.dtype)
-    group = num_heads // num_kv_heads
-    if inputs.max_query_len > 1:
+    new = query.new_empty if inputs.max_query_len == 1 else query.new_zeros
+    out = new(num_tokens, num_heads, value_dim)
+    if inputs.max_query_len > 1 or not inputs.splits_keys:
         block_m = max(config.prefill_queries, triton.next_power_of_2(group))
         tile_queries = block_m // group
         _prefill[num_kv_heads, num_tokens // tile_queries + num_rows](
             query, keys, values, tables, starts, contexts, out, num_rows, *strides, **both,
-            tile_queries=tile_queries, search=SEARCH, block_m=block_m, block_n=config.prefill_keys,
-            num_warps=config.prefill_warps, num_stages=config.prefill_stages,
+            tile_queries=tile_queries, min_queries=2 if inputs.splits_keys else 1, search=SEARCH,
+            block_m=block_m, block_n=config.prefill_keys, num_warps=config.prefill_warps,
+            num_stages=config.prefill_stages,
         )  # fmt: skip
+    if not inputs.splits_keys:
+        return out
     num_splits = _num_splits(num_kv_heads)
     partial = query.new_empty(num_rows, num_heads, num_splits, value_dim, dtype=torch.float32)
     sums = partial.new_empty(num_rows, num_heads, num_splits, 2)
     cuts = {"num_splits": num_splits, "min_chunk": MIN_CHUNK, "block_n": config.decode_keys}
     _decode[num_kv_heads, num_splits, num_rows](
         query, keys, values, tables, starts, contexts, sums, partial, *strides, **both, **cuts,
-        block_m=max(16, triton.next_power_of_2(group)),
-        num_warps=config.decode_warps, num_stages=config.decode_stages,
+        block_m=max(16, triton.next_power_of_2(group)), num_warps=config.decode_warps,
+        num_stages=config.decode_stages,
     )  # fmt: skip
     _merge[num_heads, num_rows](sums, partial, starts, contexts, out, **shape, **cuts)
     return out
@@ -366,12 +369,15 @@ def paged_attention(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    splits_keys: bool = True,
     backend: str | None = None,
 ) -> Tensor:
     """Causal attention of the rows' new tokens over the rows' own keys and values, softmax in fp32.
 
     Row r's queries are tokens `query_starts[r]` to `query_starts[r + 1]`, the last of its `context_lens[r]`
-    positions; their own keys are already in the cache. Query head h reads key head `h // (H / Hkv)`.
+    positions; their own keys are already in the cache. Query head h reads key head `h // (H / Hkv)`. In
+    Triton a row's bits do not depend on the other rows, and those of a query not on how its row was chunked,
+    but that a chunk of one query is decoded; see splits_keys.
 
     Args:
         query: [T, H, D]; heads and tokens may be strided.
@@ -379,12 +385,15 @@ def paged_attention(
             lies outside the rows' contexts is never used, NaN or not.
         block_tables: i32 or i64[R, ·], the cache blocks of each row in order; entries past the context may
             hold anything.
-        query_starts: i32[R + 1], from 0 to T. max_query_len: at least every row's number of queries.
+        query_starts: i32[R + 1], ascending from 0. Tokens past the last row give 0.
+        max_query_len: at least every row's number of queries. If 1, there are as many tokens as rows.
         context_lens: i32[R], keys of each row, those of its new tokens included; at least its number of
             queries, or 0 for padding, whose outputs are 0.
         scale: of the dot products.
         window: a query sees the last `window` positions only, its own included.
         softcap: bounds the scaled products s to `softcap · tanh(s / softcap)`.
+        splits_keys: share a single query's keys out between programs. False is slower there, and a query's
+            bits then follow from its position and its keys alone.
         backend: see `choose_backend`.
 
     Returns:
@@ -394,7 +403,7 @@ def paged_attention(
     assert max_query_len > 1 or len(query) == len(context_lens)
     inputs = _Inputs(
         query, key_cache, value_cache, block_tables, query_starts, context_lens, max_query_len, scale, window,
-        softcap,
+        softcap, splits_keys,
     )  # fmt: skip
     return _BACKENDS[choose_backend(query.device, backend)](inputs)
 

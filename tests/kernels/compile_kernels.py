@@ -66,7 +66,12 @@ def attention_kernels(
     shape |= {"value_dim": dim, "padded_value_dim": dim, "gain": 0.1, "cap": None, "window": None} | more
     splits = {"num_splits": 16, "min_chunk": paged_attention.MIN_CHUNK}
     decode = {"block_m": 16, "block_n": config.decode_keys}
-    prefill = {"block_m": config.prefill_queries, "block_n": config.prefill_keys, "search": 256}
+    prefill = {
+        "block_m": config.prefill_queries,
+        "block_n": config.prefill_keys,
+        "search": 256,
+        "min_queries": 2,
+    }
     prefill["tile_queries"] = config.prefill_queries // group
     pointers = ("query", "key_cache", "value_cache", "result")
     types = dict.fromkeys(pointers, "*fp32" if dtype == torch.float32 else "*bf16") | ATTENTION_INTEGERS

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-NOWHERE = 10**6  # a block that no cache has
+NOWHERE = 0  # a block of NaN that no row owns
 SCALE = 0.1  # softmaxes from flat at 16 dimensions to peaked at 128
 SHAPES = {
     "one head per key head": {"num_heads": 3, "num_kv_heads": 3, "dim": 16, "value_dim": 16},
@@ -112,7 +112,7 @@ def make_paged_batch(
         return torch.randn(*shape, generator=generator).to(dtype)
 
     blocks = [-(-context // block_size) for _, context in rows]
-    tables = list((torch.randperm(sum(blocks), generator=generator) + 1).split(blocks))
+    tables = list((torch.randperm(sum(blocks), generator=generator) + NOWHERE + 1).split(blocks))
     queries = [2 * normal(count, num_heads, dim) for count, _ in rows]
     keys = [normal(context, num_kv_heads, dim) for _, context in rows]
     values = [normal(context, num_kv_heads, value_dim) for _, context in rows]

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from host_waits import no_host_wait
 from paged_batches import SCALE, SHAPES, PagedBatch, make_paged_batch
 from torch import Tensor
 
@@ -71,12 +72,33 @@ def test_rows_are_bitwise_the_same_in_every_batch(window: int | None):
         assert torch.equal(part, torch.cat([whole[row] for row in rows])), rows
 
 
-def test_chunks_of_a_prompt_are_bitwise_the_whole_prompt():
+@pytest.mark.parametrize(
+    ("splits_keys", "chunks"),
+    [(True, [(0, 33), (33, 35), (35, 90)]), (False, [(0, 1), (1, 33), (33, 34), (34, 90)])],
+)
+def test_chunks_of_a_prompt_are_bitwise_the_whole_prompt(splits_keys: bool, chunks: list[tuple[int, int]]):
     batch = make_paged_batch([(90, 150)], device=DEVICE)
     for window in (None, 40):
         whole = run(batch, window=window)
-        for first, stop in ((0, 33), (33, 35), (35, 90)):
-            assert torch.equal(run(batch.chunk(0, first, stop), window=window), whole[first:stop])
+        for first, stop in chunks:
+            part = run(batch.chunk(0, first, stop), window=window, splits_keys=splits_keys)
+            assert torch.equal(part, whole[first:stop])
+
+
+def test_tokens_of_no_row_give_zeros():
+    batch = make_paged_batch([(3, 20), (1, 5)], device=DEVICE)
+    arguments = batch.arguments()
+    arguments["query"] = torch.cat((arguments["query"], torch.full_like(arguments["query"], math.nan)))
+    out = paged_attention(**arguments, scale=SCALE, backend="triton")
+    assert torch.equal(out[:4], run(batch))
+    assert not out[4:].any()
+
+
+def test_a_launch_waits_for_nothing_on_the_device():
+    arguments = make_paged_batch([(1, 20), (4, 9)], device=DEVICE).arguments()
+    paged_attention(**arguments, scale=SCALE, backend="triton")  # compiles
+    with no_host_wait():
+        paged_attention(**arguments, scale=SCALE, backend="triton")
 
 
 def test_blocks_that_a_window_has_left_behind_are_not_read():
