@@ -16,6 +16,7 @@ from trimtab.guidance.head import Head, LinearScalar, LowRankAdvantage, MlpScala
 from trimtab.guidance.manifest import Manifest
 from trimtab.guidance.store import load_head
 from trimtab.kernels.value_adapter import value_adapter
+from trimtab.kernels.wide_product import wide_product
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,7 @@ class HeadBank:
         self._tied = _stack(advantages, self.manifests, TiedAdvantage)
         self._lowrank = _stack(advantages, self.manifests, LowRankAdvantage)
         self._lowrank_up = {i: a.up for i, a in enumerate(advantages) if isinstance(a, LowRankAdvantage)}
+        self._stacked_up: tuple[tuple[int, ...], Tensor] | None = None
         self._values = _gather([head.value for head, _ in heads], self.manifests, hidden_size, device)
         self._rewards = _gather([head.reward for head, _ in heads], self.manifests, hidden_size, device)
 
@@ -141,9 +143,34 @@ class HeadBank:
             if member in active:
                 up = self._lowrank_up[member]  # [V, rᵢ]
                 mine = inner[:, slot * rank : slot * rank + up.shape[1]].to(up.dtype)
-                term = (mine @ up.T).float()
+                term = wide_product(mine, up)
                 total = term if total is None else total.add_(term)
         return total
+
+    def lowrank_factors(
+        self, h: Tensor, weights: Tensor, active: Sequence[int]
+    ) -> tuple[Tensor, Tensor] | None:
+        """a [G, R] and U [V, R] with a Uᵀ = Σ wᵢ Aᵢ over the low-rank heads; None when none is active.
+
+        What lowrank_advantage multiplies, for a kernel that does so itself. See tied_column.
+        """
+        inner = self._lowrank.column(h, weights, active) if self._lowrank else None
+        if inner is None:
+            return None
+        assert self._lowrank is not None
+        rank = self._lowrank.down.shape[1]
+        mine = tuple(slot for slot, member in enumerate(self._lowrank.members) if member in active)
+        columns = [inner[:, slot * rank : (slot + 1) * rank] for slot in mine]
+        return torch.cat(columns, 1), self._up_of(mine)
+
+    def _up_of(self, slots: tuple[int, ...]) -> Tensor:
+        """U [V, R] of these low-rank heads side by side; kept until others are asked for."""
+        assert self._lowrank is not None
+        if self._stacked_up is None or self._stacked_up[0] != slots:
+            rank = self._lowrank.down.shape[1]
+            ups = [_pad(self._lowrank_up[self._lowrank.members[slot]], 1, rank) for slot in slots]
+            self._stacked_up = slots, torch.cat(ups, 1) if len(ups) > 1 else ups[0]
+        return self._stacked_up[1]
 
     def values(self, h: Tensor) -> Tensor:
         """V(s) in standard units: h [B, d] -> f32[B, H], nan where a head has no value part."""

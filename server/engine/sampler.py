@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 
 from trimtab.guidance.bank import HeadBank
+from trimtab.kernels.dispatch import choose_head_path
+from trimtab.kernels.guided_head import guided_head
 from trimtab.kernels.guided_logits import GuidedDraw, guided_logits, tilted_logits
 from trimtab.kernels.penalties import apply_penalties
+from trimtab.kernels.wide_product import wide_product
 from trimtab.server.engine.batch import DrawInputs
 from trimtab.server.engine.device_copy import index_tensor
 from trimtab.server.engine.model_runner import Hidden
@@ -82,9 +85,19 @@ class Sampler:
             logits = None if hidden.logits is None else hidden.logits[:num_rows]
             hidden = dataclasses.replace(hidden, h=hidden.h[:num_rows], logits=logits)
         roster = self._current_roster(draws, needs)
-        scores = self._score(hidden, roster)
-        self._penalise(scores.z, draws, roster)
-        draw = self._draw(scores, draws, roster)
+        path = choose_head_path(
+            num_rows,
+            device_type=self._state.device.type,
+            needs_logits=roster.needs.needs_logits or hidden.logits is not None,
+            strict=self._is_strict,
+        )
+        scores = None
+        if path == "fused":
+            draw = self._draw_fused(hidden.h, draws, roster)
+        else:
+            scores = self._score(hidden, roster)
+            self._penalise(scores.z, draws, roster)
+            draw = self._draw(scores, draws, roster)
         self._state.tokens.view(-1).index_copy_(0, draws.places, draw.token.clamp(min=0))
         if roster.needs.guided:
             self._state.spent_kl.index_add_(0, draws.slots, draw.kl)
@@ -138,16 +151,22 @@ class Sampler:
         if column is None:
             z, tied = self._policy_logits(h, logits), None
         elif logits is None:  # both columns in one reading of lm_head
-            both = self._policy.project(torch.cat([h, column.to(h.dtype)])).float()
+            both = self._project(torch.cat([h, column.to(h.dtype)]))
             z, tied = both[: len(h)], both[len(h) :]
         else:
-            z, tied = logits.float(), self._policy.project(column.to(h.dtype)).float()
+            z, tied = logits.float(), self._project(column.to(h.dtype))
         lowrank = self._bank.lowrank_advantage(h_guided, weights, needs.active)
         advantage = tied if lowrank is None else lowrank if tied is None else tied + lowrank
         return _Scores(z, advantage, roster.advantage_row)
 
     def _policy_logits(self, h: Tensor, logits: Tensor | None) -> Tensor:
-        return (self._policy.project(h) if logits is None else logits).float()
+        return self._project(h) if logits is None else logits.float()
+
+    def _project(self, columns: Tensor) -> Tensor:
+        """columns [N, d] times the output embedding, f32[N, V]."""
+        if columns.is_cuda:
+            return wide_product(columns, self._policy.lm_head)
+        return self._policy.project(columns).float()
 
     def _penalise(self, z: Tensor, draws: DrawInputs, roster: _Roster) -> None:
         needs, rows = roster.needs, roster.penalised
@@ -186,14 +205,38 @@ class Sampler:
             any_sampled=needs.any_sampled,
         )
 
-    def _measure(self, draw: GuidedDraw, scores: _Scores, h: Tensor, roster: _Roster) -> Drawn:
+    def _draw_fused(self, h: Tensor, draws: DrawInputs, roster: _Roster) -> GuidedDraw:
+        """The same without logits in memory. Rows without guidance have zero columns."""
+        needs, settings = roster.needs, roster.settings
+        column = lowrank = None
+        if needs.guided:
+            column = self._bank.tied_column(h, settings.head_weights, needs.active)
+            lowrank = self._bank.lowrank_factors(h, settings.head_weights, needs.active)
+        return guided_head(
+            h,
+            self._policy.lm_head,
+            seeds=settings.seeds,
+            positions=draws.positions,
+            choices=settings.choices,
+            temperature=settings.temperature,
+            column=column,
+            lowrank=lowrank,
+            beta=settings.strength if needs.guided else None,
+            any_greedy=needs.any_greedy,
+            any_sampled=needs.any_sampled,
+        )
+
+    def _measure(self, draw: GuidedDraw, scores: _Scores | None, h: Tensor, roster: _Roster) -> Drawn:
         needs = roster.needs
         fields = [draw.logprob, draw.base_logprob, draw.kl, draw.flip]
         if draw.entropy is not None:
             fields.append(draw.entropy)
-        top_logprobs, top_ids = self._top_of_tilt(scores, roster) if needs.top else (None, None)
-        base_logprobs = base_ids = None
+        top_logprobs = top_ids = base_logprobs = base_ids = None
+        if needs.top:
+            assert scores is not None
+            top_logprobs, top_ids = self._top_of_tilt(scores, roster)
         if needs.traced:
+            assert scores is not None
             base_logprobs, base_ids = _top(scores.z.index_select(0, roster.traced), NUM_BASE_TOP)
         return Drawn(
             draw.token,

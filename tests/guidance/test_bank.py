@@ -63,7 +63,18 @@ def bank_advantage(bank: HeadBank, h: Tensor, lm_head: Tensor, rows: list[list[f
     lowrank = bank.lowrank_advantage(h, weights, active)
     if lowrank is not None:
         total += lowrank
+        check_factors(bank, h, weights, active, lowrank)
     return total
+
+
+def check_factors(
+    bank: HeadBank, h: Tensor, weights: Tensor, active: tuple[int, ...], lowrank: Tensor
+) -> None:
+    """The factors that a fused kernel multiplies are those of the product."""
+    factors = bank.lowrank_factors(h, weights, active)
+    assert factors is not None
+    inner, up = factors
+    torch.testing.assert_close(inner @ up.T, lowrank, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ from tiny_models import SIZES, save_random_head, save_random_model
 from transformers import Gemma2Config
 
 from trimtab.guidance.store import load_head
+from trimtab.kernels.guided_head import guided_head
+from trimtab.server.engine import sampler
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.offline import CompletedChoice, generate
@@ -212,3 +214,37 @@ def test_a_model_with_its_own_logits_tail_is_steered_the_same_way(tmp_path: Path
 def test_guidance_that_cannot_be_honoured_is_refused(engine: Engine, guidance: Guidance, words: str):
     with pytest.raises(InvalidRequestError, match=words):
         engine.add(request("bad", guidance))
+
+
+def test_the_fused_head_draws_what_materialised_logits_do(engine: Engine, monkeypatch: pytest.MonkeyPatch):
+    made = [
+        request("plain", Guidance()),
+        request("kind", Guidance(2.0, (("kind", 1.0), ("concise", 0.5)))),
+        request("off", Guidance(0.0, (("kind", 1.0),))),
+        request("greedy", Guidance(-2.0, (("concise", 1.0),)), temperature=0),
+    ]
+    expected = [completion.choices[0] for completion in generate(engine, made)]
+    fused = guided_head
+    num_fused = 0
+
+    def counted(*args: object, **kwargs: object) -> object:
+        nonlocal num_fused
+        num_fused += 1
+        return fused(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(sampler, "choose_head_path", lambda *_, needs_logits, **__: _path(needs_logits))
+    monkeypatch.setattr(sampler, "guided_head", counted)
+    got = [completion.choices[0] for completion in generate(engine, made)]
+    assert num_fused
+    assert [choice.token_ids for choice in got] == [choice.token_ids for choice in expected]
+    for ours, theirs in zip(got, expected, strict=True):
+        assert ours.summary is not None and theirs.summary is not None
+        assert ours.summary.kl == pytest.approx(theirs.summary.kl, rel=1e-4, abs=1e-6)
+        assert dict(ours.summary.value) == pytest.approx(dict(theirs.summary.value))
+    before = num_fused
+    assert one(engine, Guidance(2.0, (("kind", 1.0),), trace=True), logprobs=2).tokens[0].top_logprobs
+    assert num_fused == before, "what needs logits has them"
+
+
+def _path(needs_logits: bool) -> str:
+    return "materialised" if needs_logits else "fused"

@@ -1,0 +1,120 @@
+"""Scheduling and launching a step never makes the host wait for the device, whatever its rows ask for."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from tiny_models import SIZES, save_random_head, save_random_model
+from torch.utils._python_dispatch import _disable_current_modes
+from transformers import LlamaConfig
+from triton.runtime.interpreter import InterpretedFunction
+
+from trimtab.guidance.bank import HeadBank
+from trimtab.guidance.fingerprint import identify
+from trimtab.server.engine import sampler
+from trimtab.server.engine.config import EngineConfig
+from trimtab.server.engine.engine import Engine
+from trimtab.server.engine.host_waits import HostWaitError, NoHostWaits
+from trimtab.server.engine.policy import load_policy
+from trimtab.server.engine.request import Guidance, Request, SamplingParams
+from trimtab.server.engine.scheduler import Step
+
+READS = ("tolist", "item", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__")
+MIX = Guidance(1.5, (("kind", 1.0), ("concise", -0.5)))
+BATCHES: dict[str, list[tuple[SamplingParams, Guidance]]] = {
+    "plain": [(SamplingParams(max_tokens=2), Guidance()), (SamplingParams(max_tokens=3), Guidance())],
+    "guided and measured": [(SamplingParams(max_tokens=2), MIX), (SamplingParams(max_tokens=3), MIX)],
+    "mixed": [
+        (SamplingParams(max_tokens=2, temperature=0), Guidance()),
+        (SamplingParams(max_tokens=3, n=2), MIX),
+        (SamplingParams(max_tokens=2, logprobs=3), Guidance(0.0, MIX.heads, trace=True)),
+    ],
+    "truncated": [
+        (SamplingParams(max_tokens=2, top_p=0.9, top_k=7), MIX),
+        (SamplingParams(max_tokens=2, min_p=0.1), Guidance()),
+    ],
+    "penalised": [
+        (SamplingParams(max_tokens=2, frequency_penalty=1.0, logit_bias=((7, 3.0),)), MIX),
+        (SamplingParams(max_tokens=2, repetition_penalty=1.2), Guidance()),
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    root = tmp_path_factory.mktemp("engine")
+    folder = save_random_model(LlamaConfig(**{**SIZES, "num_hidden_layers": 1}), root / "model")
+    forms = {"kind": "tied", "concise": "lowrank"}
+    heads = tuple(save_random_head(root, folder, name, form) for name, form in forms.items())
+    options = EngineConfig(
+        folder, block_size=8, max_num_seqs=4, num_blocks=40, attention="triton", async_depth=1
+    )
+    policy = load_policy(folder)
+    identity = identify(policy.model, policy.tokenizer, policy.name)
+    bank = HeadBank.load(heads, identity, device=policy.device, dtype=policy.dtype)
+    return Engine(policy, bank, options.resolved("cpu"))
+
+
+@contextlib.contextmanager
+def on_a_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As if the tensors were on a GPU: reading one, or making one of numbers without a pinned copy, fails.
+    What a kernel does inside the interpreter is the device's own business."""
+
+    def refuse(name: str) -> Callable[..., Any]:
+        def fail(*_: object, **__: object) -> None:
+            raise AssertionError(f"{name} makes the host wait for the device")
+
+        return fail
+
+    run = InterpretedFunction.run
+
+    def launch(*args: Any, **kwargs: Any) -> None:
+        with _disable_current_modes(), monkeypatch.context() as inside:
+            for name, method in methods.items():
+                inside.setattr(torch.Tensor, name, method)
+            run(*args, **kwargs)
+
+    methods = {name: getattr(torch.Tensor, name) for name in READS}
+    with monkeypatch.context() as patch, NoHostWaits():
+        patch.setattr(InterpretedFunction, "run", launch)
+        patch.setattr(torch, "tensor", refuse("torch.tensor"))
+        for name in READS:
+            patch.setattr(torch.Tensor, name, refuse(name))
+        yield
+
+
+@pytest.mark.parametrize("path", ["materialised", "fused"])
+@pytest.mark.parametrize("name", BATCHES)
+def test_no_launch_waits_for_the_device(
+    name: str, path: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
+):
+    if path == "fused" and name not in ("plain", "guided and measured"):
+        pytest.skip("needs logits")
+    for module in [m for n, m in sys.modules.items() if n.startswith("trimtab.kernels.")]:
+        if hasattr(module, "choose_backend"):
+            monkeypatch.setattr(module, "choose_backend", lambda _, backend=None: backend or "triton")
+    monkeypatch.setattr(sampler, "choose_head_path", lambda *_, **__: path)
+    schedule, run = engine.scheduler.schedule, engine._run
+
+    def guarded_schedule() -> Step:
+        with on_a_device(monkeypatch):
+            return schedule()
+
+    def guarded_run(step: Step) -> object:
+        try:
+            with on_a_device(monkeypatch):
+                return run(step)
+        except HostWaitError as error:
+            raise AssertionError(str(error)) from error
+
+    monkeypatch.setattr(engine.scheduler, "schedule", guarded_schedule)
+    monkeypatch.setattr(engine, "_run", guarded_run)
+    for i, (sampling, guidance) in enumerate(BATCHES[name]):
+        engine.add(Request(str(i), tuple(range(40, 45 + i)), sampling, guidance))
+    while engine.has_work:
+        engine.step()

@@ -1,0 +1,109 @@
+"""Under strict no bit of a seeded reply depends on who shares its batch, or on how it was computed."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from tiny_models import SIZES, save_random_head, save_random_model
+from transformers import Gemma2Config, LlamaConfig, PretrainedConfig, Qwen3Config
+
+from trimtab.server.engine.config import EngineConfig
+from trimtab.server.engine.engine import Engine
+from trimtab.server.engine.offline import CompletedChoice, generate
+from trimtab.server.engine.request import Guidance, Request, SamplingParams
+from trimtab.server.engine.scheduler import Step
+
+PROMPT = tuple(range(40, 75))
+CONFIGS: dict[str, PretrainedConfig] = {
+    "llama": LlamaConfig(**SIZES),
+    "qwen3": Qwen3Config(**SIZES, head_dim=8),
+    "gemma2": Gemma2Config(
+        **SIZES, head_dim=8, sliding_window=9, query_pre_attn_scalar=8, attn_logit_softcapping=0.5
+    ),
+}
+
+
+@pytest.fixture(params=CONFIGS)
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Engine:
+    folder = save_random_model(CONFIGS[request.param], tmp_path / "model")
+    heads = (
+        save_random_head(tmp_path, folder, "kind"),
+        save_random_head(tmp_path, folder, "concise", "lowrank", seed=1),
+    )
+    return Engine.from_config(
+        EngineConfig(
+            folder,
+            heads=heads,
+            block_size=8,
+            max_num_seqs=6,
+            max_num_batched_tokens=24,
+            num_blocks=18,
+            strict=True,
+        )
+    )
+
+
+def target(guidance: Guidance) -> Request:
+    return Request("target", PROMPT, SamplingParams(max_tokens=20, seed=5, ignore_eos=True), guidance)
+
+
+def bits(choice: CompletedChoice) -> list[object]:
+    """Every number of a reply, exact."""
+    return [
+        choice.summary,
+        *((t.token_id, t.logprob, t.trace and (t.trace.kl, t.trace.value)) for t in choice.tokens),
+    ]
+
+
+def batchmates(rng: random.Random, count: int) -> list[Request]:
+    return [
+        Request(
+            str(i),
+            PROMPT[: rng.randrange(36)] + tuple(rng.randrange(250) for _ in range(rng.randint(1, 30))),
+            SamplingParams(
+                max_tokens=rng.randint(1, 40),
+                seed=i,
+                temperature=rng.choice((0, 1.0)),
+                top_p=0.9,
+                n=1 + i % 2,
+            ),
+            rng.choice((Guidance(), Guidance(2.0, (("kind", 1.0), ("concise", -1.0))))),
+        )
+        for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize(
+    "guidance", [Guidance(), Guidance(-1.5, (("kind", 1.0), ("concise", 0.5)))], ids=["plain", "guided"]
+)
+def test_a_seeded_reply_is_bitwise_the_same_whoever_shares_its_batch(engine: Engine, guidance: Guidance):
+    alone = bits(generate(engine, [target(guidance)])[0].choices[0])
+    again = bits(generate(engine, [target(guidance)])[0].choices[0])
+    assert again == alone, "with its prompt in the prefix cache"
+    preempted: set[str] = set()
+    schedule = engine.scheduler.schedule
+
+    def watched() -> Step:
+        step = schedule()
+        preempted.update(choice.request.request_id for choice in step.preempted)
+        return step
+
+    engine.scheduler.schedule = watched  # type: ignore[method-assign]
+    for seed in range(4):
+        rng = random.Random(seed)
+        made = batchmates(rng, 1 + 3 * seed)
+        made.insert(rng.randrange(len(made)), target(guidance))
+        (mine,) = (c for c in generate(engine, made) if c.request.request_id == "target")
+        assert bits(mine.choices[0]) == alone
+    assert "target" in preempted
+
+
+def test_strict_and_usual_replies_agree(engine: Engine):
+    usual = Engine.from_config(EngineConfig(engine.config.model, heads=engine.config.heads, block_size=8))
+    ours, theirs = (
+        generate(e, [target(Guidance(1.0, (("kind", 1.0),)))])[0].choices[0] for e in (engine, usual)
+    )
+    assert ours.token_ids == theirs.token_ids
+    assert [t.logprob for t in ours.tokens] == pytest.approx([t.logprob for t in theirs.tokens], abs=1e-4)
