@@ -32,6 +32,8 @@ class EngineConfig:
     num_blocks: overrides kv_cache_gib with a number of blocks.
     prefix_caching: reuse the keys and values of prompts that begin alike.
     pack_weights: on a CPU, keep oneDNN-packed copies of the weights: faster, at twice the memory.
+    compile: compile the decode step on a CPU, once at start-up, with a C++ compiler; "auto" does for policies
+    of more than 10 million parameters, where it can.
     attention: "triton" runs on a GPU, "sdpa" and "tiled" anywhere; "auto" is triton on a GPU, sdpa on a CPU,
     and tiled on a CPU under strict.
     padding: "buckets" pads decode steps to fixed batch sizes, as CUDA graphs need it; "none" does not.
@@ -56,6 +58,7 @@ class EngineConfig:
     num_blocks: int | None = None
     prefix_caching: bool = True
     pack_weights: bool = True
+    compile: Literal["auto", "on", "off"] = "auto"
     attention: Literal["auto", "sdpa", "tiled", "triton"] = "auto"
     padding: Literal["none", "buckets"] = "none"
     cuda_graphs: Literal["auto", "on", "off"] = "auto"
@@ -82,6 +85,8 @@ class EngineConfig:
             raise ValueError(
                 "strict needs attention that is the same in every batch: attention auto, tiled or triton"
             )
+        if self.strict and self.compile == "on":
+            raise ValueError("strict runs every step one way, also decode steps: leave compile auto")
         if self.strict and self.cuda_graphs == "on":
             raise ValueError(
                 "strict runs every step at one shape, without CUDA graphs: leave cuda_graphs auto"
@@ -102,6 +107,11 @@ class EngineConfig:
         attention = self.attention
         if attention == "auto":
             attention = "triton" if is_cuda else "tiled" if self.strict else "sdpa"
+        compile = self.compile
+        if compile == "auto" and (is_cuda or self.strict or attention != "sdpa"):
+            compile = "off"
+        if compile == "on" and (is_cuda or attention != "sdpa"):
+            raise ValueError("compile on needs a CPU and attention sdpa: leave compile auto")
         graphs = self.cuda_graphs
         if graphs == "auto" and (self.strict or not is_cuda or attention != "triton"):
             graphs = "off"
@@ -118,6 +128,7 @@ class EngineConfig:
             max_num_batched_tokens=budget,
             kv_cache_gib=CPU_CACHE_GIB if self.kv_cache_gib is None and not is_cuda else self.kv_cache_gib,
             attention=attention,
+            compile=compile,
             cuda_graphs=graphs,
             padding=self.padding if graphs == "off" else "buckets",
             async_depth=int(is_cuda) if self.async_depth is None else self.async_depth,  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ from trimtab.guidance.errors import HeadError
 from trimtab.guidance.fingerprint import identify
 from trimtab.server.engine.block_manager import BlockManager
 from trimtab.server.engine.cache_size import resolve_num_blocks
+from trimtab.server.engine.compiled_decode import compile_decode
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.detokenizer import Decode
 from trimtab.server.engine.info import EngineInfo, HeadInfo
@@ -93,6 +94,7 @@ class Engine:
             config = config.resolved(policy.device.type)
         except ValueError as error:
             raise ModelError(str(error)) from error
+        policy.compiled_decode = compile_decode(policy, config)
         self_check(policy, config)
         identity = identify(policy.model, policy.tokenizer, policy.name)
         bank = HeadBank.load(config.heads, identity, device=policy.device, dtype=policy.dtype)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from trimtab.server.engine.attentions import make_attention
-from trimtab.server.engine.batch import BatchBuilder, DrawInputs, TokenInputs
+from trimtab.server.engine.batch import Batch, BatchBuilder, DrawInputs, TokenInputs
+from trimtab.server.engine.compiled_decode import CompiledDecode
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.graphs import CudaRecorder, DecodeGraphs, Recorder
 from trimtab.server.engine.host_waits import HostWaitError
@@ -65,15 +66,20 @@ class ModelRunner:
         self.cache.copy_blocks(step.copies)
         self.state.write(row.lane for row in step.rows)
         batch = self._batches.build(step)
-        size = len(batch.rows.slots)
-        if self._graphs is not None and batch.rows.are_single and size in self._graphs:
-            h, logits = self._graphs.replay(size)
-            h = h.index_select(0, batch.outputs)
-            logits = None if logits is None else logits.index_select(0, batch.outputs)
-        else:
-            self._attention.prepare(batch.tokens, batch.rows)
-            h, logits = self._run_policy(batch.tokens, batch.outputs)
+        h, logits = self._forward(batch)
         return Hidden(h, logits, batch.draws)
+
+    def _forward(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """One of three ways: a recorded decode step, a compiled one, or whatever rows there are."""
+        rows, compiled = batch.rows, self.policy.compiled_decode
+        if self._graphs is not None and rows.are_single and len(rows.slots) in self._graphs:
+            h, logits = self._graphs.replay(len(rows.slots))
+            h = h.index_select(0, batch.outputs)
+            return h, None if logits is None else logits.index_select(0, batch.outputs)
+        if compiled is not None and rows.are_single and compiled.suits(rows.ends):
+            return self._run_compiled(compiled, batch), None
+        self._attention.prepare(batch.tokens, rows)
+        return self._run_policy(batch.tokens, batch.outputs)
 
     def _capture(self, is_required: bool) -> None:
         try:
@@ -92,6 +98,14 @@ class ModelRunner:
         tokens = self._batches.decode_inputs(size)
         self._attention.prepare_decode(tokens)
         return self._run_policy(tokens, self._all_rows[:size])
+
+    def _run_compiled(self, compiled: CompiledDecode, batch: Batch) -> Tensor:
+        tokens, state = batch.tokens, self.state
+        input_ids = state.tokens.view(-1).index_select(0, tokens.token_places)
+        num_blocks = -(-max(batch.rows.ends) // state.block_size)
+        tables = state.block_tables.index_select(0, tokens.slots)[:, :num_blocks]
+        h = compiled.run(input_ids, tokens.positions, tokens.cache_slots, tables, self.cache)
+        return h.index_select(0, batch.outputs)
 
     def _run_policy(self, tokens: TokenInputs, outputs: Tensor) -> tuple[Tensor, Tensor | None]:
         input_ids = self.state.tokens.view(-1).index_select(0, tokens.token_places)

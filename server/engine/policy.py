@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,9 @@ from trimtab.guidance.policy import has_linear_tail, output_embedding_input
 from trimtab.server.engine.attention import UnsupportedAttentionError, check_attention_call
 from trimtab.server.engine.kv_cache import LayerShape
 from trimtab.server.engine.packed_linear import can_pack, pack, pack_linears, packed_linear
+
+if TYPE_CHECKING:
+    from trimtab.server.engine.compiled_decode import CompiledDecode
 
 logger = logging.getLogger(__name__)
 DEFAULT_MAX_MODEL_LEN = 2048
@@ -55,6 +58,7 @@ class Policy:
     reply_end_id: int | None = None
     has_linear_tail: bool = False
     packed_lm_head: Tensor | None = None
+    compiled_decode: CompiledDecode | None = None
 
     @property
     def device(self) -> torch.device:

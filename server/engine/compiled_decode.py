@@ -1,0 +1,191 @@
+"""Decode steps on a CPU as one graph that TorchInductor compiles: a small step is mostly calls.
+
+Weights are frozen into the graph, so that oneDNN packs them and products that share an input become one, and
+attention reads keys and values where they lie in the cache instead of gathering them first.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+import types
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch._inductor.config as inductor_config
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from trimtab.server.engine.attention import check_attention_call
+from trimtab.server.engine.config import EngineConfig
+from trimtab.server.engine.kv_cache import KVCache, LayerShape
+from trimtab.server.engine.policy import ModelError, Policy
+
+logger = logging.getLogger(__name__)
+
+MIN_PARAMETERS = 10_000_000  # a smaller policy has answered most users before it is compiled
+MIN_SIZE = 2  # torch.compile gives sizes 0 and 1 graphs of their own
+SHORT_CONTEXT = 128
+_INDUCTOR = {"freezing": True, "cpp_wrapper": True, "cpp.enable_concat_linear": True}
+_names = itertools.count()
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeInputs:
+    """R rows of one token. positions, cache_slots: [R]. block_tables: [R, N]. keys, values: see KVCache."""
+
+    positions: Tensor
+    cache_slots: Tensor
+    block_tables: Tensor
+    keys: Sequence[Tensor]
+    values: Sequence[Tensor]
+
+
+class CompiledDecode:
+    """The body of a policy, with a linear tail, for steps of single tokens.
+
+    Raises RuntimeError where it cannot be compiled: its code defies tracing, or there is no C++ compiler.
+    """
+
+    def __init__(self, policy: Policy, block_size: int) -> None:
+        self._body, self._block_size = policy.model.base_model, block_size
+        self._tracing: DecodeInputs | None = None
+        name = f"trimtab_decode_{next(_names)}"
+        AttentionInterface.register(name, self._attend)
+        policy.use_attention(name)
+        self._forward = self._compile(policy.layers)
+
+    @staticmethod
+    def suits(ends: Sequence[int]) -> bool:
+        """Whether rows with so many keys should run together: each pays for as many as the longest has."""
+        longest = max(ends)
+        return longest <= SHORT_CONTEXT or longest * len(ends) <= 2 * sum(ends)
+
+    def run(
+        self, input_ids: Tensor, positions: Tensor, cache_slots: Tensor, block_tables: Tensor, cache: KVCache
+    ) -> Tensor:
+        """h [≥ R, d] of rows of one token each, whose keys and values go to the cache.
+
+        input_ids, positions, cache_slots: i64[R]; block_tables: i64[R, N], with blocks that exist throughout.
+        """
+        assert cache.block_size == self._block_size
+        num_rows, num_blocks = block_tables.shape
+        if num_rows < MIN_SIZE:  # the same row twice writes the same keys twice
+            input_ids, positions, cache_slots = (
+                x.expand(MIN_SIZE).contiguous() for x in (input_ids, positions, cache_slots)
+            )
+        shape = max(num_rows, MIN_SIZE), max(num_blocks, MIN_SIZE)
+        tables = block_tables.expand(shape).contiguous()
+        h: Tensor = self._forward(input_ids, positions, cache_slots, tables, cache.keys, cache.values)
+        return h
+
+    def _compile(self, layers: Sequence[LayerShape]) -> Callable[..., Tensor]:
+        forward = torch.compile(
+            types.MethodType(_own_code(CompiledDecode._trace), self),
+            fullgraph=True,
+            # Every caller comes through `run`; checking the whole model would cost more than it saves.
+            options={"guard_filter_fn": torch.compiler.skip_all_guards_unsafe},
+        )
+        # Sizes that vary are all different here: equal ones would be taken for one and the same.
+        num_rows, num_blocks, width = 11, 13, 7
+        device, index = torch.device("cpu"), torch.zeros(num_rows, dtype=torch.long)
+        cache = KVCache(layers, num_blocks, self._block_size, torch.float32, device)
+        inputs = (index, index.clone(), index.clone(), torch.zeros(num_rows, width, dtype=torch.long))
+        for tensor in (*inputs, *cache.keys, *cache.values):
+            torch._dynamo.mark_dynamic(tensor, 0)
+        torch._dynamo.mark_dynamic(inputs[-1], 1)
+        with torch.inference_mode(), inductor_config.patch(_INDUCTOR):
+            forward(*inputs, cache.keys, cache.values)
+        return forward
+
+    def _trace(
+        self,
+        input_ids: Tensor,
+        positions: Tensor,
+        cache_slots: Tensor,
+        block_tables: Tensor,
+        keys: Sequence[Tensor],
+        values: Sequence[Tensor],
+    ) -> Tensor:
+        self._tracing = DecodeInputs(positions, cache_slots, block_tables, keys, values)
+        out = self._body(input_ids=input_ids[None], position_ids=positions[None], use_cache=False)
+        h: Tensor = out[0][0]
+        return h
+
+    def _attend(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float | None = None,
+        dropout: float = 0.0,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, None]:
+        """query [1, heads, R, dim], key and value [1, kv_heads, R, ·] → [1, R, heads, value_dim]."""
+        check_attention_call(module, attention_mask, dropout, kwargs)
+        step, layer = self._tracing, module.layer_idx
+        assert step is not None
+        key_cache, value_cache = step.keys[layer], step.values[layer]
+        key_cache.flatten(0, 1).index_copy_(0, step.cache_slots, key[0].transpose(0, 1))
+        value_cache.flatten(0, 1).index_copy_(0, step.cache_slots, value[0].transpose(0, 1))
+        num_rows, num_blocks = step.block_tables.shape
+        kv_heads, dim = key_cache.shape[2:]
+        num_keys = num_blocks * self._block_size
+        queries = query[0].transpose(0, 1).reshape(num_rows, 1, kv_heads, -1, dim)
+        keys = key_cache[step.block_tables].reshape(num_rows, num_keys, kv_heads, 1, dim)
+        values = value_cache[step.block_tables].reshape(num_rows, num_keys, kv_heads, 1, -1)
+        scale = dim**-0.5 if scaling is None else scaling
+        scores = (queries * keys).sum(-1) * scale  # [R, L, kv_heads, group]
+        if softcap is not None:
+            scores = torch.tanh(scores / softcap) * softcap
+        places = torch.arange(num_keys)[None, :, None, None]
+        newest = step.positions[:, None, None, None]
+        is_hidden = places > newest
+        if sliding_window is not None:
+            is_hidden = is_hidden | (places <= newest - sliding_window)
+        weights = torch.softmax(scores.masked_fill(is_hidden, -torch.inf), 1)
+        out = (weights.unsqueeze(-1) * values).sum(1)  # [R, kv_heads, group, value_dim]
+        return out.reshape(1, num_rows, -1, values.shape[-1]), None
+
+
+def _own_code(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A copy with a code object of its own, by which alone torch.compile finds graphs without guards."""
+    code = function.__code__.replace(co_name=f"{function.__name__}_{next(_names)}")
+    return types.FunctionType(code, function.__globals__, code.co_name)
+
+
+def compile_decode(policy: Policy, config: EngineConfig) -> CompiledDecode | None:
+    """What a resolved configuration asks for; under "auto" None where it does not pay or cannot be had.
+
+    Raises ModelError where `compile` is "on" and cannot be had.
+    """
+    if config.compile == "off" or (
+        config.compile == "auto"
+        and (not policy.has_linear_tail or policy.model.num_parameters() < MIN_PARAMETERS)
+    ):
+        return None
+    if not policy.has_linear_tail:
+        raise ModelError(f"--compile on: the logits of '{policy.name}' are not h·Wᵀ alone; leave it auto")
+    logger.info("compiling the decode step of %s; later starts find it in the cache", policy.name)
+    start = time.perf_counter()
+    try:
+        compiled = CompiledDecode(policy, config.block_size)
+    except RuntimeError as error:
+        cause = getattr(error, "inner_exception", error)
+        reason = f"{type(cause).__name__}: {str(cause).strip()}".split("\n", 1)[0].rstrip(": ")
+        if config.compile == "on":
+            raise ModelError(
+                f"--compile on: the decode step of '{policy.name}' cannot be compiled ({reason}); is there a "
+                "C++ compiler? leave --compile auto to do without"
+            ) from error
+        logger.warning("%s decodes without being compiled, and slower: %s", policy.name, reason)
+        return None
+    logger.info("compiled in %.0f s", time.perf_counter() - start)
+    return compiled
