@@ -47,7 +47,6 @@ class ModelRunner:
         self.cache = KVCache(policy.layers, num_blocks, config.block_size, policy.dtype, policy.device)
         self._attention = make_attention(config, self.cache, self.state)
         policy.use_attention(self._attention)
-        freeze_rotary(policy.model)
         self._all_rows = torch.arange(config.max_num_seqs, device=policy.device)
         self._batches = BatchBuilder(self.state, config)
         self._graphs: DecodeGraphs | None = None
@@ -110,11 +109,3 @@ class ModelRunner:
     def _run_policy(self, tokens: TokenInputs, outputs: Tensor) -> tuple[Tensor, Tensor | None]:
         input_ids = self.state.tokens.view(-1).index_select(0, tokens.token_places)
         return self.policy.forward(input_ids[None], tokens.positions[None], outputs)
-
-
-def freeze_rotary(model: torch.nn.Module) -> None:
-    """Keep the rotary frequencies that loading has settled on: models that would choose them anew in each
-    forward pass, by the batch's longest position, wait for the device to do so."""
-    for module in model.modules():
-        if getattr(module, "rope_type", None) in ("longrope", "dynamic"):
-            module.rope_type = "default"  # type: ignore[assignment]

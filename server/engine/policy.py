@@ -239,6 +239,9 @@ def _pin_rope(path: str, model: PreTrainedModel, asked: int | None) -> int:
                 wanted = min(limit, original)
             elif asked > original:
                 _pin_long_factors(module, original)
+        if rope_type in ("longrope", "dynamic"):
+            # Chosen anew by each batch's longest position, they would make the host wait.
+            module.rope_type = "default"  # type: ignore[assignment]
     return wanted
 
 
