@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from tqdm.auto import tqdm
 from trimtab.server.engine.host_waits import NoHostWaits
 
 NUM_WARM_UPS = 2  # before capture: kernels compile, and libraries allocate what they keep
+Forward = Callable[[int], tuple[Tensor, Tensor | None]]
 Replay = Callable[[], None]
 Recorder = Callable[[Callable[[], None]], Replay]
 """Runs work that touches nothing but memory at fixed addresses, and returns what does the same again."""
@@ -29,12 +31,11 @@ class DecodeGraphs:
 
     def __init__(
         self,
-        forward: Callable[[int], tuple[Tensor, Tensor | None]],
+        forward: Forward,
         fill_padding: Callable[[int], None],
         sizes: Sequence[int],
         record: Recorder,
     ) -> None:
-        self._forward = forward
         fill_padding(sizes[-1])
         with NoHostWaits():  # type: ignore[no-untyped-call]
             h, logits = forward(sizes[-1])
@@ -45,7 +46,7 @@ class DecodeGraphs:
         self._replays: dict[int, Replay] = {}
         for size in tqdm(sorted(sizes, reverse=True), desc="recording decode steps", unit="size"):
             fill_padding(size)
-            self._replays[size] = record(lambda size=size: self._run(size))  # type: ignore[misc]
+            self._replays[size] = record(partial(self._run, forward, size))
 
     def __contains__(self, size: int) -> bool:
         return size in self._replays
@@ -55,8 +56,8 @@ class DecodeGraphs:
         self._replays[size]()
         return self._h[:size], None if self._logits is None else self._logits[:size]
 
-    def _run(self, size: int) -> None:
-        h, logits = self._forward(size)
+    def _run(self, forward: Forward, size: int) -> None:
+        h, logits = forward(size)
         self._h[:size].copy_(h)
         if logits is not None:
             assert self._logits is not None

@@ -20,8 +20,8 @@ from trimtab.server.engine.step_state import StepState
 class TritonAttention(PagedAttention):
     """In a step where every row is one token all inputs follow from the static buffers, on the device.
 
-    pins_path: use the kernel for several queries in every step, so that a token's bits do not depend on
-    whether its step decodes. Raises RuntimeError where Triton cannot run.
+    is_strict: a token's bits do not depend on whether it decodes or is one of a chunk, which is slower.
+    Raises RuntimeError where Triton cannot run.
     """
 
     _slots: Tensor
@@ -30,15 +30,15 @@ class TritonAttention(PagedAttention):
     _context_lens: Tensor
     _max_query_len: int
 
-    def __init__(self, cache: KVCache, state: StepState, pins_path: bool = False) -> None:
+    def __init__(self, cache: KVCache, state: StepState, is_strict: bool = False) -> None:
         super().__init__(cache, state)
         choose_backend(state.device, "triton")
-        self._pins_path = pins_path
+        self._splits_keys = not is_strict
         num_rows = state.tokens.shape[0]
         self._row_starts = torch.arange(num_rows + 1, dtype=torch.int32, device=state.device)
 
     def prepare(self, tokens: TokenInputs, rows: RowSpans) -> None:
-        if rows.are_single and not self._pins_path:
+        if rows.are_single:
             self.prepare_decode(tokens)
             return
         num_rows = len(rows.slots)
@@ -48,7 +48,7 @@ class TritonAttention(PagedAttention):
         self._slots = tokens.cache_slots
         self._block_tables = self.state.block_tables.index_select(0, slots)
         self._query_starts, self._context_lens = query_starts.int(), ends.int()
-        self._max_query_len = max(*rows.num_tokens, 2) if self._pins_path else max(rows.num_tokens)
+        self._max_query_len = max(rows.num_tokens)
 
     def prepare_decode(self, tokens: TokenInputs) -> None:
         """`prepare` for rows of one token each, from what is on the device alone."""
@@ -72,5 +72,6 @@ class TritonAttention(PagedAttention):
             scale=call.scale,
             window=call.window,
             softcap=call.softcap,
+            splits_keys=self._splits_keys,
             backend="triton",
         )

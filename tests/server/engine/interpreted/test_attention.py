@@ -1,0 +1,61 @@
+"""The engine on our Triton attention: the tokens of SDPA, and under strict the same bits in every batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny_models import SIZES, save_random_model
+from transformers import Gemma2Config
+
+from trimtab.guidance.bank import HeadBank
+from trimtab.server.engine.config import EngineConfig
+from trimtab.server.engine.engine import Engine
+from trimtab.server.engine.offline import CompletedChoice, generate
+from trimtab.server.engine.policy import load_policy
+from trimtab.server.engine.request import Request, SamplingParams
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = Gemma2Config(
+        **{**SIZES, "num_hidden_layers": 2},
+        head_dim=8,
+        sliding_window=9,
+        query_pre_attn_scalar=8,
+        attn_logit_softcapping=0.5,
+    )
+    return save_random_model(config, tmp_path_factory.mktemp("gemma2"))
+
+
+def run(folder: Path, requests: list[Request], **options: object) -> list[CompletedChoice]:
+    config = EngineConfig(folder, block_size=8, max_num_seqs=4, max_num_batched_tokens=16, **options)  # type: ignore[arg-type]
+    policy = load_policy(folder)
+    bank = HeadBank([], 32, device="cpu")
+    engine = Engine(policy, bank, config.resolved("cpu"))
+    return [completion.choices[0] for completion in generate(engine, requests)]
+
+
+def request(name: str, num_prompt: int, max_tokens: int) -> Request:
+    sampling = SamplingParams(max_tokens=max_tokens, seed=num_prompt, ignore_eos=True)
+    return Request(name, tuple(range(40, 40 + num_prompt)), sampling)
+
+
+REQUESTS = [request("long", 25, 3), request("short", 3, 5), request("late", 12, 2)]
+
+
+def test_chunked_mixed_and_decode_steps_give_the_tokens_of_sdpa(folder: Path):
+    ours, theirs = (run(folder, REQUESTS, attention=name) for name in ("triton", "sdpa"))
+    assert [choice.token_ids for choice in ours] == [choice.token_ids for choice in theirs]
+    for mine, other in zip(ours, theirs, strict=True):
+        expected = [token.logprob for token in other.tokens]
+        assert [token.logprob for token in mine.tokens] == pytest.approx(expected, abs=1e-4)
+
+
+def test_under_strict_company_changes_no_bit(folder: Path):
+    options = {"attention": "triton", "strict": True}
+    together = run(folder, REQUESTS, **options)[1]
+    (alone,) = run(folder, REQUESTS[1:2], **options)
+    assert [(t.token_id, t.logprob) for t in together.tokens] == [
+        (t.token_id, t.logprob) for t in alone.tokens
+    ]
