@@ -15,7 +15,9 @@ NUM_HOST_BUFFERS = 3  # more than the steps that can be in flight, so that reusi
 def to_device(values: np.ndarray, device: torch.device) -> Tensor:
     """A new tensor with these values; the copy is queued behind what the device still has to do."""
     tensor = torch.from_numpy(values)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+    if device.type == "cuda" and len(values):
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def index_tensor(values: Sequence[int], device: torch.device) -> Tensor:

@@ -94,6 +94,8 @@ class Engine:
             config = config.resolved(policy.device.type)
         except ValueError as error:
             raise ModelError(str(error)) from error
+        if policy.device.type == "cuda":
+            torch.cuda.set_device(policy.device)  # of this thread, which runs the engine
         policy.compiled_decode = compile_decode(policy, config)
         self_check(policy, config)
         identity = identify(policy.model, policy.tokenizer, policy.name)
