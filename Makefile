@@ -3,7 +3,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: serve test test-slow bundled gpu lint install clean
+.PHONY: serve test test-slow bundled gpu growth lint install clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -33,3 +33,6 @@ bundled: $(STAMP)  ## rebuild the bundled policy and heads from a seed (25 minut
 
 gpu:  ## check and measure kernels and engine on a GPU, without an installation (PART=kernels|engine)
 	PYTHONPATH=src $(PYTHON) -m trimtab.server.gpu --part $(or $(PART),all) --out $(or $(REPORT),runs/gpu-$(or $(PART),all).json)
+
+growth: $(STAMP)  ## measure and draw how a token's time grows, on the CPU (8 minutes on two cores)
+	$(BIN)/python -m trimtab.server.growth $(ARGS)

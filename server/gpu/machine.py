@@ -34,7 +34,7 @@ class Machine:
 
     def describe(self) -> dict[str, str | float]:
         return {
-            "device": torch.cuda.get_device_name(self.device) if self.is_cuda else _processor(),
+            "device": device_name(self.device),
             "backend": self.backend,
             "copy_gb_per_second": float(f"{self.bandwidth / 1e9:.4g}"),
             "python": platform.python_version(),
@@ -86,7 +86,9 @@ def open_rehearsal() -> Machine:
     )
 
 
-def _processor() -> str:
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

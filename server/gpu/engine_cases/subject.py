@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +17,11 @@ from trimtab.guidance.policy import has_linear_tail
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.kv_cache import LayerShape
+from trimtab.server.engine.packed_linear import can_pack, pack, pack_linears
 from trimtab.server.engine.policy import Policy
 
-FORMS = ("lowrank", "tied")  # and the names of the heads
+FORMS = ("lowrank", "tied")
+ONE_OF_EACH = {form: form for form in FORMS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +40,32 @@ class LlamaSize:
 
 
 class Subject:
-    """The model and its heads on one device, and the engines that serve them, one at a time."""
+    """The model and its heads on one device, and the engines that serve them, one at a time.
 
-    def __init__(self, size: LlamaSize, device: torch.device, dtype: torch.dtype, rank: int) -> None:
+    forms: by the heads' names. pack_weights: as the engine's configuration has it, where they can be packed.
+    """
+
+    def __init__(
+        self,
+        size: LlamaSize,
+        device: torch.device,
+        dtype: torch.dtype,
+        rank: int,
+        forms: Mapping[str, str] = ONE_OF_EACH,
+        pack_weights: bool = False,
+    ) -> None:
         self.size = size
         self.model = _random_model(size, device, dtype)
-        self.heads = {form: _random_head(form, size, rank, device, dtype) for form in FORMS}
+        self.heads = {
+            name: _random_head(name, form, size, rank, device, dtype, seed)
+            for seed, (name, form) in enumerate(forms.items())
+        }
         self._tokenizer = _word_tokenizer(size.vocab)
         self._has_linear_tail = has_linear_tail(self.model)
+        self._packed_lm_head = None
+        if pack_weights and can_pack(device, dtype):
+            self._packed_lm_head = pack(self.model.get_output_embeddings().weight)
+            pack_linears(self.model)
 
     def policy(self) -> Policy:
         size = self.size
@@ -58,6 +78,7 @@ class Subject:
             max_model_len=size.max_len,
             eos_token_ids=(),
             has_linear_tail=self._has_linear_tail,
+            packed_lm_head=self._packed_lm_head,
         )
 
     def engine(self, **options: Any) -> Engine:
@@ -74,8 +95,8 @@ class Subject:
         weights = [weight for weight in self.model.parameters() if weight is not embedded]
         return sum(weight.numel() * weight.itemsize for weight in weights)
 
-    def head_bytes(self, form: str) -> int:
-        advantage = self.heads[form][0].advantage
+    def head_bytes(self, name: str) -> int:
+        advantage = self.heads[name][0].advantage
         assert advantage is not None
         return sum(weight.numel() * weight.itemsize for weight in advantage.parameters())
 
@@ -110,21 +131,27 @@ def _random_model(size: LlamaSize, device: torch.device, dtype: torch.dtype) -> 
 
 
 def _random_head(
-    form: str, size: LlamaSize, rank: int, device: torch.device, dtype: torch.dtype
+    name: str,
+    form: str,
+    size: LlamaSize,
+    rank: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    seed: int,
 ) -> tuple[Head, Manifest]:
     """Advantages with a standard deviation of about 1: h has components of about 1, W of 0.02 · spread."""
     parts = Parts(advantage=AdvantagePart(form=form, rank=rank), value=ScalarPart())
     head = Head(parts, size.hidden, size.vocab).to(device)
-    generator = torch.Generator(device).manual_seed(len(form))
-    for name, weight in head.named_parameters():
+    generator = torch.Generator(device).manual_seed(seed)
+    for parameter, weight in head.named_parameters():
         fan_in = weight.shape[-1] if weight.dim() else 1
         weight.data.normal_(std=fan_in**-0.5, generator=generator)
-        if form == "tied" and name == "advantage.up":
+        if form == "tied" and parameter == "advantage.up":
             weight.data.mul_(1 / (0.02 * size.spread * size.hidden**0.5))
     if head.advantage is not None:
         head.advantage.to(dtype)
     trained_on = BaseModel(size.name, "", "", "")
-    return head.requires_grad_(False).eval(), Manifest(form, parts, size.hidden, size.vocab, trained_on)
+    return head.requires_grad_(False).eval(), Manifest(name, parts, size.hidden, size.vocab, trained_on)
 
 
 def _word_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from trimtab.server.gpu.engine_cases.subject import Subject
+from trimtab.server.growth.floor import Floor, Rates, step_floor
+from trimtab.server.growth.sizes import CPU, CUDA, TOY
+from trimtab.server.growth.sweeps import SWEEPS, Point
+
+DEVICE = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def subject() -> Subject:
+    return Subject(TOY.model, DEVICE, torch.float32, TOY.rank)
+
+
+def test_the_floor_reads_weights_once_and_each_row_s_keys_and_values(subject: Subject):
+    rates = Rates(bytes_per_second=1e9, flops_per_second=1e30)
+    size = subject.size
+    body = sum(weight.numel() for weight in subject.model.model.layers.parameters()) + size.hidden
+    weights = 4 * (body + size.vocab * size.hidden)
+    keys_and_values = 4 * 2 * size.layers * size.kv_heads * (size.hidden // size.heads)
+    floor = step_floor(rates, subject, 3, 10, ())
+    assert floor.memory == pytest.approx(1e3 * (weights + 3 * 10 * keys_and_values) / 1e9)
+    assert floor.milliseconds == floor.memory
+    lowrank = 4 * TOY.rank * (size.hidden + size.vocab)
+    with_head = step_floor(rates, subject, 3, 10, ("lowrank",))
+    assert with_head.memory - floor.memory == pytest.approx(1e3 * lowrank / 1e9)
+
+
+def test_the_floor_of_arithmetic_binds_where_it_is_the_higher(subject: Subject):
+    slow = Rates(bytes_per_second=1e30, flops_per_second=1e6)
+    one, two = (step_floor(slow, subject, rows, 0, ()) for rows in (1, 2))
+    assert one.milliseconds == one.arithmetic
+    assert two.arithmetic == pytest.approx(2 * one.arithmetic)
+
+
+def test_a_point_is_told_per_token():
+    point = Point(5, 4, {"plain": 20.0}, Floor(8.0, 2.0)).as_dict()
+    assert point["milliseconds_per_token"] == {"plain": 5.0}
+    assert point["floor"] == 2.0
+    assert point["floor_is"] == "memory"
+
+
+@pytest.mark.parametrize("sizes", [CPU, CUDA])
+def test_the_sweeps_reach_as_far_as_is_asked(sizes: Any):
+    reach = {"rows": (1, 256), "context": (128, 8192), "heads": (1, 16), "vocabulary": (8000, 152000)}
+    for name, ends in reach.items():
+        places = SWEEPS[name].places(sizes)
+        assert (places[0], places[-1]) == ends
+        assert list(places) == sorted(places)
+
+
+def test_it_measures_and_draws_every_sweep_and_draws_again_from_the_document(tmp_path: Path):
+    out = tmp_path / "results" / "growth-cpu.json"
+    command = [sys.executable, "-m", "trimtab.server.growth"]
+    flags = ["--sizes", "toy", "--out", str(out), "--plots", str(tmp_path)]
+    run = subprocess.run([*command, *flags], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    report = json.loads(out.read_text(encoding="utf-8"))
+    assert report == json.loads(run.stdout.splitlines()[-1])
+    assert report["sweeps"].keys() == SWEEPS.keys()
+    for name, sweep in SWEEPS.items():
+        points = report["sweeps"][name]["points"]
+        assert [point["x"] for point in points] == list(sweep.places(TOY))
+        for point in points:
+            assert point["milliseconds_per_token"].keys() == {"plain", "lowrank", "tied"}
+            assert all(time > point["floor"] > 0 for time in point["milliseconds_per_token"].values())
+    pictures = {f"growth-cpu-{name}.png" for name in SWEEPS}
+    assert {path.name for path in tmp_path.glob("*.png")} == pictures
+    again = [*command, "--redraw", str(out), "--plots", str(tmp_path / "again")]
+    subprocess.run(again, check=True, capture_output=True)
+    assert {path.name for path in (tmp_path / "again").glob("*.png")} == pictures
