@@ -24,7 +24,8 @@ def apply_penalties(
 
     A token of prompt or reply has its logit divided by `repetition` if positive and multiplied if not
     (N. Keskar et al., CTRL, 2019); then a token of the reply loses `presence` once and `frequency` per
-    occurrence (OpenAI). The cost grows with the history, not with the vocabulary.
+    occurrence (OpenAI). Time and memory grow with the history, not with the vocabulary, and the host never
+    waits for the device.
 
     Args:
         logits: f32[B, V].
@@ -57,6 +58,13 @@ def _add_bias(logits: Tensor, rows: Tensor, logit_bias: Sequence[Sequence[tuple[
     if not entries:
         return
     index, tokens, biases = zip(*entries, strict=True)
-    device = logits.device
-    place = rows[torch.tensor(index, device=device)], torch.tensor(tokens, device=device)
-    logits[place] += torch.tensor(biases, device=device, dtype=logits.dtype)
+    index, tokens = _to_device(torch.tensor((index, tokens)), logits.device)
+    place = rows[index], tokens
+    logits[place] += _to_device(torch.tensor(biases, dtype=logits.dtype), logits.device)
+
+
+def _to_device(values: Tensor, device: torch.device) -> Tensor:
+    """A copy that does not wait for what the device still has to do: from pinned memory where it matters."""
+    if device.type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)

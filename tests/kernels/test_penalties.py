@@ -1,10 +1,28 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
+from host_waits import no_host_wait
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from trimtab.kernels.penalties import apply_penalties
+
+
+class LargestTensor(TorchDispatchMode):
+    """Counts the elements of the largest tensor that ops inside make anew."""
+
+    num_elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        given = {tensor.data_ptr() for tensor in args if isinstance(tensor, torch.Tensor)}
+        for tensor in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(tensor, torch.Tensor) and tensor.data_ptr() not in given:
+                self.num_elements = max(self.num_elements, tensor.numel())
+        return out
+
 
 OFF = {"repetition": 1.0, "presence": 0.0, "frequency": 0.0}
 
@@ -92,3 +110,22 @@ def test_a_long_reply_is_counted_exactly():
     assert (
         penalised([0.0, 0.0], [], [1] * 3000 + [0], frequency=0.1)[1] == torch.tensor(0.1).mul(-3000).item()
     )
+
+
+def test_the_host_waits_for_nothing_and_no_table_is_as_wide_as_the_vocabulary():
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    num_rows, history, vocab_size = 3, 20, 50_000
+    one, many = torch.ones(num_rows, device=device), torch.full((num_rows,), history, device=device)
+    logits = torch.zeros(num_rows, vocab_size, device=device)
+    arguments = {
+        "rows": torch.arange(num_rows, device=device),
+        "tokens": torch.randint(vocab_size, (num_rows, history), device=device),
+        "prompt_lengths": many // 2,
+        "lengths": many,
+        "repetition": 1.5 * one,
+        "presence": one,
+        "frequency": one,
+    }
+    with no_host_wait(), LargestTensor() as largest:
+        apply_penalties(logits, **arguments, logit_bias=[[(1, 2.0)], [], [(5, 1.0), (7, -1.0)]])
+    assert largest.num_elements <= 2 * num_rows * history
