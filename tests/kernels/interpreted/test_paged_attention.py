@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -21,6 +22,13 @@ if DEVICE == "cuda":
 DECODE = [(1, 1), (1, 16), (1, 31), (1, 257), (1, 700)]
 PREFILL = [(5, 5), (41, 41), (13, 300), (2, 257), (33, 70)]
 PADDING = [(1, 0), (3, 0)]
+
+
+@pytest.fixture(autouse=True)
+def _memory_is_nan_before_it_is_written() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 def run(batch: PagedBatch, **more: Any) -> Tensor:
