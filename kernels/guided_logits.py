@@ -18,8 +18,16 @@ from trimtab.kernels.base_statistics import (
 )
 from trimtab.kernels.dispatch import choose_backend, jit, tl, triton
 from trimtab.kernels.keyed_draw import MIN_TEMPERATURE, keyed_draw
-from trimtab.kernels.philox import DRAW, gumbel_tile
-from trimtab.kernels.tile_reduce import NO_TOKEN, WEAK_LIFT, GuidedDraw
+from trimtab.kernels.philox import DRAW, NoiseFunction, gumbel_noise, gumbel_tile
+from trimtab.kernels.tile_reduce import (
+    NO_TOKEN,
+    NUM_FIELDS,
+    NUM_PLAIN_FIELDS,
+    WEAK_LIFT,
+    GuidedDraw,
+    TilePartials,
+    tile_reduce,
+)
 from trimtab.kernels.truncate import truncation_threshold
 
 __all__ = ["MIN_TEMPERATURE", "GuidedDraw", "guided_logits", "tilted_logits"]
@@ -43,6 +51,7 @@ class _Inputs:
     want_entropy: bool
     any_greedy: bool
     any_sampled: bool
+    noise: NoiseFunction
 
     @property
     def truncates(self) -> bool:
@@ -132,6 +141,7 @@ def _draw(inputs: _Inputs, guided: Tensor) -> Tensor:
         temperature=inputs.temperature,
         threshold=inputs.threshold(guided, "reference") if inputs.truncates else None,
         any_greedy=inputs.any_greedy,
+        noise=inputs.noise,
     )
 
 
@@ -163,18 +173,16 @@ def _reference(inputs: _Inputs) -> GuidedDraw:
     )
 
 
-# One program per row and tile of the vocabulary leaves partial results, one per row merges them in the order
-# of the tiles. vocab_offset is the id of a shard's first token: partials of several shards merge alike. Of
-# a tile they are: the largest z + βĀ, Σ exp and Σ exp·βĀ below it, the best score, z + βĀ and z of its token,
-# the largest z, and z + βĀ of that token.
+# One program per row and tile of the vocabulary leaves the fields of `TilePartials`, whose pivot is the
+# advantage of token 0. vocab_offset is the id of a shard's first token.
 
 
 @jit
 def _tiles(
-    logits, advantage, pivot, advantage_row, beta, mean, threshold, seeds, positions, choices, temperature,
+    logits, advantage, pivot, advantage_row, beta, threshold, seeds, positions, choices, temperature,
     partial, best_tokens, logits_stride, advantage_stride, vocab_size, vocab_offset,
-    tilts: tl.constexpr, truncates: tl.constexpr, samples: tl.constexpr, purpose: tl.constexpr,
-    min_temperature: tl.constexpr, block: tl.constexpr,
+    tilts: tl.constexpr, truncates: tl.constexpr, samples: tl.constexpr, entropy: tl.constexpr,
+    purpose: tl.constexpr, min_temperature: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
     row, tile = tl.program_id(0).to(tl.int64), tl.program_id(1)
     lane = tl.arange(0, block)
@@ -182,17 +190,16 @@ def _tiles(
     inside = tokens < vocab_size
     z = tl.load(logits + row * logits_stride + tokens, mask=inside, other=float("-inf"))
     guided = z
-    shift = tl.zeros_like(z)
+    above = tl.zeros_like(z)
+    strength = 0.0
     if tilts:
         source = tl.load(advantage_row + row)
-        strength = tl.where(source >= 0, tl.load(beta + row), 0.0)
-        origin = tl.load(pivot + source, mask=source >= 0, other=0.0)
-        values = tl.load(
-            advantage + source * advantage_stride + tokens, mask=inside & (source >= 0), other=0.0
-        )
-        shift = (values - origin - tl.load(mean + row)) * strength
-        shift = tl.where(strength != 0, shift, 0.0)
-        guided = tl.where(strength != 0, z + shift, z)
+        strength = tl.load(beta + row)
+        there = (source >= 0) & (strength != 0)
+        origin = tl.load(pivot + source, mask=there, other=0.0)
+        values = advantage + source * advantage_stride + tokens
+        above = tl.load(values, mask=inside & there, other=origin) - origin
+        guided = z + above * strength
 
     score = guided
     if samples:
@@ -203,79 +210,39 @@ def _tiles(
     if truncates:
         score = tl.where(guided >= tl.load(threshold + row), score, float("-inf"))
     score = tl.where(z > float("-inf"), score, float("-inf"))
-    best, favourite = tl.argmax(score, 0), tl.argmax(z, 0)
+    best = tl.argmax(score, 0)
 
-    top = tl.max(guided, 0)
-    weight = tl.exp(guided - exponent_origin(top))
-    slot = row * tl.num_programs(1) + tile
-    out = partial + slot * 8
-    tl.store(out, top)
-    tl.store(out + 1, tl.sum(weight, 0))
-    tl.store(out + 2, tl.sum(weight * shift, 0))
-    tl.store(out + 3, tl.max(score, 0))
-    tl.store(out + 4, tl.sum(tl.where(lane == best, guided, 0.0), 0))
-    tl.store(out + 5, tl.sum(tl.where(lane == best, z, 0.0), 0))
-    tl.store(out + 6, tl.max(z, 0))
-    tl.store(out + 7, tl.sum(tl.where(lane == favourite, guided, 0.0), 0))
+    base_top = tl.max(z, 0)
+    below = z - exponent_origin(base_top)
+    mass = tl.exp(below)
+    slot, size = row * tl.num_programs(1) + tile, tl.num_programs(0).to(tl.int64) * tl.num_programs(1)
+    out = partial + slot
     tl.store(best_tokens + slot, (vocab_offset + tile * block + best).to(tl.int64))
-
-
-@jit
-def _merge(
-    partial, best_tokens, advantage_row, beta, base_tops, base_totals, token, out, num_tiles, num_rows,
-    tilts: tl.constexpr, weak_lift: tl.constexpr, no_token: tl.constexpr, tiles: tl.constexpr,
-):  # fmt: skip
-    row, tile = tl.program_id(0).to(tl.int64), tl.arange(0, tiles)
-    valid = tile < num_tiles
-    at = partial + (row * num_tiles + tile) * 8
-    tops = tl.load(at, mask=valid, other=float("-inf"))
-    top = tl.max(tops, 0)
-    scale = tl.exp(tops - exponent_origin(top))
-    total = tl.sum(scale * tl.load(at + 1, mask=valid, other=0.0), 0)
-    log_total = tl.log(total)
-
-    winner = tile == tl.argmax(tl.load(at + 3, mask=valid, other=float("-inf")), 0)
-    won = valid & winner
-    drawn = tl.sum(tl.load(best_tokens + row * num_tiles + tile, mask=won, other=0), 0)
-    logprob = tl.sum(tl.load(at + 4, mask=won, other=0.0), 0) - top - log_total
-    base_logprob, base_lse = logprob, top + log_total
-    kl = 0.0
-    soft_value = 0.0
-    flip = 0.0
+    tl.store(out, base_top)
+    tl.store(out + size, tl.sum(mass, 0))
+    if entropy:
+        tl.store(out + 2 * size, tl.sum(tl.where(mass > 0, mass * below, 0.0), 0))
+    tl.store(out + 3 * size, tl.max(score, 0))
+    tl.store(out + 4 * size, tl.sum(tl.where(lane == best, guided, 0.0), 0))
     if tilts:
-        strength = tl.where(tl.load(advantage_row + row) >= 0, tl.load(beta + row), 0.0)
-        if strength != 0:
-            base_top, base_total = tl.load(base_tops + row), tl.load(base_totals + row)
-            base_logprob = tl.sum(tl.load(at + 5, mask=won, other=0.0), 0) - base_top - tl.log(base_total)
-            base_lse = base_top + tl.log(base_total)
-            lift = tl.sum(scale * tl.load(at + 2, mask=valid, other=0.0), 0) / total
-            log_mean = (top - base_top) + tl.log(total / base_total)
-            kl = tl.maximum(lift - log_mean, 0.0)
-            soft_value = tl.where(lift < weak_lift, lift / 2, log_mean) / strength
-            favourite = tile == tl.argmax(tl.load(at + 6, mask=valid, other=float("-inf")), 0)
-            kept = tl.sum(tl.load(at + 7, mask=valid & favourite, other=0.0), 0)
-            flip = tl.where(kept < top, 1.0, 0.0)
-
-    whole = tl.abs(log_total) < float("inf")
-    nan = float("nan")
-    tl.store(token + row, tl.where(whole, drawn, no_token))
-    out += row
-    tl.store(out, tl.where(whole, logprob, nan))
-    tl.store(out + num_rows, tl.where(whole, base_logprob, nan))
-    tl.store(out + 2 * num_rows, tl.where(whole, kl, nan))
-    tl.store(out + 3 * num_rows, tl.where(whole, soft_value, nan))
-    tl.store(out + 4 * num_rows, flip)
-    tl.store(out + 5 * num_rows, tl.where(whole, base_lse, nan))
-    tl.store(out + 6 * num_rows, tl.where(whole, top + log_total, nan))
+        top = tl.max(guided, 0)
+        guided_mass = tl.exp(guided - exponent_origin(top))
+        tl.store(out + 5 * size, tl.sum(tl.where(lane == best, z, 0.0), 0))
+        tl.store(out + 6 * size, tl.sum(mass * above, 0))
+        tl.store(out + 7 * size, top)
+        tl.store(out + 8 * size, tl.sum(guided_mass, 0))
+        tl.store(out + 9 * size, tl.sum(guided_mass * (above * strength), 0))
+        tl.store(out + 10 * size, tl.sum(tl.where(lane == tl.argmax(z, 0), guided, 0.0), 0))
 
 
-def _materialise(inputs: _Inputs, base: BaseStatistics | None) -> Tensor:
-    """z + βĀ [B, V] in the very roundings of `_tiles`, which compares its own with the threshold."""
-    if inputs.advantage is None or base is None:
+def _materialise(inputs: _Inputs) -> Tensor:
+    """z + β(A − p) [B, V] in the very roundings of `_tiles`, which compares its own with the threshold."""
+    if inputs.advantage is None:
         return inputs.logits
     assert inputs.advantage_row is not None
     assert inputs.beta is not None
-    return _add_shift(inputs.logits, inputs.advantage, inputs.advantage_row, inputs.beta, base.mean)
+    mean = torch.zeros_like(inputs.beta)
+    return _add_shift(inputs.logits, inputs.advantage, inputs.advantage_row, inputs.beta, mean)
 
 
 def _launch(inputs: _Inputs) -> GuidedDraw:
@@ -284,31 +251,25 @@ def _launch(inputs: _Inputs) -> GuidedDraw:
     assert advantage is None or advantage.stride(1) == 1
     num_rows, vocab_size = z.shape
     num_tiles = triton.cdiv(vocab_size, BLOCK_V)
-    tilts = advantage is not None
-    base = None
-    if tilts or inputs.want_entropy:
-        base = base_statistics(
-            z, advantage, advantage_row, want_entropy=inputs.want_entropy, backend="triton"
-        )
-    threshold = inputs.threshold(_materialise(inputs, base), "triton") if inputs.truncates else None
+    if advantage is None:
+        beta = None
+    else:
+        assert advantage_row is not None
+        assert beta is not None
+        beta = beta.where(advantage_row >= 0, 0)
+    threshold = inputs.threshold(_materialise(inputs), "triton") if inputs.truncates else None
     pivot, advantage_stride = pivot_and_stride(advantage)
-    partial, best_tokens = z.new_empty(num_rows, num_tiles, 8), inputs.seeds.new_empty(num_rows, num_tiles)
-    token, out = torch.empty_like(inputs.seeds), z.new_empty(7, num_rows)
+    partial = z.new_empty(NUM_PLAIN_FIELDS if beta is None else NUM_FIELDS, num_rows, num_tiles)
+    best_tokens = inputs.seeds.new_empty(num_rows, num_tiles)
     _tiles[num_rows, num_tiles](
-        z, advantage, pivot, advantage_row, beta, None if base is None else base.mean, threshold,
-        inputs.seeds, inputs.positions, inputs.choices, inputs.temperature, partial, best_tokens,
-        z.stride(0), advantage_stride, vocab_size, 0,
-        tilts=tilts, truncates=threshold is not None, samples=inputs.any_sampled, purpose=DRAW,
-        min_temperature=MIN_TEMPERATURE, block=BLOCK_V, enable_fp_fusion=False,
+        z, advantage, pivot, advantage_row, beta, threshold, inputs.seeds, inputs.positions, inputs.choices,
+        inputs.temperature, partial, best_tokens, z.stride(0), advantage_stride, vocab_size, 0,
+        tilts=beta is not None, truncates=threshold is not None, samples=inputs.any_sampled,
+        entropy=inputs.want_entropy, purpose=DRAW, min_temperature=MIN_TEMPERATURE, block=BLOCK_V,
+        enable_fp_fusion=False,
     )  # fmt: skip
-    _merge[num_rows,](
-        partial, best_tokens, advantage_row, beta, None if base is None else base.top,
-        None if base is None else base.total, token, out, num_tiles, num_rows,
-        tilts=tilts, weak_lift=WEAK_LIFT, no_token=NO_TOKEN, tiles=triton.next_power_of_2(num_tiles),
-    )  # fmt: skip
-    logprob, base_logprob, kl, soft_value, flip, lse_base, lse_guided = out.unbind()
-    entropy = None if base is None else base.entropy
-    return GuidedDraw(token, logprob, base_logprob, kl, soft_value, entropy, flip != 0, lse_base, lse_guided)
+    partials = TilePartials(partial, best_tokens)
+    return tile_reduce(partials, beta, want_entropy=inputs.want_entropy, backend="triton")
 
 
 def guided_logits(
@@ -327,6 +288,7 @@ def guided_logits(
     want_entropy: bool = False,
     any_greedy: bool = True,
     any_sampled: bool = True,
+    noise: NoiseFunction = gumbel_noise,
     backend: str | None = None,
 ) -> GuidedDraw:
     """Draw one token per row from the tilt of the base, and measure the tilt.
@@ -344,13 +306,14 @@ def guided_logits(
         min_p, top_k, top_p: [B], see `truncation_threshold`; None where no row asks for it.
         want_entropy: also measure the base's entropy.
         any_greedy, any_sampled: False promises that no row has temperature 0, or a higher one.
+        noise: what the reference draws with; Triton has its own.
         backend: see `choose_backend`.
     """
     if advantage is not None and not len(advantage):
         advantage = None
     inputs = _Inputs(
         logits, seeds, positions, choices, temperature, advantage, advantage_row, beta, min_p, top_k, top_p,
-        want_entropy, any_greedy, any_sampled,
+        want_entropy, any_greedy, any_sampled, noise,
     )  # fmt: skip
     return _BACKENDS[choose_backend(logits.device, backend)](inputs)
 

@@ -19,6 +19,7 @@ import torch._inductor.config as inductor_config
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from trimtab.kernels.compiled_noise import compile_noise
 from trimtab.server.engine.attention import check_attention_call
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.kv_cache import KVCache, LayerShape
@@ -44,19 +45,74 @@ class DecodeInputs:
     values: Sequence[Tensor]
 
 
+class _DecodeAttention:
+    """Attention over the cache of one token a row, in code that a compiler fuses.
+
+    transformers keeps it for good, so it holds on to nothing of a step. step: set while tracing.
+    """
+
+    def __init__(self, block_size: int) -> None:
+        self._block_size = block_size
+        self.step: DecodeInputs | None = None
+
+    def __call__(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float | None = None,
+        dropout: float = 0.0,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, None]:
+        """query [1, heads, R, dim], key and value [1, kv_heads, R, ·] → [1, R, heads, value_dim]."""
+        check_attention_call(module, attention_mask, dropout, kwargs)
+        step = self.step
+        layer: int = module.layer_idx  # type: ignore[assignment]
+        assert step is not None
+        key_cache, value_cache = step.keys[layer], step.values[layer]
+        key_cache.flatten(0, 1).index_copy_(0, step.cache_slots, key[0].transpose(0, 1))
+        value_cache.flatten(0, 1).index_copy_(0, step.cache_slots, value[0].transpose(0, 1))
+        num_rows, num_blocks = step.block_tables.shape
+        kv_heads, dim = key_cache.shape[2:]
+        num_keys = num_blocks * self._block_size
+        queries = query[0].transpose(0, 1).reshape(num_rows, 1, kv_heads, -1, dim)
+        keys = key_cache[step.block_tables].reshape(num_rows, num_keys, kv_heads, 1, dim)
+        values = value_cache[step.block_tables].reshape(num_rows, num_keys, kv_heads, 1, -1)
+        scale = dim**-0.5 if scaling is None else scaling
+        scores = (queries * keys).sum(-1) * scale  # [R, L, kv_heads, group]
+        if softcap is not None:
+            scores = torch.tanh(scores / softcap) * softcap
+        places = torch.arange(num_keys)[None, :, None, None]
+        newest = step.positions[:, None, None, None]
+        is_hidden = places > newest
+        if sliding_window is not None:
+            is_hidden = is_hidden | (places <= newest - sliding_window)
+        weights = torch.softmax(scores.masked_fill(is_hidden, -torch.inf), 1)
+        out = (weights.unsqueeze(-1) * values).sum(1)  # [R, kv_heads, group, value_dim]
+        return out.reshape(1, num_rows, -1, values.shape[-1]), None
+
+
 class CompiledDecode:
-    """The body of a policy, with a linear tail, for steps of single tokens.
+    """The body of a policy, with a linear tail, for steps of single tokens; and the noise of their draws.
 
     Raises RuntimeError where it cannot be compiled: its code defies tracing, or there is no C++ compiler.
     """
 
     def __init__(self, policy: Policy, block_size: int) -> None:
         self._body, self._block_size = policy.model.base_model, block_size
-        self._tracing: DecodeInputs | None = None
+        self._attention = _DecodeAttention(block_size)
         name = f"trimtab_decode_{next(_names)}"
-        AttentionInterface.register(name, self._attend)
+        AttentionInterface.register(name, self._attention)
         policy.use_attention(name)
         self._forward = self._compile(policy.layers)
+        self.noise = compile_noise()
+        zeros = torch.zeros(MIN_SIZE, dtype=torch.long)
+        with torch.inference_mode():
+            self.noise(zeros, zeros.clone(), zeros.clone(), policy.vocab_size)
 
     @staticmethod
     def suits(ends: Sequence[int]) -> bool:
@@ -110,49 +166,11 @@ class CompiledDecode:
         keys: Sequence[Tensor],
         values: Sequence[Tensor],
     ) -> Tensor:
-        self._tracing = DecodeInputs(positions, cache_slots, block_tables, keys, values)
+        self._attention.step = DecodeInputs(positions, cache_slots, block_tables, keys, values)
         out = self._body(input_ids=input_ids[None], position_ids=positions[None], use_cache=False)
+        self._attention.step = None
         h: Tensor = out[0][0]
         return h
-
-    def _attend(
-        self,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        scaling: float | None = None,
-        dropout: float = 0.0,
-        sliding_window: int | None = None,
-        softcap: float | None = None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, None]:
-        """query [1, heads, R, dim], key and value [1, kv_heads, R, ·] → [1, R, heads, value_dim]."""
-        check_attention_call(module, attention_mask, dropout, kwargs)
-        step, layer = self._tracing, module.layer_idx
-        assert step is not None
-        key_cache, value_cache = step.keys[layer], step.values[layer]
-        key_cache.flatten(0, 1).index_copy_(0, step.cache_slots, key[0].transpose(0, 1))
-        value_cache.flatten(0, 1).index_copy_(0, step.cache_slots, value[0].transpose(0, 1))
-        num_rows, num_blocks = step.block_tables.shape
-        kv_heads, dim = key_cache.shape[2:]
-        num_keys = num_blocks * self._block_size
-        queries = query[0].transpose(0, 1).reshape(num_rows, 1, kv_heads, -1, dim)
-        keys = key_cache[step.block_tables].reshape(num_rows, num_keys, kv_heads, 1, dim)
-        values = value_cache[step.block_tables].reshape(num_rows, num_keys, kv_heads, 1, -1)
-        scale = dim**-0.5 if scaling is None else scaling
-        scores = (queries * keys).sum(-1) * scale  # [R, L, kv_heads, group]
-        if softcap is not None:
-            scores = torch.tanh(scores / softcap) * softcap
-        places = torch.arange(num_keys)[None, :, None, None]
-        newest = step.positions[:, None, None, None]
-        is_hidden = places > newest
-        if sliding_window is not None:
-            is_hidden = is_hidden | (places <= newest - sliding_window)
-        weights = torch.softmax(scores.masked_fill(is_hidden, -torch.inf), 1)
-        out = (weights.unsqueeze(-1) * values).sum(1)  # [R, kv_heads, group, value_dim]
-        return out.reshape(1, num_rows, -1, values.shape[-1]), None
 
 
 def _own_code(function: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import weakref
 from dataclasses import dataclass
 
 import torch
@@ -47,8 +46,7 @@ class ModelRunner:
         )
         self.cache = KVCache(policy.layers, num_blocks, config.block_size, policy.dtype, policy.device)
         self._attention = make_attention(config, self.cache, self.state)
-        # transformers keeps the function for good, which must not keep the cache alive.
-        policy.use_attention(weakref.proxy(self._attention))
+        policy.use_attention(self._attention)
         self._all_rows = torch.arange(config.max_num_seqs, device=policy.device)
         self._batches = BatchBuilder(self.state, config)
         self._graphs: DecodeGraphs | None = None

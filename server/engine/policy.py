@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,12 +85,21 @@ class Policy:
         return nn.functional.linear(columns, self.lm_head)
 
     def use_attention(self, function: Callable[..., Any] | str) -> None:
-        """Route the model's attention through `function`, or through one of transformers' own by name."""
+        """Route the model's attention through `function`, or through one of transformers' own by name.
+
+        transformers keeps what is registered for good, so `function` is referred to weakly."""
         if isinstance(function, str):
             self.model.set_attn_implementation(function)
             return
         name = f"trimtab_{next(_attention_ids)}"
-        AttentionInterface.register(name, function)
+        reference = weakref.ref(function)
+
+        def attend(*args: Any, **kwargs: Any) -> Any:
+            held = reference()
+            assert held is not None, "the runner that this attention belongs to is gone"
+            return held(*args, **kwargs)
+
+        AttentionInterface.register(name, attend)
         self.model.set_attn_implementation(name)
 
     def forward(self, input_ids: Tensor, positions: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -241,7 +251,7 @@ def _pin_rope(path: str, model: PreTrainedModel, asked: int | None) -> int:
                 _pin_long_factors(module, original)
         if rope_type in ("longrope", "dynamic"):
             # Chosen anew by each batch's longest position, they would make the host wait.
-            module.rope_type = "default"  # type: ignore[assignment]
+            module.rope_type = "default"
     return wanted
 
 

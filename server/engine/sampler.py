@@ -14,6 +14,7 @@ from trimtab.kernels.dispatch import choose_head_path
 from trimtab.kernels.guided_head import guided_head
 from trimtab.kernels.guided_logits import GuidedDraw, guided_logits, tilted_logits
 from trimtab.kernels.penalties import apply_penalties
+from trimtab.kernels.philox import gumbel_noise
 from trimtab.kernels.wide_product import wide_product
 from trimtab.server.engine.batch import DrawInputs
 from trimtab.server.engine.device_copy import index_tensor
@@ -75,6 +76,8 @@ class Sampler:
 
     def __init__(self, policy: Policy, bank: HeadBank, state: StepState, strict: bool = False) -> None:
         self._policy, self._bank, self._state, self._is_strict = policy, bank, state, strict
+        compiled = policy.compiled_decode
+        self._noise = gumbel_noise if compiled is None else compiled.noise
         self._roster: _Roster | None = None
         self._roster_key: tuple[int, ...] = ()
 
@@ -203,6 +206,7 @@ class Sampler:
             want_entropy=bool(needs.traced),
             any_greedy=needs.any_greedy,
             any_sampled=needs.any_sampled,
+            noise=self._noise,
         )
 
     def _draw_fused(self, h: Tensor, draws: DrawInputs, roster: _Roster) -> GuidedDraw:
