@@ -62,8 +62,9 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
 
 @contextlib.contextmanager
 def on_a_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As if the tensors were on a GPU: reading one, or making one of numbers without a pinned copy, fails.
-    What a kernel does inside the interpreter is the device's own business."""
+    """As if the tensors were on a GPU: reading one fails, and so does making one there of numbers, which takes
+    a copy from memory that is not pinned. What a kernel does in the interpreter is the device's own business.
+    """
 
     def refuse(name: str) -> Callable[..., Any]:
         def fail(*_: object, **__: object) -> None:
@@ -71,7 +72,11 @@ def on_a_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
         return fail
 
-    run = InterpretedFunction.run
+    run, tensor = InterpretedFunction.run, torch.tensor
+
+    def on_the_host(*args: Any, **kwargs: Any) -> torch.Tensor:
+        assert "device" not in kwargs, "torch.tensor makes the host wait for the device"
+        return tensor(*args, **kwargs)
 
     def launch(*args: Any, **kwargs: Any) -> None:
         with _disable_current_modes(), monkeypatch.context() as inside:
@@ -82,7 +87,7 @@ def on_a_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     methods = {name: getattr(torch.Tensor, name) for name in READS}
     with monkeypatch.context() as patch, NoHostWaits():
         patch.setattr(InterpretedFunction, "run", launch)
-        patch.setattr(torch, "tensor", refuse("torch.tensor"))
+        patch.setattr(torch, "tensor", on_the_host)
         for name in READS:
             patch.setattr(torch.Tensor, name, refuse(name))
         yield
