@@ -17,7 +17,17 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from trimtab.kernels import base_statistics, guided_logits, paged_attention, store_kv, value_adapter
+from trimtab.kernels import (
+    base_statistics,
+    guided_head,
+    guided_logits,
+    paged_attention,
+    store_kv,
+    tile_reduce,
+    tilt,
+    truncate,
+    value_adapter,
+)
 
 TARGETS = {90: "sm_90a", 80: "sm_80"}
 PTXAS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
@@ -27,7 +37,7 @@ SCALARS = {"logits_stride", "advantage_stride", "h_stride", "weights_stride"}
 SCALARS |= {"vocab_size", "vocab_offset", "num_tiles", "num_rows"}
 
 BASE = {"tilts": True, "block": base_statistics.BLOCK_V}
-DRAW = BASE | {"truncates": True, "samples": True, "purpose": 0, "min_temperature": 1e-6}
+DRAW = BASE | {"truncates": True, "samples": True, "entropy": True, "purpose": 0, "min_temperature": 1e-6}
 MERGE = {"tilts": True, "tiles": 128}
 BLOCKS = {
     "block_b": value_adapter.BLOCK_B,
@@ -42,7 +52,6 @@ KERNELS: dict[str, tuple[Any, dict[str, Any], dict[str, str]]] = {
     "base_statistics merge": (base_statistics._merge, MERGE, {}),
     "guided_logits tiles": (guided_logits._tiles, DRAW, {}),
     "guided_logits tiles plain": (guided_logits._tiles, DRAW | {"tilts": False, "truncates": False}, {}),
-    "guided_logits merge": (guided_logits._merge, MERGE | {"weak_lift": 1e-5, "no_token": -1}, {}),
     "value_adapter down": (value_adapter._down, HEADS | {"depth": 4096, "silu_heads": 2}, {}),
     "value_adapter down bf16": (value_adapter._down, HEADS | {"depth": 4096, "silu_heads": 2}, BF16),
     "value_adapter up": (value_adapter._up, HEADS | {"width": 4096}, {}),
@@ -96,6 +105,59 @@ STORE = {"num_heads": 8, "dim": 128, "value_dim": 96, "block": store_kv.BLOCK}
 CACHES = dict.fromkeys(("keys", "values", "key_cache", "value_cache"), "*bf16")
 KERNELS["store_kv"] = (store_kv._store, STORE, ATTENTION_INTEGERS | CACHES)
 
+HEAD_SCALARS = ("num_rows", "vocab_size", "vocab_offset", "num_tiles")
+HEAD_STRIDES = ("h_stride", "column_stride", "weight_stride", "inner_stride", "up_stride")
+HEAD_MATRICES = ("h", "column", "weight", "inner", "up")
+ALIGNED |= set(HEAD_STRIDES)
+
+
+def head_kernel(
+    rows: int, dtype: torch.dtype = torch.bfloat16, tied: bool = False, rank: int = 0, **more: Any
+) -> dict[str, tuple[Any, dict[str, Any], dict[str, str]]]:
+    """The fused head for a number of rows, of a program's and in all, and what it is launched with."""
+    parts = f"{' tied' if tied else ''}{' low-rank' if rank else ''}"
+    name = f"head {rows} {str(dtype).removeprefix('torch.')}{parts}"
+    constants = {"depth": 4096, "rank": rank, "tied": tied, "samples": True, "entropy": True, "purpose": 0}
+    constants |= {"min_temperature": 1e-6, "block_v": guided_head.BLOCK_V, "group": guided_head.GROUP}
+    constants |= {"block_b": max(rows, 16), "block_k": guided_head.BLOCK_BYTES // dtype.itemsize}
+    absent = () if tied or rank else ("pivot", "beta")
+    absent += () if tied else ("column",)
+    absent += () if rank else ("inner", "up")
+    constants |= dict.fromkeys(absent) | ({"num_rows": 1} if rows == 1 else {})
+    types = dict.fromkeys(HEAD_MATRICES, "*fp32" if dtype == torch.float32 else "*bf16") | {"tokens": "*i64"}
+    types |= dict.fromkeys((*HEAD_SCALARS, *HEAD_STRIDES), "i32")
+    stages = guided_head._num_stages(constants["block_b"], dtype)
+    OPTIONS[name] = {"num_warps": guided_head.NUM_WARPS, "num_stages": stages, "enable_fp_fusion": False}
+    return {name: (guided_head._tiles, constants | more, types)}
+
+
+KERNELS |= head_kernel(1) | head_kernel(64) | head_kernel(64, tied=True)
+for num_rows in (16, 32, 64):
+    KERNELS |= head_kernel(num_rows, tied=True, rank=64)
+KERNELS |= head_kernel(16, torch.float32, tied=True, rank=64)
+HOPPER_ALONE = {name for name in KERNELS if name.startswith("head 64")}
+FIRST = {"depth": 4096, "rank": 64, "tied": True, "block": guided_head.BLOCK_PIVOT}
+FIRST_TYPES = dict.fromkeys(HEAD_MATRICES, "*bf16") | dict.fromkeys(HEAD_STRIDES, "i32")
+KERNELS["head pivot"] = (guided_head._first_advantage, FIRST, FIRST_TYPES)
+REDUCE = {"tilts": True, "entropy": True, "weak_lift": 1e-5, "no_token": -1, "tiles": 2048}
+REDUCE_TYPES = {"tokens": "*i64"} | dict.fromkeys(HEAD_SCALARS, "i32")
+KERNELS["tile_reduce"] = (tile_reduce._merge, REDUCE, REDUCE_TYPES)
+KERNELS["tile_reduce one row"] = (tile_reduce._merge, REDUCE | {"num_rows": 1, "num_tiles": 1}, REDUCE_TYPES)
+
+TILT = {"max_evaluations": 8, "slack": 2.0**-8, "near": 0.5, "weak": 1e-3, "tiny": 1e-30}
+TILT |= {"block": tilt.BLOCK_V}
+KERNELS["tilt"] = (tilt._solve_rows, TILT, {})
+KERNELS["tilt cap alone"] = (tilt._solve_rows, TILT | {"lift": None}, {})
+CUT = {"draws": True, "purpose": 0, "min_temperature": 1e-6, "no_token": -1, "block": truncate.BLOCK_V}
+CUT_TYPES = {"top_k": "*i64", "slot_tokens": "*i32", "stride": "i32"}
+NO_KEYS = {"draws": False, "seeds": None, "positions": None, "choices": None}
+KERNELS["truncate and draw"] = (truncate._rows, CUT, CUT_TYPES | {"out": "*i64"})
+KERNELS["truncate"] = (truncate._rows, CUT | NO_KEYS, CUT_TYPES)
+for name in ("tilt", "tilt cap alone"):
+    OPTIONS[name] = {"num_warps": tilt.NUM_WARPS}
+for name in ("truncate and draw", "truncate"):
+    OPTIONS[name] = {"num_warps": truncate.NUM_WARPS, "enable_fp_fusion": False}
+
 
 def type_of(name: str) -> str:
     return "i32" if name in SCALARS else "*i64" if name in INTEGERS else "*fp32"
@@ -125,6 +187,7 @@ def report(
         "registers": int(registers),
         "shared_bytes": compiled.metadata.shared,
         "uses_tensor_cores": "mma" in ptx,
+        "warps": sorted(set(re.findall(r"nvidia_mma<.*?warpsPerCTA = (\[[^]]*\])", compiled.asm["ttgir"]))),
     }
 
 
@@ -135,6 +198,7 @@ if __name__ == "__main__":
                 f"{name} sm_{capability}": report(*kernel, OPTIONS.get(name, {}), capability)
                 for name, kernel in KERNELS.items()
                 for capability in TARGETS
+                if capability >= 90 or name not in HOPPER_ALONE
             }
         )
     )

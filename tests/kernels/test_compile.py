@@ -24,7 +24,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
 
 
 def test_no_kernel_spills_registers(compiled: dict[str, dict[str, Any]]):
-    assert len(compiled) == 56
+    assert len(compiled) == 79
     assert {name: found for name, found in compiled.items() if found["spilled_bytes"]} == {}
 
 
@@ -40,3 +40,22 @@ def test_attention_fits_the_shared_memory_of_small_gpus_and_uses_tensor_cores(
     for name, found in attention.items():
         assert found["shared_bytes"] <= 99 * 1024, name
         assert found["uses_tensor_cores"] == ("bfloat16" in name), name
+
+
+def test_the_fused_head_divides_a_tile_s_tokens_among_the_warps_alike_for_every_number_of_rows(
+    compiled: dict[str, dict[str, Any]],
+):
+    heads = {
+        name: found for name, found in compiled.items() if name.startswith("head") and "bfloat16" in name
+    }
+    assert len(heads) == 9
+    for name, found in heads.items():
+        assert found["uses_tensor_cores"], name
+        assert found["warps"] == ["[4, 1]"], name
+
+
+def test_two_programs_of_the_fused_head_fit_into_an_h200_s_processor(compiled: dict[str, dict[str, Any]]):
+    for name, found in compiled.items():
+        if name.startswith("head") and name.endswith("sm_90"):
+            assert 2 * (found["shared_bytes"] + 1024) <= 228 * 1024, name
+            assert 2 * 128 * found["registers"] <= 65536, name
