@@ -13,7 +13,8 @@ from trimtab.kernels.philox import DRAW, gumbel_at, gumbel_tile
 from trimtab.kernels.threshold_search import at_least, collect, ordered_keys, search_row, search_slots
 from trimtab.kernels.tile_reduce import NO_TOKEN
 
-BINS_PER_NAT = 32  # of the histogram that finds a nucleus, in nats at the row's temperature
+NUM_LIKELIEST = 64  # tokens among which a nucleus is looked for before all
+BINS_PER_NAT = 32  # of the histogram that finds a wide one, in nats at the row's temperature
 NUM_BINS = 1024
 
 BLOCK_V, NUM_WARPS = 4096, 16  # one program per row; its slots are as many as its lanes
@@ -32,7 +33,9 @@ def _reference(
             threshold[rows] = torch.maximum(threshold[rows], smallest)
     if top_p is not None:
         rows = ((top_p < 1) & (temperature > 0)).nonzero()[:, 0]
-        if len(rows):
+        if len(rows) == len(guided):
+            threshold = _nucleus(guided, temperature, threshold, top_p)
+        elif len(rows):
             threshold[rows] = _nucleus(guided[rows], temperature[rows], threshold[rows], top_p[rows])
     return threshold.masked_fill_(temperature == 0, -torch.inf)
 
@@ -42,16 +45,27 @@ def _kth_largest(logits: Tensor, k: Tensor) -> Tensor:
 
 
 def _nucleus(logits: Tensor, temperature: Tensor, threshold: Tensor, top_p: Tensor) -> Tensor:
-    """The largest threshold [B] that keeps top_p of the mass that the given threshold keeps.
+    """The largest threshold [B] that keeps top_p of the mass that the given threshold keeps."""
+    below_top = (logits - logits.amax(1, keepdim=True)).div_(temperature[:, None])
+    if (threshold > -torch.inf).any():
+        below_top.masked_fill_(logits < threshold[:, None], -torch.inf)
+    probabilities = below_top.softmax(1)
+    most = min(NUM_LIKELIEST, logits.shape[1])
+    values, tokens = logits.topk(most)
+    mass = probabilities.gather(1, tokens).double().cumsum_(1)
+    last = (mass < top_p.double()[:, None]).sum(1)
+    found = values.gather(1, last.clamp(max=most - 1)[:, None])[:, 0]
+    rows = (last == most).nonzero()[:, 0]
+    if len(rows):
+        found[rows] = _wide_nucleus(logits[rows], below_top[rows], probabilities[rows], top_p[rows])
+    return torch.maximum(threshold, found)
 
-    A histogram over the logits says in which bin the mass is reached; only that bin's tokens are sorted.
-    """
-    top = logits.amax(1, keepdim=True)
-    scaled = ((logits - top) / temperature[:, None]).nan_to_num_(nan=0.0, neginf=-torch.inf)
-    weight = torch.exp(scaled.double()).masked_fill_(logits < threshold[:, None], 0)
+
+def _wide_nucleus(logits: Tensor, below_top: Tensor, probabilities: Tensor, top_p: Tensor) -> Tensor:
+    """The same where the likeliest few do not suffice: of a histogram's bins one has to be sorted."""
+    weight = probabilities.double()
     target = top_p.double()[:, None] * weight.sum(1, keepdim=True)
-
-    bins = scaled.mul_(-BINS_PER_NAT).clamp_(max=NUM_BINS - 1).long()
+    bins = below_top.nan_to_num(nan=0.0).mul_(-BINS_PER_NAT).clamp_(max=NUM_BINS - 1).long()
     mass = weight.new_zeros(len(logits), NUM_BINS).scatter_add_(1, bins, weight).cumsum_(1)
     reached = (mass < target).sum(1, keepdim=True).clamp_(max=NUM_BINS - 1)
     outside = bins != reached
@@ -61,7 +75,7 @@ def _nucleus(logits: Tensor, temperature: Tensor, threshold: Tensor, top_p: Tens
     above = torch.where(reached > 0, mass.gather(1, (reached - 1).clamp_(min=0)), 0)
     mass = weight.masked_fill_(outside, 0).gather(1, tokens).cumsum_(1).add_(above)
     last = (mass < target).sum(1, keepdim=True).clamp_(max=most - 1)
-    return torch.maximum(threshold, values.gather(1, last)[:, 0])
+    return values.gather(1, last)[:, 0]
 
 
 def _reference_draw(
@@ -97,17 +111,17 @@ def _top_k(logits, vocab_size, top, inverse, cut, x, has_k, k, block: tl.constex
 
 @jit
 def _top_p(
-    logits, vocab_size, top, inverse, cut, threshold, floor, total, x, fits, p, block: tl.constexpr
+    logits, vocab_size, top, inverse, cut, threshold, floor, total, x, p, block: tl.constexpr
 ):  # fmt: skip
     """The threshold of p of the mass from `threshold` on.
 
-    x: the tokens from floor on, all of them if they fit. total: the mass from cut on.
+    x: the tokens from floor on, none if they did not fit. total: the mass from cut on.
     """
     weights = tl.where(x >= threshold, tl.exp((x - top) * inverse), 0.0)
     collected = tl.sum(weights, 0)
     whole = threshold >= floor
     target = tl.maximum(p * tl.where(whole, collected, total), 1e-30)  # of nothing the likeliest stays
-    if fits & (whole | (threshold == cut)) & (collected >= target):
+    if (whole | (threshold == cut)) & (collected >= target):
         key = search_slots(ordered_keys(x), weights, target)
     else:
         key = search_row(logits, vocab_size, top, inverse, threshold, p, by_mass=True, block=block)
@@ -185,9 +199,7 @@ def _rows(
     if top_p is not None:
         p = tl.load(top_p + row)
         if cuts & (p < 1):
-            threshold = _top_p(
-                logits, vocab_size, top, inverse, cut, threshold, floor, total, x, fits, p, block
-            )
+            threshold = _top_p(logits, vocab_size, top, inverse, cut, threshold, floor, total, x, p, block)
 
     if draws:
         seed, position, choice = tl.load(seeds + row), tl.load(positions + row), tl.load(choices + row)
