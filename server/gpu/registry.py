@@ -24,10 +24,14 @@ from trimtab.server.gpu.kernel_benchmarks.attention import bench_decode, bench_p
 from trimtab.server.gpu.kernel_benchmarks.head import bench_guided_head
 from trimtab.server.gpu.kernel_benchmarks.logits import bench_guided_logits
 from trimtab.server.gpu.kernel_benchmarks.tilt import bench_solve_tilt
+from trimtab.server.gpu.kernel_benchmarks.truncation import bench_truncate_and_draw
 from trimtab.server.gpu.kernel_checks.attention import check_paged_attention, check_store_kv
 from trimtab.server.gpu.kernel_checks.draw_statistics import check_draws_follow_the_tilt
 from trimtab.server.gpu.kernel_checks.guided_head import check_guided_head
 from trimtab.server.gpu.kernel_checks.guided_logits import check_guided_logits
+from trimtab.server.gpu.kernel_checks.penalties import check_penalties
+from trimtab.server.gpu.kernel_checks.tilt import check_solve_tilt
+from trimtab.server.gpu.kernel_checks.truncation import check_truncation
 from trimtab.server.gpu.kernel_checks.value_adapter import check_value_adapter
 from trimtab.server.gpu.sizes import TOY_KERNEL_SIZES, KernelSizes
 
@@ -45,10 +49,14 @@ KERNELS = {
     "guided_head": Case("check", check_guided_head, 150),
     "guided_logits": Case("check", check_guided_logits, 60),
     "paged_attention": Case("check", check_paged_attention, 120),
+    "truncation": Case("check", check_truncation, 60),
+    "solve_tilt": Case("check", check_solve_tilt, 60),
     "value_adapter": Case("check", check_value_adapter, 60),
     "store_kv": Case("check", check_store_kv, 30),
+    "penalties": Case("check", check_penalties, 20),
     "draws follow the tilt": Case("check", check_draws_follow_the_tilt, 30),
     "guided_head, times": Case("benchmark", bench_guided_head, 120),
+    "truncate_and_draw, times": Case("benchmark", bench_truncate_and_draw, 60),
     "guided_logits, times": Case("benchmark", bench_guided_logits, 40),
     "solve_tilt, times": Case("benchmark", bench_solve_tilt, 40),
     "paged_attention, times of decode": Case("benchmark", bench_decode, 40),

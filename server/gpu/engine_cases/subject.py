@@ -14,6 +14,7 @@ from trimtab.guidance.bank import HeadBank
 from trimtab.guidance.head import Head
 from trimtab.guidance.manifest import AdvantagePart, BaseModel, Manifest, Parts, ScalarPart
 from trimtab.guidance.policy import has_linear_tail
+from trimtab.server.engine.compiled_decode import compile_decode
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.kv_cache import LayerShape
@@ -42,6 +43,7 @@ class LlamaSize:
 class Subject:
     """The model and its heads on one device, and the engines that serve them, one at a time.
 
+    weight_bytes: what a decode step reads: every weight but the input embeddings, of which it reads rows.
     forms: by the heads' names. pack_weights: as the engine's configuration has it, where they can be packed.
     """
 
@@ -61,6 +63,10 @@ class Subject:
             for seed, (name, form) in enumerate(forms.items())
         }
         self._tokenizer = _word_tokenizer(size.vocab)
+        embedded = self.model.get_input_embeddings().weight
+        self.weight_bytes = sum(
+            weight.numel() * weight.itemsize for weight in self.model.parameters() if weight is not embedded
+        )
         self._has_linear_tail = has_linear_tail(self.model)
         self._packed_lm_head = None
         if pack_weights and can_pack(device, dtype):
@@ -82,18 +88,13 @@ class Subject:
         )
 
     def engine(self, **options: Any) -> Engine:
-        """Takes over the model's attention; an earlier engine is of no use any more."""
+        """As `Engine.from_config` makes one. Takes over the model's attention: an earlier engine is of no use
+        any more."""
         policy = self.policy()
         bank = HeadBank(list(self.heads.values()), self.size.hidden, device=policy.device)
         config = EngineConfig(model=self.size.name, **options).resolved(policy.device.type)
+        policy.compiled_decode = compile_decode(policy, config)
         return Engine(policy, bank, config)
-
-    @property
-    def weight_bytes(self) -> int:
-        """What a decode step reads: every weight but the input embeddings, where it reads a row a token."""
-        embedded = self.model.get_input_embeddings().weight
-        weights = [weight for weight in self.model.parameters() if weight is not embedded]
-        return sum(weight.numel() * weight.itemsize for weight in weights)
 
     def head_bytes(self, name: str) -> int:
         advantage = self.heads[name][0].advantage

@@ -8,7 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from trimtab.kernels.guided_head import guided_head
 from trimtab.kernels.guided_logits import guided_logits
+from trimtab.kernels.truncate import truncate_and_draw
 from trimtab.server.gpu.findings import Findings
 from trimtab.server.gpu.inputs import DrawKeys, Source
 from trimtab.server.gpu.machine import Machine
@@ -16,6 +18,7 @@ from trimtab.server.gpu.sizes import KernelSizes
 
 VOCAB_SIZE = 64
 MAX_ROWS = 16384
+MAX_CALLS = 1500
 TEMPERATURE = 0.8
 
 
@@ -48,19 +51,47 @@ def require_distribution(
 
 
 def check_draws_follow_the_tilt(machine: Machine, sizes: KernelSizes) -> Findings:
+    """From logits, fused with a tiny output embedding, and truncated."""
     findings = Findings()
     source = Source(machine.device, seed=1)
     logits, advantage = source.normal(1, VOCAB_SIZE), source.normal(1, VOCAB_SIZE, scale=2)
-    logits[:, 5] = -torch.inf
+    guided = logits + advantage
 
-    def draw(keys: DrawKeys) -> Tensor:
+    def from_logits(keys: DrawKeys) -> Tensor:
         place = torch.zeros_like(keys.seeds)
         return guided_logits(
             logits.expand(len(place), -1), **keys.as_dict(), advantage=advantage, advantage_row=place,
             beta=torch.ones_like(keys.temperature), backend=machine.backend,
         ).token  # fmt: skip
 
-    probabilities = ((logits + advantage).double()[0] / TEMPERATURE).softmax(0)
-    num_rows = min(sizes.num_draws, MAX_ROWS)
-    require_distribution(findings, "guided_logits", probabilities, draw, sizes.num_draws, num_rows)
+    # One-hot h and inner parts: row 0 of the transposed weights is z, and of the head's A.
+    h = torch.zeros(1, 16, device=machine.device)
+    h[0, 0] = 1
+    weight, up = torch.zeros(2, VOCAB_SIZE, 16, device=machine.device).unbind()
+    weight[:, 0], up[:, 0] = logits[0], advantage[0]
+
+    def fused(keys: DrawKeys) -> Tensor:
+        rows = h.expand(len(keys.seeds), -1).contiguous()
+        return guided_head(
+            rows, weight, **keys.as_dict(), lowrank=(rows, up), beta=torch.ones_like(keys.temperature),
+            backend=machine.backend,
+        ).token  # fmt: skip
+
+    cut = guided.sort(1).values[0, VOCAB_SIZE // 4]
+
+    def truncated(keys: DrawKeys) -> Tensor:
+        top_k = torch.full_like(keys.seeds, VOCAB_SIZE - VOCAB_SIZE // 4)
+        rows = guided.expand(len(keys.seeds), -1).contiguous()
+        return truncate_and_draw(rows, **keys.as_dict(), top_k=top_k, backend=machine.backend)
+
+    scaled = guided.double()[0] / TEMPERATURE
+    left = scaled.masked_fill(guided[0] < cut, -torch.inf)
+    for name, draw, scores, most in (
+        ("guided_logits", from_logits, scaled, MAX_ROWS),
+        ("guided_head", fused, scaled, sizes.max_fused_rows),
+        ("truncate_and_draw", truncated, left, MAX_ROWS),
+    ):
+        num_rows = min(most, sizes.num_draws)
+        num_draws = min(sizes.num_draws, MAX_CALLS * num_rows)
+        require_distribution(findings, name, scores.softmax(0), draw, num_draws, num_rows)
     return findings
