@@ -5,7 +5,7 @@ Triton is optional: where it is absent the kernels' modules still import, and as
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -23,9 +23,12 @@ HeadPath = Literal["fused", "materialised"]
 MAX_FUSED_ROWS = 64  # of `guided_head`; beyond it the vendor's matrix product and `guided_logits` are faster
 
 
-def jit(kernel: Callable[..., Any]) -> Any:
-    """`triton.jit` where Triton is installed; elsewhere the function itself, which is then never launched."""
-    return kernel if triton is None else triton.jit(kernel)
+def jit(kernel: Callable[..., Any], unspecialised: Sequence[str] = ()) -> Any:
+    """`triton.jit` where Triton is installed; elsewhere the function itself, which is then never launched.
+
+    unspecialised: integers whose value 1 or divisibility by 16 is not worth another compilation.
+    """
+    return kernel if triton is None else triton.jit(kernel, do_not_specialize=list(unspecialised))
 
 
 def choose_backend(device: torch.device, backend: str | None = None) -> Backend:

@@ -10,6 +10,7 @@ tilt shares.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -28,7 +29,8 @@ from trimtab.kernels.tile_reduce import (
 
 # Tokens of one program, the bytes of a row that it reads at once, its warps, and the rows that are measured
 # together: the same for every batch, so that a row's numbers do not depend on how many share it. Only a
-# program's rows follow the batch: they are the independent columns of one and the same matrix instruction.
+# program's rows follow the batch: they are columns of the matrix instructions, whose sums do not mix. That an
+# instruction of 64 columns rounds as one of 16 does is not in its specification: it is checked on the GPU.
 BLOCK_V, BLOCK_BYTES, NUM_WARPS, GROUP = 128, 128, 4, 16
 BLOCK_PIVOT = 1024
 
@@ -129,7 +131,7 @@ def _block(x, at, inside, start, depth: tl.constexpr, block_k: tl.constexpr):
     return tl.load(x + at[:, None] + k[None, :], mask=there, other=0.0)
 
 
-@jit
+@partial(jit, unspecialised=("num_rows",))
 def _tiles(
     h, column, weight, inner, up, pivot, beta, seeds, positions, choices, temperature, partial, tokens,
     h_stride, column_stride, weight_stride, inner_stride, up_stride, num_rows, vocab_size, vocab_offset,

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -123,7 +124,7 @@ def _field(values, index: tl.constexpr, field_size, valid, other: tl.constexpr):
 # One program per row merges its tiles in their order.
 
 
-@jit
+@partial(jit, unspecialised=("num_rows",))
 def _merge(
     values, tokens, beta, token, out, num_tiles, num_rows,
     tilts: tl.constexpr, entropy: tl.constexpr, weak_lift: tl.constexpr, no_token: tl.constexpr,

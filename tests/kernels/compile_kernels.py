@@ -114,16 +114,16 @@ ALIGNED |= set(HEAD_STRIDES)
 def head_kernel(
     rows: int, dtype: torch.dtype = torch.bfloat16, tied: bool = False, rank: int = 0, **more: Any
 ) -> dict[str, tuple[Any, dict[str, Any], dict[str, str]]]:
-    """The fused head for a number of rows, of a program's and in all, and what it is launched with."""
+    """The fused head for a program's number of rows, and what it is launched with."""
     parts = f"{' tied' if tied else ''}{' low-rank' if rank else ''}"
     name = f"head {rows} {str(dtype).removeprefix('torch.')}{parts}"
     constants = {"depth": 4096, "rank": rank, "tied": tied, "samples": True, "entropy": True, "purpose": 0}
     constants |= {"min_temperature": 1e-6, "block_v": guided_head.BLOCK_V, "group": guided_head.GROUP}
-    constants |= {"block_b": max(rows, 16), "block_k": guided_head.BLOCK_BYTES // dtype.itemsize}
+    constants |= {"block_b": rows, "block_k": guided_head.BLOCK_BYTES // dtype.itemsize}
     absent = () if tied or rank else ("pivot", "beta")
     absent += () if tied else ("column",)
     absent += () if rank else ("inner", "up")
-    constants |= dict.fromkeys(absent) | ({"num_rows": 1} if rows == 1 else {})
+    constants |= dict.fromkeys(absent)
     types = dict.fromkeys(HEAD_MATRICES, "*fp32" if dtype == torch.float32 else "*bf16") | {"tokens": "*i64"}
     types |= dict.fromkeys((*HEAD_SCALARS, *HEAD_STRIDES), "i32")
     stages = guided_head._num_stages(constants["block_b"], dtype)
@@ -131,7 +131,7 @@ def head_kernel(
     return {name: (guided_head._tiles, constants | more, types)}
 
 
-KERNELS |= head_kernel(1) | head_kernel(64) | head_kernel(64, tied=True)
+KERNELS |= head_kernel(16) | head_kernel(64) | head_kernel(64, tied=True)
 for num_rows in (16, 32, 64):
     KERNELS |= head_kernel(num_rows, tied=True, rank=64)
 KERNELS |= head_kernel(16, torch.float32, tied=True, rank=64)
@@ -142,7 +142,7 @@ KERNELS["head pivot"] = (guided_head._first_advantage, FIRST, FIRST_TYPES)
 REDUCE = {"tilts": True, "entropy": True, "weak_lift": 1e-5, "no_token": -1, "tiles": 2048}
 REDUCE_TYPES = {"tokens": "*i64"} | dict.fromkeys(HEAD_SCALARS, "i32")
 KERNELS["tile_reduce"] = (tile_reduce._merge, REDUCE, REDUCE_TYPES)
-KERNELS["tile_reduce one row"] = (tile_reduce._merge, REDUCE | {"num_rows": 1, "num_tiles": 1}, REDUCE_TYPES)
+KERNELS["tile_reduce one tile"] = (tile_reduce._merge, REDUCE | {"num_tiles": 1, "tiles": 1}, REDUCE_TYPES)
 
 TILT = {"max_evaluations": 8, "slack": 2.0**-8, "near": 0.5, "weak": 1e-3, "tiny": 1e-30}
 TILT |= {"block": tilt.BLOCK_V}

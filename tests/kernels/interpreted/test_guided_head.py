@@ -218,6 +218,14 @@ def test_a_broken_row_draws_no_token_and_harms_no_other():
     assert same(draw, whole, good, good)
 
 
+def test_a_weak_tilt_has_the_soft_value_of_its_second_order(oracle: SimpleNamespace):
+    arguments = make_batch(6, 200, 24)
+    arguments["beta"] = torch.tensor([1e-7, -1e-7, 1e-5, -1e-5, 1e-4, 1e-3])
+    draw, exact = run(arguments), oracle.measure(*materialise(arguments))
+    torch.testing.assert_close(draw.soft_value.cpu().double(), exact.soft_value, rtol=0.02, atol=1e-6)
+    assert (draw.kl.cpu() <= 2 * exact.kl + 1e-6).all()
+
+
 def test_greedy_takes_the_lowest_id_of_a_tie():
     arguments = make_batch(6, 3 * BLOCK_V, 24)
     arguments["temperature"] = torch.zeros(6)
