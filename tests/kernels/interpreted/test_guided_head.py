@@ -240,6 +240,17 @@ def test_greedy_takes_the_lowest_id_of_a_tie():
     assert draw.token.tolist() == [ties[0]] * 6
 
 
+@pytest.mark.parametrize("rival", [90, BLOCK_V + 5])
+def test_of_a_base_s_two_favourites_the_lowest_id_decides_whether_the_tilt_flips_it(rival: int):
+    arguments = make_batch(2, 2 * BLOCK_V, 8, parts="lowrank")
+    for name in ("h", "weight", "inner", "up"):
+        arguments[name].zero_()
+    arguments["h"][:, 0] = arguments["weight"][[5, rival], 0] = arguments["beta"][:] = 1
+    arguments["up"][[5, rival], [0, 1]] = 1
+    arguments["inner"][[0, 1], [0, 1]] = 1  # row 0 prefers token 5, row 1 its rival
+    assert run(arguments).flip.tolist() == [False, True]
+
+
 def test_hints_about_temperatures_change_no_draw():
     arguments = make_batch(8, 200, 24)
     for temperature in (torch.zeros(8), torch.ones(8)):
