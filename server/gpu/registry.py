@@ -21,6 +21,7 @@ from trimtab.server.gpu.engine_cases.speed import (
 )
 from trimtab.server.gpu.kernel_benchmarks.adapter import bench_value_adapter
 from trimtab.server.gpu.kernel_benchmarks.attention import bench_decode, bench_prefill, bench_store_kv
+from trimtab.server.gpu.kernel_benchmarks.flashinfer import bench_beside_flashinfer
 from trimtab.server.gpu.kernel_benchmarks.head import bench_guided_head
 from trimtab.server.gpu.kernel_benchmarks.logits import bench_guided_logits
 from trimtab.server.gpu.kernel_benchmarks.tilt import bench_solve_tilt
@@ -63,6 +64,7 @@ KERNELS = {
     "paged_attention, times of prefill": Case("benchmark", bench_prefill, 30),
     "value_adapter, times": Case("benchmark", bench_value_adapter, 40),
     "store_kv, times": Case("benchmark", bench_store_kv, 20),
+    "beside FlashInfer": Case("benchmark", bench_beside_flashinfer, 120),
 }
 
 ENGINE = {

