@@ -13,23 +13,21 @@ import torch
 
 from trimtab.guidance.bank import HeadBank
 from trimtab.guidance.errors import HeadError
-from trimtab.guidance.fingerprint import identify
 from trimtab.server.engine.block_manager import BlockManager
 from trimtab.server.engine.cache_size import resolve_num_blocks
-from trimtab.server.engine.compiled_decode import compile_decode
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.detokenizer import Decode
 from trimtab.server.engine.info import EngineInfo, HeadInfo
 from trimtab.server.engine.lane import Choice, Lane, Phase
+from trimtab.server.engine.loading import load
 from trimtab.server.engine.memory import measure_blocks
 from trimtab.server.engine.model_runner import ModelRunner
-from trimtab.server.engine.policy import ModelError, Policy, load_policy
+from trimtab.server.engine.policy import Policy
 from trimtab.server.engine.reply import Measured, Reply, Scores
 from trimtab.server.engine.request import Aborted, Event, Failed, Finished, InvalidRequestError, Request
 from trimtab.server.engine.row_needs import RowNeeds
 from trimtab.server.engine.sampler import Sampler
 from trimtab.server.engine.scheduler import Purpose, Row, Scheduler, Step
-from trimtab.server.engine.self_check import self_check
 from trimtab.server.engine.step_result import StepResult
 
 logger = logging.getLogger(__name__)
@@ -82,25 +80,7 @@ class Engine:
 
         Raises ModelError or HeadError with one line that names the thing and the fix.
         """
-        policy = load_policy(
-            config.model,
-            name=config.served_model_name,
-            device=config.device,
-            dtype=config.dtype,
-            max_model_len=config.max_model_len,
-            pack_weights=config.pack_weights,
-        )
-        try:
-            config = config.resolved(policy.device.type)
-        except ValueError as error:
-            raise ModelError(str(error)) from error
-        if policy.device.type == "cuda":
-            torch.cuda.set_device(policy.device)  # of this thread, which runs the engine
-        policy.compiled_decode = compile_decode(policy, config)
-        self_check(policy, config)
-        identity = identify(policy.model, policy.tokenizer, policy.name)
-        bank = HeadBank.load(config.heads, identity, device=policy.device, dtype=policy.dtype)
-        return cls(policy, bank, config)
+        return cls(*load(config))
 
     @property
     def info(self) -> EngineInfo:

@@ -118,6 +118,22 @@ def test_the_finishing_step_rewards_the_reply_with_its_end_token(
     assert dict(reply.summary.reward) == {"kind": pytest.approx(expected, abs=5e-6)}, "gauge has no reward"
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("strict", [False, True])
+def test_half_precision_policies_are_steered_by_heads_trained_in_fp32(
+    make_engine: Callable[..., Engine], head_folders: tuple[Path, ...], dtype: str, strict: bool
+):
+    heads = {"kind": 0.5, "concise": 0.3}
+    guidance = Guidance(1.0, tuple(heads.items()), trace=True)
+    engine = make_engine(heads=head_folders, dtype=dtype, strict=strict)
+    assert str(engine.policy.dtype) == f"torch.{dtype}"
+    reply = one(engine, guidance)
+    _, base, centred = oracle(make_engine(heads=head_folders), reply.token_ids, heads, head_folders)
+    tilt = (base + centred).log_softmax(-1)
+    for t, token in enumerate(reply.tokens):
+        assert token.logprob == pytest.approx(float(tilt[t, token.token_id]), abs=0.1)
+
+
 def test_strength_0_is_bitwise_the_plain_policy_and_still_measures(engine: Engine):
     plain = one(engine, Guidance(), logprobs=0)
     off = one(engine, Guidance(0.0, (("kind", 1.0), ("gauge", 1.0))), logprobs=0)

@@ -96,6 +96,12 @@ def test_a_device_that_is_not_there_is_refused(llama_folder: Path):
     assert "--device cpu" in refusal(llama_folder, device="cuda")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_what_needs_a_gpu_is_refused_before_anything_is_loaded(llama_folder: Path):
+    assert "leave it auto" in refusal(Path("no/such/model"), cuda_graphs="on")
+    assert "--attention triton" in refusal(llama_folder, attention="triton")
+
+
 def test_a_context_longer_than_the_model_was_built_for_is_refused(llama_folder: Path):
     assert "1…128" in refusal(llama_folder, max_model_len=129)
 
