@@ -41,7 +41,7 @@ def request(name: str, num_prompt: int, max_tokens: int) -> Request:
     return Request(name, tuple(range(40, 40 + num_prompt)), sampling)
 
 
-REQUESTS = [request("long", 25, 3), request("short", 3, 5), request("late", 12, 2)]
+REQUESTS = [request("long", 20, 2), request("short", 3, 4), request("late", 9, 2)]
 
 
 def test_chunked_mixed_and_decode_steps_give_the_tokens_of_sdpa(folder: Path):

@@ -62,8 +62,8 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
 
 @contextlib.contextmanager
 def on_a_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As if the tensors were on a GPU: reading one fails, and so does making one there of numbers, a copy from
-    memory that is not pinned. What a kernel does in the interpreter is the device's own business."""
+    """As if the tensors were on a GPU: reading one fails, and so does making one there of numbers, which are
+    not in pinned memory. What a kernel does in the interpreter is the device's own business."""
 
     def refuse(name: str) -> Callable[..., Any]:
         def fail(*_: object, **__: object) -> None:
