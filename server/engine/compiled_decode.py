@@ -30,7 +30,12 @@ logger = logging.getLogger(__name__)
 MIN_PARAMETERS = 10_000_000  # a smaller policy has answered most users before it is compiled
 MIN_SIZE = 2  # torch.compile gives sizes 0 and 1 graphs of their own
 SHORT_CONTEXT = 128
-_INDUCTOR = {"freezing": True, "cpp_wrapper": True, "cpp.enable_concat_linear": True}
+_INDUCTOR = {
+    "freezing": True,
+    "cpp_wrapper": True,
+    "cpp.enable_concat_linear": True,
+    "realize_reads_threshold": 1,
+}
 _names = itertools.count()
 
 
@@ -79,7 +84,11 @@ class _DecodeAttention:
         num_rows, num_blocks = step.block_tables.shape
         kv_heads, dim = key_cache.shape[2:]
         num_keys = num_blocks * self._block_size
-        queries = query[0].transpose(0, 1).reshape(num_rows, 1, kv_heads, -1, dim)
+        # Written by an indexed copy, as keys are: else rotary is worked out anew for every key.
+        rotated = torch.empty_like(query[0].transpose(0, 1)).index_copy_(
+            0, torch.arange(num_rows), query[0].transpose(0, 1)
+        )
+        queries = rotated.reshape(num_rows, 1, kv_heads, -1, dim)
         keys = key_cache[step.block_tables].reshape(num_rows, num_keys, kv_heads, 1, dim)
         values = value_cache[step.block_tables].reshape(num_rows, num_keys, kv_heads, 1, -1)
         scale = dim**-0.5 if scaling is None else scaling
@@ -110,7 +119,7 @@ class CompiledDecode:
         policy.use_attention(name)
         self._forward = self._compile(policy.layers)
         self.noise = compile_noise()
-        zeros = torch.zeros(MIN_SIZE, dtype=torch.long)
+        zeros = torch.zeros(32, dtype=torch.long)
         with torch.inference_mode():
             self.noise(zeros, zeros.clone(), zeros.clone(), policy.vocab_size)
 
@@ -146,7 +155,7 @@ class CompiledDecode:
             options={"guard_filter_fn": torch.compiler.skip_all_guards_unsafe},
         )
         # Sizes that vary are all different here: equal ones would be taken for one and the same.
-        num_rows, num_blocks, width = 11, 13, 7
+        num_rows, num_blocks, width = 31, 41, 37
         device, index = torch.device("cpu"), torch.zeros(num_rows, dtype=torch.long)
         cache = KVCache(layers, num_blocks, self._block_size, torch.float32, device)
         inputs = (index, index.clone(), index.clone(), torch.zeros(num_rows, width, dtype=torch.long))
