@@ -47,9 +47,9 @@ class Part:
 
 
 KERNELS = {
-    "guided_head": Case("check", check_guided_head, 150),
+    "guided_head": Case("check", check_guided_head, 200),
     "guided_logits": Case("check", check_guided_logits, 60),
-    "paged_attention": Case("check", check_paged_attention, 120),
+    "paged_attention": Case("check", check_paged_attention, 150),
     "truncation": Case("check", check_truncation, 60),
     "solve_tilt": Case("check", check_solve_tilt, 60),
     "value_adapter": Case("check", check_value_adapter, 60),

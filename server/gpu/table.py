@@ -58,6 +58,7 @@ def _section(part: str, device: str, report: Report, cases: Mapping[str, Record]
         *_checks(cases),
         *_aims(cases),
         *_times(cases),
+        *_facts(cases),
     ]
     return "\n".join(lines).rstrip()
 
@@ -100,6 +101,15 @@ def _times(cases: Mapping[str, Record]) -> Iterator[str]:
         spread = f"{time['median']:.4g} ({time['p10']:.4g}…{time['p90']:.4g})"
         yield f"| {row['op']} | {row['shape']} | {row['rows']} | {floor} | {spread} | {share} | {others} |"
     yield ""
+
+
+def _facts(cases: Mapping[str, Record]) -> Iterator[str]:
+    for name, record in cases.items():
+        facts = {fact.replace("_", " "): value for fact, value in record.get("facts", {}).items()}
+        if record["kind"] == "benchmark" and "peak_memory_gib" in record:
+            facts["peak memory"] = f"{record['peak_memory_gib']:.1f} GiB"
+        if facts:
+            yield f"- {name}: {', '.join(f'{fact} {value}' for fact, value in facts.items())}"
 
 
 def replace_between_markers(text: str, tables: str) -> str:

@@ -13,6 +13,7 @@ import torch
 Call = Callable[[], object]
 SLEEP_CYCLES_PER_SECOND = 2e9  # no shipped GPU clocks higher by much, so a sleep is not shorter than meant
 MAX_HEAD_START = 0.5  # seconds
+QUEUED_CALLS = 20  # ahead of the device: with two dozen kernels each, what its queue holds
 MAX_COPIES = 64
 
 
@@ -78,9 +79,11 @@ def _cuda_microseconds(calls: Sequence[Call], repeats: Repeats) -> list[float]:
         (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
         for _ in range(repeats.counted)
     ]
-    head_start = min(MAX_HEAD_START, 1.5 * host_seconds * repeats.counted)
-    torch.cuda._sleep(int(head_start * SLEEP_CYCLES_PER_SECOND))
+    head_start = min(MAX_HEAD_START, 1.5 * host_seconds * QUEUED_CALLS)
     for i, (begin, end) in enumerate(events):
+        if i % QUEUED_CALLS == 0:
+            torch.cuda.synchronize()
+            torch.cuda._sleep(int(head_start * SLEEP_CYCLES_PER_SECOND))
         begin.record()
         calls[i % len(calls)]()
         end.record()

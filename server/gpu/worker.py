@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from trimtab.server.gpu.findings import Findings
 from trimtab.server.gpu.machine import Machine
 
 START_SECONDS = 120.0
-TRACEBACK_LINES = 6
+TRACEBACK_FRAMES = 4
 Record = dict[str, Any]
 
 
@@ -95,7 +96,7 @@ def run_case(case: Case, machine: Machine, sizes: object) -> Record:
         status, message = "skipped", str(reason)
     except Exception as error:
         status = "failed"
-        message = "".join(traceback.format_exception(error, limit=-TRACEBACK_LINES))
+        message = _describe(error)
         lost = not _answers(machine)
         del error
     record = {
@@ -111,6 +112,13 @@ def run_case(case: Case, machine: Machine, sizes: object) -> Record:
         gc.collect()
         torch.cuda.empty_cache()
     return record
+
+
+def _describe(error: Exception) -> str:
+    """What was raised and where, without a path of this machine: reports are committed."""
+    frames = traceback.extract_tb(error.__traceback__)[1:][-TRACEBACK_FRAMES:]
+    places = [f"{'/'.join(Path(frame.filename).parts[-2:])}:{frame.lineno} {frame.name}" for frame in frames]
+    return f"{', '.join(places)}\n{type(error).__name__}: {error}"
 
 
 def _answers(machine: Machine) -> bool:

@@ -28,6 +28,7 @@ def check_generate(machine: Machine, sizes: EngineSizes) -> Findings:
     for dtype in sizes.dtypes:
         subject = Subject(sizes.small, machine.device, dtype, sizes.rank)
         own = copy.deepcopy(subject.model)
+        findings.require("tails that are not seen to be linear", 0 if subject.has_linear_tail else 1, 0)
         engine = subject.engine(max_num_seqs=len(sizes.check_prompts))
         self_check(subject.policy(), engine.config)
         engine = subject.engine(max_num_seqs=len(sizes.check_prompts))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -108,6 +109,9 @@ def _time_theirs(
     hook: TiltHook | None,
 ) -> Spread:
     """What `generate_batch` does between starting its manager and stopping it, which take a second."""
+    gc.collect()  # our engine's cache
+    if machine.is_cuda:
+        torch.cuda.empty_cache()
     model: PreTrainedModel = subject.model
     model.set_attn_implementation("sdpa")
     handle = None if hook is None else model.get_output_embeddings().register_forward_hook(hook)

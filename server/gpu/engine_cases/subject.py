@@ -44,6 +44,7 @@ class Subject:
     """The model and its heads on one device, and the engines that serve them, one at a time.
 
     weight_bytes: what a decode step reads: every weight but the input embeddings, of which it reads rows.
+    has_linear_tail: as the engine finds it; without, no step takes the fused head.
     forms: by the heads' names. pack_weights: as the engine's configuration has it, where they can be packed.
     """
 
@@ -67,7 +68,7 @@ class Subject:
         self.weight_bytes = sum(
             weight.numel() * weight.itemsize for weight in self.model.parameters() if weight is not embedded
         )
-        self._has_linear_tail = has_linear_tail(self.model)
+        self.has_linear_tail = has_linear_tail(self.model)
         self._packed_lm_head = None
         if pack_weights and can_pack(device, dtype):
             self._packed_lm_head = pack(self.model.get_output_embeddings().weight)
@@ -83,7 +84,7 @@ class Subject:
             layers=(LayerShape(size.kv_heads, dim, dim),) * size.layers,
             max_model_len=size.max_len,
             eos_token_ids=(),
-            has_linear_tail=self._has_linear_tail,
+            has_linear_tail=self.has_linear_tail,
             packed_lm_head=self._packed_lm_head,
         )
 
