@@ -24,6 +24,7 @@ from trimtab.server.engine.policy import load_policy
 from trimtab.server.engine.request import Guidance, Request, SamplingParams
 from trimtab.server.engine.scheduler import Step
 
+INDEXING = ("__getitem__", "__setitem__")
 READS = ("tolist", "item", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__")
 MIX = Guidance(1.5, (("kind", 1.0), ("concise", -0.5)))
 BATCHES: dict[str, list[tuple[SamplingParams, Guidance]]] = {
@@ -83,12 +84,22 @@ def on_a_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
                 inside.setattr(torch.Tensor, name, method)
             run(*args, **kwargs)
 
-    methods = {name: getattr(torch.Tensor, name) for name in READS}
+    def without_lists(method: Callable[..., Any]) -> Callable[..., Any]:
+        def index(tensor: torch.Tensor, places: Any, *value: Any) -> Any:
+            parts = places if isinstance(places, tuple) else (places,)
+            assert not any(isinstance(part, list) for part in parts), "a list as index makes the host wait"
+            return method(tensor, places, *value)
+
+        return index
+
+    methods = {name: getattr(torch.Tensor, name) for name in (*READS, *INDEXING)}
     with monkeypatch.context() as patch, NoHostWaits():
         patch.setattr(InterpretedFunction, "run", launch)
         patch.setattr(torch, "tensor", on_the_host)
         for name in READS:
             patch.setattr(torch.Tensor, name, refuse(name))
+        for name in INDEXING:
+            patch.setattr(torch.Tensor, name, without_lists(methods[name]))
         yield
 
 
