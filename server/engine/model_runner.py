@@ -81,15 +81,20 @@ class ModelRunner:
         return self._run_policy(batch.tokens, batch.outputs)
 
     def _capture(self, is_required: bool) -> None:
+        name = f"{type(self.policy.model).__name__} '{self.policy.name}'"
         try:
             self.record_decode(CudaRecorder(self.policy.device))
         except HostWaitError as error:
-            name = f"{type(self.policy.model).__name__} '{self.policy.name}'"
             if is_required:
                 raise ModelError(
                     f"{name} cannot run in CUDA graphs ({error}); leave --cuda-graphs auto"
                 ) from error
             logger.warning("%s runs without CUDA graphs: %s", name, error)
+        except RuntimeError as error:
+            reason = str(error).strip().split("\n", 1)[0]
+            raise ModelError(
+                f"{name} fails while it is recorded in CUDA graphs ({reason}); start with --cuda-graphs off"
+            ) from error
 
     def _decode(self, size: int) -> tuple[Tensor, Tensor | None]:
         """The forward of a decode step of so many rows, from what the static buffers hold alone."""

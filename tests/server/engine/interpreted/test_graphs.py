@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -10,11 +12,11 @@ from tape import Tape
 from tiny_models import SIZES, save_random_model
 from transformers import Gemma2Config, LlamaConfig, Phi3Config, PretrainedConfig
 
+from trimtab.server.engine import model_runner
 from trimtab.server.engine.config import EngineConfig
-from trimtab.server.engine.host_waits import HostWaitError
 from trimtab.server.engine.lane import Choice, Lane
 from trimtab.server.engine.model_runner import ModelRunner
-from trimtab.server.engine.policy import load_policy
+from trimtab.server.engine.policy import ModelError, load_policy
 from trimtab.server.engine.request import Request
 from trimtab.server.engine.scheduler import Purpose, Row, Step
 
@@ -79,10 +81,25 @@ def test_recorded_decode_steps_are_bitwise_those_that_run(name: str, tmp_path: P
         assert logits is None or replayed_logits is None or torch.equal(replayed_logits, logits)
 
 
-def test_a_model_that_asks_the_device_something_cannot_be_recorded(tmp_path: Path):
-    runner = new_runner(LlamaConfig(**ONE_LAYER), tmp_path)
-    norm = runner.policy.model.base_model.norm
+def test_a_model_that_asks_the_device_something_runs_unrecorded_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.setattr(model_runner, "CudaRecorder", lambda _: Tape())
+    policy = load_policy(save_random_model(LlamaConfig(**ONE_LAYER), tmp_path))
+    options = EngineConfig(tmp_path, block_size=8, max_num_seqs=1, attention="triton", padding="buckets")
+
+    def start(graphs: Literal["auto", "on"]) -> ModelRunner:
+        resolved = dataclasses.replace(options.resolved("cpu"), cuda_graphs=graphs)
+        return ModelRunner(policy, resolved, num_blocks=9, num_heads=0)
+
+    assert start("on")._graphs is not None
+    norm = policy.model.base_model.norm
     forward = norm.forward
     norm.forward = lambda x: forward(x) if x.abs().max() < 1e9 else x
-    with pytest.raises(HostWaitError, match="is_nonzero"):
-        runner.record_decode(Tape())
+    assert start("auto")._graphs is None
+    assert "is_nonzero" in caplog.text
+    with pytest.raises(ModelError, match="leave --cuda-graphs auto"):
+        start("on")
+    norm.forward = lambda x: forward(x[:, :, :3])
+    with pytest.raises(ModelError, match="--cuda-graphs off"):
+        start("auto")
