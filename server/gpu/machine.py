@@ -44,16 +44,16 @@ class Machine:
         }
 
     @contextlib.contextmanager
-    def host_waits(self, mode: str = "warn") -> Iterator[list[warnings.WarningMessage]]:
-        """Collects a warning for every call within that makes the host wait for the device; mode "error":
-        such a call raises. Where the device is the host there are none."""
+    def host_waits(self) -> Iterator[list[warnings.WarningMessage]]:
+        """Collects a warning for every call within that makes the host wait for the device, as torch notices
+        it; where the device is the host there are none. Complete once the context is left."""
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             if not self.is_cuda:
                 yield []
                 return
             waits: list[warnings.WarningMessage] = []
-            torch.cuda.set_sync_debug_mode(mode)
+            torch.cuda.set_sync_debug_mode("warn")
             try:
                 yield waits
             finally:

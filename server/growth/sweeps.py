@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from trimtab.server.engine.request import Guidance
-from trimtab.server.gpu.engine_cases.steady import WARM_STEPS, SteadyDecode
+from trimtab.server.gpu.engine_cases.steady import SteadyDecode, reply_tokens
 from trimtab.server.gpu.engine_cases.subject import FORMS, ONE_OF_EACH, LlamaSize, Subject, random_prompts
 from trimtab.server.growth.floor import Floor, Rates, step_floor
 from trimtab.server.growth.sizes import GrowthSizes
@@ -63,9 +63,8 @@ class _Bench:
     def time_steps(self, prompts: Prompts, series: Series) -> dict[str, float]:
         """By series, the median of a decode step in milliseconds; the series take turns."""
         seconds: dict[str, list[float]] = {name: [] for name in series}
-        room = max(self._engine.config.token_budget - len(prompts), 1)
-        prefill_steps = -(-sum(map(len, prompts)) // room) + 1
-        max_tokens = self._num_steps + prefill_steps + 4 * WARM_STEPS
+        budget = self._engine.config.token_budget
+        max_tokens = reply_tokens(self._num_steps, len(prompts), len(prompts[0]), budget)
         for _ in range(TURNS):
             for name, guidance in series.items():
                 run = SteadyDecode(self._engine, prompts, guidance, max_tokens)
@@ -79,8 +78,13 @@ def _plain_and_guided(num_rows: int) -> dict[str, list[Guidance]]:
     return {"plain": [Guidance()] * num_rows} | guided
 
 
+def short_context(sizes: GrowthSizes) -> int:
+    """Room for the replies of the sweeps that leave the context alone."""
+    return 4 * (sizes.prompt + sizes.steps) + 64
+
+
 def sweep_rows(device: torch.device, sizes: GrowthSizes, rates: Rates) -> Iterator[Point]:
-    model = replace(sizes.model, max_len=4 * (sizes.prompt + sizes.steps) + 64)
+    model = replace(sizes.model, max_len=short_context(sizes))
     bench = _Bench(device, sizes, model, max(sizes.rows))
     for rows in sizes.rows:
         prompts = random_prompts(model, [sizes.prompt] * rows)
@@ -102,7 +106,7 @@ def sweep_contexts(device: torch.device, sizes: GrowthSizes, rates: Rates) -> It
 def sweep_heads(device: torch.device, sizes: GrowthSizes, rates: Rates) -> Iterator[Point]:
     """Every row uses one head; the rows of a batch use so many different ones."""
     rows = sizes.head_rows
-    model = replace(sizes.model, max_len=4 * (sizes.prompt + sizes.steps) + 64)
+    model = replace(sizes.model, max_len=short_context(sizes))
     forms = {f"{form}-{i}": form for form in FORMS for i in range(max(sizes.heads))}
     bench = _Bench(device, sizes, model, rows, forms)
     prompts = random_prompts(model, [sizes.prompt] * rows)

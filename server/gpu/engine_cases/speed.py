@@ -11,7 +11,7 @@ from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.request import Guidance
 from trimtab.server.gpu.engine_cases.busy import busy_share, device_intervals
 from trimtab.server.gpu.engine_cases.sizes import EngineSizes
-from trimtab.server.gpu.engine_cases.steady import WARM_STEPS, SteadyDecode
+from trimtab.server.gpu.engine_cases.steady import SteadyDecode, reply_tokens
 from trimtab.server.gpu.engine_cases.subject import Subject, random_prompts
 from trimtab.server.gpu.findings import Aim, Findings, Measurement
 from trimtab.server.gpu.machine import Machine
@@ -23,7 +23,6 @@ GUIDED_LATENCY_AIM = 1.02
 THROUGHPUT_AIMS = {"tied": 0.97, "lowrank": 0.95}
 BUSY_AIM = 0.85
 MIXED_STRENGTHS = (1.0, 0.5, 2.0, -1.0, 0.0)
-SPARE_TOKENS = 4 * WARM_STEPS  # of a reply, beyond what is timed: prompts are not all prefilled in one step
 
 Steps = dict[str, list[list[float]]]  # by contestant: seconds of the steps of each turn
 
@@ -33,6 +32,7 @@ def bench_latency(machine: Machine, sizes: EngineSizes) -> Findings:
     findings = Findings()
     subject = Subject(sizes.large, machine.device, sizes.dtype, sizes.rank)
     engine = subject.engine(max_num_seqs=1)
+    findings.facts["engine"] = describe(engine)
     contestants = {
         "plain": [Guidance()],
         "lowrank": [Guidance(1.0, (("lowrank", 1.0),))],
@@ -64,6 +64,7 @@ def _bench_throughput(machine: Machine, sizes: EngineSizes, form: str, num_rows:
     findings = Findings()
     subject = Subject(sizes.large, machine.device, sizes.dtype, sizes.rank)
     engine = subject.engine(max_num_seqs=num_rows)
+    findings.facts["engine"] = describe(engine)
     mixed = [Guidance(MIXED_STRENGTHS[row % len(MIXED_STRENGTHS)], ((form, 1.0),)) for row in range(num_rows)]
     contestants = {"plain": [Guidance()] * num_rows, form: mixed}
     steps = take_turns(engine, sizes, contestants)
@@ -85,6 +86,11 @@ def _bench_throughput(machine: Machine, sizes: EngineSizes, form: str, num_rows:
     return findings
 
 
+def describe(engine: Engine) -> str:
+    config = engine.config
+    return f"attention {config.attention}, CUDA graphs {config.cuda_graphs}, async depth {config.async_depth}"
+
+
 def take_turns(engine: Engine, sizes: EngineSizes, contestants: Mapping[str, Sequence[Guidance]]) -> Steps:
     """Every contestant in every turn, after one turn to warm up."""
     steps: Steps = {name: [] for name in contestants}
@@ -99,11 +105,10 @@ def take_turns(engine: Engine, sizes: EngineSizes, contestants: Mapping[str, Seq
 
 
 def _begin(engine: Engine, sizes: EngineSizes, guidance: Sequence[Guidance]) -> SteadyDecode:
-    num_steps = max(sizes.steps, 2 * sizes.profiled_steps)
-    budget = engine.config.token_budget
-    prefill_steps = -(-len(guidance) * sizes.prompt // (budget - len(guidance) + 1)) + 1
-    prompts = random_prompts(sizes.large, [sizes.prompt] * len(guidance))
-    return SteadyDecode(engine, prompts, guidance, num_steps + prefill_steps + SPARE_TOKENS)
+    num_steps, num_rows = max(sizes.steps, 2 * sizes.profiled_steps), len(guidance)
+    max_tokens = reply_tokens(num_steps, num_rows, sizes.prompt, engine.config.token_budget)
+    prompts = random_prompts(sizes.large, [sizes.prompt] * num_rows)
+    return SteadyDecode(engine, prompts, guidance, max_tokens)
 
 
 def _report(

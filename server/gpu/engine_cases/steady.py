@@ -13,6 +13,12 @@ from trimtab.server.engine.request import ChoiceDone, Delta, Failed, Guidance, R
 WARM_STEPS = 3
 
 
+def reply_tokens(num_steps: int, num_rows: int, prompt: int, budget: int) -> int:
+    """Of a reply that lasts until every row is prefilled and all have done so many steps together."""
+    prefill_steps = -(-num_rows * prompt // max(budget - num_rows, 1)) + 1
+    return num_steps + prefill_steps + 4 * WARM_STEPS
+
+
 class SteadyDecode:
     """Prefills all prompts, then steps on demand; `finish` lets the replies end."""
 

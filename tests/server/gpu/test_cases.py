@@ -8,11 +8,19 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
-import torch
 
-from trimtab.server.gpu.kernel_checks import guided_logits as check
+from trimtab.server.gpu.kernel_checks import (
+    attention,
+    draw_statistics,
+    guided_head,
+    guided_logits,
+    tilt,
+    truncation,
+)
 from trimtab.server.gpu.machine import Machine, open_rehearsal
 from trimtab.server.gpu.registry import PARTS
 from trimtab.server.gpu.worker import run_case
@@ -52,16 +60,34 @@ def test_kernel_checks_pass_on_the_triton_kernels_in_the_interpreter():
     assert {record["status"] for record in report["cases"]["kernels"].values()} == {"passed"}
 
 
-def test_a_kernel_that_is_a_little_wrong_fails_its_check(machine: Machine, monkeypatch: pytest.MonkeyPatch):
-    right = check.guided_logits
+def scaled(op: Callable[..., Any], name: str, factor: float) -> Callable[..., Any]:
+    """The op with one argument a little off."""
+    return lambda *args, **arguments: op(*args, **arguments | {name: factor * arguments[name]})
 
-    def stronger(logits: torch.Tensor, **arguments: object) -> object:
-        beta = arguments.pop("beta")
-        assert isinstance(beta, torch.Tensor)
-        return right(logits, **arguments, beta=1.01 * beta)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(check, "guided_logits", stronger)
-    case = dataclasses.replace(PARTS["kernels"].cases["guided_logits"])
-    record = run_case(case, machine, PARTS["kernels"].toy)
-    assert record["status"] == "failed"
-    assert "logprob" in record["message"]
+@pytest.mark.parametrize(
+    ("case", "module", "op", "wrong"),
+    [
+        ("guided_head", guided_head, "guided_head", lambda op: scaled(op, "beta", 1.01)),
+        ("guided_logits", guided_logits, "guided_logits", lambda op: scaled(op, "temperature", 3)),
+        ("paged_attention", attention, "paged_attention", lambda op: scaled(op, "scale", 1.02)),
+        ("store_kv", attention, "store_kv", lambda op: lambda *args, **arguments: None),
+        ("truncation", truncation, "truncation_threshold", lambda op: scaled(op, "top_p", 0.9)),
+        ("truncation", truncation, "truncate_and_draw", lambda op: scaled(op, "temperature", 1.5)),
+        ("solve_tilt", tilt, "solve_tilt", lambda op: scaled(op, "kl_cap", 1.05)),
+        ("solve_tilt", tilt, "solve_tilt", lambda op: scaled(op, "lift", 0.9)),
+        ("draws follow the tilt", draw_statistics, "guided_logits", lambda op: scaled(op, "beta", 0.0)),
+        (
+            "draws follow the tilt",
+            draw_statistics,
+            "truncate_and_draw",
+            lambda op: scaled(op, "temperature", 9.0),
+        ),
+    ],
+)
+def test_an_op_that_is_wrong_fails_its_check(
+    case: str, module: Any, op: str, wrong: Any, machine: Machine, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(module, op, wrong(getattr(module, op)))
+    sizes = dataclasses.replace(PARTS["kernels"].toy, num_draws=5000)
+    assert run_case(PARTS["kernels"].cases[case], machine, sizes)["status"] == "failed"

@@ -7,18 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from gpu_cases import GPU, open_cpu, raising
 
 from trimtab.server.gpu import machine as machine_module
 from trimtab.server.gpu import timing
 from trimtab.server.gpu.case import Case
-from trimtab.server.gpu.findings import Findings
 from trimtab.server.gpu.machine import Machine, missing_gpu, open_gpu
-from trimtab.server.gpu.report import Report
-from trimtab.server.gpu.runner import Runner
 from trimtab.server.gpu.timing import QUEUED_CALLS, Repeats, num_copies, time_calls
 from trimtab.server.gpu.worker import run_case
-
-GPU = torch.device("cuda", 0)
 
 
 class Stream:
@@ -112,55 +108,8 @@ def test_why_the_suite_cannot_run(
     assert (found is None) if reason is None else (found is not None and reason in found)
 
 
-@pytest.fixture
-def memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3 << 30)
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-
-
-def describing() -> Machine:
-    class Described(Machine):
-        def describe(self) -> dict[str, str | float]:
-            return {"device": "stand-in"}
-
-    return Described(GPU, "triton", 1.0)
-
-
-def right(machine: Machine, sizes: object) -> Findings:
-    return Findings()
-
-
-def losing(machine: Machine, sizes: object) -> Findings:
-    def gone() -> None:
-        raise RuntimeError("an illegal memory access was encountered")
-
-    torch.cuda.synchronize = gone
-    raise RuntimeError("an illegal memory access was encountered")
-
-
-def raising(machine: Machine, sizes: object) -> Findings:
-    raise ValueError("a slip")
-
-
-def test_a_case_says_how_much_memory_it_took(memory: None, stream: Stream):
-    record = run_case(Case("check", right, 1), describing(), None)
-    assert record["peak_memory_gib"] == 3.0
-
-
-def test_a_case_that_loses_the_device_is_followed_by_a_fresh_process(memory: None, stream: Stream):
-    cases = {"losing": Case("check", losing, 10), "right": Case("check", right, 10)}
-    cases["raising"] = Case("check", raising, 10)
-    report = Report("", True)
-    runner = Runner(cases, describing, None, start_method="fork")
-    runner.run("part", report, say=lambda line: None)
-    records = report.cases["part"]
-    assert [record["status"] for record in records.values()] == ["failed", "passed", "failed"]
-    assert [record["lost"] for record in records.values()] == [True, False, False]
-
-
-def test_a_failure_names_its_place_without_a_path_of_this_machine(memory: None, stream: Stream):
-    message = run_case(Case("check", raising, 1), describing(), None)["message"]
-    assert message.splitlines()[-1] == "ValueError: a slip"
-    assert "gpu/test_cuda_paths.py" in message
+def test_a_failure_names_its_place_without_a_path_of_this_machine():
+    message = run_case(Case("check", raising, 1), open_cpu(), None)["message"]
+    assert message.splitlines()[-1] == "RuntimeError: no such thing"
+    assert "support/gpu_cases.py" in message
     assert not any(word.startswith("/") for word in message.split())

@@ -1,56 +1,32 @@
 from __future__ import annotations
 
 import json
-import math
-import os
-import time
+import multiprocessing
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
+from gpu_cases import dying, hanging, losing, open_cpu, open_stand_in, raising, right, skipping, wrong
 
-from trimtab.server.gpu.case import Case, SkippedError
-from trimtab.server.gpu.findings import Findings
+from trimtab.server.gpu.case import Case
 from trimtab.server.gpu.machine import Machine
 from trimtab.server.gpu.report import Report
 from trimtab.server.gpu.runner import Runner
 
 
-def open_machine() -> Machine:
-    return Machine(torch.device("cpu"), "reference", 1e9)
+@pytest.fixture(scope="module", autouse=True)
+def _imported_once() -> None:
+    """Workers are forked from a process that has imported all they need and runs no thread."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["gpu_cases"])
 
 
-def right(machine: Machine, sizes: object) -> Findings:
-    findings = Findings()
-    findings.require("error", torch.tensor([0.1, 0.2]), 0.5)
-    return findings
-
-
-def wrong(machine: Machine, sizes: object) -> Findings:
-    findings = Findings()
-    findings.require("error", torch.tensor([0.1, math.nan]), 0.5)
-    return findings
-
-
-def raising(machine: Machine, sizes: object) -> Findings:
-    raise RuntimeError("no such thing")
-
-
-def skipping(machine: Machine, sizes: object) -> Findings:
-    raise SkippedError("not here")
-
-
-def dying(machine: Machine, sizes: object) -> Findings:
-    os._exit(7)
-
-
-def hanging(machine: Machine, sizes: object) -> Findings:
-    time.sleep(60)
-    return Findings()
-
-
-def run(cases: dict[str, Case], report: Report, seconds: float = 100.0) -> dict[str, dict[str, object]]:
-    runner = Runner(cases, open_machine, None, seconds=seconds, start_method="fork")
+def run(
+    cases: dict[str, Case],
+    report: Report,
+    seconds: float = 100.0,
+    open_machine: Callable[[], Machine] = open_cpu,
+) -> dict[str, dict[str, object]]:
+    runner = Runner(cases, open_machine, None, seconds=seconds, start_method="forkserver")
     runner.run("part", report, say=lambda line: None)
     return report.cases["part"]
 
@@ -104,6 +80,14 @@ def test_the_report_is_whole_on_disk_after_every_case(tmp_path: Path):
     written = json.loads((tmp_path / "out" / "r.json").read_text())
     assert written["ok"] is False
     assert written["machine"]["part"]["backend"] == "reference"
+
+
+def test_a_case_that_loses_the_device_is_followed_by_a_fresh_process():
+    cases = {name: Case("check", run, 10) for name, run in {"a": losing, "b": right, "c": raising}.items()}
+    records = run(cases, Report("", True), open_machine=open_stand_in)
+    assert [record["status"] for record in records.values()] == ["failed", "passed", "failed"]
+    assert [record["lost"] for record in records.values()] == [True, False, False]
+    assert records["b"]["peak_memory_gib"] == 3.0
 
 
 def test_a_report_without_a_case_is_no_success():

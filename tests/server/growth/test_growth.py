@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from trimtab.server.engine.config import TOKEN_BUDGET
+from trimtab.server.gpu.engine_cases.steady import reply_tokens
 from trimtab.server.gpu.engine_cases.subject import Subject
 from trimtab.server.growth.floor import Floor, Rates, step_floor
 from trimtab.server.growth.sizes import CPU, CUDA, TOY
-from trimtab.server.growth.sweeps import SWEEPS, Point
+from trimtab.server.growth.sweeps import SWEEPS, Point, short_context
 
 DEVICE = torch.device("cpu")
 
@@ -57,6 +59,18 @@ def test_the_sweeps_reach_as_far_as_is_asked(sizes: Any):
         places = SWEEPS[name].places(sizes)
         assert (places[0], places[-1]) == ends
         assert list(places) == sorted(places)
+
+
+@pytest.mark.parametrize(("sizes", "device"), [(CPU, "cpu"), (CUDA, "cuda")])
+def test_the_longest_requests_fit_the_models(sizes: Any, device: str):
+    for num_rows, prompt, max_len in (
+        (sizes.context_rows, max(sizes.contexts), sizes.model.max_len),
+        (sizes.vocab_rows, sizes.prompt, sizes.small.max_len),
+        (max(sizes.rows), sizes.prompt, short_context(sizes)),
+        (sizes.head_rows, sizes.prompt, short_context(sizes)),
+    ):
+        budget = max(TOKEN_BUDGET[device], num_rows)
+        assert prompt + reply_tokens(sizes.steps, num_rows, prompt, budget) <= max_len
 
 
 def test_it_measures_and_draws_every_sweep_and_draws_again_from_the_document(tmp_path: Path):
