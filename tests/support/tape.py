@@ -60,8 +60,3 @@ class Tape(TorchDispatchMode):
             calls.append(lambda: _run_kernel(kernel, *args, **kwargs))
 
         return run
-
-
-def poison(tensor: Tensor) -> None:
-    """Make what a replay should write visible where it does not."""
-    tensor.fill_(torch.nan)
