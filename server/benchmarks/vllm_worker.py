@@ -20,14 +20,12 @@ def main() -> None:
     os.dup2(2, 1)  # whatever vLLM prints goes to stderr, so that stdout carries JSON alone
     from vllm import LLM, SamplingParams, __version__  # noqa: PLC0415
 
-    llm = LLM(sys.argv[1], dtype="float32", skip_tokenizer_init=True, max_model_len=1024, seed=0,
-              enable_prefix_caching=False, max_num_seqs=64)  # fmt: skip
+    llm = LLM(sys.argv[1], dtype="float32", max_model_len=1024, seed=0, enable_prefix_caching=False,
+              max_num_seqs=64)  # fmt: skip
     print(json.dumps({"version": __version__}), file=out, flush=True)
     for line in sys.stdin:
         job = json.loads(line)
-        params = SamplingParams(
-            temperature=1.0, max_tokens=job["num_new_tokens"], ignore_eos=True, detokenize=False
-        )
+        params = SamplingParams(temperature=1.0, max_tokens=job["num_new_tokens"], ignore_eos=True)
         prompts = [{"prompt_token_ids": prompt} for prompt in job["prompts"]]
         start = time.perf_counter()
         outputs = llm.generate(prompts, params, use_tqdm=False)
