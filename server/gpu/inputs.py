@@ -40,15 +40,17 @@ class HeadInputs:
     column: Tensor | None
     lowrank: tuple[Tensor, Tensor] | None
 
-    def logits(self, dtype: torch.dtype = torch.float64) -> Tensor:
-        return self.h.to(dtype) @ self.weight.to(dtype).T
+    def exact_logits(self) -> Tensor:
+        """f64[B, V]"""
+        return self.h.double() @ self.weight.double().T
 
-    def advantage(self, dtype: torch.dtype = torch.float64) -> Tensor | None:
+    def exact_advantage(self) -> Tensor | None:
+        """f64[B, V]"""
         total: Tensor | None = None
         if self.column is not None:
-            total = self.column.to(dtype) @ self.weight.to(dtype).T
+            total = self.column.double() @ self.weight.double().T
         if self.lowrank is not None:
-            inner, up = (part.to(dtype) for part in self.lowrank)
+            inner, up = (part.double() for part in self.lowrank)
             total = inner @ up.T if total is None else total + inner @ up.T
         return total
 

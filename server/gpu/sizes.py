@@ -42,7 +42,7 @@ class KernelSizes:
     check_rows: tuple[int, ...] = (1, 17, 64)
     batch_sizes: tuple[int, ...] = (1, 2, 3, 7, 16, 17, 33, 64, 65, 128)
     max_fused_rows: int = 64
-    fused_rows: tuple[int, ...] = (1, 8, 16, 32, 64)
+    fused_rows: tuple[int, ...] = (1, 8, 16, 32, 64, 128)
     logit_rows: tuple[int, ...] = (1, 64, 128, 288)
     truncated_vocab: int = 131072
     truncated_rows: tuple[int, ...] = (64, 128)

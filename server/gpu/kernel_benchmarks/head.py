@@ -20,6 +20,7 @@ from trimtab.server.gpu.timing import Call
 
 BANDWIDTH_AIMS = {16: 0.9, 64: 0.8}  # up to so many rows, of the bandwidth measured in the same run
 TIED_AIMS = {16: 1.05, 32: 1.10, 64: 1.30}  # up to so many rows, of the plain kernel's time
+MAX_AIMED_ROWS = 64  # for more the engine takes the other path; the figures show where it should
 
 
 def bench_guided_head(machine: Machine, sizes: KernelSizes) -> Findings:
@@ -30,16 +31,12 @@ def bench_guided_head(machine: Machine, sizes: KernelSizes) -> Findings:
             form: _bench_form(findings, machine, sizes, form, num_rows)
             for form in ("plain", "tied", "low-rank")
         }
-        floor = machine.floor(_num_bytes(sizes, "plain"))
-        share, tied = floor / times["plain"], times["tied"] / times["plain"]
-        findings.aims += [
-            Aim(
-                f"fused head, plain, {num_rows} rows, of the bandwidth",
-                share,
-                at_least=_aim(BANDWIDTH_AIMS, num_rows),
-            ),
-            Aim(f"fused head, tied / plain, {num_rows} rows", tied, at_most=_aim(TIED_AIMS, num_rows)),
-        ]
+        if num_rows <= MAX_AIMED_ROWS:
+            share = machine.floor(_num_bytes(sizes, "plain")) / times["plain"]
+            what = f"fused head, plain, {num_rows} rows, of the bandwidth"
+            findings.aims.append(Aim(what, share, at_least=_aim(BANDWIDTH_AIMS, num_rows)))
+            what, ratio = f"fused head, tied / plain, {num_rows} rows", times["tied"] / times["plain"]
+            findings.aims.append(Aim(what, ratio, at_most=_aim(TIED_AIMS, num_rows)))
     return findings
 
 
@@ -78,8 +75,16 @@ def _bench_form(findings: Findings, machine: Machine, sizes: KernelSizes, form: 
 
 
 def _products(inputs: HeadInputs) -> tuple[Tensor, Tensor | None]:
-    """z and A, f32[B, V]."""
-    return F.linear(inputs.h, inputs.weight).float(), inputs.advantage(inputs.h.dtype)
+    """z and A, f32[B, V]; W is read once for h and g."""
+    num_rows = len(inputs.h)
+    columns = inputs.h if inputs.column is None else torch.cat([inputs.h, inputs.column])
+    products = F.linear(columns, inputs.weight).float()
+    advantage = None if inputs.column is None else products[num_rows:]
+    if inputs.lowrank is not None:
+        inner, up = inputs.lowrank
+        lowrank = F.linear(inner, up).float()
+        advantage = lowrank if advantage is None else advantage + lowrank
+    return products[:num_rows], advantage
 
 
 def materialised(inputs: HeadInputs, keys: DrawKeys, beta: Tensor, backend: str) -> Call:
@@ -90,7 +95,7 @@ def materialised(inputs: HeadInputs, keys: DrawKeys, beta: Tensor, backend: str)
         z, advantage = _products(inputs)
         tilt: dict[str, Any] = {}
         if advantage is not None:
-            tilt = {"advantage": advantage.float(), "advantage_row": place, "beta": beta}
+            tilt = {"advantage": advantage, "advantage_row": place, "beta": beta}
         return guided_logits(z, **keys.as_dict(), **tilt, any_greedy=False, backend=backend)
 
     return run
@@ -99,10 +104,6 @@ def materialised(inputs: HeadInputs, keys: DrawKeys, beta: Tensor, backend: str)
 def _torch(inputs: HeadInputs, beta: Tensor) -> Call:
     def run() -> object:
         z, advantage = _products(inputs)
-        return (
-            torch_path.sample(z)
-            if advantage is None
-            else torch_path.sample_guided(z, advantage.float(), beta)
-        )
+        return torch_path.sample(z) if advantage is None else torch_path.sample_guided(z, advantage, beta)
 
     return run

@@ -75,7 +75,7 @@ def _check_form(
     inputs = make_head(source, num_rows, shape, dtype, form, rank)
     keys, beta = source.keys(num_rows), source.strengths(num_rows)
     draw = run_head(inputs, keys, beta, machine.backend, want_entropy=True)
-    exact = measure_exactly(inputs.logits(), inputs.advantage(), beta, keys)
+    exact = measure_exactly(inputs.exact_logits(), inputs.exact_advantage(), beta, keys)
     name = f"{dtype_name(dtype)}, d {shape[0]}, V {shape[1]}, {form}"
     require_exact(findings, name, draw, exact)
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from trimtab.server.engine.config import TOKEN_BUDGET
 from trimtab.server.gpu.engine_cases.steady import reply_tokens
 from trimtab.server.gpu.engine_cases.subject import Subject
+from trimtab.server.growth.__main__ import main
 from trimtab.server.growth.floor import Floor, Rates, step_floor
 from trimtab.server.growth.sizes import CPU, CUDA, TOY
 from trimtab.server.growth.sweeps import SWEEPS, Point, short_context
@@ -73,14 +73,20 @@ def test_the_longest_requests_fit_the_models(sizes: Any, device: str):
         assert prompt + reply_tokens(sizes.steps, num_rows, prompt, budget) <= max_len
 
 
-def test_it_measures_and_draws_every_sweep_and_draws_again_from_the_document(tmp_path: Path):
+def test_it_measures_and_draws_every_sweep_and_draws_again_from_the_document(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def run(*flags: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["growth", *flags])
+        main()
+
     out = tmp_path / "results" / "growth-cpu.json"
-    command = [sys.executable, "-m", "trimtab.server.growth"]
-    flags = ["--sizes", "toy", "--out", str(out), "--plots", str(tmp_path)]
-    run = subprocess.run([*command, *flags], capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
+    run("--sizes", "toy", "--out", str(out), "--plots", str(tmp_path))
     report = json.loads(out.read_text(encoding="utf-8"))
-    assert report == json.loads(run.stdout.splitlines()[-1])
+    assert report == json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert str(tmp_path) not in out.read_text(encoding="utf-8"), (
+        "the document is committed, and holds no path"
+    )
     assert report["sweeps"].keys() == SWEEPS.keys()
     for name, sweep in SWEEPS.items():
         points = report["sweeps"][name]["points"]
@@ -90,6 +96,5 @@ def test_it_measures_and_draws_every_sweep_and_draws_again_from_the_document(tmp
             assert all(time > point["floor"] > 0 for time in point["milliseconds_per_token"].values())
     pictures = {f"growth-cpu-{name}.png" for name in SWEEPS}
     assert {path.name for path in tmp_path.glob("*.png")} == pictures
-    again = [*command, "--redraw", str(out), "--plots", str(tmp_path / "again")]
-    subprocess.run(again, check=True, capture_output=True)
+    run("--redraw", str(out), "--plots", str(tmp_path / "again"))
     assert {path.name for path in (tmp_path / "again").glob("*.png")} == pictures
