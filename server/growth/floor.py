@@ -51,11 +51,12 @@ def measure_rates(device: torch.device, sizes: GrowthSizes) -> Rates:
 
 
 def step_floor(rates: Rates, subject: Subject, num_rows: int, context: int, heads: tuple[str, ...]) -> Floor:
-    """heads: the names of those in use; their weights are read, and multiplied, once for the whole batch."""
+    """heads: the names of those in use, all of a size. Each is read once; every row multiplies by one of them."""
     size = subject.size
     head_bytes = sum(subject.head_bytes(name) for name in heads)
     num_bytes = subject.weight_bytes + head_bytes + subject.cache_bytes(num_rows, context)
-    products = 2 * num_rows * subject.weight_bytes / subject.model.dtype.itemsize
+    one_head = head_bytes / max(len(heads), 1)
+    products = 2 * num_rows * (subject.weight_bytes + one_head) / subject.model.dtype.itemsize
     attention = 4 * num_rows * context * size.hidden * size.layers
     return Floor(
         1e3 * num_bytes / rates.bytes_per_second, 1e3 * (products + attention) / rates.flops_per_second

@@ -36,6 +36,7 @@ def test_the_floor_reads_weights_once_and_each_row_s_keys_and_values(subject: Su
     lowrank = 4 * TOY.rank * (size.hidden + size.vocab)
     with_head = step_floor(rates, subject, 3, 10, ("lowrank",))
     assert with_head.memory - floor.memory == pytest.approx(1e3 * lowrank / 1e9)
+    assert with_head.arithmetic - floor.arithmetic == pytest.approx(1e3 * 2 * 3 * lowrank / 4 / 1e30)
 
 
 def test_the_floor_of_arithmetic_binds_where_it_is_the_higher(subject: Subject):
@@ -84,9 +85,7 @@ def test_it_measures_and_draws_every_sweep_and_draws_again_from_the_document(
     run("--sizes", "toy", "--out", str(out), "--plots", str(tmp_path))
     report = json.loads(out.read_text(encoding="utf-8"))
     assert report == json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert str(tmp_path) not in out.read_text(encoding="utf-8"), (
-        "the document is committed, and holds no path"
-    )
+    assert str(tmp_path) not in out.read_text(encoding="utf-8"), "it is committed, and holds no path"
     assert report["sweeps"].keys() == SWEEPS.keys()
     for name, sweep in SWEEPS.items():
         points = report["sweeps"][name]["points"]
