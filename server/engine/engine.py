@@ -29,6 +29,7 @@ from trimtab.server.engine.row_needs import RowNeeds
 from trimtab.server.engine.sampler import Sampler
 from trimtab.server.engine.scheduler import Purpose, Row, Scheduler, Step
 from trimtab.server.engine.step_result import StepResult
+from trimtab.server.engine.warm_up import warm_up
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,8 @@ class Engine:
         self.scheduler = Scheduler(blocks, config.max_num_seqs, config.token_budget)
         self.runner = ModelRunner(policy, config, num_blocks, len(bank.names))
         self.sampler = Sampler(policy, bank, self.runner.state, config.strict)
+        if policy.device.type == "cuda":
+            warm_up(self.sampler, policy, bank, self.runner.state)
         self._live: dict[str, LiveRequest] = {}
         self._launched: deque[StepResult] = deque()
         self._pending_events: list[Event] = []

@@ -16,7 +16,10 @@ from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.kv_cache import KVCache, LayerShape
 from trimtab.server.engine.memory import run_largest_step
+from trimtab.server.engine.offline import generate
 from trimtab.server.engine.policy import load_policy
+from trimtab.server.engine.request import Guidance, Request, SamplingParams
+from trimtab.server.engine.warm_up import warm_up
 
 GIB = 2**30
 
@@ -82,6 +85,23 @@ def test_the_largest_step_fills_every_row_and_the_token_budget(
     assert drawn.statistics.isfinite().all()
     assert drawn.tokens.shape == (8,)
     assert drawn.top_ids is not None and drawn.base_top_ids is not None and drawn.values is not None
+
+
+def test_the_warm_up_draws_every_kind_and_leaves_later_replies_as_they_are(
+    make_engine: Callable[..., Engine], llama_folder: Path, tmp_path: Path
+):
+    heads = [save_random_head(tmp_path, llama_folder, form, form) for form in ("tied", "lowrank")]
+    request = Request(
+        "one",
+        tuple(range(40, 60)),
+        SamplingParams(max_tokens=8, seed=1, ignore_eos=True),
+        Guidance(1.0, (("tied", 1.0),)),
+    )
+    expected = generate(make_engine(heads=tuple(heads)), [request])[0].choices[0]
+    engine = make_engine(heads=tuple(heads))
+    assert warm_up(engine.sampler, engine.policy, engine.bank, engine.runner.state) == 6
+    found = generate(engine, [request])[0].choices[0]
+    assert (found.token_ids, found.summary) == (expected.token_ids, expected.summary)
 
 
 def test_an_engine_that_is_gone_has_freed_its_cache(make_engine: Callable[..., Engine]):
