@@ -51,7 +51,7 @@ def measure_rates(device: torch.device, sizes: GrowthSizes) -> Rates:
 
 
 def step_floor(rates: Rates, subject: Subject, num_rows: int, context: int, heads: tuple[str, ...]) -> Floor:
-    """heads: the names of those in use, all of a size. Each is read once; every row multiplies by one of them."""
+    """heads: the names of those in use, all of one size. Each is read once; a row multiplies by one."""
     size = subject.size
     head_bytes = sum(subject.head_bytes(name) for name in heads)
     num_bytes = subject.weight_bytes + head_bytes + subject.cache_bytes(num_rows, context)
