@@ -18,7 +18,7 @@ from trimtab.kernels.base_statistics import (
 )
 from trimtab.kernels.dispatch import choose_backend, jit, tl, triton
 from trimtab.kernels.keyed_draw import MIN_TEMPERATURE, keyed_draw
-from trimtab.kernels.philox import DRAW, NoiseFunction, gumbel_noise, gumbel_tile
+from trimtab.kernels.philox import DRAW, gumbel_tile
 from trimtab.kernels.tile_reduce import (
     NO_TOKEN,
     NUM_FIELDS,
@@ -51,7 +51,6 @@ class _Inputs:
     want_entropy: bool
     any_greedy: bool
     any_sampled: bool
-    noise: NoiseFunction
 
     @property
     def truncates(self) -> bool:
@@ -141,7 +140,6 @@ def _draw(inputs: _Inputs, guided: Tensor) -> Tensor:
         temperature=inputs.temperature,
         threshold=inputs.threshold(guided, "reference") if inputs.truncates else None,
         any_greedy=inputs.any_greedy,
-        noise=inputs.noise,
     )
 
 
@@ -288,7 +286,6 @@ def guided_logits(
     want_entropy: bool = False,
     any_greedy: bool = True,
     any_sampled: bool = True,
-    noise: NoiseFunction = gumbel_noise,
     backend: str | None = None,
 ) -> GuidedDraw:
     """Draw one token per row from the tilt of the base, and measure the tilt.
@@ -306,14 +303,13 @@ def guided_logits(
         min_p, top_k, top_p: [B], see `truncation_threshold`; None where no row asks for it.
         want_entropy: also measure the base's entropy.
         any_greedy, any_sampled: False promises that no row has temperature 0, or a higher one.
-        noise: what the reference draws with; Triton has its own.
         backend: see `choose_backend`.
     """
     if advantage is not None and not len(advantage):
         advantage = None
     inputs = _Inputs(
         logits, seeds, positions, choices, temperature, advantage, advantage_row, beta, min_p, top_k, top_p,
-        want_entropy, any_greedy, any_sampled, noise,
+        want_entropy, any_greedy, any_sampled,
     )  # fmt: skip
     return _BACKENDS[choose_backend(logits.device, backend)](inputs)
 

@@ -10,7 +10,7 @@ Token i of a row reads word `i & 3` of the block whose key is the row's 64-bit s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -26,8 +26,6 @@ LARGEST_UNIFORM = 1 - 2.0**-24
 DRAW = 0  # the purpose of noise that draws the next token
 
 Words = tuple[Tensor, Tensor, Tensor, Tensor]
-NoiseFunction = Callable[[Tensor, Tensor, Tensor, int], Tensor]
-"""What `gumbel_noise` is for the draw: (seeds, positions, choices, num_tokens) → f32[B, V]."""
 
 
 def philox_4x32(counter: Words, key: tuple[Tensor, Tensor]) -> Words:

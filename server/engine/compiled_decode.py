@@ -19,7 +19,7 @@ import torch._inductor.config as inductor_config
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from trimtab.kernels.compiled_noise import compile_noise
+from trimtab.kernels.compiled_draw import CompiledDraw
 from trimtab.server.engine.attention import check_attention_call
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.kv_cache import KVCache, LayerShape
@@ -106,7 +106,7 @@ class _DecodeAttention:
 
 
 class CompiledDecode:
-    """The body of a policy, with a linear tail, for steps of single tokens; and the noise of their draws.
+    """The body of a policy, with a linear tail, for steps of single tokens; and the draw.
 
     Raises RuntimeError where it cannot be compiled: its code defies tracing, or there is no C++ compiler.
     """
@@ -118,10 +118,7 @@ class CompiledDecode:
         AttentionInterface.register(name, self._attention)
         policy.use_attention(name)
         self._forward = self._compile(policy.layers)
-        self.noise = compile_noise()
-        zeros = torch.zeros(32, dtype=torch.long)
-        with torch.inference_mode():
-            self.noise(zeros, zeros.clone(), zeros.clone(), policy.vocab_size)
+        self.draw = CompiledDraw(policy.vocab_size)
 
     @staticmethod
     def suits(ends: Sequence[int]) -> bool:

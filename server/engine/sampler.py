@@ -14,7 +14,6 @@ from trimtab.kernels.dispatch import choose_head_path
 from trimtab.kernels.guided_head import guided_head
 from trimtab.kernels.guided_logits import GuidedDraw, guided_logits, tilted_logits
 from trimtab.kernels.penalties import apply_penalties
-from trimtab.kernels.philox import gumbel_noise
 from trimtab.kernels.wide_product import wide_product
 from trimtab.server.engine.batch import DrawInputs
 from trimtab.server.engine.device_copy import index_tensor
@@ -77,7 +76,7 @@ class Sampler:
     def __init__(self, policy: Policy, bank: HeadBank, state: StepState, strict: bool = False) -> None:
         self._policy, self._bank, self._state, self._is_strict = policy, bank, state, strict
         compiled = policy.compiled_decode
-        self._noise = gumbel_noise if compiled is None else compiled.noise
+        self._guided_logits = guided_logits if compiled is None else compiled.draw
         self._roster: _Roster | None = None
         self._roster_key: tuple[int, ...] = ()
 
@@ -191,7 +190,7 @@ class Sampler:
 
     def _draw(self, scores: _Scores, draws: DrawInputs, roster: _Roster) -> GuidedDraw:
         needs, settings = roster.needs, roster.settings
-        return guided_logits(
+        return self._guided_logits(
             scores.z,
             seeds=settings.seeds,
             positions=draws.positions,
@@ -206,7 +205,6 @@ class Sampler:
             want_entropy=bool(needs.traced),
             any_greedy=needs.any_greedy,
             any_sampled=needs.any_sampled,
-            noise=self._noise,
         )
 
     def _draw_fused(self, h: Tensor, draws: DrawInputs, roster: _Roster) -> GuidedDraw:
