@@ -14,22 +14,13 @@ from typing import Any, Generic, Literal, TypeVar
 import datasets
 
 from trimtab.guidance.errors import DataError
+from trimtab.guidance.message import Message, Prompt
 
 logger = logging.getLogger(__name__)
-Role = Literal["system", "user", "assistant"]
 OnBadRows = Literal["refuse", "skip"]
 _ROLES = ("system", "user", "assistant")
 _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
 Row = TypeVar("Row")
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    role: Role
-    content: str
-
-
-Prompt = str | tuple[Message, ...]
 
 
 @dataclass(frozen=True, slots=True)

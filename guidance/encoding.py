@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from trimtab.guidance.data import Message, Prompt
 from trimtab.guidance.errors import DataError, PolicyError
+from trimtab.guidance.message import Message, Prompt
 
 _MARK = "TRIMTAB"
 

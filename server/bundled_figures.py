@@ -13,12 +13,12 @@ import numpy as np
 from trimtab.guidance.bundled import judge
 from trimtab.guidance.bundled.grammar.conversation import draw_prompts
 from trimtab.guidance.bundled.grammar.subject import Kind
-from trimtab.guidance.data import Message
 from trimtab.guidance.encoding import encode_prompt
 from trimtab.guidance.evaluation.frontier import frontier
 from trimtab.guidance.evaluation.plot import plot_frontier
 from trimtab.guidance.evaluation.report import FrontierReport
 from trimtab.guidance.evaluation.variance import share_decided_later
+from trimtab.guidance.message import Message
 from trimtab.server.bundled_rollouts import AXES
 from trimtab.server.commands.frontier_run import sampler
 from trimtab.server.engine.config import EngineConfig

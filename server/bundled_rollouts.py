@@ -12,8 +12,8 @@ from typing import Any
 from trimtab.guidance.bundled.grammar.conversation import Prompt, draw_prompts
 from trimtab.guidance.bundled.grammar.subject import Kind
 from trimtab.guidance.bundled.judge import Verdict, is_harmful_request, is_refusal, judge_all, unparsable_rate
-from trimtab.guidance.data import Message
 from trimtab.guidance.encoding import encode_prompt
+from trimtab.guidance.message import Message
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.offline import generate

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from trimtab.guidance.data import Prompt, load_prompts
+from trimtab.guidance.data import load_prompts
 from trimtab.guidance.encoding import encode_prompt
 from trimtab.guidance.evaluation.frontier import frontier
 from trimtab.guidance.evaluation.plot import plot_frontier
 from trimtab.guidance.evaluation.reply import Heads, Reply, Sample, Score
+from trimtab.guidance.message import Prompt
 from trimtab.server.commands.errors import UserError
 from trimtab.server.commands.frontier import FrontierConfig
 from trimtab.server.engine.config import EngineConfig

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from trimtab.guidance.data import Message
 from trimtab.guidance.encoding import ReplyEncoder, encode_prompt, end_of_reply
 from trimtab.guidance.errors import DataError, PolicyError
+from trimtab.guidance.message import Message
 
 CHAT = (Message("system", "a b"), Message("user", "c"))
 

@@ -12,7 +12,7 @@ import torch
 
 ROOT = Path(__file__).parents[3]
 HTTP = ("fastapi", "pydantic", "starlette", "uvicorn", "sse_starlette", "tyro", "rich", "openai")
-ABSENT = (*HTTP, "matplotlib", "accelerate", "httpx", "hypothesis", "psutil")
+ABSENT = (*HTTP, "matplotlib", "datasets", "accelerate", "httpx", "hypothesis", "psutil")
 
 
 def suite(
