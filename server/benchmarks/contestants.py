@@ -61,7 +61,7 @@ class Generate:
 
 
 class Vllm:
-    """vLLM in its own interpreter, stopped between its turns: its idle threads would take time from others."""
+    """vLLM in its own interpreter, stopped between its turns: its idle threads take time from others."""
 
     def __init__(self, python: Path, model: Path) -> None:
         command = [str(python), vllm_worker.__file__, str(model)]

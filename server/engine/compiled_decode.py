@@ -185,18 +185,26 @@ def _own_code(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return types.FunctionType(code, function.__globals__, code.co_name)
 
 
+def _obstacle(policy: Policy) -> str | None:
+    if not policy.has_linear_tail:
+        return f"the logits of '{policy.name}' are not h·Wᵀ alone"
+    if policy.dtype != torch.float32:
+        return f"'{policy.name}' is served in {policy.dtype}, and only float32 is compiled"
+    return None
+
+
 def compile_decode(policy: Policy, config: EngineConfig) -> CompiledDecode | None:
     """What a resolved configuration asks for; under "auto" None where it does not pay or cannot be had.
 
     Raises ModelError where `compile` is "on" and cannot be had.
     """
-    if config.compile == "off" or (
-        config.compile == "auto"
-        and (not policy.has_linear_tail or policy.model.num_parameters() < MIN_PARAMETERS)
-    ):
+    if config.compile == "off":
         return None
-    if not policy.has_linear_tail:
-        raise ModelError(f"--compile on: the logits of '{policy.name}' are not h·Wᵀ alone; leave it auto")
+    obstacle = _obstacle(policy)
+    if config.compile == "auto" and (obstacle or policy.model.num_parameters() < MIN_PARAMETERS):
+        return None
+    if obstacle:
+        raise ModelError(f"--compile on: {obstacle}; leave it auto")
     logger.info("compiling the decode step of %s; later starts find it in the cache", policy.name)
     start = time.perf_counter()
     try:
