@@ -6,12 +6,11 @@ picked out.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from trimtab.kernels.guided_logits import guided_logits
+from trimtab.kernels.inductor import MIN_SIZE, compile_unguarded, compiler_settings
 from trimtab.kernels.keyed_draw import MIN_TEMPERATURE
 from trimtab.kernels.philox import (
     DRAW,
@@ -26,7 +25,6 @@ from trimtab.kernels.philox import (
 from trimtab.kernels.tile_reduce import NO_TOKEN, WEAK_LIFT, GuidedDraw
 from trimtab.kernels.truncate import truncation_threshold
 
-MIN_ROWS = 2  # torch.compile gives a size of 1 a graph of its own
 TYPICAL_ROWS, TYPICAL_GUIDED_ROWS = 32, 29  # what loops are laid out for; if equal, taken for one
 
 
@@ -41,8 +39,8 @@ def _noise(seeds: Tensor, positions: Tensor, choices: Tensor, num_tokens: int) -
         word_2 = ((product_0 >> 32) ^ word_3 ^ key_1) & MASK
         word_1, word_3 = product_1 & MASK, product_0 & MASK
         key_0, key_1 = (key_0 + WEYL_0) & MASK, (key_1 + WEYL_1) & MASK
-    words = torch.stack((word_0, word_1, word_2, word_3), -1).flatten(1)[:, :num_tokens]
-    uniform = (words.float() * 2.0**-32 + 2.0**-33).clamp(max=LARGEST_UNIFORM)
+    words = torch.stack([word.float() for word in (word_0, word_1, word_2, word_3)], -1)
+    uniform = (words.flatten(1)[:, :num_tokens] * 2.0**-32 + 2.0**-33).clamp(max=LARGEST_UNIFORM)
     return -torch.log(-torch.log1p(-uniform))
 
 
@@ -120,14 +118,18 @@ class CompiledDraw:
     """
 
     def __init__(self, vocab_size: int) -> None:
-        self._compiled: Callable[..., tuple[Tensor, ...]] = torch.compile(_draw, dynamic=True, fullgraph=True)
+        self._vocab_size = vocab_size
+        self._plain, self._guided = compile_unguarded(_draw), compile_unguarded(_draw)
         rows = TYPICAL_ROWS
-        z, temperature, threshold, beta = torch.zeros(rows, vocab_size), *torch.ones(3, rows).clone().unbind()
-        keys = [torch.zeros(rows, dtype=torch.long) for _ in range(4)]
-        with torch.inference_mode():
-            for advantage in (None, torch.zeros(TYPICAL_GUIDED_ROWS, vocab_size)):
-                guidance = (None, None, None) if advantage is None else (advantage, keys[3], beta)
-                self._compiled(z, *keys[:3], temperature, threshold, *guidance)
+        logits, advantage = torch.zeros(rows, vocab_size), torch.zeros(TYPICAL_GUIDED_ROWS, vocab_size)
+        seeds, positions, choices, advantage_row = (torch.zeros(rows, dtype=torch.long) for _ in range(4))
+        temperature, threshold, beta = (torch.ones(rows) for _ in range(3))
+        inputs = (logits, seeds, positions, choices, temperature, threshold, advantage, advantage_row, beta)
+        for tensor in inputs:
+            torch._dynamo.mark_dynamic(tensor, 0)
+        with compiler_settings():
+            self._plain(*inputs[:6], None, None, None)
+            self._guided(*inputs)
 
     def __call__(
         self,
@@ -171,9 +173,11 @@ class CompiledDraw:
         else:
             threshold = torch.full_like(temperature, -torch.inf)
         rows = (logits, seeds, positions, choices, temperature, threshold, advantage, advantage_row, beta)
-        fields = self._compiled(*(_at_least_two(values) for values in rows))
+        assert logits.shape[1] == self._vocab_size
+        run = self._plain if advantage is None else self._guided
+        fields = run(*(_at_least_two(values) for values in rows))
         return GuidedDraw(*(field[: len(logits)] for field in fields))
 
 
 def _at_least_two(rows: Tensor | None) -> Tensor | None:
-    return rows if rows is None or len(rows) >= MIN_ROWS else torch.cat([rows, rows])
+    return rows if rows is None or len(rows) >= MIN_SIZE else torch.cat([rows, rows])

@@ -9,17 +9,16 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch._inductor.config as inductor_config
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from trimtab.kernels.compiled_draw import CompiledDraw
+from trimtab.kernels.inductor import MIN_SIZE, compile_unguarded, compiler_settings
 from trimtab.server.engine.attention import check_attention_call
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.kv_cache import KVCache, LayerShape
@@ -28,14 +27,7 @@ from trimtab.server.engine.policy import ModelError, Policy
 logger = logging.getLogger(__name__)
 
 MIN_PARAMETERS = 10_000_000  # a smaller policy has answered most users before it is compiled
-MIN_SIZE = 2  # torch.compile gives sizes 0 and 1 graphs of their own
 SHORT_CONTEXT = 128
-_INDUCTOR = {
-    "freezing": True,
-    "cpp_wrapper": True,
-    "cpp.enable_concat_linear": True,
-    "realize_reads_threshold": 1,
-}
 _names = itertools.count()
 
 
@@ -145,12 +137,7 @@ class CompiledDecode:
         return h
 
     def _compile(self, layers: Sequence[LayerShape]) -> Callable[..., Tensor]:
-        forward = torch.compile(
-            types.MethodType(_own_code(CompiledDecode._trace), self),
-            fullgraph=True,
-            # Every caller comes through `run`; checking the whole model would cost more than it saves.
-            options={"guard_filter_fn": torch.compiler.skip_all_guards_unsafe},
-        )
+        forward = compile_unguarded(self._trace)
         # Sizes that vary are all different here: equal ones would be taken for one and the same.
         num_rows, num_blocks, width = 31, 41, 37
         device, index = torch.device("cpu"), torch.zeros(num_rows, dtype=torch.long)
@@ -159,7 +146,7 @@ class CompiledDecode:
         for tensor in (*inputs, *cache.keys, *cache.values):
             torch._dynamo.mark_dynamic(tensor, 0)
         torch._dynamo.mark_dynamic(inputs[-1], 1)
-        with torch.inference_mode(), inductor_config.patch(_INDUCTOR):
+        with compiler_settings(freezing=True, cpp_wrapper=True, cpp__enable_concat_linear=True):
             forward(*inputs, cache.keys, cache.values)
         return forward
 
@@ -177,12 +164,6 @@ class CompiledDecode:
         self._attention.step = None
         h: Tensor = out[0][0]
         return h
-
-
-def _own_code(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A copy with a code object of its own, by which alone torch.compile finds graphs without guards."""
-    code = function.__code__.replace(co_name=f"{function.__name__}_{next(_names)}")
-    return types.FunctionType(code, function.__globals__, code.co_name)
 
 
 def _obstacle(policy: Policy) -> str | None:
