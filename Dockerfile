@@ -8,6 +8,9 @@ FROM python:3.11-slim
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 
+# torch.compile, which speeds up larger policies, wants a C++ compiler.
+RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
+
 RUN useradd --create-home --uid 1000 trimtab
 WORKDIR /home/trimtab/src
 COPY pyproject.toml README.md LICENSE ./

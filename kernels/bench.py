@@ -1,4 +1,4 @@
-"""Milliseconds of the references on the CPU: python -m trimtab.kernels.bench
+"""Milliseconds of the references and of the compiled draw on the CPU: python -m trimtab.kernels.bench
 
 Ends with one line of JSON: {"hardware", "threads", "vocab_size", "milliseconds": {rows: {what: median}}}.
 """
@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from trimtab.kernels.compiled_draw import CompiledDraw
 from trimtab.kernels.guided_logits import guided_logits
 from trimtab.kernels.philox import gumbel_noise
 from trimtab.kernels.truncate import truncation_threshold
@@ -29,21 +30,22 @@ def median_milliseconds(call: Callable[[], object]) -> float:
     times = []
     for repeat in range(WARM_UP + REPEATS):
         start = time.perf_counter()
-        call()
+        with torch.inference_mode():
+            call()
         if repeat >= WARM_UP:
             times.append(1e3 * (time.perf_counter() - start))
     return statistics.median(times)
 
 
-def calls(num_rows: int, vocab_size: int) -> dict[str, Callable[[], object]]:
+def calls(num_rows: int, vocab_size: int, compiled: CompiledDraw) -> dict[str, Callable[[], object]]:
     logits, advantage = 2 * torch.randn(num_rows, vocab_size), torch.randn(num_rows, vocab_size)
     h, down = torch.randn(num_rows, HIDDEN_SIZE), torch.randn(1, RANK, HIDDEN_SIZE)
     rows, one = torch.arange(num_rows), torch.ones(num_rows)
     seeds, positions, choices = rows, rows + 9, torch.zeros_like(rows)
     tilt: dict[str, Any] = {"advantage": advantage, "advantage_row": rows, "beta": one}
 
-    def draw(sampled: bool = True, **tilt: Any) -> object:
-        return guided_logits(
+    def draw(sampled: bool = True, function: Callable[..., object] = guided_logits, **tilt: Any) -> object:
+        return function(
             logits,
             seeds=seeds,
             positions=positions,
@@ -63,6 +65,8 @@ def calls(num_rows: int, vocab_size: int) -> dict[str, Callable[[], object]]:
         "guided, half the rows": lambda: draw(
             **tilt | {"advantage_row": torch.where(rows % 2 == 0, rows, -1)}
         ),
+        "compiled, plain": lambda: draw(function=compiled),
+        "compiled, guided": lambda: draw(function=compiled, **tilt),
         "top-k 40": lambda: truncation_threshold(logits, one, top_k=torch.full_like(rows, 40)),
         "top-p 0.9": lambda: truncation_threshold(logits, one, top_p=0.9 * one),
         "value adapter": lambda: value_adapter(h, one[:, None], down, None, ("silu",)),
@@ -88,11 +92,11 @@ def main() -> None:
     torch.empty(1 << 22)
 
     print(f"{hardware()}, {options.threads} threads, torch {torch.__version__}, V = {options.vocab_size}")
-    table = {}
+    table, compiled = {}, CompiledDraw(options.vocab_size)
     for num_rows in options.rows:
         measured = {
             name: round(median_milliseconds(call), 3)
-            for name, call in calls(num_rows, options.vocab_size).items()
+            for name, call in calls(num_rows, options.vocab_size, compiled).items()
         }
         table[num_rows] = measured
         print(f"{num_rows:4d} rows: " + ", ".join(f"{name} {ms:.2f}" for name, ms in measured.items()))

@@ -186,7 +186,7 @@ def compile_decode(policy: Policy, config: EngineConfig) -> CompiledDecode | Non
         return None
     if obstacle:
         raise ModelError(f"--compile on: {obstacle}; leave it auto")
-    logger.info("compiling the decode step of %s; later starts find it in the cache", policy.name)
+    logger.info("compiling the decode step of %s, which takes some half a minute", policy.name)
     start = time.perf_counter()
     try:
         compiled = CompiledDecode(policy, config.block_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -15,6 +16,7 @@ class GrowthSizes:
 
     rows, contexts, heads, vocabs: what is varied. context_rows, head_rows, vocab_rows: concurrent replies
     while it is. prompt: tokens, where the context is not varied. steps: counted at every point.
+    compile: as in EngineConfig; the same at every point, so that none is drawn between two ways.
     bandwidth_bytes, product: sizes of the copy and of the square product that floors are drawn from.
     """
 
@@ -31,6 +33,7 @@ class GrowthSizes:
     vocab_rows: int
     prompt: int
     steps: int
+    compile: Literal["on", "off"]
     bandwidth_bytes: int
     product: int
 
@@ -55,6 +58,7 @@ CPU = GrowthSizes(
     vocab_rows=8,
     prompt=32,
     steps=20,
+    compile="on",
     bandwidth_bytes=256 << 20,
     product=1536,
 )
@@ -72,6 +76,7 @@ CUDA = GrowthSizes(
     vocab_rows=16,
     prompt=64,
     steps=40,
+    compile="off",
     bandwidth_bytes=1 << 30,
     product=8192,
 )
@@ -89,6 +94,7 @@ TOY = GrowthSizes(
     vocab_rows=2,
     prompt=6,
     steps=3,
+    compile="off",
     bandwidth_bytes=1 << 20,
     product=64,
 )

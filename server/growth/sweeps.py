@@ -58,7 +58,7 @@ class _Bench:
         gc.collect()
         self._num_steps = sizes.steps
         self.subject = Subject(model, device, sizes.dtype, sizes.rank, forms, pack_weights=True)
-        self._engine = self.subject.engine(max_num_seqs=num_rows)
+        self._engine = self.subject.engine(max_num_seqs=num_rows, compile=sizes.compile)
 
     def time_steps(self, prompts: Prompts, series: Series) -> dict[str, float]:
         """By series, the median of a decode step in milliseconds; the series take turns."""
