@@ -31,7 +31,7 @@ def plot_sweep(report: Mapping[str, Any], name: str, path: Path) -> None:
     axes.set_yscale("log" if name in _LOGARITHMIC else "linear")
     axes.set_ylim(bottom=bottom)
     axes.set_xscale("log", base=2)
-    axes.set_xticks(xs, [f"{x / 1000:g}k" if x >= 8000 else f"{x:g}" for x in xs])
+    axes.set_xticks(xs, [f"{x / 1000:g}k" if x % 1000 == 0 else f"{x:g}" for x in xs])
     axes.set_xlabel(sweep["axis"])
     axes.set_ylabel("milliseconds per token")
     axes.set_title(f"{sweep['fixed']}\n{report['machine']}", fontsize=9)
