@@ -32,7 +32,7 @@ bundled: $(STAMP)  ## rebuild the bundled policy and heads from a seed (25 minut
 	HF_HUB_OFFLINE=1 $(BIN)/python -m trimtab.server.bundled $(ARGS)
 
 gpu:  ## check and measure kernels and engine on a GPU, without an installation (PART=kernels|engine)
-	PYTHONPATH=src $(PYTHON) -m trimtab.server.gpu --part $(or $(PART),all) --out $(or $(REPORT),runs/gpu-$(or $(PART),all).json)
+	PYTHONPATH=src $(or $(wildcard $(BIN)/python),$(PYTHON)) -m trimtab.server.gpu --part $(or $(PART),all) --out $(or $(REPORT),runs/gpu-$(or $(PART),all).json)
 
 growth: $(STAMP)  ## measure and draw how a token's time grows, on the CPU (8 minutes on two cores)
 	$(BIN)/python -m trimtab.server.growth $(ARGS)
