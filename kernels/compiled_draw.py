@@ -151,7 +151,8 @@ class CompiledDraw:
     ) -> GuidedDraw:
         """See `guided_logits`."""
         truncates = any_sampled and any(cut is not None for cut in (min_p, top_k, top_p))
-        if truncates and advantage is not None:  # a threshold holds for its own roundings
+        # A batch of greedy rows needs no noise; a threshold of tilted logits holds for its own roundings.
+        if not any_sampled or (truncates and advantage is not None):
             return guided_logits(
                 logits,
                 seeds=seeds,

@@ -32,8 +32,8 @@ class EngineConfig:
     num_blocks: overrides kv_cache_gib with a number of blocks.
     prefix_caching: reuse the keys and values of prompts that begin alike.
     pack_weights: on a CPU, keep oneDNN-packed copies of the weights: faster, at twice the memory.
-    compile: compile the decode step on a CPU at start-up, which takes a C++ compiler and some half a minute;
-    "auto" does for policies of more than 10 million parameters, where it can.
+    compile: compile the decode step on a CPU at start-up, which takes a C++ compiler, some half a minute, and
+    the weights' memory once more; "auto" does for policies of more than 10 million parameters, where it can.
     attention: "triton" runs on a GPU, "sdpa" and "tiled" anywhere; "auto" is triton on a GPU, sdpa on a CPU,
     and tiled on a CPU under strict.
     padding: "buckets" pads decode steps to fixed batch sizes, as CUDA graphs need it; "none" does not.

@@ -73,6 +73,13 @@ def test_guided_rows_beside_plain_ones(compiled: CompiledDraw, num_rows: int, nu
     assert_same(compiled(**rows), guided_logits(**rows, want_entropy=True))
 
 
+def test_a_batch_of_greedy_rows(compiled: CompiledDraw) -> None:
+    rows: dict[str, Any] = make_rows(7) | {"temperature": torch.zeros(7)}
+    actual = compiled(**rows, any_sampled=False)
+    assert torch.equal(actual.token, rows["logits"].argmax(1))
+    assert torch.equal(actual.token, compiled(**rows).token), "as among sampled ones"
+
+
 @pytest.mark.parametrize("num_guided", [0, 4])
 def test_truncated_rows(compiled: CompiledDraw, num_guided: int) -> None:
     rows: dict[str, Any] = make_rows(7)

@@ -4,24 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
-aten = torch.ops.aten
-WAITS = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten._unique2, aten.equal}
-
-
-class _Refuse(TorchDispatchMode):
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket
-        by_mask = name in (aten.index, aten.index_put, aten.index_put_) and any(
-            i is not None and i.dtype == torch.bool for i in args[1]
-        )
-        if name in WAITS or by_mask:
-            raise AssertionError(f"{name} waits for the device")
-        return func(*args, **(kwargs or {}))
+from trimtab.server.engine.host_waits import HostWaitError, NoHostWaits
 
 
 @contextmanager
@@ -34,5 +20,8 @@ def no_host_wait() -> Iterator[None]:
         finally:
             torch.cuda.set_sync_debug_mode("default")
     else:
-        with _Refuse():
-            yield
+        try:
+            with NoHostWaits():  # type: ignore[no-untyped-call]
+                yield
+        except HostWaitError as error:
+            raise AssertionError(f"waits for the device: {error}") from error
