@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -10,6 +11,18 @@ from tqdm import tqdm
 
 from trimtab.guidance.encoding import EncodedReply
 from trimtab.guidance.policy import Policy, output_embedding_input
+
+
+class FeatureSource(Protocol):
+    """Where a trainer has its features from: kept in memory, kept on disk, or computed when asked for."""
+
+    @property
+    def policy(self) -> Policy: ...
+
+    def get(self, replies: Sequence[EncodedReply]) -> list[Tensor]:
+        """s_0 … s_T of each reply of T tokens: h [T+1, d] on the CPU, in the policy's dtype. s_{t−1} predicts
+        y_t, and s_T is read after the reply's end."""
+        ...
 
 
 class FeatureCache:
