@@ -81,7 +81,7 @@ class ValueObjective(nn.Module):
     def forward(self, h: Tensor, lengths: Tensor, reward: Tensor) -> tuple[Scores, Scores]:
         values = pad_sequence(self.part(h.float()).split(lengths.tolist()), batch_first=True)
         mask = torch.arange(values.shape[1], device=h.device) < lengths[:, None]
-        return {"values": values, "reward": reward, "mask": mask}, {}
+        return {"values": values, "returns": reward, "mask": mask}, {}
 
     @staticmethod
     def collate(rollouts: Sequence[ScoredRollout]) -> dict[str, Tensor]:

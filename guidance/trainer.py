@@ -117,7 +117,9 @@ def _train_reward(head: Head, data: TrainingSet, config: TrainConfig, policy: Po
     logger.info("%s: reward by %s", config.name, config.reward.loss)
     train_part(
         RewardObjective(head.reward),
-        partial(LOSSES[config.reward.loss], margin=config.reward.margin, centring=config.reward.centring),
+        partial(
+            LOSSES["reward"][config.reward.loss], margin=config.reward.margin, centring=config.reward.centring
+        ),
         data.train_pairs,
         RewardObjective.collate,
         folder=config.run_folder / "reward",
@@ -132,7 +134,11 @@ def _train_advantage(head: Head, data: TrainingSet, config: TrainConfig, policy:
     logger.info("%s: advantage by %s", config.name, config.advantage.loss)
     train_part(
         AdvantageObjective(head.advantage, policy),
-        partial(LOSSES[config.advantage.loss], tau=config.advantage.tau, flipped=config.advantage.flipped),
+        partial(
+            LOSSES["advantage"][config.advantage.loss],
+            tau=config.advantage.tau,
+            flipped=config.advantage.flipped,
+        ),
         data.train_pairs,
         AdvantageObjective.collate,
         folder=config.run_folder / "advantage",
@@ -149,7 +155,7 @@ def _train_value(head: Head, data: TrainingSet, config: TrainConfig, policy: Pol
     rewards = score_replies(head.reward, data.train_rollouts).tolist()
     train_part(
         ValueObjective(head.value),
-        LOSSES[config.value.loss],
+        LOSSES["value"][config.value.loss],
         list(zip(data.train_rollouts, rewards, strict=True)),
         ValueObjective.collate,
         folder=config.run_folder / "value",

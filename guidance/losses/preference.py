@@ -35,12 +35,57 @@ def dpo(
     right, wrong = -F.logsigmoid(margin), -F.logsigmoid(-margin)
     sign = -1 if noise == "robust" else 1
     losses = ((1 - flipped) * right + sign * flipped * wrong) / (1 - flipped + sign * flipped)
-    return LossResult(
-        losses,
-        {
-            "rewards/chosen": tau * chosen.detach().mean(),
-            "rewards/rejected": tau * rejected.detach().mean(),
-            "rewards/margins": margin.detach().mean(),
-            "rewards/accuracies": (margin > 0).float().mean(),
-        },
-    )
+    return LossResult(losses, _metrics(tau * chosen, tau * rejected))
+
+
+def ipo(
+    chosen: Tensor, rejected: Tensor, chosen_length: Tensor, rejected_length: Tensor, *, tau: float
+) -> LossResult:
+    """(R_w/|y_w| − R_l/|y_l| − 1/(2τ))² (Azar 2023, with averages per token): the margin has a goal, ½ as
+    `rewards/margins`, beyond which it does not pay.
+
+    chosen, rejected: [B], R in nats. chosen_length, rejected_length: [B], tokens. tau: KL temperature.
+
+    By hand: R_w = 2 over 4 tokens, R_l = −1 over 2, τ = ¼: (½ + ½ − 2)² = 1.
+    """
+    chosen, rejected = chosen / chosen_length, rejected / rejected_length
+    losses = (chosen - rejected - 1 / (2 * tau)).square()
+    return LossResult(losses, _metrics(tau * chosen, tau * rejected))
+
+
+def simpo(
+    chosen: Tensor,
+    rejected: Tensor,
+    chosen_base: Tensor,
+    rejected_base: Tensor,
+    chosen_length: Tensor,
+    rejected_length: Tensor,
+    *,
+    tau: float,
+    gamma: float,
+) -> LossResult:
+    """−logσ(τ(ℓ̄_w − ℓ̄_l) − γ) with ℓ̄ the mean log-probability of a token under the tilt (Meng 2024).
+
+    The base enters ℓ̄ as a part of the tilt and not as a reference: the tilt must overcome it.
+
+    chosen, rejected: [B], R. chosen_base, rejected_base: [B], Σ log π₀(y_t); ℓ̄ = (base + R)/length.
+    chosen_length, rejected_length: [B], tokens. tau: scale of the margin; gamma: margin to reach, in its
+    units.
+
+    By hand: bases −2 and −1, R = (2 ln 3, 1), lengths (2, 3): ℓ̄_w = ln 3 − 1, ℓ̄_l = 0; τ = 2, γ = ln 9 − 2:
+    −logσ(2 ln 3 − 2 − ln 9 + 2) = ln 2 = 0.6931472.
+    """
+    chosen = (chosen_base + chosen) / chosen_length
+    rejected = (rejected_base + rejected) / rejected_length
+    losses = -F.logsigmoid(tau * (chosen - rejected) - gamma)
+    return LossResult(losses, _metrics(tau * chosen, tau * rejected))
+
+
+def _metrics(chosen: Tensor, rejected: Tensor) -> dict[str, Tensor]:
+    chosen, rejected = chosen.detach(), rejected.detach()
+    return {
+        "rewards/chosen": chosen.mean(),
+        "rewards/rejected": rejected.mean(),
+        "rewards/margins": (chosen - rejected).mean(),
+        "rewards/accuracies": (chosen > rejected).float().mean(),
+    }

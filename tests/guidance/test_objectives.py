@@ -73,7 +73,7 @@ def test_rewards_are_read_after_the_last_token_and_values_before_each():
     torch.testing.assert_close(rewards["rejected"][1], head.reward(PAIRS[1][1].h[-1]))
     rollouts = [(PAIRS[0][0], 0.5), (PAIRS[1][0], -1.0)]
     values, _ = ValueObjective(head.value)(**ValueObjective.collate(rollouts))
-    assert values["reward"].tolist() == [0.5, -1.0]
+    assert values["returns"].tolist() == [0.5, -1.0]
     assert values["mask"].tolist() == [[True, True, True], [True, False, False]]
     torch.testing.assert_close(values["values"][0], head.value(PAIRS[0][0].h[:3]))
     torch.testing.assert_close(values["values"][1, 0], head.value(PAIRS[1][0].h[0]))
@@ -84,7 +84,7 @@ def test_rewards_are_read_after_the_last_token_and_values_before_each():
 def test_every_parameter_of_an_advantage_receives_gradient(form: str, activation: str, policy: Policy):
     head = randomised(Head(Parts(AdvantagePart(form, 4, activation)), D, V))
     scores, _ = AdvantageObjective(head.advantage, policy)(**AdvantageObjective.collate(PAIRS))
-    LOSSES["dpo"](**scores).per_example.sum().backward()
+    LOSSES["advantage"]["dpo"](**scores).per_example.sum().backward()
     for name, parameter in head.named_parameters():
         assert parameter.grad is not None, name
         assert (parameter.grad != 0).all(), name
@@ -95,7 +95,7 @@ def test_every_parameter_of_a_reward_and_a_value_receives_gradient(form: str):
     head = randomised(Head(Parts(value=ScalarPart(form, 3), reward=ScalarPart(form, 3)), D, V))
     rewards, _ = RewardObjective(head.reward)(**RewardObjective.collate(PAIRS))
     values, _ = ValueObjective(head.value)(**ValueObjective.collate([(PAIRS[0][0], 0.5)]))
-    losses = (LOSSES["bradley_terry"](**rewards), LOSSES["monte_carlo"](**values))
+    losses = (LOSSES["reward"]["bradley_terry"](**rewards), LOSSES["value"]["monte_carlo"](**values))
     sum(loss.per_example.sum() for loss in losses).backward()
     for name, parameter in head.named_parameters():
         assert parameter.grad is not None, name
@@ -124,7 +124,7 @@ def test_dpo_finds_the_tilt_that_the_labels_were_drawn_from(policy: Policy):
     batch = AdvantageObjective.collate(pairs)
     for _ in range(400):
         optimiser.zero_grad()
-        loss = (odds * LOSSES["dpo"](**objective(**batch)[0], tau=tau).per_example).sum()
+        loss = (odds * LOSSES["advantage"]["dpo"](**objective(**batch)[0], tau=tau).per_example).sum()
         loss.backward()
         optimiser.step()
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trimtab.guidance.losses import LOSSES
+from trimtab.guidance.losses import ADVANTAGE_LOSSES
 from trimtab.guidance.losses.preference import dpo
 
 W, L = torch.tensor([math.log(3)], dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
@@ -23,7 +23,7 @@ def random_ratios() -> tuple[Tensor, Tensor]:
     [("dpo", 0.0, 0.2876821), ("conservative_dpo", 0.1, 0.3975433), ("robust_dpo", 0.1, 0.1503555)],
 )
 def test_by_hand(name: str, flipped: float, want: float):
-    result = LOSSES[name](W, L, tau=1.0, flipped=flipped)
+    result = ADVANTAGE_LOSSES[name](W, L, tau=1.0, flipped=flipped)
     assert result.per_example.tolist() == pytest.approx([want], abs=1e-7)
     assert result.metrics["rewards/margins"].item() == pytest.approx(math.log(3))
     assert result.metrics["rewards/accuracies"].item() == 1
