@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from trimtab.guidance.encoding import EncodedReply
-from trimtab.guidance.features import FeatureCache
+from trimtab.guidance.features import FeatureCache, StreamedFeatures, own_forward
 from trimtab.guidance.policy import Policy, load_policy
 
 REPLIES = [
@@ -53,3 +53,29 @@ def test_the_policy_runs_over_a_reply_once(policy: Policy, monkeypatch: pytest.M
     first = cache.get(REPLIES)
     monkeypatch.setattr(policy.model, "forward", lambda **_: pytest.fail("ran again"))
     assert all(a is b for a, b in zip(cache.get(REPLIES[::-1]), first[::-1], strict=True))
+
+
+def test_streaming_and_the_cache_answer_every_question_alike(policy: Policy):
+    cache, streamed = FeatureCache(policy, show_progress=False), StreamedFeatures(policy)
+    asked = [*REPLIES, REPLIES[0]]
+    for kept, anew in zip(cache.get(asked), streamed.get(asked), strict=True):
+        torch.testing.assert_close(kept, anew, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(cache.last(asked), torch.stack([h[-1] for h in cache.get(asked)]))
+    torch.testing.assert_close(cache.last(asked), streamed.last(asked), rtol=1e-4, atol=1e-5)
+    for source in (cache, streamed):
+        for reply, h, steps in zip(asked, cache.get(asked), source.steps(asked), strict=True):
+            assert steps.at.tolist() == list(range(len(reply.reply_ids)))
+            torch.testing.assert_close(steps.h, h[:-1], rtol=1e-4, atol=1e-5)
+
+
+def test_streaming_runs_the_policy_anew_and_keeps_nothing(policy: Policy):
+    asked = []
+
+    def extract(replies, positions):
+        asked.append((list(replies), positions))
+        return own_forward(policy)(replies, positions)
+
+    streamed = StreamedFeatures(policy, extract)
+    streamed.last([REPLIES[0], REPLIES[1], REPLIES[0]])
+    streamed.get(REPLIES[:2])
+    assert asked == [(REPLIES[:2], [(3,), (1,)]), (REPLIES[:2], None)]
