@@ -9,15 +9,23 @@ import datasets
 import pytest
 
 from trimtab.guidance.data import (
-    Message,
-    Preference,
-    Rollout,
     load_preferences,
     load_prompts,
+    load_rankings,
     load_rollouts,
+    load_unpaired,
+)
+from trimtab.guidance.encoding import Sampled
+from trimtab.guidance.errors import DataError
+from trimtab.guidance.message import Message
+from trimtab.guidance.rows import (
+    ROW_KINDS,
+    Preference,
+    Ranking,
+    Rollout,
+    Unpaired,
     parse_preference,
 )
-from trimtab.guidance.errors import DataError
 
 USER = {"role": "user", "content": "Hello?"}
 ROWS = [
@@ -74,12 +82,15 @@ def test_a_bad_row_is_refused_by_the_field_that_is_wrong(row: dict[str, object],
         parse_preference(row)
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "jsonl.xz", "parquet", "folder"])
+@pytest.mark.parametrize(
+    "kind", ["jsonl", "jsonl.gz", "jsonl.xz", "json", "json.gz", "json.xz", "parquet", "folder"]
+)
 def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, kind: str):
     path = tmp_path / f"rows.{kind}"
     text = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
-    if kind.startswith("jsonl"):
-        path.write_bytes({"jsonl": bytes, "jsonl.gz": gzip.compress, "jsonl.xz": lzma.compress}[kind](text))
+    if kind.startswith("json"):
+        text = text if kind.startswith("jsonl") else json.dumps(ROWS).encode()
+        path.write_bytes({".gz": gzip.compress, ".xz": lzma.compress}.get(path.suffix, bytes)(text))
     elif kind == "parquet":
         datasets.Dataset.from_list(ROWS).to_parquet(path)
     else:
@@ -123,6 +134,8 @@ def test_a_file_without_a_usable_row_is_refused_even_when_skipping(tmp_path: Pat
         ("rows.parquet", b"PAR0", "datasets cannot read it"),
         ("rows.jsonl.gz", b"\x1f\x8b broken", "cannot be read"),
         ("rows.jsonl", b"\xff\xfe", "cannot be read"),
+        ("rows.json", b"{}", "must hold a list of rows"),
+        ("rows.json", b"[1,", "cannot be read"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named_in_one_line(tmp_path: Path, name, content, named):
@@ -141,7 +154,60 @@ def test_a_folder_of_splits_asks_for_one_of_them(tmp_path: Path):
     assert load_preferences(tmp_path / "rows" / "train").rows == WANT
 
 
-def test_rollouts_and_prompts(tmp_path: Path):
-    path = write(tmp_path / "rows.jsonl", [{"prompt": "p", "completion": "c", "label": True}])
-    assert load_rollouts(path).rows == (Rollout("p", "c"),)
-    assert load_prompts(path).rows == ("p",)
+def test_columns_that_are_not_read_are_refused_by_name_or_ignored_on_demand(tmp_path: Path):
+    path = write(tmp_path / "rows.jsonl", [ROWS[0] | {"source": "web", "id": 1}, ROWS[1]])
+    with pytest.raises(DataError, match="no column id, source, known are chosen"):
+        load_preferences(path)
+    assert load_preferences(path, extra="ignore").rows == WANT
+
+
+def test_each_kind_of_row_is_read_with_what_it_may_carry(tmp_path: Path):
+    def load(loader, row):
+        (one,) = loader(write(tmp_path / "rows.jsonl", [row])).rows
+        return one
+
+    assert load(load_prompts, {"prompt": "p"}) == "p"
+    assert load(load_rollouts, {"prompt": "p", "completion": "c"}) == Rollout("p", "c")
+    scored = {"completion": "", "token_ids": [4, 3], "is_cut": False, "reward": 1, "token_rewards": [0.5, 1]}
+    assert load(load_rollouts, {"prompt": "p", **scored, "sample": 3, "strength": 2}) == Rollout(
+        "p", "", Sampled((4, 3)), 1.0, (0.5, 1.0), 2.0
+    )
+    unpaired = {"prompt": "p", "completion": "c", "label": False}
+    assert load(load_unpaired, unpaired) == Unpaired("p", "c", False)
+    ranking = {"prompt": "p", "responses": ["a", "b"], "ranks": [2, 1]}
+    assert load(load_rankings, ranking) == Ranking("p", ("a", "b"), (2.0, 1.0))
+    sampled = load(load_rankings, ranking | {"token_ids": [[1], [2]], "is_cut": [True, False]}).sampled
+    assert sampled == (Sampled((1,), True), Sampled((2,)))
+    row = ROWS[0] | {"margin": 0.5, "chosen_token_ids": [1, 2], "chosen_is_cut": True}
+    preference = load(load_preferences, row)
+    assert (preference.margin, preference.chosen_sampled) == (0.5, Sampled((1, 2), True))
+
+
+ROLLOUT = {"prompt": "p", "completion": "c"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "named"),
+    [
+        ("rollouts", ROLLOUT | {"completion": ""}, "completion is empty"),
+        ("rollouts", ROLLOUT | {"reward": float("nan")}, "reward must hold finite numbers, got nan"),
+        ("rollouts", ROLLOUT | {"token_rewards": [1.0]}, "token_rewards need token_ids"),
+        ("rollouts", ROLLOUT | {"token_ids": [1], "token_rewards": [1.0, 2.0]}, "holds 2 for 1"),
+        ("rollouts", ROLLOUT | {"token_ids": [1], "token_rewards": [float("inf")]}, "token_rewards must"),
+        ("rollouts", ROLLOUT | {"token_ids": []}, "token_ids must be a list of at least one"),
+        ("rollouts", ROLLOUT | {"token_ids": [1], "is_cut": 1}, "is_cut must be true or false"),
+        ("rollouts", ROLLOUT | {"is_cut": True}, "is_cut needs token_ids"),
+        ("unpaired", ROLLOUT | {"label": 1}, "label must be true or false"),
+        ("unpaired", ROLLOUT, "label is missing"),
+        ("rankings", {"prompt": "p", "responses": ["a"], "ranks": [1]}, "at least 2"),
+        ("rankings", {"prompt": "p", "responses": ["a", "b"], "ranks": [1]}, "ranks must be a list of 2"),
+        ("rankings", {"prompt": "p", "responses": ["a", "b"], "ranks": [1, 1]}, "ranks are all the same"),
+        ("rankings", {"prompt": "p", "responses": ["a", ""], "ranks": [1, 2]}, "responses is empty"),
+        ("preferences", ROWS[0] | {"margin": "much"}, "margin must hold finite numbers"),
+        ("preferences", {"chosen": "a b", "rejected": "a c", "chosen_token_ids": [1]}, "prompt is missing"),
+        ("prompts", {}, "prompt is missing"),
+    ],
+)
+def test_what_a_row_of_another_kind_may_not_hold_is_named(kind: str, row: dict[str, object], named: str):
+    with pytest.raises(DataError, match=named):
+        ROW_KINDS[kind].parse(row)
