@@ -119,4 +119,4 @@ def _excess(x: Tensor) -> Tensor:
 
 
 def _token_mean(losses: Tensor, mask: Tensor) -> Tensor:
-    return keep(losses, mask).sum(1) * (len(losses) / mask.sum().clamp(min=1))
+    return keep(losses, mask).sum(1) * len(losses) / mask.sum().clamp(min=1)

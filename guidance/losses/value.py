@@ -30,9 +30,10 @@ def position_weighted(values: Tensor, returns: Tensor, mask: Tensor) -> LossResu
     By hand: V = (1, 2), G = 3: w = (1/3, 2/3): ½ (4/3 + 2/3) = 1.
     """
     error = keep(values, mask) - per_position(returns, mask)
-    length = mask.sum(1, keepdim=True)
-    weight = 2 * mask.cumsum(1) / (length * (length + 1)).clamp(min=1)
-    return LossResult(0.5 * (weight * error.square()).sum(1), _metrics(values, error, mask))
+    length = mask.sum(1)
+    weighted = (mask.cumsum(1) * error.square()).sum(1)  # ½ · 2 = 1
+    losses = weighted / (length * (length + 1)).clamp(min=1)
+    return LossResult(losses, _metrics(values, error, mask))
 
 
 def td_lambda(
