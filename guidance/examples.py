@@ -36,6 +36,7 @@ def load_examples(config: TrainConfig, policy: Policy) -> Examples:
         PolicyError: the tokenizer cannot render the rows.
     """
     encoder = ReplyEncoder(policy.tokenizer)
+    assert config.preferences is not None
     preferences = load_preferences(config.preferences, config.on_bad_rows).rows
     pairs = _fitting_pairs([_encode_pair(encoder, row) for row in preferences], config)
     if config.rollouts is None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from trimtab.guidance.losses import ADVANTAGE_LOSSES, REWARD_LOSSES, VALUE_LOSSES, Loss
+from trimtab.guidance.losses import LOSSES
 from trimtab.guidance.manifest import AdvantagePart, ScalarPart, check_name
+
+PartName = Literal["reward", "value", "advantage"]
+ROW_FILES = ("preferences", "rankings", "unpaired", "rollouts", "prompts")
+"""Fields of TrainConfig that name data files, each a kind of rows.ROW_KINDS."""
 
 
 def _check_positive(config: object, *names: str) -> None:
@@ -19,14 +21,21 @@ def _check_positive(config: object, *names: str) -> None:
             raise ValueError(f"{name} must be above 0, got {getattr(config, name)}")
 
 
-def _check_loss(name: str, known: Mapping[str, Loss]) -> None:
+def _check_share(config: object, *names: str) -> None:
+    for name in names:
+        if not 0 <= getattr(config, name) <= 1:
+            raise ValueError(f"{name} must be in 0…1, got {getattr(config, name)}")
+
+
+def _check_loss(name: str, known: Mapping[str, object]) -> None:
     if name not in known:
         raise ValueError(f"loss must be one of {', '.join(known)}, got {name!r}")
 
 
 @dataclass(frozen=True)
 class OptimiserConfig:
-    """batch_size: pairs, or rollouts."""
+    """batch_size: of rows (pairs, rankings, replies) in a step of one process; gradient_accumulation and
+    further processes multiply it. warmup: share of all steps."""
 
     epochs: float = 3.0
     batch_size: int = 32
@@ -42,9 +51,20 @@ class OptimiserConfig:
 
 @dataclass(frozen=True)
 class AdvantageConfig:
-    """tau: KL temperature; a small one steers hard. flipped: the share of labels taken to be wrong.
+    """The part that steers. Each option serves the losses named with it.
 
     A low-rank form learns its vocabulary from zero: give it about five times a tied one's learning rate.
+
+    loss: from preferences dpo, conservative_dpo, robust_dpo, ipo, simpo; from unpaired kto; from scored
+    rollouts monte_carlo, cd_q; from plain rollouts and a value part distil.
+    tau: KL temperature; a small one steers hard.
+    flipped: conservative_dpo, robust_dpo: the share of labels taken to be wrong.
+    gamma: simpo: the margin that the chosen reply is to win by.
+    weight_desirable: kto: weight of good replies. weight_undesirable: kto: weight of bad ones.
+    discount: monte_carlo, cd_q: what a reward one token later is worth.
+    top_k: distil: how many next tokens of a prefix the value part scores.
+    num_prefixes: distil: how many prefixes are drawn from the rollouts.
+    clip: ppo, grpo: how far a step may move the ratio of probabilities.
     """
 
     form: Literal["tied", "lowrank"] = "tied"
@@ -53,11 +73,23 @@ class AdvantageConfig:
     loss: str = "dpo"
     tau: float = 0.1
     flipped: float = 0.0
+    gamma: float = 0.5
+    weight_desirable: float = 1.0
+    weight_undesirable: float = 1.0
+    discount: float = 1.0
+    top_k: int = 32
+    num_prefixes: int = 4096
+    clip: float = 0.2
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
 
     def __post_init__(self) -> None:
-        _check_positive(self, "rank", "tau")
-        _check_loss(self.loss, ADVANTAGE_LOSSES)
+        _check_positive(self, "rank", "tau", "weight_desirable", "weight_undesirable", "num_prefixes", "clip")
+        _check_share(self, "discount")
+        _check_loss(self.loss, LOSSES["advantage"])
+        if not 0 <= self.flipped < 0.5:
+            raise ValueError(f"flipped must be in 0…½, got {self.flipped}")
+        if self.top_k < 2:
+            raise ValueError(f"top_k must be at least 2, got {self.top_k}")
 
     def part(self) -> AdvantagePart:
         return AdvantagePart(self.form, self.rank, self.activation, self.loss, self.tau)
@@ -65,6 +97,14 @@ class AdvantageConfig:
 
 @dataclass(frozen=True)
 class RewardConfig:
+    """The part that judges a finished reply.
+
+    loss: from preferences bradley_terry; from rankings ranked; from scored rollouts regression; from unpaired
+    good_bad.
+    margin: bradley_terry: by how much the chosen reply is to win, beside each row's own margin.
+    centring: bradley_terry: how strongly rewards are held around 0.
+    """
+
     form: Literal["linear", "mlp"] = "linear"
     width: int = 256
     activation: Literal["identity", "silu"] = "silu"
@@ -75,7 +115,7 @@ class RewardConfig:
 
     def __post_init__(self) -> None:
         _check_positive(self, "width")
-        _check_loss(self.loss, REWARD_LOSSES)
+        _check_loss(self.loss, LOSSES["reward"])
 
     def part(self) -> ScalarPart:
         return ScalarPart(self.form, self.width, self.activation, self.loss)
@@ -83,43 +123,91 @@ class RewardConfig:
 
 @dataclass(frozen=True)
 class ValueConfig:
+    """The part that forecasts the reward at every prefix, from rollouts.
+
+    loss: monte_carlo, position_weighted, td_lambda, distributional.
+    discount: what a reward one token later is worth.
+    lam: td_lambda: 0 trusts the next value alone, 1 the rewards that came alone.
+    bins: distributional: numbers from low to high that the forecast spreads over.
+    low: distributional: the lowest. high: distributional: the highest.
+    """
+
     form: Literal["linear", "mlp"] = "mlp"
     width: int = 256
     activation: Literal["identity", "silu"] = "silu"
     loss: str = "monte_carlo"
+    discount: float = 1.0
+    lam: float = 0.95
+    bins: int = 51
+    low: float = -5.0
+    high: float = 5.0
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
 
     def __post_init__(self) -> None:
         _check_positive(self, "width")
-        _check_loss(self.loss, VALUE_LOSSES)
+        _check_share(self, "discount", "lam")
+        _check_loss(self.loss, LOSSES["value"])
+        if self.bins < 2 or not self.low < self.high:
+            raise ValueError(
+                f"bins={self.bins} from low={self.low} to high={self.high}: want 2 or more, low < high"
+            )
 
     def part(self) -> ScalarPart:
         return ScalarPart(self.form, self.width, self.activation, self.loss)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """A head with all three parts, from preferences over the policy's own samples.
+    """Trains a head on a frozen policy. Give the data, and the parts that are to learn from it.
+
+    DPO on pairs: trimtab train --name kind --model M --preferences pairs.jsonl --head-folder heads/kind
+    --run-folder runs/kind. Monte Carlo on scored rollouts (trimtab rollouts writes them): trimtab train
+    --name witty --model M --rollouts rollouts.parquet --parts value advantage --advantage.loss monte_carlo
+    --head-folder heads/witty --run-folder runs/witty. Further processes: torchrun --nproc-per-node 2 -m
+    trimtab.server.cli train ….
 
     name: of the head, a quality such as `kind`.
     model: the policy's folder or hub id.
-    preferences: rows {prompt?, chosen, rejected} as JSONL, Parquet or a datasets folder.
-    head_folder: where the head is written. run_folder: checkpoints and the resolved configuration.
-    rollouts: rows {prompt, completion}, plain samples of the policy, that teach the value and set the
-    standard units; without it the replies of `preferences` serve, whose spread their selection distorts.
+    head_folder: where the head is written.
+    run_folder: checkpoints and the resolved configuration, train_config.yaml, which --config takes.
+    parts: which parts are trained; of start_from the others are kept.
+    preferences: rows {prompt?, chosen, rejected, margin?} as JSONL, JSON, Parquet or a datasets folder.
+    rankings: rows {prompt, responses, ranks}.
+    unpaired: rows {prompt, completion, label}.
+    rollouts: rows {prompt, completion, token_ids?, reward?, token_rewards?}, plain samples of the policy;
+    they also set the standard units. Without them a value learns from the replies of the other files,
+    whose spread their selection distorts.
+    prompts: rows {prompt}, for losses that sample replies while they train.
+    start_from: a head folder to go on from.
+    reward_from: what rewards rollouts: their own columns, the head's reward part, or (auto) their own
+    columns where there are any.
     trained_on: one line for the manifest; by default it names the files and counts the rows.
     held_out: share of the prompts that is kept from training and judges it.
-    max_tokens: rows whose prompt and reply are longer are left out, and counted.
+    max_tokens: rows whose prompt and reply are longer (or longer than the policy's context) are left out,
+    and counted.
     on_bad_rows: what a malformed row does.
+    extra_columns: what a column that nothing reads does.
+    precision: of the products with the vocabulary; auto is bf16 on a GPU with a bf16 policy, else no.
+    gradient_accumulation: batches that make one step.
+    max_grad_norm: longer gradients are cut to this length.
+    log_every: steps between two lines of figures; by default an epoch.
+    save_every: steps between two checkpoints; by default an epoch.
+    report_to: where figures also go; tensorboard files lie in run_folder.
     resume: go on from the checkpoints in run_folder.
     """
 
     name: str
-    model: Path
-    preferences: Path
+    model: str | Path
     head_folder: Path
     run_folder: Path
+    parts: tuple[PartName, ...] = ("reward", "value", "advantage")
+    preferences: Path | None = None
+    rankings: Path | None = None
+    unpaired: Path | None = None
     rollouts: Path | None = None
+    prompts: Path | None = None
+    start_from: Path | None = None
+    reward_from: Literal["auto", "columns", "head"] = "auto"
     trained_on: str = ""
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
@@ -127,6 +215,13 @@ class TrainConfig:
     held_out: float = 0.1
     max_tokens: int = 1024
     on_bad_rows: Literal["refuse", "skip"] = "refuse"
+    extra_columns: Literal["refuse", "ignore"] = "refuse"
+    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    gradient_accumulation: int = 1
+    max_grad_norm: float = 1.0
+    log_every: int | None = None
+    save_every: int | None = None
+    report_to: Literal["none", "tensorboard"] = "none"
     seed: int = 0
     device: str = "auto"
     resume: bool = False
@@ -134,9 +229,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_name(self.name)
-        _check_positive(self, "max_tokens")
+        _check_positive(self, "max_tokens", "gradient_accumulation", "max_grad_norm")
+        for name in ("log_every", "save_every"):
+            if getattr(self, name) is not None:
+                _check_positive(self, name)
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out must be a share between 0 and 1, got {self.held_out}")
-
-    def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=2, default=str) + "\n"
+        if not self.parts or len(set(self.parts)) < len(self.parts):
+            raise ValueError(f"parts must name one to three different parts, got {' '.join(self.parts)!r}")

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
+import yaml
 
+from trimtab.guidance.config_file import to_yaml
 from trimtab.guidance.encoding import EncodedReply
 from trimtab.guidance.errors import DataError
 from trimtab.guidance.examples import EncodedPair, Examples, load_examples
@@ -40,7 +42,7 @@ from trimtab.guidance.store import check_destination, save_head
 from trimtab.guidance.train_config import TrainConfig
 
 logger = logging.getLogger(__name__)
-CONFIG_FILE = "train_config.json"
+CONFIG_FILE = "train_config.yaml"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -86,13 +88,13 @@ def _write_config(config: TrainConfig) -> None:
     """Writes the resolved configuration; a run that resumes must have been configured alike."""
     path = config.run_folder / CONFIG_FILE
     if config.resume and path.is_file():
-        before, now = json.loads(path.read_text(encoding="utf-8")), json.loads(config.to_json())
+        before, now = yaml.safe_load(path.read_text(encoding="utf-8")), yaml.safe_load(to_yaml(config))
         free = {"resume", "show_progress", "head_folder"}
         changed = sorted(key for key in now if key not in free and before.get(key) != now[key])
         if changed:
             raise DataError(f"{path}: was run with another {changed[0]}: restore it, or start without resume")
     config.run_folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(config.to_json(), encoding="utf-8")
+    path.write_text(to_yaml(config), encoding="utf-8")
 
 
 def _compute_features(examples: Examples, cache: FeatureCache) -> TrainingSet:
@@ -215,6 +217,7 @@ def _log_ratios(head: Head, policy: Policy, replies: Sequence[ReplyFeatures]) ->
 
 
 def _describe(data: TrainingSet, config: TrainConfig) -> str:
+    assert config.preferences is not None
     rollouts = config.rollouts or config.preferences
     return (
         f"{len(data.train_pairs)} pairs of {config.preferences.name}, "
