@@ -1,0 +1,112 @@
+"""Configurations as YAML: a mapping with the names of a dataclass's fields, nested as it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Union
+
+import yaml
+
+from trimtab.guidance.errors import DataError
+
+
+def read_config(cls: type[Any], path: Path) -> dict[str, Any]:
+    """Values for fields of the dataclass `cls` that a YAML file gives; nested dataclasses come whole, with
+    their defaults for what the file leaves out.
+
+    Raises:
+        DataError: no file, not YAML, an unknown key (the known ones are named), or a wrong value.
+    """
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+    except yaml.YAMLError as error:
+        raise DataError(f"{path}: is not YAML ({' '.join(str(error).split())})") from error
+    try:
+        return _values(cls, {} if loaded is None else loaded, "")
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def to_yaml(config: Any) -> str:
+    """A dataclass as YAML that read_config gives back."""
+    return yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True)
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _values(cls: type[Any], data: object, where: str) -> dict[str, Any]:
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{where or 'the file'} must hold a mapping, got {data!r}")
+    known = {f.name: f for f in dataclasses.fields(cls)}
+    types_of, prefix = typing.get_type_hints(cls), f"{where}." if where else ""
+    for key in data:
+        if key not in known:
+            raise ValueError(f"unknown key {prefix}{key}, known are {', '.join(known)}")
+    return {key: _convert(types_of[key], value, f"{prefix}{key}", known[key]) for key, value in data.items()}
+
+
+def _convert(kind: Any, value: object, where: str, field: dataclasses.Field[Any]) -> Any:
+    if dataclasses.is_dataclass(kind):
+        assert isinstance(kind, type)
+        default = field.default_factory() if callable(field.default_factory) else field.default
+        try:
+            return dataclasses.replace(default, **_values(kind, value, where))
+        except ValueError as error:
+            raise ValueError(str(error) if where in str(error) else f"{where}: {error}") from None
+    for option in _options(kind):
+        try:
+            return _as(option, value)
+        except (TypeError, ValueError):
+            continue
+    wanted = " or ".join(_name(option) for option in _options(kind))
+    raise ValueError(f"{where} must be {wanted}, got {value!r}")
+
+
+def _options(kind: Any) -> tuple[Any, ...]:
+    is_union = typing.get_origin(kind) in (Union, types.UnionType)
+    return typing.get_args(kind) if is_union else (kind,)
+
+
+def _as(kind: Any, value: Any) -> Any:
+    """The value as `kind`. Raises TypeError or ValueError where it is none."""
+    origin = typing.get_origin(kind)
+    if origin is Literal:
+        if value not in typing.get_args(kind):
+            raise ValueError
+        return value
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise TypeError
+        return tuple(_as(typing.get_args(kind)[0], item) for item in value)
+    if kind is type(None) or value is None:
+        if not (kind is type(None) and value is None):
+            raise TypeError
+        return None
+    if kind is float and not isinstance(value, bool):
+        return float(value)  # also of a string: YAML 1.1 reads 1e-3 as one
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    if type(value) is not kind:
+        raise TypeError
+    return value
+
+
+def _name(kind: Any) -> str:
+    if typing.get_origin(kind) is Literal:
+        return "one of " + ", ".join(str(choice) for choice in typing.get_args(kind))
+    if typing.get_origin(kind) is tuple:
+        return f"a list, each {_name(typing.get_args(kind)[0])}"
+    names = {str: "a string", Path: "a path", bool: "true or false", int: "a whole number", float: "a number"}
+    return "nothing" if kind is type(None) else names[kind]
