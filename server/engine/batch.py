@@ -14,7 +14,7 @@ from trimtab.server.engine.device_copy import StaticInputs
 from trimtab.server.engine.scheduler import Purpose, Row, Step
 from trimtab.server.engine.step_state import StepState
 
-MAX_SECTIONS = 8  # of one entry per token at most: four of TokenInputs, one of outputs, three of DrawInputs
+MAX_SECTIONS = 9  # of one entry per token at most: four of TokenInputs, two of outputs, three of DrawInputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +57,13 @@ class RowSpans:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """outputs: i64[K], the tokens whose h is asked for: those of drawing rows, then those of judged rows."""
+    """outputs: i64[K], the tokens whose h is asked for: those of drawing rows, then those of judged rows,
+    then padding; last the num_read tokens that are only read and need no logits."""
 
     tokens: TokenInputs
     rows: RowSpans
     outputs: Tensor
+    num_read: int
     draws: DrawInputs
 
 
@@ -84,6 +86,7 @@ class _Lists:
     ends: list[int] = field(default_factory=list)
     draws: list[int] = field(default_factory=list)
     judged: list[int] = field(default_factory=list)
+    read: list[int] = field(default_factory=list)
     draw_slots: list[int] = field(default_factory=list)
     draw_positions: list[int] = field(default_factory=list)
 
@@ -116,6 +119,7 @@ class BatchBuilder:
             self._pad_to_one_shape(lists, outputs, draw_places)
         else:
             self._pad_to_bucket(lists)
+        outputs.extend(lists.read)
         num_tokens, num_outputs, num_draws = len(lists.slots), len(outputs), len(draw_places)
         filled = self._inputs.fill(
             lists.slots
@@ -133,6 +137,7 @@ class BatchBuilder:
             TokenInputs(*tokens.view(4, num_tokens)),
             RowSpans(lists.row_slots, lists.num_tokens, lists.ends),
             asked,
+            len(lists.read),
             DrawInputs(slots, positions, places, lists.draw_slots, lists.draw_positions),
         )
 
@@ -161,6 +166,8 @@ class BatchBuilder:
         wanted = [first + at for at in row.output_positions]
         if row.purpose is Purpose.REWARD:
             lists.judged.extend(wanted)
+        elif row.purpose is Purpose.FEATURES:
+            lists.read.extend(wanted)
         elif wanted:
             lists.draws.extend(wanted)
             lists.draw_slots.append(slot)

@@ -50,11 +50,14 @@ class BlockManager:
     def num_needed(self, num_tokens: int) -> int:
         return -(-num_tokens // self.block_size)
 
-    def match_prefix(self, lane: Lane) -> None:
-        """Give an empty lane the registered blocks of its prefix; at least one token is left to compute."""
+    def match_prefix(self, lane: Lane, max_tokens: int | None = None) -> None:
+        """Give an empty lane the registered blocks of its prefix; at least one token is left to compute.
+
+        max_tokens: how many leading tokens need not be computed; None for all but the last."""
         assert not lane.blocks and lane.num_computed == 0
         uid, size = 0, self.block_size
-        for start in range(0, len(lane.tokens) - size, size):
+        limit = len(lane.tokens) - 1 if max_tokens is None else max_tokens
+        for start in range(0, limit - size + 1, size):
             block = self._by_key.get((uid, tuple(lane.tokens[start : start + size])))
             if block is None:
                 break

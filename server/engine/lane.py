@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -48,6 +49,8 @@ class Choice:
 
     leader: the choice whose prompt this one shares; it is forked from there when that still lives.
     is_finishing: the reply is complete; one more step feeds its last token to the reward parts.
+    read_at: ascending positions of the lane whose h is asked for. With any, the lane holds the prompt and a
+    whole reply, nothing is drawn, and the choice is over once the last of them is computed.
     """
 
     request: Request
@@ -56,6 +59,7 @@ class Choice:
     leader: Choice | None = None
     followers: list[Choice] = field(default_factory=list)
     is_finishing: bool = False
+    read_at: Sequence[int] = ()
     phase: Phase = Phase.WAITING
     num_cached_tokens: int = 0
     num_preemptions: int = 0
@@ -78,5 +82,9 @@ class Choice:
         return self.lane.num_inflight > 0
 
     @property
+    def is_reading(self) -> bool:
+        return bool(self.read_at)
+
+    @property
     def can_draw(self) -> bool:
-        return self.num_drawn < self.request.sampling.max_tokens
+        return not self.is_reading and self.num_drawn < self.request.sampling.max_tokens

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from trimtab.guidance.bank import HeadBank
-from trimtab.guidance.fingerprint import identify
 from trimtab.server.engine.compiled_decode import compile_decode
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.policy import ModelError, Policy, load_policy
@@ -29,13 +28,12 @@ def load(config: EngineConfig) -> tuple[Policy, HeadBank, EngineConfig]:
     )
     if policy.device.type == "cuda":
         torch.cuda.set_device(policy.device)  # of this thread, which runs the engine
-    identity = identify(policy.model, policy.tokenizer, policy.name)
-    if is_rounded:  # only now: small weights lose bits that heads know the policy by
+    if is_rounded:  # only after loading: small weights lose bits that heads know the policy by
         for parameter in policy.model.parameters():
             parameter.data = parameter.data.to(torch.float16)
     policy.compiled_decode = compile_decode(policy, config)
     self_check(policy, config)
-    bank = HeadBank.load(config.heads, identity, device=policy.device, dtype=policy.dtype)
+    bank = HeadBank.load(config.heads, policy.identity, device=policy.device, dtype=policy.dtype)
     return policy, bank, config
 
 

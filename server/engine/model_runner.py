@@ -26,15 +26,22 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Hidden:
-    """What the step's outputs are drawn and judged from: h [K, d], and logits [K, V] or None (see Policy).
+    """What the step's outputs are drawn and judged from: h [K, d], and logits [K − num_read, V] or None (see
+    Policy).
 
-    First the drawing rows, then the judged ones, each in the order of the step; then padding, if any.
-    draws: where the drawn tokens go, [B].
+    First the drawing rows, then the judged ones, each in the order of the step; then padding, if any; last
+    the num_read tokens that are only read. draws: where the drawn tokens go, [B].
     """
 
     h: Tensor
     logits: Tensor | None
     draws: DrawInputs
+    num_read: int = 0
+
+    @property
+    def features(self) -> Tensor:
+        """h [num_read, d] of the tokens that are only read, in the order of the step."""
+        return self.h[len(self.h) - self.num_read :]
 
 
 class ModelRunner:
@@ -69,7 +76,7 @@ class ModelRunner:
         self.state.write(row.lane for row in step.rows)
         batch = self._batches.build(step)
         h, logits = self._forward(batch)
-        return Hidden(h, logits, batch.draws)
+        return Hidden(h, logits, batch.draws, batch.num_read)
 
     def _forward(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """One of three ways: a recorded decode step, a compiled one, or whatever rows there are."""
@@ -81,7 +88,7 @@ class ModelRunner:
         if compiled is not None and rows.are_single and compiled.suits(rows.ends):
             return self._run_compiled(compiled, batch), None
         self._attention.prepare(batch.tokens, rows)
-        return self._run_policy(batch.tokens, batch.outputs)
+        return self._run_policy(batch.tokens, batch.outputs, batch.num_read)
 
     def _capture(self, is_required: bool) -> None:
         name = f"{type(self.policy.model).__name__} '{self.policy.name}'"
@@ -114,6 +121,8 @@ class ModelRunner:
         h = compiled.run(input_ids, tokens.positions, tokens.cache_slots, tables, self.cache)
         return h.index_select(0, batch.outputs)
 
-    def _run_policy(self, tokens: TokenInputs, outputs: Tensor) -> tuple[Tensor, Tensor | None]:
+    def _run_policy(
+        self, tokens: TokenInputs, outputs: Tensor, num_read: int = 0
+    ) -> tuple[Tensor, Tensor | None]:
         input_ids = self.state.tokens.view(-1).index_select(0, tokens.token_places)
-        return self.policy.forward(input_ids[None], tokens.positions[None], outputs)
+        return self.policy.forward(input_ids[None], tokens.positions[None], outputs, num_read)

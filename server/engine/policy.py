@@ -23,6 +23,7 @@ from transformers import (
 
 from trimtab.guidance.encoding import end_of_reply
 from trimtab.guidance.errors import PolicyError
+from trimtab.guidance.fingerprint import PolicyIdentity, identify
 from trimtab.guidance.locate import must_be_local
 from trimtab.guidance.policy import has_linear_tail, output_embedding_input
 from trimtab.server.engine.attention import UnsupportedAttentionError, check_attention_call
@@ -45,6 +46,7 @@ class ModelError(Exception):
 class Policy:
     """An unmodified Hugging Face causal LM.
 
+    identity: what heads and features know the policy by, taken from its weights as they were loaded.
     reply_end_id: the token that ends a reply, appended before a reward part reads it; None without one.
     has_linear_tail: logits are exactly `h Wᵀ`; otherwise they go through the model's own tail (softcap,
     scale, bias), and the model is always run to its end.
@@ -56,6 +58,7 @@ class Policy:
     layers: tuple[LayerShape, ...]
     max_model_len: int
     eos_token_ids: tuple[int, ...]
+    identity: PolicyIdentity
     reply_end_id: int | None = None
     has_linear_tail: bool = False
     packed_lm_head: Tensor | None = None
@@ -102,21 +105,26 @@ class Policy:
         AttentionInterface.register(name, attend)
         self.model.set_attn_implementation(name)
 
-    def forward(self, input_ids: Tensor, positions: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Run tokens [1, T]; return h [K, d] at the asked positions, and logits [K, V] when the tail is the
-        model's own. h is what `get_output_embeddings()` reads."""
+    def forward(
+        self, input_ids: Tensor, positions: Tensor, outputs: Tensor, num_read: int = 0
+    ) -> tuple[Tensor, Tensor | None]:
+        """Run tokens [1, T]; return h [K, d] at the asked positions, and logits [K − num_read, V] of all but
+        the last num_read of them when the tail is the model's own. h is what `get_output_embeddings()`
+        reads."""
         if self.has_linear_tail:
             body = self.model.base_model
             hidden = body(input_ids=input_ids, position_ids=positions, use_cache=False)[0]
             return hidden[0].index_select(0, outputs), None
-        return forward_with_hidden(self.model, input_ids, positions, outputs)
+        return forward_with_hidden(self.model, input_ids, positions, outputs, num_read)
 
 
 def forward_with_hidden(
-    model: PreTrainedModel, input_ids: Tensor, positions: Tensor, outputs: Tensor
+    model: PreTrainedModel, input_ids: Tensor, positions: Tensor, outputs: Tensor, num_read: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """h [K, d] and the model's own logits [K, V] at the asked positions, and the tail run only there."""
-    with output_embedding_input(model, lambda h: h[:, outputs]) as seen:
+    """h [K, d] at the asked positions, and the model's own logits [K − num_read, V] at all but the last
+    num_read, with the tail run only there."""
+    scored = outputs[: len(outputs) - num_read]
+    with output_embedding_input(model, lambda h: h[:, scored]) as seen:
         logits = model(input_ids=input_ids, position_ids=positions, use_cache=False).logits
     return seen[0][0].index_select(0, outputs), logits[0]
 
@@ -154,6 +162,7 @@ def load_policy(
     limit = _pin_rope(str(path), model, max_model_len)
     policy = Policy(
         name=name or Path(path).name,
+        identity=identify(model, tokenizer, name or Path(path).name),
         model=model,
         tokenizer=tokenizer,
         layers=_discover_layers(str(path), model),

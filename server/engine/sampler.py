@@ -109,7 +109,7 @@ class Sampler:
         """Rewards [R, H] of the judged rows, which come after the drawing ones."""
         if self._is_strict:
             return self._bank.rewards(hidden.h)[num_drawn : num_drawn + num_judged]
-        return self._bank.rewards(hidden.h[num_drawn:])
+        return self._bank.rewards(hidden.h[num_drawn : num_drawn + num_judged])
 
     def _current_roster(self, draws: DrawInputs, needs: Sequence[RowNeeds]) -> _Roster:
         key = (self._state.version, *draws.host_slots)

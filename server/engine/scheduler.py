@@ -5,6 +5,7 @@ The scheduler decides from its queues alone, so that several ranks with the same
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ class Purpose(Enum):
     PREFILL = "prefill"
     DRAW = "draw"
     REWARD = "reward"
+    FEATURES = "features"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,7 @@ class Scheduler:
                 row.lane.num_inflight += 1
             self.blocks.register(row.lane)
         for row in step.rows:
-            if row.choice.followers and row.purpose is Purpose.DRAW:
+            if row.choice.followers and row.output_positions:
                 self.waiting.extendleft(reversed(row.choice.followers))
                 row.choice.followers = []
 
@@ -126,7 +128,8 @@ class Scheduler:
         return all(lane.remaining <= 1 for lane in choice.lanes) or choice.is_finishing
 
     def _has_work(self, choice: Choice) -> bool:
-        return choice.lane.remaining > 0 and (choice.is_finishing or choice.can_draw)
+        is_wanted = choice.is_reading or choice.is_finishing or choice.can_draw
+        return choice.lane.remaining > 0 and is_wanted
 
     def _schedule_running(self, step: Step, choice: Choice, budget: int) -> int:
         while choice.phase is Phase.RUNNING:
@@ -184,7 +187,7 @@ class Scheduler:
             self.blocks.fork(leader.lane, lane, num_shared)
         else:
             for each in choice.lanes:
-                self.blocks.match_prefix(each)
+                self.blocks.match_prefix(each, choice.read_at[0] if choice.is_reading else None)
         if choice.num_preemptions == 0:
             choice.num_cached_tokens = lane.num_computed
 
@@ -211,8 +214,10 @@ def plan_rows(choice: Choice, budget: int) -> list[Row]:
     """The rows with which a choice uses up to `budget` tokens.
 
     The last token of every lane, the one that yields logits, waits for the step in which all lanes of
-    the choice reach their end.
+    the choice reach their end. A choice that is only read has no such token.
     """
+    if choice.is_reading:
+        return list(_reading_row(choice, budget))
     rows = list(_rows_within(choice, budget))
     if sum(lane.remaining for lane in choice.lanes) > budget:
         return rows
@@ -227,6 +232,15 @@ def _rows_within(choice: Choice, budget: int) -> Iterator[Row]:
         if num_tokens > 0:
             yield Row(choice, lane, lane.num_computed, num_tokens, Purpose.PREFILL)
             budget -= num_tokens
+
+
+def _reading_row(choice: Choice, budget: int) -> Iterator[Row]:
+    lane, start = choice.lane, choice.lane.num_computed
+    num_tokens = min(choice.read_at[-1] + 1 - start, budget)
+    if num_tokens > 0:
+        wanted = choice.read_at[bisect_left(choice.read_at, start) :]
+        outputs = tuple(at - start for at in wanted if at < start + num_tokens)
+        yield Row(choice, lane, start, num_tokens, Purpose.FEATURES, outputs)
 
 
 def _full_row(choice: Choice, lane: Lane, purpose: Purpose) -> Row:

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from trimtab.guidance.bank import HeadBank
+from trimtab.guidance.fingerprint import identify
 from trimtab.guidance.head import Head
 from trimtab.guidance.manifest import AdvantagePart, BaseModel, Manifest, Parts, ScalarPart
 from trimtab.guidance.policy import has_linear_tail
@@ -84,6 +85,7 @@ class Subject:
             layers=(LayerShape(size.kv_heads, dim, dim),) * size.layers,
             max_model_len=size.max_len,
             eos_token_ids=(),
+            identity=identify(self.model, self._tokenizer, size.name),
             has_linear_tail=self.has_linear_tail,
             packed_lm_head=self._packed_lm_head,
         )

@@ -64,6 +64,16 @@ def test_rows_are_packed_with_their_tokens_positions_and_cache_slots():
     assert batch.rows.ends == [6, 3, 10]
 
 
+def test_tokens_that_are_only_read_come_last_behind_padding_and_draw_nothing():
+    rows = [(5, 2, Purpose.FEATURES), (5, 1), (0, 3, Purpose.REWARD)]
+    _, batch = build(rows)
+    assert batch.outputs.tolist() == [2, 5, 1]
+    assert batch.num_read == 1
+    assert batch.draws.host_slots == [1]
+    _, strict = build(rows, strict=True)
+    assert strict.outputs.tolist() == [2, 5, *[BUDGET] * 7, 1], "the others keep their one shape"
+
+
 def test_drawing_rows_come_before_judged_ones_and_know_where_their_token_goes():
     state, batch = build([(5, 1), (0, 3, Purpose.REWARD), (9, 1)])
     assert batch.outputs.tolist() == [0, 4, 3]

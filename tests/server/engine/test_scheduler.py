@@ -188,3 +188,82 @@ def test_any_mix_ends_with_every_block_and_slot_free(seed: int):
     assert all(each.phase is Phase.DONE for each in live)
     assert scheduler.blocks.num_free == scheduler.blocks.num_usable
     assert sorted(scheduler._free_slots) == list(range(scheduler.max_num_seqs))
+
+
+def reader(name: str, num_prompt: int, read_at: range, leader: Choice | None = None) -> Choice:
+    """A choice that is read at positions of its lane up to the last token."""
+    prompt = tuple(hash((name[0], i)) % 1000 for i in range(num_prompt))
+    lane = Lane([*prompt, *(hash((name, i)) % 1000 for i in range(read_at[-1] + 1 - num_prompt))])
+    return Choice(Request(name, prompt), 0, (lane,), leader, read_at=read_at)
+
+
+def read_all(scheduler: Scheduler) -> dict[str, list[int]]:
+    """Positions that each choice was read at, run to the end."""
+    found: dict[str, list[int]] = {}
+    while scheduler:
+        step = run(scheduler)
+        assert step.num_tokens <= scheduler.max_num_batched_tokens
+        for row in step.rows:
+            if row.purpose is Purpose.FEATURES:
+                found.setdefault(row.choice.request.request_id, []).extend(
+                    row.start + at for at in row.output_positions
+                )
+                if row.end > row.choice.read_at[-1]:
+                    scheduler.finish(row.choice)
+    assert scheduler.blocks.num_free == scheduler.blocks.num_usable
+    return found
+
+
+def test_a_choice_that_is_read_gives_its_positions_in_chunks_and_draws_nothing():
+    scheduler = make(budget=8)
+    scheduler.add([reader("a", 5, range(4, 21))])
+    step = run(scheduler)
+    assert [(row.purpose, row.num_tokens) for row in step.rows] == [(Purpose.FEATURES, 8)]
+    assert step.rows[0].output_positions == (4, 5, 6, 7)
+    assert run(scheduler).rows[0].output_positions == tuple(range(8))
+    assert read_all(scheduler) == {"a": [16, 17, 18, 19, 20]}
+
+
+def test_choices_that_are_read_and_that_draw_share_steps():
+    scheduler = make(budget=12)
+    scheduler.add([choice("draws", 6, max_tokens=3)])
+    scheduler.add([reader("reads", 3, range(2, 25))])
+    drawing = run(scheduler)
+    assert shape(drawing) == [("draws", 6), ("reads", 6)]
+    assert [row.purpose for row in drawing.rows] == [Purpose.DRAW, Purpose.FEATURES]
+    assert read_all(scheduler) == {"reads": list(range(6, 25))}
+
+
+def test_a_cached_prefix_never_covers_a_position_that_is_read():
+    scheduler = make(budget=64)
+    scheduler.add([reader("a", 20, range(19, 24))])
+    assert read_all(scheduler) == {"a": list(range(19, 24))}
+    scheduler.add([reader("a", 20, range(9, 24))])
+    step = run(scheduler)
+    assert step.rows[0].start == 8, "position 9 is in the third block of four"
+    assert step.rows[0].output_positions == tuple(range(1, 16))
+
+
+def test_replies_to_one_prompt_wait_for_the_first_and_compute_what_is_theirs():
+    scheduler = make(budget=64)
+    leader = reader("p0", 17, range(16, 19))
+    others = [reader(f"p{i}", 17, range(16, 19), leader) for i in (1, 2)]
+    scheduler.add([leader, *others])
+    step = run(scheduler)
+    assert shape(step) == [("p0", 19)]
+    scheduler.finish(leader)
+    assert shape(run(scheduler)) == [("p1", 3), ("p2", 3)]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_every_position_is_read_though_drawing_choices_preempt(seed: int):
+    rng = random.Random(seed)
+    scheduler = make(num_blocks=12, max_num_seqs=4, budget=rng.randint(6, 9))
+    readers = [
+        reader(f"{i}", n := rng.randint(1, 9), range(n - 1, n + rng.randint(20, 25))) for i in range(4)
+    ]
+    scheduler.add([choice("a", 2, max_tokens=24), choice("b", 3, max_tokens=20), *readers])
+    found = read_all(scheduler)
+    assert any(each.num_preemptions for each in readers)
+    for each in readers:
+        assert found[each.request.request_id][-len(each.read_at) :] == list(each.read_at)
