@@ -16,6 +16,7 @@ COMMANDS = {
     "serve": "answer OpenAI-style requests over HTTP from a model, steered by heads",
     "chat": "talk to a model in the terminal and turn its knobs between replies",
     "heads": "list head folders, or show one",
+    "rollouts": "sample replies to a prompt file, score them, make training rows of them",
     "train": "train a head on preferences over a model's own replies",
     "frontier": "measure what strength buys: judged score against KL, as JSON and a plot",
 }

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from trimtab.server.commands.errors import UserError
 from trimtab.server.commands.flags import parse
 from trimtab.server.commands.model import BUNDLED, resolve_engine
 from trimtab.server.commands.weights import parse_weights
 from trimtab.server.engine.config import EngineConfig
+from trimtab.server.scoring.functions import load_function as load_judge
 
 Score = Callable[[str, str], dict[str, float | None]]
 
@@ -65,15 +63,3 @@ def main(prog: str, args: Sequence[str]) -> None:
     from trimtab.server.commands.frontier_run import run  # noqa: PLC0415 (heavy; a bad judge is told before)
 
     print(run(config, resolve_engine(config), parse_weights(config.steer), score), end="")
-
-
-def load_judge(name: str) -> Score:
-    """The function behind `module:function`. Raises UserError when there is none."""
-    module_name, _, function_name = name.partition(":")
-    if "" not in sys.path:
-        sys.path.append("")
-    try:
-        score: Score = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"--judge {name} cannot be had ({error}); name one as module:function") from error
-    return score

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 from tqdm.auto import tqdm
@@ -54,8 +55,11 @@ class Completion:
             raise GenerationError(f"request {event.request_id}: {getattr(event, 'message', 'aborted')}")
 
 
-def generate(engine: Engine, requests: Iterable[Request], progress: str | None = None) -> list[Completion]:
-    """Complete all requests, batched. progress: the label of a progress bar, or None for none.
+def generate(
+    engine: Engine, requests: Iterable[Request], progress: str | None = None, bar: tqdm | None = None
+) -> list[Completion]:
+    """Complete all requests, batched. progress: the label of a progress bar, or None for none; bar: one that
+    goes on over several calls, in its place.
 
     Raises InvalidRequestError before any work, GenerationError when a request ends with an error.
     """
@@ -67,14 +71,17 @@ def generate(engine: Engine, requests: Iterable[Request], progress: str | None =
     }
     for request in requests:
         engine.add(request)
-    bar = tqdm(
-        total=sum(r.sampling.n for r in requests), desc=progress, unit="reply", disable=progress is None
-    )
-    with bar:
+    with _shown(bar, progress, sum(r.sampling.n for r in requests)) as shown:
         for event in _events(engine):
             completions[event.request_id].take(event)
-            bar.update(isinstance(event, ChoiceDone))
+            shown.update(isinstance(event, ChoiceDone))
     return list(completions.values())
+
+
+def _shown(bar: tqdm | None, progress: str | None, total: int) -> AbstractContextManager[tqdm]:
+    if bar is not None:
+        return nullcontext(bar)
+    return tqdm(total=total, desc=progress, unit="reply", disable=progress is None)
 
 
 def _events(engine: Engine) -> Iterator[Event]:

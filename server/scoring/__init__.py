@@ -1,0 +1,1 @@
+"""Rewards for sampled replies, and the training rows that they make."""

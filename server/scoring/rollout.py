@@ -1,0 +1,119 @@
+"""Rollout rows: replies sampled from the policy, as `trimtab rollouts` writes them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from trimtab.guidance.errors import DataError
+from trimtab.guidance.message import Message, Prompt
+from trimtab.guidance.parquet import read_parquet
+
+METADATA_KEY = b"trimtab"
+_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+COLUMNS: Mapping[str, pa.DataType] = {
+    "completion": pa.string(),
+    "token_ids": pa.list_(pa.int32()),
+    "is_cut": pa.bool_(),
+    "prompt_id": pa.int64(),
+    "sample": pa.int32(),
+    "seed": pa.int64(),
+    "kl": pa.float64(),
+    "strength": pa.float64(),
+    "reward": pa.float64(),
+    "token_rewards": pa.list_(pa.float64()),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutRow:
+    """One sampled reply.
+
+    token_ids: as drawn, with the end token if it was drawn. is_cut: the length ran out before one was.
+    prompt_id: row of the prompt file. sample: which of the prompt's replies. seed: of the request.
+    kl: nats over the reply. reward: of the whole reply; token_rewards: one per token of token_ids, then
+    reward is their sum. Both None where nothing has scored the reply.
+    """
+
+    prompt: Prompt
+    completion: str
+    token_ids: tuple[int, ...]
+    is_cut: bool
+    prompt_id: int
+    sample: int
+    seed: int
+    kl: float
+    strength: float
+    reward: float | None = None
+    token_rewards: tuple[float, ...] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        row = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {**row, "prompt": plain_prompt(self.prompt)}
+
+
+def plain_prompt(prompt: Prompt) -> str | list[dict[str, str]]:
+    """As it stands in a file: a string, or messages as dicts."""
+    if isinstance(prompt, str):
+        return prompt
+    return [{"role": message.role, "content": message.content} for message in prompt]
+
+
+def prompt_type(prompts: Iterable[Prompt]) -> pa.DataType:
+    """Of a Parquet column that holds these prompts. Raises DataError where strings and messages are mixed."""
+    are_strings = {isinstance(prompt, str) for prompt in prompts}
+    if len(are_strings) > 1:
+        raise DataError("prompts are strings in some rows and messages in others: use files of one kind each")
+    return pa.string() if are_strings == {True} else _MESSAGES
+
+
+def rollout_schema(prompt: pa.DataType, metadata: Mapping[str, Any]) -> pa.Schema:
+    """metadata: what made the rows; stands in the file as JSON under the key `trimtab`."""
+    text = json.dumps(metadata, sort_keys=True)
+    return pa.schema([("prompt", prompt), *COLUMNS.items()], metadata={METADATA_KEY: text.encode()})
+
+
+def to_table(rows: Iterable[RolloutRow], schema: pa.Schema) -> pa.Table:
+    return pa.Table.from_pylist([row.to_dict() for row in rows], schema=schema)
+
+
+def from_table(table: pa.Table) -> list[RolloutRow]:
+    names = [field.name for field in dataclasses.fields(RolloutRow)]
+    return [_row(row) for row in table.select(names).to_pylist()]
+
+
+def read_rollouts(path: Path) -> tuple[list[RolloutRow], dict[str, Any]]:
+    """The rows of a file that `trimtab rollouts` wrote, and what made them.
+
+    Raises DataError that names the file and the column where it is another one.
+    """
+    table = read_parquet(path)
+    schema = rollout_schema(pa.null(), {})
+    for name in schema.names:
+        if name not in table.column_names:
+            raise DataError(f"{path}: column {name} is missing; name a file that `trimtab rollouts` wrote")
+    extra = [name for name in table.column_names if name not in schema.names]
+    if extra:
+        raise DataError(f"{path}: unknown column {extra[0]}; known are {', '.join(schema.names)}")
+    try:
+        rows = from_table(table)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise DataError(f"{path}: a row is not as `trimtab rollouts` writes it ({error})") from error
+    if not rows:
+        raise DataError(f"{path}: holds no row")
+    return rows, json.loads((table.schema.metadata or {}).get(METADATA_KEY, b"{}"))
+
+
+def _row(row: dict[str, Any]) -> RolloutRow:
+    if not isinstance(row["prompt"], str):
+        row["prompt"] = tuple(Message(message["role"], message["content"]) for message in row["prompt"])
+    row["token_ids"] = tuple(row["token_ids"])
+    if row["token_rewards"] is not None:
+        row["token_rewards"] = tuple(row["token_rewards"])
+    return RolloutRow(**row)
