@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trimtab.guidance.errors import HeadError
 from trimtab.guidance.fingerprint import PolicyIdentity
-from trimtab.guidance.head import Head, LinearScalar, LowRankAdvantage, MlpScalar, TiedAdvantage
+from trimtab.guidance.head import Advantage, Head, LinearScalar, LowRankAdvantage, Scalar, TiedAdvantage
 from trimtab.guidance.manifest import Manifest
 from trimtab.guidance.store import load_head
 from trimtab.kernels.value_adapter import value_adapter
@@ -45,13 +45,13 @@ class _Scalars:
 
     weight: Tensor  # f32[H, d], zero where a head has no linear part
     bias: Tensor  # f32[H], nan where a head has no linear part
-    mlps: tuple[tuple[int, MlpScalar, float, float], ...]  # index, part, mean, std
+    others: tuple[tuple[int, Scalar, float, float], ...]  # index, part, mean, std
 
     def __call__(self, h: Tensor) -> Tensor:
         h = h.float()
         out = h @ self.weight.T + self.bias  # [B, H]
-        for index, mlp, mean, std in self.mlps:
-            out[:, index] = (mlp(h) - mean) / std
+        for index, part, mean, std in self.others:
+            out[:, index] = (part(h) - mean) / std
         return out
 
 
@@ -182,7 +182,7 @@ class HeadBank:
 
 
 def _stack(
-    advantages: Sequence[TiedAdvantage | LowRankAdvantage | None],
+    advantages: Sequence[Advantage | None],
     manifests: Sequence[Manifest],
     form: type[TiedAdvantage] | type[LowRankAdvantage],
 ) -> _Adapters | None:
@@ -208,14 +208,14 @@ def _pad(matrix: Tensor, dim: int, size: int) -> Tensor:
 
 
 def _gather(
-    parts: Sequence[LinearScalar | MlpScalar | None],
+    parts: Sequence[Scalar | None],
     manifests: Sequence[Manifest],
     hidden_size: int,
     device: torch.device | str,
 ) -> _Scalars:
     weight = torch.zeros(len(parts), hidden_size, device=device)
     bias = torch.full((len(parts),), math.nan, device=device)
-    mlps = []
+    others = []
     for index, (part, manifest) in enumerate(zip(parts, manifests, strict=True)):
         if part is None:
             continue
@@ -223,5 +223,5 @@ def _gather(
         if isinstance(part, LinearScalar):
             weight[index], bias[index] = part.weight / std, (part.bias - mean) / std
         else:
-            mlps.append((index, part, mean, std))
-    return _Scalars(weight, bias, tuple(mlps))
+            others.append((index, part, mean, std))
+    return _Scalars(weight, bias, tuple(others))

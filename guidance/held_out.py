@@ -2,42 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from trimtab.guidance.head import LinearScalar, LowRankAdvantage, MlpScalar, TiedAdvantage
-from trimtab.guidance.objectives import Pair, ReplyFeatures, lay_out
+from trimtab.guidance.encoding import EncodedReply
+from trimtab.guidance.errors import DataError
+from trimtab.guidance.features import FeatureSource
+from trimtab.guidance.head import Advantage, Scalar
+from trimtab.guidance.objectives.replies import ReplyFeatures, fetch, lay_out
 from trimtab.guidance.policy import Policy
 
 _POSITIONS_PER_CHUNK = 4096
+_REPLIES_PER_CHUNK = 64
 
 
 @dataclass(frozen=True, slots=True)
 class TiltStatistics:
-    """At each of N positions: ρ of the token that came, its centred advantage Ā, KL(π₁‖π₀), and whether π₁
-    and π₀ prefer different tokens. All [N]."""
+    """At each of N positions: ρ of the token that came, its centred advantage Ā, E_{π₀}[Ā²], KL(π₁‖π₀), and
+    whether π₁ and π₀ prefer different tokens. All [N], of drawn tokens, and of the scaled advantage."""
 
     log_ratio: Tensor
     centred: Tensor
+    variance: Tensor
     kl: Tensor
     flip: Tensor
 
 
+def fetch_in_chunks(features: FeatureSource, replies: Sequence[EncodedReply]) -> Iterator[ReplyFeatures]:
+    """Replies with their features, of which no more than a few are held at once."""
+    for start in range(0, len(replies), _REPLIES_PER_CHUNK):
+        yield from fetch(features, replies[start : start + _REPLIES_PER_CHUNK])
+
+
 @torch.no_grad()
-def score_replies(part: LinearScalar | MlpScalar, replies: Sequence[ReplyFeatures]) -> Tensor:
+def score_ends(part: Scalar, features: FeatureSource, replies: Sequence[EncodedReply]) -> Tensor:
     """The raw reward of each finished reply, read at s_T -> f32[len(replies)], on the CPU."""
+    chunks = [features.last(replies[i : i + 4096]) for i in range(0, len(replies), 4096)]
+    return torch.cat([part(ends.to(_device(part)).float()).cpu() for ends in chunks])
+
+
+@torch.no_grad()
+def score_replies(part: Scalar, replies: Iterable[ReplyFeatures]) -> Tensor:
+    """As score_ends, of replies whose features are at hand."""
     ends = torch.stack([reply.h[-1] for reply in replies])
-    scores: Tensor = part(ends.to(part.bias.device).float()).cpu()
+    scores: Tensor = part(ends.to(_device(part)).float()).cpu()
     return scores
 
 
 @torch.no_grad()
-def score_prefixes(part: LinearScalar | MlpScalar, replies: Sequence[ReplyFeatures]) -> list[Tensor]:
-    """V(s_0) … V(s_{T−1}), raw, of each reply, on the CPU."""
-    return [part(reply.h[:-1].to(part.bias.device).float()).cpu() for reply in replies]
+def score_prefixes(part: Scalar, replies: Iterable[ReplyFeatures]) -> list[Tensor]:
+    """V, raw, where each drawn token of each reply is predicted, V(s_0) … V(s_{T−1}), on the CPU."""
+    return [part(reply.h[: len(reply.tokens)].to(_device(part)).float()).cpu() for reply in replies]
+
+
+def _device(part: Scalar) -> torch.device:
+    return part.weight.device
 
 
 def accuracy(chosen: Tensor, rejected: Tensor) -> float:
@@ -46,39 +68,97 @@ def accuracy(chosen: Tensor, rejected: Tensor) -> float:
     return wins.mean().item()
 
 
-def length_accuracy(pairs: Sequence[Pair]) -> float:
+def length_accuracy(pairs: Sequence[tuple[ReplyFeatures, ReplyFeatures]]) -> float:
     """The accuracy of the better of two rules that read nothing: pick the longer reply, pick the shorter."""
-    chosen, rejected = (torch.tensor([len(r.tokens) for r in side]) for side in zip(*pairs, strict=True))
+    lengths = [[len(reply.tokens) for reply in side] for side in zip(*pairs, strict=True)]
+    return better_of_lengths(torch.tensor(lengths[0]), torch.tensor(lengths[1]))
+
+
+def better_of_lengths(chosen: Tensor, rejected: Tensor) -> float:
+    """As length_accuracy, of the numbers of tokens of chosen and rejected replies."""
     longer = accuracy(chosen, rejected)
     return max(longer, 1 - longer)
 
 
+def standard_units(rewards: Tensor) -> tuple[float, float]:
+    """reward_mean and reward_std of the policy's own replies, of raw rewards [N].
+
+    Raises:
+        DataError: they do not vary, so that nothing can be told in units of their spread.
+    """
+    mean, std = rewards.double().mean().item(), rewards.double().std(correction=0).item()
+    if not std > 1e-9 * max(1.0, abs(mean)):
+        raise DataError(
+            f"the reward has learned nothing, all {len(rewards)} held-out replies score {mean:.3g}: "
+            "give other data, or train it longer"
+        )
+    return mean, std
+
+
 @torch.no_grad()
 def tilt_statistics(
-    part: TiedAdvantage | LowRankAdvantage, policy: Policy, replies: Sequence[ReplyFeatures]
+    part: Advantage, policy: Policy, replies: Iterable[ReplyFeatures], *, scale: float = 1.0
 ) -> TiltStatistics:
-    """Statistics of the tilt at strength 1 along replies that are already written."""
-    batch, lm_head = lay_out(replies), policy.lm_head.float()
-    pieces = []
-    for start in range(0, len(batch["tokens"]), _POSITIONS_PER_CHUNK):
-        here = slice(start, start + _POSITIONS_PER_CHUNK)
-        h, tokens = batch["h"][here].to(policy.device), batch["tokens"][here].to(policy.device)
-        logits, advantage = policy.logits(h), part(h.float(), lm_head)
-        base, tilt = logits.log_softmax(-1), (logits + advantage).log_softmax(-1)
-        centred = advantage - (base.exp() * advantage).sum(-1, keepdim=True)
-        pieces.append(
-            (
-                _pick(tilt, tokens) - _pick(base, tokens),
-                _pick(centred, tokens),
-                (tilt.exp() * (tilt - base)).sum(-1),
-                tilt.argmax(-1) != base.argmax(-1),
-            )
-        )
-    return TiltStatistics(*(torch.cat(column).cpu() for column in zip(*pieces, strict=True)))
+    """Statistics of the tilt at strength 1 along replies that are already written. scale: the manifest's."""
+    lm_head = policy.lm_head.float()
+    pieces = [_chunk_statistics(part, policy, lm_head, h, tokens, scale) for h, tokens in _positions(replies)]
+    return TiltStatistics(*(torch.cat(column) for column in zip(*pieces, strict=True)))
+
+
+def _chunk_statistics(
+    part: Advantage, policy: Policy, lm_head: Tensor, h: Tensor, tokens: Tensor, scale: float
+) -> tuple[Tensor, ...]:
+    h, tokens = h.to(policy.device), tokens.to(policy.device)
+    logits = policy.logits(h)
+    advantage = scale * part(h.float(), lm_head)
+    base, tilt = logits.log_softmax(-1), (logits + advantage).log_softmax(-1)
+    probability = base.exp()
+    centred = advantage - (probability * advantage).sum(-1, keepdim=True)
+    columns = (
+        _pick(tilt, tokens) - _pick(base, tokens),
+        _pick(centred, tokens),
+        (probability * centred.square()).sum(-1),
+        (tilt.exp() * (tilt - base)).sum(-1),
+        tilt.argmax(-1) != base.argmax(-1),
+    )
+    return tuple(column.cpu() for column in columns)
+
+
+def _positions(replies: Iterable[ReplyFeatures]) -> Iterator[tuple[Tensor, Tensor]]:
+    """h and tokens of whole replies, until they are _POSITIONS_PER_CHUNK or more; then cut to that."""
+    waiting: list[ReplyFeatures] = []
+    for reply in replies:
+        waiting.append(reply)
+        if sum(len(r.tokens) for r in waiting) >= _POSITIONS_PER_CHUNK:
+            yield from _cut(waiting)
+            waiting = []
+    if waiting:
+        yield from _cut(waiting)
+
+
+def _cut(replies: Sequence[ReplyFeatures]) -> Iterator[tuple[Tensor, Tensor]]:
+    batch = lay_out(replies)
+    pieces = (batch[name].split(_POSITIONS_PER_CHUNK) for name in ("h", "tokens"))
+    yield from zip(*pieces, strict=True)
 
 
 def _pick(table: Tensor, tokens: Tensor) -> Tensor:
     return table.gather(1, tokens[:, None])[:, 0]
+
+
+def advantage_scale(part: Advantage, policy: Policy, replies: Iterable[ReplyFeatures]) -> float:
+    """1/RMS of Ā under π₀ over the replies' positions: the scale of an advantage trained by regression, whose
+    units are those of the reward. One trained as a tilt has scale 1.
+
+    Raises:
+        DataError: the advantage is zero everywhere.
+    """
+    mean_square = tilt_statistics(part, policy, replies).variance.double().mean().item()
+    if not mean_square > 0:
+        raise DataError(
+            "the advantage has learned nothing, it is 0 at all held-out positions: train it longer"
+        )
+    return float(mean_square**-0.5)
 
 
 def slope(x: Tensor, y: Tensor) -> float | None:
@@ -92,7 +172,8 @@ def slope(x: Tensor, y: Tensor) -> float | None:
 def value_per_advantage(values: Sequence[Tensor], centred: Tensor) -> float | None:
     """The slope of V(s_t) − V(s_{t−1}) on Ā(s_{t−1}, y_t), 1 ≤ t < T.
 
-    values: per reply V(s_0) … V(s_{T−1}), in standard units. centred: Ā at y_1 … y_T, replies end to end.
+    values: per reply V(s_0) … V(s_{T−1}), in standard units. centred: scaled Ā at y_1 … y_T, replies end to
+    end.
     """
     per_reply = torch.split(centred, [len(v) for v in values])
     return slope(torch.cat([a[:-1] for a in per_reply]), torch.cat([v.diff() for v in values]))

@@ -38,6 +38,11 @@ def _check_size(value: object, key: str) -> None:
     _check(is_size, key, f"must be a whole number of at least 1, got {value!r}")
 
 
+def _check_bins(value: object) -> None:
+    is_count = isinstance(value, int) and not isinstance(value, bool) and (value == 0 or value >= 2)
+    _check(is_count, "bins", f"must be 0, for none, or a whole number of at least 2, got {value!r}")
+
+
 def _check_text(value: object, key: str) -> None:
     _check(isinstance(value, str), key, f"must be a string, got {value!r}")
 
@@ -83,18 +88,29 @@ class AdvantagePart:
 
 @dataclass(frozen=True, slots=True)
 class ScalarPart:
-    """V(s) of a prefix, or the reward of a finished reply: it measures. width: hidden units of an mlp."""
+    """V(s) of a prefix, or the reward of a finished reply: it measures.
+
+    width: hidden units of an mlp. bins: above 0, the scalar is the mean of a distribution over so many bins,
+    evenly from low to high.
+    """
 
     form: str = "linear"
     width: int = 256
     activation: str = "silu"
     loss: str = ""
+    bins: int = 0
+    low: float = 0.0
+    high: float = 0.0
 
     def __post_init__(self) -> None:
         _check_choice(self.form, "form", SCALAR_FORMS)
         _check_size(self.width, "width")
         _check_choice(self.activation, "activation", ACTIVATIONS)
         _check_text(self.loss, "loss")
+        _check_bins(self.bins)
+        _check_number(self.low, "low")
+        _check_number(self.high, "high")
+        _check(not self.bins or self.low < self.high, "high", f"must be above low, {self.low}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +167,9 @@ class Manifest:
     def to_json(self) -> str:
         data = dataclasses.asdict(self)
         data["parts"] = {name: part for name, part in data["parts"].items() if part is not None}
+        for part in data["parts"].values():
+            if part.get("bins") == 0:  # a plain scalar's file is as it was before there were bins
+                del part["bins"], part["low"], part["high"]
         return json.dumps(data, indent=2, allow_nan=False) + "\n"
 
 

@@ -63,7 +63,7 @@ class AdvantageConfig:
     weight_desirable: kto: weight of good replies. weight_undesirable: kto: weight of bad ones.
     discount: monte_carlo, cd_q: what a reward one token later is worth.
     top_k: distil: how many next tokens of a prefix the value part scores.
-    num_prefixes: distil: how many prefixes are drawn from the rollouts.
+    num_prefixes: distil: how many prefixes are drawn from each rollout.
     clip: ppo, grpo: how far a step may move the ratio of probabilities.
     """
 
@@ -78,7 +78,7 @@ class AdvantageConfig:
     weight_undesirable: float = 1.0
     discount: float = 1.0
     top_k: int = 32
-    num_prefixes: int = 4096
+    num_prefixes: int = 16
     clip: float = 0.2
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
 
@@ -153,7 +153,8 @@ class ValueConfig:
             )
 
     def part(self) -> ScalarPart:
-        return ScalarPart(self.form, self.width, self.activation, self.loss)
+        bins = (self.bins, self.low, self.high) if self.loss == "distributional" else ()
+        return ScalarPart(self.form, self.width, self.activation, self.loss, *bins)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +188,7 @@ class TrainConfig:
     and counted.
     on_bad_rows: what a malformed row does.
     extra_columns: what a column that nothing reads does.
-    precision: of the products with the vocabulary; auto is bf16 on a GPU with a bf16 policy, else no.
+    precision: bf16 and fp16 round what heads compute while they are trained; auto is no: all in float32.
     gradient_accumulation: batches that make one step.
     max_grad_norm: longer gradients are cut to this length.
     log_every: steps between two lines of figures; by default an epoch.

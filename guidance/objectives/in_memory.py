@@ -6,25 +6,17 @@ Replies are laid end to end and never padded: what costs is the vocabulary, once
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from trimtab.guidance.head import LinearScalar, LowRankAdvantage, MlpScalar, TiedAdvantage
+from trimtab.guidance.head import Advantage, Scalar
 from trimtab.guidance.losses.log_ratio import log_ratio, sum_by_reply
+from trimtab.guidance.objectives.replies import ReplyFeatures, lay_out
 from trimtab.guidance.policy import Policy
 
 Scores = dict[str, Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class ReplyFeatures:
-    """h: [T+1, d], s_0 … s_T. tokens: i64[T], y_1 … y_T."""
-
-    h: Tensor
-    tokens: Tensor
 
 
 Pair = tuple[ReplyFeatures, ReplyFeatures]  # chosen, rejected
@@ -34,7 +26,7 @@ ScoredRollout = tuple[ReplyFeatures, float]
 class RewardObjective(nn.Module):
     """Rewards of finished replies, read at s_T."""
 
-    def __init__(self, part: LinearScalar | MlpScalar) -> None:
+    def __init__(self, part: Scalar) -> None:
         super().__init__()
         self.part = part
 
@@ -50,7 +42,7 @@ class RewardObjective(nn.Module):
 class AdvantageObjective(nn.Module):
     """R = Σ_t ρ_t of chosen and rejected replies, with the base's logits recomputed from h."""
 
-    def __init__(self, part: TiedAdvantage | LowRankAdvantage, policy: Policy) -> None:
+    def __init__(self, part: Advantage, policy: Policy) -> None:
         super().__init__()
         self.part = part
         self.policy = policy
@@ -74,7 +66,7 @@ class AdvantageObjective(nn.Module):
 class ValueObjective(nn.Module):
     """V(s_0) … V(s_{T−1}) of rollouts and what they should forecast."""
 
-    def __init__(self, part: LinearScalar | MlpScalar) -> None:
+    def __init__(self, part: Scalar) -> None:
         super().__init__()
         self.part = part
 
@@ -88,12 +80,3 @@ class ValueObjective(nn.Module):
         batch = lay_out([reply for reply, _ in rollouts])
         reward = torch.tensor([score for _, score in rollouts])
         return {"h": batch["h"], "lengths": batch["lengths"], "reward": reward}
-
-
-def lay_out(replies: Sequence[ReplyFeatures]) -> dict[str, Tensor]:
-    """h [N, d] at s_0 … s_{T−1} of each reply, tokens i64[N] at y_1 … y_T, lengths i64[len(replies)]."""
-    return {
-        "h": torch.cat([reply.h[:-1] for reply in replies]),
-        "tokens": torch.cat([reply.tokens for reply in replies]),
-        "lengths": torch.tensor([len(reply.tokens) for reply in replies]),
-    }

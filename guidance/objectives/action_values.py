@@ -1,0 +1,79 @@
+"""What an advantage learns from scored rollouts of the policy: Q(s, ·) = V(s) + Ā(s, ·) of drawn tokens."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from trimtab.guidance.features import FeatureSource
+from trimtab.guidance.head import Head, Scalar, make_scalar
+from trimtab.guidance.items import RolloutItem
+from trimtab.guidance.objectives.base import Objective, Scores
+from trimtab.guidance.objectives.replies import pad
+from trimtab.guidance.objectives.rollouts import returns_of, start_at, whole_replies
+from trimtab.guidance.objectives.tilt import Tilt
+from trimtab.guidance.policy import Policy
+from trimtab.guidance.train_config import TrainConfig
+
+
+class ReturnAdvantage(Objective):
+    """Q and the discounted rewards from the drawn token on, at every position.
+
+    V is a value of its own, trained by the same loss and thrown away: it may be discounted otherwise than the
+    head's value, which a request's target reads. Since Ā is centred, V learns the mean return whatever Ā is.
+    It begins as a copy of the head's value, where there is one; else it is built as the configuration says.
+    """
+
+    def __init__(self, head: Head, config: TrainConfig, features: FeatureSource) -> None:
+        super().__init__(head, config, features)
+        assert head.advantage is not None
+        self.tilt = Tilt(head.advantage, features.policy)
+        self.value = _own_value(head, config, features.policy)
+
+    def prepare(self, items: Sequence[RolloutItem]) -> None:
+        returns = [returns_of(item, self.config.advantage.discount) for item in items]
+        start_at(self.value, torch.cat(returns).tolist())
+
+    def collate(self, items: Sequence[RolloutItem]) -> dict[str, Tensor]:
+        batch = whole_replies(self.features, items)
+        returns = [returns_of(item, self.config.advantage.discount) for item in items]
+        kept = {name: batch[name] for name in ("h", "tokens", "lengths")}
+        return {**kept, "returns": pad_sequence(returns, batch_first=True)}
+
+    def forward(self, h: Tensor, tokens: Tensor, lengths: Tensor, returns: Tensor) -> tuple[Scores, Scores]:
+        q, _, mask, metrics = self._action_values(h, tokens, lengths)
+        return {"q": q, "returns": returns, "mask": mask}, metrics
+
+    def _action_values(
+        self, h: Tensor, tokens: Tensor, lengths: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Scores]:
+        """Q of the drawn tokens, V before them and the mask, each [B, T]; metrics."""
+        base = self.policy.logits(h).softmax(-1)
+        advantage, value = self.tilt.centred(h, tokens, base), self.value(h.float())
+        values, mask = pad(value, lengths)
+        rms = advantage.detach().square().mean().sqrt()
+        return pad(value + advantage, lengths)[0], values, mask, {"advantage/rms": rms} | self.tilt.measure(h)
+
+
+class BootstrappedAdvantage(ReturnAdvantage):
+    """Q, the rewards of the tokens, and what is forecast after each: γ Σ_z π₀(z|s_t) Q(s_t, z) = γ V(s_t),
+    for Ā is centred; 0 after the last."""
+
+    def collate(self, items: Sequence[RolloutItem]) -> dict[str, Tensor]:
+        return whole_replies(self.features, items)
+
+    def forward(self, h: Tensor, tokens: Tensor, lengths: Tensor, rewards: Tensor) -> tuple[Scores, Scores]:
+        q, values, mask, metrics = self._action_values(h, tokens, lengths)
+        after = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], 1)
+        scores = {"q": q, "next_value": self.config.advantage.discount * after.detach()}
+        return {**scores, "rewards": rewards, "mask": mask}, metrics
+
+
+def _own_value(head: Head, config: TrainConfig, policy: Policy) -> Scalar:
+    if head.value is not None:
+        return copy.deepcopy(head.value).requires_grad_()
+    return make_scalar(config.value.part(), policy.identity.hidden_size).to(policy.device)

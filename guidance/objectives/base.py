@@ -1,0 +1,35 @@
+"""From items to what a loss takes: one module per part of a head and kind of rows."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from trimtab.guidance.features import FeatureSource
+from trimtab.guidance.head import Head
+from trimtab.guidance.train_config import TrainConfig
+
+Scores = dict[str, Tensor]
+
+
+class Objective(nn.Module):
+    """Its parameters are those that are trained: of one part of `head`, and of what only training needs.
+
+    collate(items) -> a batch by name, features fetched through `features`; forward(**batch) -> the loss's
+    arguments by name, and metrics: scalars without gradient, averages over the batch.
+    """
+
+    def __init__(self, head: Head, config: TrainConfig, features: FeatureSource) -> None:
+        super().__init__()
+        self.config = config
+        self.features = features
+        self.policy = features.policy
+
+    def prepare(self, items: Sequence[Any]) -> None:
+        """What is done once, before training, with all items that are trained on."""
+
+    @abstractmethod
+    def collate(self, items: Sequence[Any]) -> dict[str, Tensor]: ...

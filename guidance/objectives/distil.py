@@ -1,0 +1,138 @@
+"""What an advantage learns from a value that scores the tokens which could come next: many per state."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from trimtab.guidance.encoding import EncodedReply
+from trimtab.guidance.errors import DataError
+from trimtab.guidance.features import FeatureSource
+from trimtab.guidance.head import Head, Scalar
+from trimtab.guidance.items import RolloutItem
+from trimtab.guidance.objectives.base import Objective, Scores
+from trimtab.guidance.objectives.candidates import Candidates, run_candidates
+from trimtab.guidance.objectives.tilt import Tilt
+from trimtab.guidance.policy import Policy
+from trimtab.guidance.train_config import TrainConfig
+
+
+@dataclass(frozen=True, slots=True)
+class _Lesson:
+    """Of one prefix: h [d]; tokens i64[K]; weight [K], π₀ of them, 0 where one is not judged; target [K]."""
+
+    h: Tensor
+    tokens: Tensor
+    weight: Tensor
+    target: Tensor
+
+
+class DistilledAdvantage(Objective):
+    """Ā of the top_k candidates after num_prefixes prefixes of each reply, and the teacher's scores of them.
+
+    The teacher is the head's value, at the state that a candidate leads to: Q(s, a) = V(s a), as long as
+    rewards come at the end. A candidate that ends the reply leads to no state of the value's; the head's
+    reward judges it, on the line that fits the rollouts' rewards, and without a reward nobody does.
+    """
+
+    def __init__(self, head: Head, config: TrainConfig, features: FeatureSource) -> None:
+        super().__init__(head, config, features)
+        assert head.advantage is not None
+        assert head.value is not None
+        self.tilt = Tilt(head.advantage, features.policy)
+        self._teacher = (head.value, head.reward)  # in a tuple: not among this module's parameters
+        self._lessons: dict[EncodedReply, list[_Lesson]] = {}
+
+    def prepare(self, items: Sequence[RolloutItem]) -> None:
+        """Scores the candidates of all items, once."""
+        if any(item.token_rewards is not None for item in items):
+            raise DataError(
+                "advantage.loss=distil reads a value that forecasts a reply's one reward: give rollouts "
+                "without token_rewards, or train by monte_carlo"
+            )
+        value, reward = self._teacher
+        line = None if reward is None else _fit_line(reward, items, self.features)
+        ends, settings = _end_ids(self.policy, items), self.config.advantage
+        replies = list(dict.fromkeys(item.reply for item in items))
+        prefixes = [
+            (reply, reply.prompt_ids + reply.reply_ids[:at])
+            for reply in replies
+            for at in _sample_positions(reply, settings.num_prefixes, self.config.seed)
+        ]
+        found: list[_Lesson | None] = [None] * len(prefixes)
+        bar = tqdm(total=len(prefixes), desc="teacher", unit="prefix", disable=not self.config.show_progress)
+        with bar:
+            for index, seen in run_candidates(self.policy, [ids for _, ids in prefixes], settings.top_k):
+                found[index] = _judge(seen, value, reward, line, ends)
+                bar.update()
+        self._lessons = {reply: [] for reply in replies}
+        for (reply, _), lesson in zip(prefixes, found, strict=True):
+            assert lesson is not None
+            self._lessons[reply].append(lesson)
+
+    def collate(self, items: Sequence[RolloutItem]) -> dict[str, Tensor]:
+        by_item = [self._lessons[item.reply] for item in items]
+        lessons = [lesson for taught in by_item for lesson in taught]
+        names = ("h", "tokens", "weight", "target")
+        batch = {name: torch.stack([getattr(lesson, name) for lesson in lessons]) for name in names}
+        return {**batch, "lengths": torch.tensor([len(taught) for taught in by_item])}
+
+    def forward(
+        self, h: Tensor, tokens: Tensor, weight: Tensor, target: Tensor, lengths: Tensor
+    ) -> tuple[Scores, Scores]:
+        base = self.policy.logits(h).softmax(-1)
+        advantage = self.tilt.centred(h, tokens, base)
+        with torch.no_grad():  # the likeliest candidate comes first
+            teacher_flips = (weight.log() + target).argmax(1) != 0
+        metrics = {"teacher/flip_rate": teacher_flips.float().mean()} | self.tilt.measure(h)
+        scores = {"advantage": advantage, "target": target, "weight": weight, "lengths": lengths}
+        return scores, metrics
+
+
+@torch.no_grad()
+def _judge(
+    seen: Candidates, value: Scalar, reward: Scalar | None, line: tuple[float, float] | None, ends: Tensor
+) -> _Lesson:
+    device = next(value.parameters()).device
+    target = value(seen.after.to(device)).cpu()
+    is_end = torch.isin(seen.tokens, ends)
+    if reward is None or line is None:
+        return _Lesson(seen.h, seen.tokens, seen.weight * ~is_end, target)
+    finished = line[0] * reward(seen.after.to(device)).cpu() + line[1]
+    return _Lesson(seen.h, seen.tokens, seen.weight, finished.where(is_end, target))
+
+
+@torch.no_grad()
+def _fit_line(
+    reward: Scalar, items: Sequence[RolloutItem], features: FeatureSource
+) -> tuple[float, float] | None:
+    """Slope and intercept of the rollouts' rewards on the reward part's scores; None without rewards."""
+    scored = [item for item in items if item.reward is not None]
+    if not scored:
+        return None
+    device = next(reward.parameters()).device
+    x = reward(features.last([item.reply for item in scored]).to(device).float()).double().cpu()
+    y = torch.tensor([item.reward for item in scored], dtype=torch.float64)
+    spread = (x - x.mean()).square().sum()
+    slope = ((x - x.mean()) * y).sum() / spread if spread > 0 else torch.zeros(())
+    return slope.item(), (y.mean() - slope * x.mean()).item()
+
+
+def _end_ids(policy: Policy, items: Sequence[RolloutItem]) -> Tensor:
+    """The tokens that end a reply: the model's own, and those that the rollouts end with."""
+    named = policy.model.generation_config.eos_token_id
+    own = {named} if isinstance(named, int) else set(named or ())
+    return torch.tensor(sorted(own | {item.reply.reply_ids[-1] for item in items}))
+
+
+def _sample_positions(reply: EncodedReply, count: int, seed: int) -> list[int]:
+    """At most `count` of the places where a drawn token is predicted, 0 … T−1; always the same ones."""
+    key = hashlib.sha256(repr((seed, reply.prompt_ids, reply.reply_ids)).encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "big"))
+    order: list[int] = torch.randperm(reply.num_drawn, generator=generator)[:count].tolist()
+    return sorted(order)
