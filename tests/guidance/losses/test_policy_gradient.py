@@ -57,6 +57,20 @@ def test_the_value_and_entropy_terms_by_hand():
     assert with_entropy.metrics["policy/entropy"].item() == 2
 
 
+def test_a_value_is_held_near_the_old_one_from_both_sides():
+    """v = −1, v_old = 0, G = −1: clip(v) = −0.2: ½ max(0, 0.64), as for the opposite signs."""
+    zero, mask = f64([0.0]), torch.tensor([[True]])
+    result = ppo(zero, zero, mask, values=f64([-1]), old_values=f64([0]), returns=f64([-1]), value_weight=1.0)
+    assert result.per_example.tolist() == pytest.approx([0.32], abs=1e-12)
+
+
+def test_where_the_policy_has_not_moved_nothing_is_clipped():
+    metrics = ppo(0 * random(0), random(1), UNEVEN).metrics
+    assert metrics["policy/clip_fraction"].item() == metrics["policy/approx_kl"].item() == 0
+    assert metrics["policy/ratio"].item() == 1
+    assert ppo(f64([1.5, 1.1]).log(), f64([1, 1]), PAIR).metrics["policy/clip_fraction"].item() == 0.5
+
+
 @pytest.mark.parametrize(
     "given",
     [
