@@ -41,6 +41,10 @@ class FeatureSource(Protocol):
     @property
     def policy(self) -> Policy: ...
 
+    def prepare(self, replies: Sequence[EncodedReply]) -> None:
+        """Told before training which replies will be asked for: what can be done or refused early is."""
+        ...
+
     def get(self, replies: Sequence[EncodedReply]) -> list[Tensor]:
         """s_0 … s_T of each reply of T tokens: h [T+1, d] on the CPU, in the policy's dtype. s_{t−1} predicts
         y_t, and s_T is read after the reply's end."""
@@ -75,8 +79,8 @@ class FeatureCache:
         self._extract = extract or own_forward(policy, batch_tokens)
         self._features: dict[EncodedReply, Tensor] = {}
 
-    def get(self, replies: Sequence[EncodedReply]) -> list[Tensor]:
-        """See FeatureSource."""
+    def prepare(self, replies: Sequence[EncodedReply]) -> None:
+        """See FeatureSource; runs the policy over those that are new, at once."""
         missing = [reply for reply in dict.fromkeys(replies) if reply not in self._features]
         if missing:
             bar = tqdm(total=len(missing), desc="features", unit="reply", disable=not self.show_progress)
@@ -84,6 +88,10 @@ class FeatureCache:
                 for index, h in self._extract(missing, None):
                     self._features[missing[index]] = h
                     bar.update()
+
+    def get(self, replies: Sequence[EncodedReply]) -> list[Tensor]:
+        """See FeatureSource."""
+        self.prepare(replies)
         return [self._features[reply] for reply in replies]
 
     def last(self, replies: Sequence[EncodedReply]) -> Tensor:
@@ -101,6 +109,9 @@ class StreamedFeatures:
     def __init__(self, policy: Policy, extract: Extract | None = None, *, batch_tokens: int = 4096) -> None:
         self.policy = policy
         self._extract = extract or own_forward(policy, batch_tokens)
+
+    def prepare(self, replies: Sequence[EncodedReply]) -> None:
+        """See FeatureSource; nothing is done early."""
 
     def get(self, replies: Sequence[EncodedReply]) -> list[Tensor]:
         """See FeatureSource."""
