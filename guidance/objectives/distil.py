@@ -127,12 +127,14 @@ def _end_ids(policy: Policy, items: Sequence[RolloutItem]) -> Tensor:
     """The tokens that end a reply: the model's own, and those that the rollouts end with."""
     named = policy.model.generation_config.eos_token_id
     own = {named} if isinstance(named, int) else set(named or ())
-    return torch.tensor(sorted(own | {item.reply.reply_ids[-1] for item in items}))
+    drawn = {item.reply.reply_ids[-1] for item in items if not item.reply.is_cut}
+    return torch.tensor(sorted(own | drawn))
 
 
 def _sample_positions(reply: EncodedReply, count: int, seed: int) -> list[int]:
     """At most `count` of the places where a drawn token is predicted, 0 … T−1; always the same ones."""
-    key = hashlib.sha256(repr((seed, reply.prompt_ids, reply.reply_ids)).encode()).digest()
+    drawn = reply.reply_ids[: reply.num_drawn]
+    key = hashlib.sha256(repr((seed, reply.prompt_ids, drawn)).encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(key[:7], "big"))
     order: list[int] = torch.randperm(reply.num_drawn, generator=generator)[:count].tolist()
     return sorted(order)

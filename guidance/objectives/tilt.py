@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from trimtab.guidance.fused_log_ratio import fused_log_ratio
 from trimtab.guidance.head import Advantage
-from trimtab.guidance.losses.log_ratio import log_ratio
 from trimtab.guidance.policy import Policy
 
 MEASURED_POSITIONS = 256
@@ -23,7 +23,8 @@ class Tilt(nn.Module):
 
     def log_ratio(self, h: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """ρ of the tokens and log π₀ of them, [N] each. h: [N, d]; tokens: i64[N]."""
-        return log_ratio(self.policy.logits(h), self.advantage(h.float(), self.lm_head), tokens)
+        column, vocabulary = self.advantage.column(h.float()), self.advantage.vocabulary(self.lm_head)
+        return fused_log_ratio(self.policy.logits, h, column, vocabulary, tokens)
 
     def centred(self, h: Tensor, tokens: Tensor, base: Tensor) -> Tensor:
         """Ā(s, a) = A(s, a) − E_{π₀}[A(s, ·)] of the tokens a, which may be several for each state.

@@ -46,6 +46,8 @@ class LabelAdvantage(Objective):
     def collate(self, items: Sequence[LabelItem]) -> dict[str, Tensor]:
         strangers = [item.mismatched for item in items if item.mismatched is not None]
         assert len(strangers) == len(items), "items must be mismatched first"
+        if len(items) == 1:  # the last batch of an epoch: a mean over two that are one
+            strangers *= 2
         batch = lay_out(fetch(self.features, [item.reply for item in items]))
         other = {f"other_{name}": x for name, x in lay_out(fetch(self.features, strangers)).items()}
         return {**batch, **other, "desirable": torch.tensor([item.label for item in items])}
