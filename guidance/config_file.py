@@ -60,7 +60,7 @@ def _values(cls: type[Any], data: object, where: str) -> dict[str, Any]:
 def _convert(kind: Any, value: object, where: str, field: dataclasses.Field[Any]) -> Any:
     if dataclasses.is_dataclass(kind):
         assert isinstance(kind, type)
-        default = field.default_factory() if callable(field.default_factory) else field.default
+        default: Any = field.default_factory() if callable(field.default_factory) else field.default
         try:
             return dataclasses.replace(default, **_values(kind, value, where))
         except ValueError as error:

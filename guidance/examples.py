@@ -5,60 +5,97 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar
 
-from trimtab.guidance.data import Preference, Rollout, load_preferences, load_rollouts
-from trimtab.guidance.encoding import EncodedReply, ReplyEncoder
+from trimtab.guidance.data import load_rows
+from trimtab.guidance.encoding import EncodedReply, ReplyEncoder, Sampled, encode_prompt
 from trimtab.guidance.errors import DataError
+from trimtab.guidance.items import Item, LabelItem, PairItem, RankingItem, RolloutItem
+from trimtab.guidance.message import Prompt
+from trimtab.guidance.objectives.unpaired import mismatch
 from trimtab.guidance.policy import Policy
-from trimtab.guidance.train_config import TrainConfig
+from trimtab.guidance.rows import Preference, Ranking, Rollout, Unpaired
+from trimtab.guidance.train_config import ROW_FILES, TrainConfig
 
 logger = logging.getLogger(__name__)
-EncodedPair = tuple[EncodedReply, EncodedReply]  # chosen, rejected
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class PromptItem:
+    """A prompt that replies are sampled to while training."""
+
+    prompt: Prompt
+    prompt_ids: tuple[int, ...]
+
+    @property
+    def replies(self) -> tuple[EncodedReply, ...]:
+        return ()
+
+
+@dataclass(frozen=True, slots=True)
+class Split(Generic[T]):
+    train: tuple[T, ...] = ()
+    held_out: tuple[T, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """No prompt is both trained on and held out."""
+    """No prompt is both trained on and held out. A kind of rows that the run has no file of is empty."""
 
-    train_pairs: tuple[EncodedPair, ...]
-    held_out_pairs: tuple[EncodedPair, ...]
-    train_rollouts: tuple[EncodedReply, ...]
-    held_out_rollouts: tuple[EncodedReply, ...]
+    pairs: Split[PairItem] = Split()
+    rankings: Split[RankingItem] = Split()
+    unpaired: Split[LabelItem] = Split()
+    rollouts: Split[RolloutItem] = Split()
+    prompts: Split[PromptItem] = Split()
+
+    def replies(self) -> list[EncodedReply]:
+        """All replies, each once."""
+        kinds = (self.pairs, self.rankings, self.unpaired, self.rollouts)
+        items: Iterator[Item] = (
+            item for kind in kinds for side in (kind.train, kind.held_out) for item in side
+        )
+        return list(dict.fromkeys(reply for item in items for reply in item.replies))
+
+
+ITEMS_OF = {
+    "preferences": "pairs",
+    "rankings": "rankings",
+    "unpaired": "unpaired",
+    "rollouts": "rollouts",
+    "prompts": "prompts",
+}
+"""A data file's field in TrainConfig -> its items' field in Examples, also a method's word for them."""
 
 
 def load_examples(config: TrainConfig, policy: Policy) -> Examples:
-    """Reads, encodes and splits the rows that the configuration names.
+    """Reads, encodes and splits the rows that the configuration names. Without a file of rollouts, the
+    replies of the other files serve.
 
     Raises:
         DataError: rows that cannot be read, or too few prompts to hold some out.
         PolicyError: the tokenizer cannot render the rows.
     """
-    encoder = ReplyEncoder(policy.tokenizer)
-    assert config.preferences is not None
-    preferences = load_preferences(config.preferences, config.on_bad_rows).rows
-    pairs = _fitting_pairs([_encode_pair(encoder, row) for row in preferences], config)
-    if config.rollouts is None:
-        rollouts = list(dict.fromkeys(reply for pair in pairs for reply in pair))
-    else:
-        rows = load_rollouts(config.rollouts, config.on_bad_rows).rows
-        rollouts = _fitting_rollouts([_encode_rollout(encoder, row) for row in rows], config)
-    prompts = [pair[0].prompt_ids for pair in pairs] + [reply.prompt_ids for reply in rollouts]
-    held_out = held_out_prompts(prompts, config.held_out, config.seed)
-    examples = Examples(
-        tuple(pair for pair in pairs if pair[0].prompt_ids not in held_out),
-        tuple(pair for pair in pairs if pair[0].prompt_ids in held_out),
-        tuple(reply for reply in rollouts if reply.prompt_ids not in held_out),
-        tuple(reply for reply in rollouts if reply.prompt_ids in held_out),
+    files = {name: getattr(config, name) for name in ROW_FILES if getattr(config, name) is not None}
+    items = {ITEMS_OF[name]: _load_items(name, path, config, policy) for name, path in files.items()}
+    if "rollouts" not in items:
+        replies = dict.fromkeys(reply for kind in items.values() for item in kind for reply in item.replies)
+        items["rollouts"] = [RolloutItem(reply) for reply in replies]
+    held_out = held_out_prompts(
+        [prompt_of(i) for kind in items.values() for i in kind], config.held_out, config.seed
     )
-    for part in ("train_pairs", "held_out_pairs", "train_rollouts", "held_out_rollouts"):
-        if not getattr(examples, part):
-            raise DataError(
-                f"{config.preferences}: no {part.replace('_', ' ')} with held_out={config.held_out}: "
-                "give rows with more different prompts, or another share"
-            )
-    return examples
+    splits = {kind: _split(some, held_out) for kind, some in items.items()}
+    for kind, split in splits.items():
+        for side in ("train", "held_out"):
+            if items[kind] and not getattr(split, side):
+                raise DataError(
+                    f"{', '.join(map(str, files.values()))}: no {side.replace('_', ' ')} {kind} with "
+                    f"held_out={config.held_out}: give rows with more different prompts, or another share"
+                )
+    return Examples(**splits)
 
 
 def held_out_prompts(
@@ -73,28 +110,125 @@ def held_out_prompts(
     return frozenset(different[: math.ceil(share * len(different))])
 
 
-def _encode_pair(encoder: ReplyEncoder, row: Preference) -> EncodedPair:
-    return encoder.encode(row.prompt, row.chosen), encoder.encode(row.prompt, row.rejected)
+def prompt_of(item: Any) -> tuple[int, ...]:
+    """The token ids of an item's prompt."""
+    return item.prompt_ids if isinstance(item, PromptItem) else item.replies[0].prompt_ids
 
 
-def _encode_rollout(encoder: ReplyEncoder, row: Rollout) -> EncodedReply:
-    return encoder.encode(row.prompt, row.completion)
+class RowEncoder:
+    """Rows of any kind as items. Raises DataError or PolicyError as ReplyEncoder does, and DataError for a
+    token id that the policy does not have."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._replies = ReplyEncoder(policy.tokenizer)
+        self._vocab_size = policy.identity.vocab_size
+
+    def encode(self, row: Any) -> Any:
+        return _ENCODE[type(row)](self, row)
+
+    def reply(self, prompt: Prompt, text: str, sampled: Sampled | None) -> EncodedReply:
+        if sampled is not None and max(sampled.token_ids) >= self._vocab_size:
+            raise DataError(f"token id {max(sampled.token_ids)} is not in the policy's vocabulary")
+        return self._replies.encode(prompt, text, sampled)
+
+    def pair(self, row: Preference) -> PairItem:
+        chosen = self.reply(row.prompt, row.chosen, row.chosen_sampled)
+        rejected = self.reply(row.prompt, row.rejected, row.rejected_sampled)
+        return PairItem(chosen, rejected, row.margin or 0.0)
+
+    def ranking(self, row: Ranking) -> RankingItem:
+        sampled = row.sampled or (None,) * len(row.responses)
+        replies = (self.reply(row.prompt, t, s) for t, s in zip(row.responses, sampled, strict=True))
+        return RankingItem(tuple(replies), row.ranks)
+
+    def label(self, row: Unpaired) -> LabelItem:
+        return LabelItem(self.reply(row.prompt, row.completion, row.sampled), row.label)
+
+    def rollout(self, row: Rollout) -> RolloutItem:
+        reply = self.reply(row.prompt, row.completion, row.sampled)
+        return RolloutItem(reply, row.reward, row.token_rewards)
+
+    def prompt(self, row: Prompt) -> PromptItem:
+        return PromptItem(row, encode_prompt(self._replies.tokenizer, row))
 
 
-def _fitting_pairs(pairs: list[EncodedPair], config: TrainConfig) -> list[EncodedPair]:
-    fitting = [pair for pair in pairs if max(r.num_tokens for r in pair) <= config.max_tokens]
-    _report_left_out(len(pairs) - len(fitting), len(fitting), config)
-    return fitting
+_ENCODE: dict[type[Any], Callable[[RowEncoder, Any], Any]] = {
+    Preference: RowEncoder.pair,
+    Ranking: RowEncoder.ranking,
+    Unpaired: RowEncoder.label,
+    Rollout: RowEncoder.rollout,
+    str: RowEncoder.prompt,
+    tuple: RowEncoder.prompt,
+}
 
 
-def _fitting_rollouts(rollouts: list[EncodedReply], config: TrainConfig) -> list[EncodedReply]:
-    fitting = [reply for reply in rollouts if reply.num_tokens <= config.max_tokens]
-    _report_left_out(len(rollouts) - len(fitting), len(fitting), config)
-    return fitting
+def _load_items(kind: str, path: Path, config: TrainConfig, policy: Policy) -> list[Any]:
+    rows = load_rows(kind, path, config.on_bad_rows, config.extra_columns).rows
+    items, bad = encode_rows(rows, policy)
+    if bad and (config.on_bad_rows == "refuse" or not items):
+        raise DataError(f"{path}: {len(bad)} bad rows, first: {bad[0]}: mend them or skip bad rows")
+    if bad:
+        logger.warning("%s: skipped %d bad rows, first: %s", path, len(bad), bad[0])
+    limit = max_length(config, policy)
+    fitting = [item for item in items if num_tokens(item) <= limit]
+    if not fitting:
+        raise DataError(f"{path}: every row is longer than {_limit_name(config, limit)}: raise it")
+    if len(fitting) < len(items):
+        num, name = len(items) - len(fitting), _limit_name(config, limit)
+        logger.warning("%s: left out %d rows longer than %s", path, num, name)
+    return _mismatched(fitting, limit) if kind == "unpaired" and _needs_mismatch(config) else fitting
 
 
-def _report_left_out(num_left_out: int, num_fitting: int, config: TrainConfig) -> None:
-    if not num_fitting:
-        raise DataError(f"every row is longer than max_tokens={config.max_tokens}: raise it")
-    if num_left_out:
-        logger.warning("left out %d rows longer than max_tokens=%d", num_left_out, config.max_tokens)
+def encode_rows(rows: Sequence[Any], policy: Policy) -> tuple[list[Any], list[str]]:
+    """Items of rows, and what is wrong with those that cannot be encoded. Raises PolicyError."""
+    encoder, items, bad = RowEncoder(policy), [], []
+    for row in rows:
+        try:
+            items.append(encoder.encode(row))
+        except DataError as error:
+            bad.append(str(error))
+    return items, bad
+
+
+def num_tokens(item: Any) -> int:
+    """Of the longest reply with its prompt."""
+    return max((reply.num_tokens for reply in item.replies), default=len(prompt_of(item)))
+
+
+def max_length(config: TrainConfig, policy: Policy) -> int:
+    """Tokens of a prompt with its reply: what the configuration allows, within the policy's context."""
+    context = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
+    return min(config.max_tokens, context or config.max_tokens)
+
+
+def _limit_name(config: TrainConfig, limit: int) -> str:
+    is_own = limit == config.max_tokens
+    return f"max_tokens={limit}" if is_own else f"the policy's context of {limit} tokens"
+
+
+def _needs_mismatch(config: TrainConfig) -> bool:
+    return "advantage" in config.parts and config.advantage.loss == "kto"
+
+
+def _mismatched(items: Sequence[LabelItem], limit: int) -> list[LabelItem]:
+    """With replies to other prompts, shortened where they would not fit."""
+    try:
+        return [_shortened(item, limit) for item in mismatch(items)]
+    except ValueError as error:
+        raise DataError(str(error)) from error
+
+
+def _shortened(item: LabelItem, limit: int) -> LabelItem:
+    other = item.mismatched
+    assert other is not None
+    if other.num_tokens <= limit:
+        return item
+    kept = other.reply_ids[: limit - len(other.prompt_ids)]
+    return replace(item, mismatched=EncodedReply(other.prompt_ids, kept))
+
+
+def _split(items: Sequence[Any], held_out: frozenset[tuple[int, ...]]) -> Split[Any]:
+    return Split(
+        tuple(item for item in items if prompt_of(item) not in held_out),
+        tuple(item for item in items if prompt_of(item) in held_out),
+    )

@@ -1,29 +1,71 @@
-"""Trains one part of a head on transformers' Trainer: progress bar, schedule, checkpoints and resuming."""
+"""Trains one part of a head on transformers' Trainer: schedule, precision, accumulation, checkpoints,
+resuming, several processes."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
-from transformers import PrinterCallback, Trainer, TrainingArguments
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations import is_tensorboard_available
 
-from trimtab.guidance.checkpoint import OptimiserCheckpoint, last_checkpoint, remove_checkpoints
+from trimtab.guidance.batches import NUM_ITEMS, make_loader
+from trimtab.guidance.checkpoint import (
+    OptimiserCheckpoint,
+    is_finished,
+    last_checkpoint,
+    load_weights,
+    remove_checkpoints,
+    save_weights,
+    writing,
+)
+from trimtab.guidance.errors import DataError
 from trimtab.guidance.losses import Loss
+from trimtab.guidance.objectives.base import Objective
+from trimtab.guidance.processes import is_first, num_processes
 from trimtab.guidance.train_config import OptimiserConfig, TrainConfig
 
 
+class Model(nn.Module):
+    """An objective as a Trainer takes it: without the attribute `config`, which a Trainer would write to."""
+
+    def __init__(self, objective: Objective) -> None:
+        super().__init__()
+        self.objective = objective
+
+    def forward(self, **batch: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        scores, metrics = self.objective(**batch)
+        return scores, metrics
+
+
 class PartTrainer(Trainer):  # type: ignore[misc]  # transformers has no type stubs
-    """The model is an objective: its forward gives what the loss takes, and metrics of its own."""
+    """The model's forward gives what the loss takes, and metrics of its own.
+
+    The loss of a step is the mean over its items, however they are cut into batches and shared among
+    processes. Metrics are those of this process's items.
+    """
+
+    loss_is_scaled_for_ga = True
 
     def __init__(self, *, loss: Loss, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.loss = loss
-        self._metrics: dict[str, list[float]] = defaultdict(list)
+        self._metrics: dict[str, list[tuple[Tensor, int]]] = defaultdict(list)
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        return make_loader(
+            self.train_dataset,
+            self.model.objective.collate,
+            batch_size=self.args.per_device_train_batch_size,
+            seed=self.args.seed,
+            process=self.args.process_index,
+            num_processes=self.args.world_size,
+        )
 
     def compute_loss(
         self,
@@ -32,53 +74,100 @@ class PartTrainer(Trainer):  # type: ignore[misc]  # transformers has no type st
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
+        count = int(inputs.pop(NUM_ITEMS))
         scores, metrics = model(**inputs)
         result = self.loss(**scores)
-        for name, metric in (result.metrics | metrics).items():
-            self._metrics[name].append(metric.item())
-        return result.per_example.mean()
+        loss = result.per_example.mean()
+        self._refuse_non_finite(loss)
+        if count:
+            for name, metric in (result.metrics | metrics).items():
+                self._metrics[name].append((metric.detach(), count))
+        # Gradients are averaged over processes, and summed over the batches of a step.
+        return loss * (count * self.args.world_size / num_items_in_batch)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        means = {name: sum(numbers) / len(numbers) for name, numbers in self._metrics.items()}
+        means = {name: _weighted_mean(pieces) for name, pieces in self._metrics.items()}
         self._metrics.clear()
         super().log(logs | means, *args, **kwargs)
 
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
+        """The items of a step, of all its batches in all processes."""
+        own = sum((batch[NUM_ITEMS] for batch in batch_samples), start=torch.zeros((), dtype=torch.long))
+        return self.accelerator.reduce(own.to(device), "sum")
 
-class _Items(Dataset[Any]):
-    def __init__(self, items: Sequence[Any]) -> None:
-        self.items = items
+    def _refuse_non_finite(self, loss: Tensor) -> None:
+        if not loss.isfinite():
+            part, step = Path(self.args.output_dir).name, self.state.global_step + 1
+            raise DataError(
+                f"{part}: the loss is {loss.item()} at step {step}: give a lower learning rate, or look for "
+                f"extreme rewards; checkpoints before it are kept in {self.args.output_dir}"
+            )
 
-    def __len__(self) -> int:
-        return len(self.items)
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        if self.args.should_save:
+            save_weights(self.model, Path(output_dir or self.args.output_dir))
 
-    def __getitem__(self, index: int) -> Any:
-        return self.items[index]
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        with writing(Path(self.args.output_dir)):
+            super()._save_checkpoint(model, trial)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        load_weights(model or self.model, Path(resume_from_checkpoint))
 
 
 def train_part(
-    objective: nn.Module,
+    objective: Objective,
     loss: Loss,
-    items: Sequence[Any],
-    collate: Callable[[Sequence[Any]], dict[str, Tensor]],
+    data: Sequence[Any] | IterableDataset[Any],
     *,
     folder: Path,
     optimiser: OptimiserConfig,
     config: TrainConfig,
     device: torch.device,
+    max_steps: int | None = None,
+    save_every: int | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> None:
-    """Trains the parameters of `objective` in place. Checkpoints, one an epoch, are kept in `folder`; with
-    config.resume the last of them is where training goes on, and a finished run is only read."""
+    """Trains the parameters of `objective` in place. Checkpoints are kept in `folder`; with config.resume the
+    last of them is where training goes on, and a finished run is only read.
+
+    data: items for objective.collate. An IterableDataset (with max_steps) is read a batch at a time when a
+    step needs it, so that what it gives may depend on the steps before; resumed, it is read from where it
+    then begins. In several processes each reads its own.
+    save_every: steps between two checkpoints; by default config.save_every.
+
+    Raises:
+        DataError: the loss is NaN or infinite; a checkpoint cannot be written; what was asked for is not
+            installed or not to be had on this device.
+    """
+    model = Model(objective)
     checkpoint = last_checkpoint(folder) if config.resume else None
-    if checkpoint is None:
+    if checkpoint is not None and is_finished(checkpoint):
+        load_weights(model, checkpoint)
+        return
+    if checkpoint is None and is_first():
         remove_checkpoints(folder)
-    trainer = PartTrainer(
-        loss=loss,
-        model=objective,
-        args=_arguments(folder, optimiser, config, device),
-        train_dataset=_Items(items),
-        data_collator=collate,
-        callbacks=[OptimiserCheckpoint(checkpoint)],
+    if not isinstance(data, IterableDataset):
+        objective.prepare(data)
+    arguments = _arguments(folder, optimiser, config, device)
+    arguments.max_steps = -1 if max_steps is None else max_steps
+    arguments.ignore_data_skip = isinstance(data, IterableDataset)
+    steps = save_every or config.save_every
+    if steps is not None:
+        arguments.save_strategy, arguments.save_steps = "steps", steps
+    _train(
+        PartTrainer(loss=loss, model=model, args=arguments, train_dataset=data),
+        checkpoint,
+        config,
+        callbacks,
     )
+
+
+def _train(
+    trainer: PartTrainer, checkpoint: Path | None, config: TrainConfig, callbacks: Sequence[TrainerCallback]
+) -> None:
+    for callback in (OptimiserCheckpoint(checkpoint, trainer.accelerator.scaler), *callbacks):
+        trainer.add_callback(callback)
     if not config.show_progress:
         trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -87,24 +176,49 @@ def train_part(
 def _arguments(
     folder: Path, optimiser: OptimiserConfig, config: TrainConfig, device: torch.device
 ) -> TrainingArguments:
+    precision = _precision(config, device)
     arguments = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=optimiser.epochs,
         per_device_train_batch_size=optimiser.batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation,
         learning_rate=optimiser.learning_rate,
         weight_decay=optimiser.weight_decay,
         warmup_steps=optimiser.warmup,
+        max_grad_norm=config.max_grad_norm,
         lr_scheduler_type="cosine",
         seed=config.seed,
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
         use_cpu=device.type == "cpu",
+        ddp_backend="gloo" if device.type == "cpu" and num_processes() > 1 else None,
         dataloader_pin_memory=device.type != "cpu",
         remove_unused_columns=False,
         label_names=[],
         save_strategy="epoch",
         save_only_model=True,  # the optimiser is kept by OptimiserCheckpoint
-        logging_strategy="epoch",
-        report_to="none",
+        logging_strategy="epoch" if config.log_every is None else "steps",
+        logging_steps=config.log_every or 500,
+        logging_nan_inf_filter=False,
+        report_to=_reporter(config),
         disable_tqdm=not config.show_progress,
     )
     arguments._n_gpu = min(1, arguments.n_gpu)  # DataParallel would cut through the replies of a batch
     return arguments
+
+
+def _precision(config: TrainConfig, device: torch.device) -> str:
+    if config.precision == "fp16" and device.type == "cpu":
+        raise DataError("precision=fp16 needs a GPU: give bf16 or no")
+    return "no" if config.precision == "auto" else config.precision
+
+
+def _reporter(config: TrainConfig) -> str:
+    if config.report_to == "tensorboard" and not is_tensorboard_available():
+        raise DataError("report_to=tensorboard needs tensorboard: pip install tensorboard")
+    return config.report_to
+
+
+def _weighted_mean(pieces: Sequence[tuple[Tensor, int]]) -> float:
+    total = sum(count for _, count in pieces)
+    return sum(metric.item() * count for metric, count in pieces) / total

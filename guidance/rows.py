@@ -76,15 +76,16 @@ def parse_preference(row: Row) -> Preference:
     """
     chosen, rejected = column(row, "chosen"), column(row, "rejected")
     sampled = sampled_column(row, "chosen_"), sampled_column(row, "rejected_")
+    prompt: Prompt
     if row.get("prompt") is not None:
         replies = as_reply(chosen, "chosen", sampled[0]), as_reply(rejected, "rejected", sampled[1])
         prompt = as_prompt(row["prompt"])
     elif sampled != (None, None):
         raise DataError("prompt is missing: rows with token ids need one")
     elif isinstance(chosen, str) and isinstance(rejected, str):
-        prompt, *replies = _split_strings(chosen, rejected)
+        prompt, replies = _split_strings(chosen, rejected)
     else:
-        prompt, *replies = _split_messages(as_messages(chosen, "chosen"), as_messages(rejected, "rejected"))
+        prompt, replies = _split_messages(as_messages(chosen, "chosen"), as_messages(rejected, "rejected"))
     if replies[0] == replies[1]:
         raise DataError("chosen and rejected are the same")
     return Preference(prompt, *replies, number_column(row, "margin"), *sampled)
@@ -175,7 +176,7 @@ ROW_KINDS: dict[str, RowKind] = {
 """Kinds of data files, named as the flags that take them."""
 
 
-def _split_strings(chosen: str, rejected: str) -> tuple[str, str, str]:
+def _split_strings(chosen: str, rejected: str) -> tuple[str, tuple[str, str]]:
     """The prompt is what both begin with, up to the start of a word."""
     shared = 0
     while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
@@ -186,14 +187,15 @@ def _split_strings(chosen: str, rejected: str) -> tuple[str, str, str]:
         shared -= 1
     if shared == 0:
         raise DataError("prompt is missing, and chosen and rejected begin with nothing in common")
-    return chosen[:shared], as_reply(chosen[shared:], "chosen"), as_reply(rejected[shared:], "rejected")
+    return chosen[:shared], (as_reply(chosen[shared:], "chosen"), as_reply(rejected[shared:], "rejected"))
 
 
 def _split_messages(
     chosen: tuple[Message, ...], rejected: tuple[Message, ...]
-) -> tuple[tuple[Message, ...], str, str]:
+) -> tuple[tuple[Message, ...], tuple[str, str]]:
     if chosen[:-1] != rejected[:-1] or len(chosen) < 2:
         raise DataError("prompt is missing, and chosen and rejected differ in more than the last message")
     if chosen[-1].role != "assistant" or rejected[-1].role != "assistant":
         raise DataError("the last message of chosen and rejected must be the assistant's")
-    return chosen[:-1], as_reply(chosen[-1].content, "chosen"), as_reply(rejected[-1].content, "rejected")
+    replies = as_reply(chosen[-1].content, "chosen"), as_reply(rejected[-1].content, "rejected")
+    return chosen[:-1], replies

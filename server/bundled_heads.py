@@ -40,7 +40,7 @@ def train_heads(model: Path, work: Path, out: Path, seed: int) -> dict[str, Any]
                     seed=seed,
                     device="cpu",
                 ),
-                cache=cache,
+                features=cache,
             ).metrics
         )
         for head in AXES

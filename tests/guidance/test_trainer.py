@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trimtab.guidance.bank import HeadBank
 from trimtab.guidance.errors import DataError, HeadError
-from trimtab.guidance.examples import held_out_prompts, load_examples
+from trimtab.guidance.examples import held_out_prompts, load_examples, prompt_of
 from trimtab.guidance.features import FeatureCache
 from trimtab.guidance.manifest import Manifest
 from trimtab.guidance.part_trainer import PartTrainer
@@ -85,7 +86,7 @@ def test_a_trained_head_makes_the_preferred_token_likelier_on_prompts_it_never_s
     assert manifest.parts.advantage.value_per_advantage is not None
 
     policy = load_policy(config.model)
-    replies = load_examples(config, policy).held_out_rollouts
+    replies = [item.reply for item in load_examples(config, policy).rollouts.held_out]
     h = torch.cat(FeatureCache(policy, show_progress=False).get(replies))
     base = policy.logits(h)
     tilt = base + head.advantage(h, policy.lm_head)
@@ -99,7 +100,7 @@ def test_a_manifest_speaks_standard_units_of_held_out_rollouts(config: TrainConf
     manifest = train_head(config)
     policy = load_policy(config.model)
     bank = HeadBank.load([config.head_folder], policy.identity, device="cpu", dtype=torch.float32)
-    replies = load_examples(config, policy).held_out_rollouts
+    replies = [item.reply for item in load_examples(config, policy).rollouts.held_out]
     features = FeatureCache(policy, show_progress=False).get(replies)
     rewards = bank.rewards(torch.stack([h[-1] for h in features]))
     assert rewards.mean().item() == pytest.approx(0, abs=1e-4)
@@ -120,10 +121,8 @@ def test_a_manifest_speaks_standard_units_of_held_out_rollouts(config: TrainConf
 
 def test_no_prompt_is_both_trained_on_and_held_out(config: TrainConfig):
     examples = load_examples(config, load_policy(config.model))
-    trained = {r.prompt_ids for r in examples.train_rollouts}
-    trained |= {c.prompt_ids for c, _ in examples.train_pairs}
-    held_out = {r.prompt_ids for r in examples.held_out_rollouts}
-    held_out |= {c.prompt_ids for c, _ in examples.held_out_pairs}
+    trained = {prompt_of(i) for split in (examples.rollouts, examples.pairs) for i in split.train}
+    held_out = {prompt_of(i) for split in (examples.rollouts, examples.pairs) for i in split.held_out}
     assert len(held_out) == 8
     assert not trained & held_out
 
@@ -142,7 +141,7 @@ def head_bytes(config: TrainConfig) -> bytes:
 def test_the_same_seed_gives_the_same_head(config: TrainConfig, tmp_path: Path):
     train_head(config)
     again = dataclasses.replace(config, head_folder=tmp_path / "again", run_folder=tmp_path / "run2")
-    train_head(again, cache=FeatureCache(load_policy(config.model), show_progress=False))
+    train_head(again, features=FeatureCache(load_policy(config.model), show_progress=False))
     assert head_bytes(config) == head_bytes(again)
 
 
@@ -175,7 +174,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 
 def test_a_run_writes_its_resolved_configuration(config: TrainConfig):
     train_head(config)
-    written = json.loads((config.run_folder / "train_config.json").read_text())
+    written = yaml.safe_load((config.run_folder / "train_config.yaml").read_text())
     assert written["advantage"]["tau"] == 0.1
     assert written["reward"]["optimiser"]["learning_rate"] == 0.05
     assert written["preferences"] == str(config.preferences)
@@ -199,7 +198,7 @@ def test_rows_longer_than_max_tokens_are_left_out_with_a_warning(config: TrainCo
     policy = load_policy(config.model)
     examples = load_examples(dataclasses.replace(config, max_tokens=9), policy)
     assert "left out" in caplog.text
-    assert max(r.num_tokens for r in examples.train_rollouts) <= 9
+    assert max(i.reply.num_tokens for i in examples.rollouts.train) <= 9
     with pytest.raises(DataError, match="max_tokens=1"):
         load_examples(dataclasses.replace(config, max_tokens=1), policy)
 

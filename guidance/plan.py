@@ -1,0 +1,94 @@
+"""What a run is going to do, and why it cannot: told before any work."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import get_args
+
+from trimtab.guidance.errors import DataError
+from trimtab.guidance.examples import ITEMS_OF
+from trimtab.guidance.manifest import load_manifest
+from trimtab.guidance.methods import METHODS, Method
+from trimtab.guidance.train_config import PartName, TrainConfig
+
+_SHAPE = ("form", "rank", "width", "activation", "loss", "optimiser")
+_FILE_OF = {kind: file for file, kind in ITEMS_OF.items()}
+Plan = Mapping[PartName, Method]
+
+
+def make_plan(config: TrainConfig) -> Plan:
+    """The method of each part, in the order of training: the reward rewards rollouts for the value, and some
+    advantages read a value.
+
+    Raises:
+        DataError: a method is not known, needs a file or a part that is not given, or does not read an option
+            or a file that is.
+        HeadError: start_from cannot be read.
+    """
+    plan = {part: _method(config, part) for part in get_args(PartName) if part in config.parts}
+    for part, method in plan.items():
+        _check_options(config, part, method)
+        _check_file(config, part, method)
+    _check_needs(config, plan)
+    _check_unread(config, plan)
+    return plan
+
+
+def _method(config: TrainConfig, part: PartName) -> Method:
+    loss = getattr(config, part).loss
+    if loss not in METHODS[part]:
+        raise DataError(f"{part}.loss={loss} trains nothing, known are {', '.join(METHODS[part])}")
+    return METHODS[part][loss]
+
+
+def _check_options(config: TrainConfig, part: PartName, method: Method) -> None:
+    """An option that the method does not read is left at its default."""
+    chosen = getattr(config, part)
+    for field in dataclasses.fields(chosen):
+        is_read = field.name in (*_SHAPE, *method.options, *method.settings)
+        if not is_read and getattr(chosen, field.name) != field.default:
+            raise DataError(f"{part}.{field.name} is not read by {part}.loss={chosen.loss}: leave it out")
+
+
+def _check_file(config: TrainConfig, part: PartName, method: Method) -> None:
+    file = _FILE_OF[method.rows]
+    if getattr(config, file) is None and not _can_do_without(config, part, method):
+        loss = getattr(config, part).loss
+        raise DataError(f"{part}.loss={loss} needs --{file}: give it, or leave {part} out of --parts")
+
+
+def _can_do_without(config: TrainConfig, part: PartName, method: Method) -> bool:
+    """Whether the replies of other files may serve as rollouts: for a value, which only measures."""
+    files = (config.preferences, config.rankings, config.unpaired)
+    return part == "value" and method.rows == "rollouts" and any(file is not None for file in files)
+
+
+def _check_needs(config: TrainConfig, plan: Plan) -> None:
+    kept = None if config.start_from is None else load_manifest(config.start_from).parts
+    for part, method in plan.items():
+        for other in method.needs:
+            if other not in plan and getattr(kept, other, None) is None:
+                loss = getattr(config, part).loss
+                raise DataError(
+                    f"{part}.loss={loss} needs the head to have a {other}: add {other} to --parts, or "
+                    "--start-from a head that has one"
+                )
+
+
+def _check_unread(config: TrainConfig, plan: Plan) -> None:
+    """Rollouts are always read, since they set the head's units; other files by methods, or as rollouts."""
+    read = {_FILE_OF[method.rows] for method in plan.values()} | {"rollouts"}
+    if config.rollouts is None and any(method.rows == "rollouts" for method in plan.values()):
+        return
+    for file in _FILE_OF.values():
+        if getattr(config, file) is not None and file not in read:
+            losses = [
+                f"{part}.loss={name}"
+                for part, methods in METHODS.items()
+                for name, method in methods.items()
+                if method.rows == ITEMS_OF[file]
+            ]
+            raise DataError(
+                f"--{file} is read by no part of this run: leave it out, or give {' or '.join(losses)}"
+            )
