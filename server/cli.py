@@ -17,8 +17,10 @@ COMMANDS = {
     "chat": "talk to a model in the terminal and turn its knobs between replies",
     "heads": "list head folders, or show one",
     "rollouts": "sample replies to a prompt file, score them, make training rows of them",
+    "label": "have a judge model compare replies by a written constitution",
+    "features": "run the policy once over training replies and keep what heads read",
     "train": "train a head on preferences over a model's own replies",
-    "frontier": "measure what strength buys: judged score against KL, as JSON and a plot",
+    "eval": "judge heads: accuracy, reward against KL beside baselines, variety, sycophancy",
 }
 """Each is a module `commands/<name>.py` with main(prog, args); imported only when asked for."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import pyarrow as pa
 
 from trimtab.guidance.parquet import read_parquet, write_parquet
 from trimtab.server.commands.errors import UserError
+from trimtab.server.commands.whole_file import write_text
 
 RUN_FILE = "run.json"
 
@@ -35,10 +35,7 @@ class Partial:
         if path.is_file():
             _check_same(folder, json.loads(path.read_text(encoding="utf-8")), made_by)
         else:
-            folder.mkdir(parents=True, exist_ok=True)
-            new = folder / f".{RUN_FILE}.new"
-            new.write_text(json.dumps(made_by, indent=1) + "\n", encoding="utf-8")
-            os.replace(new, path)
+            write_text(path, json.dumps(made_by, indent=1) + "\n")
         return cls(folder)
 
     def has(self, number: int) -> bool:

@@ -44,6 +44,8 @@ class JudgeConfig:
     @property
     def endpoint(self) -> str:
         """Raises UserError for what is no HTTP URL."""
+        if not self.judge_url:
+            raise UserError("the judge has no URL: give --judge-url, up to and with /v1")
         if not self.judge_url.startswith(("http://", "https://")):
             raise UserError(
                 f"the judge's URL {self.judge_url!r} must begin with http:// or https://, and end in /v1"
