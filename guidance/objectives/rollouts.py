@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from trimtab.guidance.errors import HeadError
 from trimtab.guidance.features import FeatureSource
 from trimtab.guidance.head import BinnedScalar, Head, LinearScalar, MlpScalar, Scalar
 from trimtab.guidance.items import RolloutItem
@@ -71,7 +72,7 @@ class BinnedReturnValue(ReturnValue):
     def __init__(self, head: Head, config: TrainConfig, features: FeatureSource) -> None:
         super().__init__(head, config, features)
         if not isinstance(head.value, BinnedScalar):
-            raise ValueError("a distributional value needs value.bins of at least 2, and value.low and high")
+            raise HeadError("value.loss=distributional needs a value with bins: train one that has none anew")
         self.bins = head.value
 
     def forward(self, h: Tensor, lengths: Tensor, returns: Tensor) -> tuple[Scores, Scores]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from trimtab.guidance.encoding import EncodedReply
+from trimtab.guidance.errors import DataError
 from trimtab.guidance.features import FeatureSource
 from trimtab.guidance.head import Head
 from trimtab.guidance.items import LabelItem
@@ -82,10 +83,10 @@ def mismatch(items: Sequence[LabelItem]) -> list[LabelItem]:
     By hand: prompts p, p, q with replies a, b, c: p gets c, p gets c, q gets a.
 
     Raises:
-        ValueError: all items have one prompt.
+        DataError: all items have one prompt.
     """
     if len({item.reply.prompt_ids for item in items}) < 2:
-        raise ValueError("all rows have one prompt: kto needs replies to other prompts to compare with")
+        raise DataError("all rows have one prompt: kto needs replies to other prompts to compare with")
     return [dataclasses.replace(item, mismatched=_stranger(items, i)) for i, item in enumerate(items)]
 
 

@@ -22,7 +22,11 @@ HEADS = {
     "low7": Parts(AdvantagePart("lowrank", 7, "identity", scale=0.5), ScalarPart("mlp", 3)),
     "measure": Parts(reward=ScalarPart("linear")),
     "tied9": Parts(AdvantagePart("tied", 9, "identity")),
-    "low2": Parts(AdvantagePart("lowrank", 2, "silu")),
+    "low2": Parts(
+        AdvantagePart("lowrank", 2, "silu"),
+        ScalarPart("mlp", 4, bins=7, low=-2.0, high=5.0),
+        ScalarPart("linear", bins=3, low=0.0, high=1.0),
+    ),
 }
 
 
@@ -124,8 +128,8 @@ def test_values_and_rewards_are_in_standard_units_and_nan_where_a_head_has_none(
 def test_the_bank_says_which_parts_each_head_has(bank: HeadBank):
     assert bank.names == tuple(HEADS)
     assert bank.has_advantage == (True, True, False, True, True)
-    assert bank.has_value == (True, True, False, False, False)
-    assert bank.has_reward == (True, False, True, False, False)
+    assert bank.has_value == (True, True, False, False, True)
+    assert bank.has_reward == (True, False, True, False, True)
     assert [manifest.name for manifest in bank.manifests] == list(HEADS)
 
 

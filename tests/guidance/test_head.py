@@ -52,3 +52,25 @@ def test_a_lowrank_advantage_has_a_vocabulary_of_its_own():
     advantage = head.advantage(torch.ones(1, D), torch.full((V, D), float("nan")))
     torch.testing.assert_close(advantage[0, 0].item(), 2.193175736)
     assert advantage[0, 1:].abs().max() == 0
+
+
+@pytest.mark.parametrize("form", SCALAR_FORMS)
+def test_a_value_of_bins_is_their_mean_and_untrained_their_middle(form: str):
+    """Bins at −1, 1, 3 with odds 1 : 2 : 1: ¼·(−1) + ½·1 + ¼·3 = 1; with 1 : 1 : 2: ¼(−1 + 1) + ½·3 = 1.5."""
+    head = Head(Parts(value=ScalarPart(form, 4, bins=3, low=-1.0, high=3.0)), D, V)
+    h = torch.randn(5, 2, D)
+    torch.testing.assert_close(head.value(h), torch.ones(5, 2))
+    for odds, want in (((1, 2, 1), 1.0), ((1, 1, 2), 1.5)):
+        with torch.no_grad():
+            head.value.bias.copy_(torch.tensor(odds).log())
+        assert head.value.logits(h).shape == (5, 2, 3)
+        torch.testing.assert_close(head.value(h), torch.full((5, 2), want))
+
+
+@pytest.mark.parametrize("form", ADVANTAGE_FORMS)
+def test_an_advantage_is_its_column_on_its_vocabulary(form: str):
+    head = Head(Parts(AdvantagePart(form, 4)), D, V)
+    torch.nn.init.normal_(head.advantage.up)
+    h, lm_head = torch.randn(5, D), torch.randn(V, D)
+    product = head.advantage.column(h) @ head.advantage.vocabulary(lm_head).T
+    torch.testing.assert_close(product, head.advantage(h, lm_head))

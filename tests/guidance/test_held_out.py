@@ -5,16 +5,26 @@ from pathlib import Path
 import pytest
 import torch
 
+from trimtab.guidance import held_out
+from trimtab.guidance.encoding import EncodedReply
+from trimtab.guidance.errors import DataError
+from trimtab.guidance.features import FeatureCache
 from trimtab.guidance.head import Head
 from trimtab.guidance.held_out import (
     accuracy,
+    advantage_scale,
     explained_variance,
+    fetch_in_chunks,
     length_accuracy,
+    score_ends,
+    score_prefixes,
+    score_replies,
     slope,
+    standard_units,
     tilt_statistics,
     value_per_advantage,
 )
-from trimtab.guidance.manifest import AdvantagePart, Parts
+from trimtab.guidance.manifest import AdvantagePart, Parts, ScalarPart
 from trimtab.guidance.objectives import ReplyFeatures, lay_out
 from trimtab.guidance.policy import load_policy
 
@@ -68,6 +78,7 @@ def test_statistics_of_the_tilt_against_float64(policy_folder: Path):
     want = {
         "log_ratio": (tilt / base).log()[picked],
         "centred": centred[picked],
+        "variance": (base * centred**2).sum(-1),
         "kl": (tilt * (tilt / base).log()).sum(-1),
         "flip": tilt.argmax(-1) != base.argmax(-1),
     }
@@ -79,5 +90,72 @@ def test_statistics_of_the_tilt_against_float64(policy_folder: Path):
 def test_an_untrained_head_costs_nothing_and_flips_nothing(policy_folder: Path):
     policy = load_policy(policy_folder)
     found = tilt_statistics(Head(Parts(AdvantagePart()), 32, 27).advantage, policy, [reply(5)])
-    for name in ("log_ratio", "centred", "kl", "flip"):
+    for name in ("log_ratio", "centred", "variance", "kl", "flip"):
         assert (getattr(found, name) == 0).all(), name
+
+
+def test_chunks_change_nothing(policy_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    policy = load_policy(policy_folder)
+    torch.manual_seed(0)
+    head = Head(Parts(AdvantagePart("tied", 4)), 32, 27)
+    torch.nn.init.normal_(head.advantage.up)
+    replies = [reply(n) for n in (3, 1, 6, 2)]
+    whole = tilt_statistics(head.advantage, policy, replies)
+    monkeypatch.setattr(held_out, "_POSITIONS_PER_CHUNK", 4)
+    pieces = tilt_statistics(head.advantage, policy, iter(replies))
+    for name in ("log_ratio", "centred", "variance", "kl"):
+        torch.testing.assert_close(getattr(pieces, name), getattr(whole, name))
+
+
+def test_a_scaled_advantage_has_an_rms_of_one_under_the_policy(policy_folder: Path):
+    policy = load_policy(policy_folder)
+    torch.manual_seed(0)
+    head = Head(Parts(AdvantagePart("lowrank", 4)), 32, 27)
+    torch.nn.init.normal_(head.advantage.up, std=3)
+    replies = [reply(3), reply(6)]
+    scale = advantage_scale(head.advantage, policy, replies)
+    assert scale == pytest.approx(
+        tilt_statistics(head.advantage, policy, replies).variance.mean().item() ** -0.5
+    )
+    assert tilt_statistics(
+        head.advantage, policy, replies, scale=scale
+    ).variance.mean().item() == pytest.approx(1)
+    scaled = Head(Parts(AdvantagePart("lowrank", 4)), 32, 27)
+    with torch.no_grad():
+        scaled.advantage.down.copy_(head.advantage.down)
+        scaled.advantage.up.copy_(scale * head.advantage.up)
+    found, want = (
+        tilt_statistics(head.advantage, policy, replies, scale=scale),
+        tilt_statistics(scaled.advantage, policy, replies),
+    )
+    torch.testing.assert_close(found.kl, want.kl, rtol=1e-4, atol=1e-6)
+
+
+def test_an_untrained_advantage_has_no_scale(policy_folder: Path):
+    policy = load_policy(policy_folder)
+    with pytest.raises(DataError, match="learned nothing"):
+        advantage_scale(Head(Parts(AdvantagePart()), 32, 27).advantage, policy, [reply(5)])
+
+
+def test_a_cut_reply_is_judged_after_its_end_and_forecast_at_its_drawn_tokens(policy_folder: Path):
+    policy = load_policy(policy_folder)
+    torch.manual_seed(0)
+    head = Head(Parts(AdvantagePart(rank=4), ScalarPart(), ScalarPart()), 32, 27)
+    for parameter in head.parameters():
+        torch.nn.init.normal_(parameter)
+    features = FeatureCache(policy, show_progress=False)
+    replies = [EncodedReply((6, 7), (8, 9, 3), is_cut=cut) for cut in (False, True)] * 70
+    ends = score_ends(head.reward, features, replies)
+    torch.testing.assert_close(ends, ends[:1].expand(140))
+    torch.testing.assert_close(score_replies(head.reward, fetch_in_chunks(features, replies)), ends)
+    values = score_prefixes(head.value, fetch_in_chunks(features, replies))
+    assert [len(v) for v in values] == [3, 2] * 70
+    torch.testing.assert_close(values[1], values[0][:2])
+    along = tilt_statistics(head.advantage, policy, fetch_in_chunks(features, replies))
+    assert len(along.kl) == 5 * 70
+
+
+def test_standard_units_are_the_mean_and_spread_of_the_policys_own_replies():
+    assert standard_units(torch.tensor([1.0, 3.0, 1.0, 3.0])) == (2.0, 1.0)
+    with pytest.raises(DataError, match="all 3 held-out replies score 2"):
+        standard_units(torch.full((3,), 2.0))

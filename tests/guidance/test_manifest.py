@@ -48,6 +48,15 @@ def test_an_absent_part_is_absent_from_the_file():
     assert set(json.loads(MANIFEST.to_json())["parts"]) == {"advantage", "value"}
 
 
+def test_bins_survive_the_round_trip_and_a_plain_scalar_says_nothing_of_them():
+    binned = dataclasses.replace(
+        MANIFEST, parts=Parts(value=ScalarPart("linear", bins=5, low=-1.0, high=2.0), reward=ScalarPart())
+    )
+    assert parse_manifest(binned.to_json()) == binned
+    parts = json.loads(binned.to_json())["parts"]
+    assert parts["value"].keys() - parts["reward"].keys() == {"bins", "low", "high"}
+
+
 @pytest.mark.parametrize(
     ("text", "named"),
     [
@@ -63,6 +72,10 @@ def test_an_absent_part_is_absent_from_the_file():
         (edited_part("advantage", scale=0), "parts.advantage.scale"),
         (edited_part("advantage", bias=1), "parts.advantage.bias: unknown key"),
         (edited_part("value", activation="relu"), "parts.value.activation"),
+        (edited_part("value", bins=1), "parts.value.bins"),
+        (edited_part("value", bins=True), "parts.value.bins"),
+        (edited_part("value", bins=5, low=2.0, high=2.0), "parts.value.high: must be above low"),
+        (edited_part("value", bins=5, low="0"), "parts.value.low"),
         (edited(base_model={"name": "x"}), "base_model.fingerprint: is missing"),
         (edited(hidden_size="32"), "hidden_size"),
         (edited(reward_std=0.0), "reward_std"),
