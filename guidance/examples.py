@@ -8,9 +8,9 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
-from trimtab.guidance.data import load_rows
+from trimtab.guidance.data import ExtraColumns, OnBadRows, load_rows
 from trimtab.guidance.encoding import EncodedReply, ReplyEncoder, Sampled, encode_prompt
 from trimtab.guidance.errors import DataError
 from trimtab.guidance.items import Item, LabelItem, PairItem, RankingItem, RolloutItem
@@ -38,6 +38,8 @@ class PromptItem:
 
 @dataclass(frozen=True, slots=True)
 class Split(Generic[T]):
+    """What is trained on, and what judges."""
+
     train: tuple[T, ...] = ()
     held_out: tuple[T, ...] = ()
 
@@ -80,7 +82,10 @@ def load_examples(config: TrainConfig, policy: Policy) -> Examples:
         PolicyError: the tokenizer cannot render the rows.
     """
     files = {name: getattr(config, name) for name in ROW_FILES if getattr(config, name) is not None}
-    items = {ITEMS_OF[name]: _load_items(name, path, config, policy) for name, path in files.items()}
+    items = {
+        ITEMS_OF[name]: load_items(name, path, config, policy, mismatched=_needs_mismatch(config))
+        for name, path in files.items()
+    }
     if "rollouts" not in items:
         replies = dict.fromkeys(reply for kind in items.values() for item in kind for reply in item.replies)
         items["rollouts"] = [RolloutItem(reply) for reply in replies]
@@ -162,21 +167,41 @@ _ENCODE: dict[type[Any], Callable[[RowEncoder, Any], Any]] = {
 }
 
 
-def _load_items(kind: str, path: Path, config: TrainConfig, policy: Policy) -> list[Any]:
-    rows = load_rows(kind, path, config.on_bad_rows, config.extra_columns).rows
+class RowLimits(Protocol):
+    """Which rows of a file are used. See TrainConfig, which is one."""
+
+    @property
+    def max_tokens(self) -> int: ...
+    @property
+    def on_bad_rows(self) -> OnBadRows: ...
+    @property
+    def extra_columns(self) -> ExtraColumns: ...
+
+
+def load_items(
+    kind: str, path: Path, limits: RowLimits, policy: Policy, *, mismatched: bool = False
+) -> list[Any]:
+    """The items of a file of rows of one of ROW_FILES' kinds. mismatched: those of unpaired rows also get a
+    reply to another prompt.
+
+    Raises:
+        DataError: rows that cannot be read or encoded, or that are all too long.
+        PolicyError: the tokenizer cannot render the rows.
+    """
+    rows = load_rows(kind, path, limits.on_bad_rows, limits.extra_columns).rows
     items, bad = encode_rows(rows, policy)
-    if bad and (config.on_bad_rows == "refuse" or not items):
-        raise DataError(f"{path}: {len(bad)} bad rows, first: {bad[0]}: mend them or skip bad rows")
+    if bad and (limits.on_bad_rows == "refuse" or not items):
+        raise DataError(f"{path}: {len(bad)} bad rows, first {bad[0]}: mend them or skip bad rows")
     if bad:
-        logger.warning("%s: skipped %d bad rows, first: %s", path, len(bad), bad[0])
-    limit = max_length(config, policy)
+        logger.warning("%s: skipped %d bad rows, first %s", path, len(bad), bad[0])
+    limit = max_length(limits, policy)
     fitting = [item for item in items if num_tokens(item) <= limit]
     if not fitting:
-        raise DataError(f"{path}: every row is longer than {_limit_name(config, limit)}: raise it")
+        raise DataError(f"{path}: every row is longer than {_limit_name(limits, limit)}: raise it")
     if len(fitting) < len(items):
-        num, name = len(items) - len(fitting), _limit_name(config, limit)
+        num, name = len(items) - len(fitting), _limit_name(limits, limit)
         logger.warning("%s: left out %d rows longer than %s", path, num, name)
-    return _mismatched(fitting, limit) if kind == "unpaired" and _needs_mismatch(config) else fitting
+    return _mismatched(path, fitting, limit) if kind == "unpaired" and mismatched else fitting
 
 
 def encode_rows(rows: Sequence[Any], policy: Policy) -> tuple[list[Any], list[str]]:
@@ -186,7 +211,8 @@ def encode_rows(rows: Sequence[Any], policy: Policy) -> tuple[list[Any], list[st
         try:
             items.append(encoder.encode(row))
         except DataError as error:
-            bad.append(str(error))
+            prompt = row if isinstance(row, str | tuple) else row.prompt
+            bad.append(f"prompt {str(prompt)[:40]!r}: {error}")
     return items, bad
 
 
@@ -195,14 +221,14 @@ def num_tokens(item: Any) -> int:
     return max((reply.num_tokens for reply in item.replies), default=len(prompt_of(item)))
 
 
-def max_length(config: TrainConfig, policy: Policy) -> int:
+def max_length(limits: RowLimits, policy: Policy) -> int:
     """Tokens of a prompt with its reply: what the configuration allows, within the policy's context."""
     context = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
-    return min(config.max_tokens, context or config.max_tokens)
+    return min(limits.max_tokens, context or limits.max_tokens)
 
 
-def _limit_name(config: TrainConfig, limit: int) -> str:
-    is_own = limit == config.max_tokens
+def _limit_name(limits: RowLimits, limit: int) -> str:
+    is_own = limit == limits.max_tokens
     return f"max_tokens={limit}" if is_own else f"the policy's context of {limit} tokens"
 
 
@@ -210,12 +236,12 @@ def _needs_mismatch(config: TrainConfig) -> bool:
     return "advantage" in config.parts and config.advantage.loss == "kto"
 
 
-def _mismatched(items: Sequence[LabelItem], limit: int) -> list[LabelItem]:
+def _mismatched(path: Path, items: Sequence[LabelItem], limit: int) -> list[LabelItem]:
     """With replies to other prompts, shortened where they would not fit."""
     try:
         return [_shortened(item, limit) for item in mismatch(items)]
     except ValueError as error:
-        raise DataError(str(error)) from error
+        raise DataError(f"{path}: {error}") from error
 
 
 def _shortened(item: LabelItem, limit: int) -> LabelItem:
