@@ -161,12 +161,6 @@ class ValueConfig:
 class TrainConfig:
     """Trains a head on a frozen policy. Give the data, and the parts that are to learn from it.
 
-    DPO on pairs: trimtab train --name kind --model M --preferences pairs.jsonl --head-folder heads/kind
-    --run-folder runs/kind. Monte Carlo on scored rollouts (trimtab rollouts writes them): trimtab train
-    --name witty --model M --rollouts rollouts.parquet --parts value advantage --advantage.loss monte_carlo
-    --head-folder heads/witty --run-folder runs/witty. Further processes: torchrun --nproc-per-node 2 -m
-    trimtab.server.cli train ….
-
     name: of the head, a quality such as `kind`.
     model: the policy's folder or hub id.
     head_folder: where the head is written.
@@ -180,6 +174,8 @@ class TrainConfig:
     whose spread their selection distorts.
     prompts: rows {prompt}, for losses that sample replies while they train.
     start_from: a head folder to go on from.
+    features: a folder that trimtab features wrote; by default the policy runs over all replies first.
+    stream: features are computed when they are asked for and not kept: slow, for what fits nowhere.
     reward_from: what rewards rollouts: their own columns, the head's reward part, or (auto) their own
     columns where there are any.
     trained_on: one line for the manifest; by default it names the files and counts the rows.
@@ -208,6 +204,8 @@ class TrainConfig:
     rollouts: Path | None = None
     prompts: Path | None = None
     start_from: Path | None = None
+    features: Path | None = None
+    stream: bool = False
     reward_from: Literal["auto", "columns", "head"] = "auto"
     trained_on: str = ""
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
@@ -236,5 +234,7 @@ class TrainConfig:
                 _check_positive(self, name)
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out must be a share between 0 and 1, got {self.held_out}")
+        if self.stream and self.features is not None:
+            raise ValueError("stream computes what features holds: give one of them")
         if not self.parts or len(set(self.parts)) < len(self.parts):
             raise ValueError(f"parts must name one to three different parts, got {' '.join(self.parts)!r}")

@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 from trimtab.guidance.config_file import to_yaml
 from trimtab.guidance.errors import DataError, HeadError
 from trimtab.guidance.examples import Examples, load_examples
-from trimtab.guidance.features import Extract, FeatureCache, FeatureSource
+from trimtab.guidance.feature_store import open_features
+from trimtab.guidance.features import Extract, FeatureCache, FeatureSource, StreamedFeatures
 from trimtab.guidance.head import Head
 from trimtab.guidance.items import Item, RolloutItem
 from trimtab.guidance.manifest import Manifest, Parts
@@ -54,7 +55,7 @@ def train_head(
     if policy is None:
         policy = features.policy if features else load_policy(config.model, device=own_device(config.device))
     if features is None:
-        features = FeatureCache(policy, extract, show_progress=config.show_progress and is_first())
+        features = _make_features(config, policy, extract)
     _write_config(config)
     examples = load_examples(config, policy)
     features.prepare(examples.replies())
@@ -68,6 +69,14 @@ def train_head(
     if is_first():
         _save(config.head_folder, head, manifest)
     return manifest
+
+
+def _make_features(config: TrainConfig, policy: Policy, extract: Extract | None) -> FeatureSource:
+    if config.features is not None:
+        return open_features(config.features, policy)
+    if config.stream:
+        return StreamedFeatures(policy, extract)
+    return FeatureCache(policy, extract, show_progress=config.show_progress and is_first())
 
 
 def _write_config(config: TrainConfig) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -17,13 +18,17 @@ from trimtab.server.commands.errors import UsageError
 T = TypeVar("T")
 
 
-def parse(config: type[T], prog: str, args: Sequence[str]) -> T:
+def parse(config: type[T], prog: str, args: Sequence[str], defaults: Mapping[str, Any] | None = None) -> T:
     """The configuration that the arguments describe.
+
+    defaults: values of fields that take the place of the dataclass's own defaults.
 
     Raises UsageError for values that it refuses; exits with a message for flags that do not exist.
     """
     about, _ = describe(config)
-    return tyro.cli(config, prog=prog, description=about, args=args, registry=_REGISTRY)
+    registry = ConstructorRegistry()
+    registry.struct_rule(partial(_documented_dataclass, {config: defaults or {}}))
+    return tyro.cli(config, prog=prog, description=about, args=args, registry=registry)
 
 
 def describe(config: type[Any]) -> tuple[str, dict[str, str]]:
@@ -36,30 +41,39 @@ def describe(config: type[Any]) -> tuple[str, dict[str, str]]:
     for cls in reversed(config.__mro__):
         prose, *pairs = re.split(rf"(?:^|(?<=\.)) *\b({names}): ", cls.__doc__ or "", flags=re.MULTILINE)
         help_of |= {name: _one_line(text) for name, text in zip(pairs[::2], pairs[1::2], strict=True)}
-    return _one_line(prose), help_of
+    return _paragraphs(prose), help_of
+
+
+def _paragraphs(prose: str) -> str:
+    """Paragraphs, each in one line; one that is indented (an example) keeps its lines."""
+    paragraphs = inspect.cleandoc(prose).split("\n\n")
+    return "\n\n".join(p if p.startswith("  ") else _one_line(p) for p in paragraphs)
 
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-_REGISTRY = ConstructorRegistry()
-
-
-@_REGISTRY.struct_rule
-def _documented_dataclass(info: StructTypeInfo) -> StructConstructorSpec | None:
+def _documented_dataclass(
+    defaults: Mapping[Any, Mapping[str, Any]], info: StructTypeInfo
+) -> StructConstructorSpec | None:
     if not dataclasses.is_dataclass(info.type):
         return None
     _, help_of = describe(info.type)
     types = typing.get_type_hints(info.type, include_extras=True)
     fields = tuple(
-        StructFieldSpec(f.name, types[f.name], _default(f, info.default), help_of.get(f.name))
+        StructFieldSpec(
+            f.name,
+            types[f.name],
+            defaults.get(info.type, {}).get(f.name, _default(f, info.default)),
+            help_of.get(f.name),
+        )
         for f in dataclasses.fields(info.type)
     )
     return StructConstructorSpec(partial(_build, info.type), fields)
 
 
-def _build(config: type[T], **values: Any) -> T:
+def _build(config: type[T], /, **values: Any) -> T:
     try:
         return config(**values)
     except ValueError as error:
