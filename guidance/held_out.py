@@ -41,25 +41,13 @@ def fetch_in_chunks(features: FeatureSource, replies: Sequence[EncodedReply]) ->
 def score_ends(part: Scalar, features: FeatureSource, replies: Sequence[EncodedReply]) -> Tensor:
     """The raw reward of each finished reply, read at s_T -> f32[len(replies)], on the CPU."""
     chunks = [features.last(replies[i : i + 4096]) for i in range(0, len(replies), 4096)]
-    return torch.cat([part(ends.to(_device(part)).float()).cpu() for ends in chunks])
-
-
-@torch.no_grad()
-def score_replies(part: Scalar, replies: Iterable[ReplyFeatures]) -> Tensor:
-    """As score_ends, of replies whose features are at hand."""
-    ends = torch.stack([reply.h[-1] for reply in replies])
-    scores: Tensor = part(ends.to(_device(part)).float()).cpu()
-    return scores
+    return torch.cat([part(ends.to(part.weight.device).float()).cpu() for ends in chunks])
 
 
 @torch.no_grad()
 def score_prefixes(part: Scalar, replies: Iterable[ReplyFeatures]) -> list[Tensor]:
     """V, raw, where each drawn token of each reply is predicted, V(s_0) … V(s_{T−1}), on the CPU."""
-    return [part(reply.h[: len(reply.tokens)].to(_device(part)).float()).cpu() for reply in replies]
-
-
-def _device(part: Scalar) -> torch.device:
-    return part.weight.device
+    return [part(reply.h[: len(reply.tokens)].to(part.weight.device).float()).cpu() for reply in replies]
 
 
 def accuracy(chosen: Tensor, rejected: Tensor) -> float:
@@ -68,14 +56,11 @@ def accuracy(chosen: Tensor, rejected: Tensor) -> float:
     return wins.mean().item()
 
 
-def length_accuracy(pairs: Sequence[tuple[ReplyFeatures, ReplyFeatures]]) -> float:
-    """The accuracy of the better of two rules that read nothing: pick the longer reply, pick the shorter."""
-    lengths = [[len(reply.tokens) for reply in side] for side in zip(*pairs, strict=True)]
-    return better_of_lengths(torch.tensor(lengths[0]), torch.tensor(lengths[1]))
-
-
 def better_of_lengths(chosen: Tensor, rejected: Tensor) -> float:
-    """As length_accuracy, of the numbers of tokens of chosen and rejected replies."""
+    """The accuracy of the better of two rules that read nothing: pick the longer reply, pick the shorter.
+
+    chosen, rejected: [N], numbers of tokens.
+    """
     longer = accuracy(chosen, rejected)
     return max(longer, 1 - longer)
 
@@ -177,13 +162,3 @@ def value_per_advantage(values: Sequence[Tensor], centred: Tensor) -> float | No
     """
     per_reply = torch.split(centred, [len(v) for v in values])
     return slope(torch.cat([a[:-1] for a in per_reply]), torch.cat([v.diff() for v in values]))
-
-
-def explained_variance(values: Sequence[Tensor], rewards: Tensor) -> float:
-    """1 − E(V(s_t) − r)² / Var r over all positions: 0 is the average reward, 1 a perfect forecast.
-
-    values: per reply V(s_0) … V(s_{T−1}). rewards: [len(values)], in the same units.
-    """
-    target = torch.cat([reward.expand(len(v)) for v, reward in zip(values, rewards, strict=True)])
-    error = (torch.cat(list(values)) - target).square().mean()
-    return (1 - error / target.var(correction=0)).item()

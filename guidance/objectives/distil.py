@@ -36,8 +36,8 @@ class DistilledAdvantage(Objective):
     """Ā of the top_k candidates after num_prefixes prefixes of each reply, and the teacher's scores of them.
 
     The teacher is the head's value, at the state that a candidate leads to: Q(s, a) = V(s a), as long as
-    rewards come at the end. A candidate that ends the reply leads to no state of the value's; the head's
-    reward judges it, on the line that fits the rollouts' rewards, and without a reward nobody does.
+    rewards come at the end. A candidate that ends the reply leads to no state that a value was trained at:
+    the head's reward, which speaks the same units, judges it; without a reward it is left out.
     """
 
     def __init__(self, head: Head, config: TrainConfig, features: FeatureSource) -> None:
@@ -50,13 +50,13 @@ class DistilledAdvantage(Objective):
 
     def prepare(self, items: Sequence[RolloutItem]) -> None:
         """Scores the candidates of all items, once."""
-        if any(item.token_rewards is not None for item in items):
+        own_rewards = self.config.reward_from != "head"
+        if own_rewards and any(item.token_rewards is not None for item in items):
             raise DataError(
                 "advantage.loss=distil reads a value that forecasts a reply's one reward: give rollouts "
                 "without token_rewards, or train by monte_carlo"
             )
         value, reward = self._teacher
-        line = None if reward is None else _fit_line(reward, items, self.features)
         ends, settings = _end_ids(self.policy, items), self.config.advantage
         replies = list(dict.fromkeys(item.reply for item in items))
         prefixes = [
@@ -68,7 +68,7 @@ class DistilledAdvantage(Objective):
         bar = tqdm(total=len(prefixes), desc="teacher", unit="prefix", disable=not self.config.show_progress)
         with bar:
             for index, seen in run_candidates(self.policy, [ids for _, ids in prefixes], settings.top_k):
-                found[index] = _judge(seen, value, reward, line, ends)
+                found[index] = _judge(seen, value, reward, ends)
                 bar.update()
         self._lessons = {reply: [] for reply in replies}
         for (reply, _), lesson in zip(prefixes, found, strict=True):
@@ -95,32 +95,12 @@ class DistilledAdvantage(Objective):
 
 
 @torch.no_grad()
-def _judge(
-    seen: Candidates, value: Scalar, reward: Scalar | None, line: tuple[float, float] | None, ends: Tensor
-) -> _Lesson:
-    device = next(value.parameters()).device
-    target = value(seen.after.to(device)).cpu()
-    is_end = torch.isin(seen.tokens, ends)
-    if reward is None or line is None:
+def _judge(seen: Candidates, value: Scalar, reward: Scalar | None, ends: Tensor) -> _Lesson:
+    after, is_end = seen.after.to(value.weight.device), torch.isin(seen.tokens, ends)
+    target = value(after).cpu()
+    if reward is None:
         return _Lesson(seen.h, seen.tokens, seen.weight * ~is_end, target)
-    finished = line[0] * reward(seen.after.to(device)).cpu() + line[1]
-    return _Lesson(seen.h, seen.tokens, seen.weight, finished.where(is_end, target))
-
-
-@torch.no_grad()
-def _fit_line(
-    reward: Scalar, items: Sequence[RolloutItem], features: FeatureSource
-) -> tuple[float, float] | None:
-    """Slope and intercept of the rollouts' rewards on the reward part's scores; None without rewards."""
-    scored = [item for item in items if item.reward is not None]
-    if not scored:
-        return None
-    device = next(reward.parameters()).device
-    x = reward(features.last([item.reply for item in scored]).to(device).float()).double().cpu()
-    y = torch.tensor([item.reward for item in scored], dtype=torch.float64)
-    spread = (x - x.mean()).square().sum()
-    slope = ((x - x.mean()) * y).sum() / spread if spread > 0 else torch.zeros(())
-    return slope.item(), (y.mean() - slope * x.mean()).item()
+    return _Lesson(seen.h, seen.tokens, seen.weight, reward(after).cpu().where(is_end, target))
 
 
 def _end_ids(policy: Policy, items: Sequence[RolloutItem]) -> Tensor:

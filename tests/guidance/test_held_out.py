@@ -13,19 +13,17 @@ from trimtab.guidance.head import Head
 from trimtab.guidance.held_out import (
     accuracy,
     advantage_scale,
-    explained_variance,
+    better_of_lengths,
     fetch_in_chunks,
-    length_accuracy,
     score_ends,
     score_prefixes,
-    score_replies,
     slope,
     standard_units,
     tilt_statistics,
     value_per_advantage,
 )
 from trimtab.guidance.manifest import AdvantagePart, Parts, ScalarPart
-from trimtab.guidance.objectives import ReplyFeatures, lay_out
+from trimtab.guidance.objectives.replies import ReplyFeatures, lay_out
 from trimtab.guidance.policy import load_policy
 
 
@@ -38,9 +36,8 @@ def test_a_tie_counts_half():
 
 
 def test_the_length_baseline_is_the_better_of_longer_and_shorter():
-    longer = [(reply(5), reply(2)), (reply(3), reply(2)), (reply(2), reply(4)), (reply(1), reply(1))]
-    assert length_accuracy(longer) == 2.5 / 4
-    assert length_accuracy([(b, a) for a, b in longer]) == 2.5 / 4
+    chosen, rejected = torch.tensor([5, 3, 2, 1]), torch.tensor([2, 2, 4, 1])
+    assert better_of_lengths(chosen, rejected) == better_of_lengths(rejected, chosen) == 2.5 / 4
 
 
 def test_slope_is_the_least_squares_line():
@@ -54,12 +51,6 @@ def test_value_per_advantage_pairs_each_token_with_the_change_of_value_that_it_m
     the line 2Ā, and what the last token of a reply did is not known."""
     values = [torch.tensor([0.0, 2.0, 2.0]), torch.tensor([1.0, 5.0])]
     assert value_per_advantage(values, torch.tensor([1.0, 0.0, 9.0, 2.0, -7.0])) == pytest.approx(2.0)
-
-
-def test_explained_variance_is_one_for_a_perfect_forecast_and_zero_for_the_mean():
-    rewards = torch.tensor([1.0, 3.0])
-    assert explained_variance([torch.full((4,), 1.0), torch.full((4,), 3.0)], rewards) == 1
-    assert explained_variance([torch.full((4,), 2.0), torch.full((4,), 2.0)], rewards) == 0
 
 
 def test_statistics_of_the_tilt_against_float64(policy_folder: Path):
@@ -147,7 +138,8 @@ def test_a_cut_reply_is_judged_after_its_end_and_forecast_at_its_drawn_tokens(po
     replies = [EncodedReply((6, 7), (8, 9, 3), is_cut=cut) for cut in (False, True)] * 70
     ends = score_ends(head.reward, features, replies)
     torch.testing.assert_close(ends, ends[:1].expand(140))
-    torch.testing.assert_close(score_replies(head.reward, fetch_in_chunks(features, replies)), ends)
+    (h,) = features.get(replies[:1])
+    torch.testing.assert_close(ends[0], head.reward(h[-1]))
     values = score_prefixes(head.value, fetch_in_chunks(features, replies))
     assert [len(v) for v in values] == [3, 2] * 70
     torch.testing.assert_close(values[1], values[0][:2])

@@ -13,7 +13,7 @@ from trimtab.guidance.head import Head
 from trimtab.guidance.items import LabelItem, PairItem, RankingItem, RolloutItem
 from trimtab.guidance.manifest import Parts
 from trimtab.guidance.methods import METHODS, Part
-from trimtab.guidance.objectives import Objective
+from trimtab.guidance.objectives.base import Objective
 from trimtab.guidance.objectives.unpaired import mismatch
 from trimtab.guidance.policy import Policy
 from trimtab.guidance.train_config import AdvantageConfig, RewardConfig, TrainConfig, ValueConfig

@@ -11,7 +11,6 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from trimtab.guidance.encoding import EncodedReply
 from trimtab.guidance.errors import DataError
 from trimtab.guidance.features import FeatureCache
-from trimtab.guidance.items import RolloutItem
 from trimtab.guidance.policy import Policy, as_policy
 
 V = 27
@@ -45,7 +44,8 @@ def test_the_order_of_candidates_is_that_of_a_teacher_who_knows_the_appended_tok
     with torch.no_grad():
         head.value.bias.zero_()
         head.value.weight.copy_(torch.linalg.lstsq(h_of_tokens(policy), scores[:, None]).solution[:, 0])
-    items = [dataclasses.replace(item, reward=None) for item in make_items("rollouts", 12)]
+    head.reward = None
+    items = make_items("rollouts", 12)
     objective = make_objective("advantage", config, head, policy, items)
     optimiser = torch.optim.Adam(objective.parameters(), lr=0.03)
     for _ in range(300):
@@ -64,32 +64,20 @@ def test_the_order_of_candidates_is_that_of_a_teacher_who_knows_the_appended_tok
     assert 0 < metrics["teacher/flip_rate"] <= 1
 
 
-def test_a_candidate_that_ends_the_reply_is_judged_by_the_reward_on_the_rollouts_line(policy: Policy):
-    """Rewards are 2 x + 1 of the reward part's own scores x, so that is what an end token is worth."""
+@pytest.mark.parametrize("has_reward", [True, False])
+def test_the_reward_judges_the_end_of_a_reply_and_without_one_nobody_does(has_reward: bool, policy: Policy):
     config = make_config("advantage", "distil")
     config = dataclasses.replace(config, advantage=dataclasses.replace(config.advantage, top_k=V))
-    head = make_head(config, policy)
-    after_end = h_of_tokens(policy)[EOS]
-    items = make_items("rollouts", 4)
-    replies = [dataclasses.replace(item.reply, is_cut=i == 0) for i, item in enumerate(items)]
-    replies[0] = dataclasses.replace(replies[0], reply_ids=(*replies[0].reply_ids[:-1], 9))  # its s_T differs
-    ends = FeatureCache(policy, show_progress=False).last(replies)
-    rewards = (2 * head.reward(ends) + 1).tolist()
-    items = [RolloutItem(reply, reward) for reply, reward in zip(replies, rewards, strict=True)]
+    head, items = make_head(config, policy), make_items("rollouts", 4)
+    after_end = head.reward(h_of_tokens(policy)[EOS])
+    head.reward = head.reward if has_reward else None
     batch = make_objective("advantage", config, head, policy, items).collate(items)
     is_end = batch["tokens"] == EOS
     assert is_end.any(1).all()
-    want = (2 * head.reward(after_end) + 1).expand(int(is_end.sum()))
-    torch.testing.assert_close(batch["target"][is_end], want, rtol=1e-3, atol=1e-4)
-    assert (batch["weight"] > 0).all()
-
-
-def test_without_rewards_nobody_judges_the_end_of_a_reply(policy: Policy):
-    config = make_config("advantage", "distil")
-    config = dataclasses.replace(config, advantage=dataclasses.replace(config.advantage, top_k=V))
-    items = [dataclasses.replace(item, reward=None) for item in make_items("rollouts", 4)]
-    batch = make_objective("advantage", config, make_head(config, policy), policy, items).collate(items)
-    assert torch.equal(batch["weight"] == 0, batch["tokens"] == EOS)
+    assert torch.equal(batch["weight"] == 0, is_end & (not has_reward))
+    if has_reward:
+        want = after_end.expand(int(is_end.sum()))
+        torch.testing.assert_close(batch["target"][is_end], want, rtol=1e-4, atol=1e-5)
 
 
 def test_the_same_prefixes_are_drawn_whatever_else_is_there(policy: Policy):
@@ -108,3 +96,5 @@ def test_rewards_of_tokens_are_refused(policy: Policy):
     scored = dataclasses.replace(item, token_rewards=(0.0,) * item.reply.num_drawn)
     with pytest.raises(DataError, match="token_rewards"):
         make_objective("advantage", config, make_head(config, policy), policy, [scored])
+    config = dataclasses.replace(config, reward_from="head")  # which replaces them for the value
+    make_objective("advantage", config, make_head(config, policy), policy, [scored])
