@@ -8,8 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
@@ -156,17 +155,25 @@ def _keep(
     path = folder / f"features-{index:05}.safetensors"
     part = path.with_suffix(".part")
     try:
-        save_file(tensors, part)
-        part.chmod(0o644)
-        size = part.stat().st_size
+        size = _write_through(part, save(tensors))
         os.replace(part, path)
         shard = Shard(path.name, len(plan.replies), plan.num_positions, size, keys_hash(plan.keys))
         manifest = replace(manifest, shards=(*manifest.shards, shard))
         manifest.write(folder)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise DataError(
-            f"{path} cannot be written ({error}): make room and resume; {index} shards before it are whole"
+            f"{path} cannot be written ({error.strerror}): make room and resume; "
+            f"{index} shards before it are whole"
         ) from error
     finally:
         part.unlink(missing_ok=True)
     return manifest
+
+
+def _write_through(path: Path, data: bytes) -> int:
+    """Not safetensors' own writer: killed, that leaves a file of a random name behind."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return len(data)

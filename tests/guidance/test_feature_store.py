@@ -21,8 +21,20 @@ from trimtab.guidance.feature_manifest import MANIFEST_FILE, FeatureManifest, lo
 from trimtab.guidance.feature_plan import FeaturePlan, PositionChoice, plan_features, reply_key
 from trimtab.guidance.feature_store import StoredFeatures, open_features
 from trimtab.guidance.feature_writer import remove_features, write_features
-from trimtab.guidance.features import Extract, FeatureCache, Positions, own_forward
+from trimtab.guidance.features import (
+    Extract,
+    FeatureCache,
+    FeatureSource,
+    Positions,
+    StreamedFeatures,
+    own_forward,
+)
+from trimtab.guidance.head import Head
+from trimtab.guidance.items import PairItem
+from trimtab.guidance.manifest import AdvantagePart, Parts, ScalarPart
+from trimtab.guidance.methods import METHODS
 from trimtab.guidance.policy import Policy, load_policy
+from trimtab.guidance.train_config import TrainConfig
 
 KINDS = ("last", "all", "sampled")
 
@@ -151,6 +163,9 @@ def test_a_killed_run_resumes_to_the_same_bytes(policy: Policy, tmp_path: Path, 
     write(tmp_path / "whole", policy, kind)
     with pytest.raises(Killed):
         write(tmp_path / "killed", policy, kind, killed_after(own_forward(policy), num_replies))
+    num_whole = len(load_feature_manifest(tmp_path / "killed").shards)
+    half = tmp_path / "killed" / f"features-{num_whole:05}.part"
+    half.write_bytes(b"what a run leaves that is killed while it writes")
     with pytest.raises(DataError, match=r"is incomplete.*--resume"):
         open_features(tmp_path / "killed", policy)
     num_run = []
@@ -159,7 +174,6 @@ def test_a_killed_run_resumes_to_the_same_bytes(policy: Policy, tmp_path: Path, 
         num_run.append(len(replies))
         yield from own_forward(policy)(replies, positions)
 
-    num_whole = len(load_feature_manifest(tmp_path / "killed").shards)
     write(tmp_path / "killed", policy, kind, counted, resume=True)
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
     assert num_run == [len(shard.replies) for shard in plan(kind).shards[num_whole:]]
@@ -200,22 +214,21 @@ def test_a_full_disk_ends_in_one_line_and_leaves_what_was_whole(
 ):
     write(tmp_path / "whole", policy)
     num_calls = []
-    save_file = feature_writer.save_file
+    write_through = feature_writer._write_through
 
-    def save(tensors: dict[str, Tensor], path: Path) -> None:
+    def limited(path: Path, data: bytes) -> int:
+        """Of the third shard only the first thousand bytes can be written."""
         num_calls.append(1)
-        if len(num_calls) < 3:
-            save_file(tensors, path)
-            return
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000 if len(num_calls) == 3 else soft, hard))
         try:
-            save_file(tensors, path)
+            return write_through(path, data)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
-    monkeypatch.setattr(feature_writer, "save_file", save)
-    with pytest.raises(DataError, match=r"features-00002.* cannot be written .*2 shards before it are whole"):
+    monkeypatch.setattr(feature_writer, "_write_through", limited)
+    says = r"features-00002.* cannot be written \(File too large\): .*2 shards before it are whole"
+    with pytest.raises(DataError, match=says):
         write(tmp_path / "full", policy)
     assert sorted(contents(tmp_path / "full")) == [
         *(f"features-0000{i}.safetensors" for i in (0, 1)),
@@ -354,3 +367,36 @@ def test_opening_a_store_reads_no_features_into_memory(policy: Policy, tmp_path:
     with safe_open(tmp_path / manifest.shards[0].file, framework="pt") as tensors:
         whole = tensors.get_tensor("h")
     assert h.untyped_storage().nbytes() >= whole.nbytes, "a view of the mapped file"
+
+
+@pytest.mark.parametrize(("part", "loss"), [("reward", "bradley_terry"), ("advantage", "dpo")])
+def test_gradients_are_the_same_from_memory_from_disk_and_streamed(
+    policy: Policy, tmp_path: Path, part: str, loss: str
+):
+    pairs = [PairItem(a, b) for a, b in zip(REPLIES[:15], REPLIES[15:], strict=True)]
+    write(tmp_path, policy)
+    sources = (
+        FeatureCache(policy, show_progress=False),
+        StreamedFeatures(policy),
+        open_features(tmp_path, policy),
+    )
+    cached, *others = (gradients(source, part, loss, pairs) for source in sources)
+    assert any(gradient.abs().max() > 1e-3 for gradient in cached)
+    for found in others:
+        for ours, theirs in zip(found, cached, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def gradients(features: FeatureSource, part: str, loss: str, items: list[PairItem]) -> list[Tensor]:
+    """Of the part's parameters from one batch of all items."""
+    config = TrainConfig(name="kind", model=Path(), head_folder=Path(), run_folder=Path(), preferences=Path())
+    method, vocab_size = METHODS[part][loss], features.policy.identity.vocab_size  # type: ignore[index]
+    torch.manual_seed(0)
+    head = Head(Parts(AdvantagePart(rank=4), None, ScalarPart("linear")), 32, vocab_size)
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.normal_(std=0.3)
+    objective = method.objective(head, config, features)
+    scores, _ = objective(**objective.collate(items))
+    method.bind(getattr(config, part))(**scores).per_example.mean().backward()
+    return [parameter.grad for parameter in objective.parameters() if parameter.grad is not None]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,8 @@ from transformers import Gemma2Config, LlamaConfig, MistralConfig, PretrainedCon
 
 from trimtab.guidance.encoding import EncodedReply
 from trimtab.guidance.errors import DataError
+from trimtab.guidance.feature_plan import PositionChoice, plan_features
+from trimtab.guidance.feature_writer import write_features
 from trimtab.guidance.features import Positions, own_forward
 from trimtab.guidance.policy import load_policy
 from trimtab.server.engine.config import EngineConfig
@@ -128,3 +132,30 @@ def test_replies_longer_than_the_context_are_counted_and_refused(llama_folder: P
         next(make(llama_folder)([*some_replies(), long]))
     (h,) = read(make(llama_folder), [EncodedReply(long.prompt_ids, long.reply_ids[:-1])])
     assert len(h) == 29
+
+
+def test_a_store_whose_reading_was_killed_resumes_to_the_same_bytes(llama_folder: Path, tmp_path: Path):
+    replies = some_replies(60, seed=6)
+    plan = plan_features(
+        replies, PositionChoice("all"), hidden_size=32, dtype=torch.float32, shard_bytes=40_000
+    )
+    assert len(plan.shards) > 4
+
+    def write(folder: Path, stop_at: int | None = None, **options: bool) -> dict[str, bytes]:
+        extract, calls = make(llama_folder), itertools.count()
+
+        def stopped(replies: list[EncodedReply], positions: Positions) -> Iterator[tuple[int, Tensor]]:
+            found = extract(replies, positions)
+            if next(calls) == stop_at:
+                yield next(found)
+                raise KeyboardInterrupt
+            yield from found
+
+        base_model = extract.policy.identity.base_model
+        write_features(folder, plan, base_model, stopped, show_progress=False, **options)
+        return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    whole = write(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "killed", stop_at=2)
+    assert write(tmp_path / "killed", resume=True) == whole
