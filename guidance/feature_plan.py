@@ -15,6 +15,7 @@ from trimtab.guidance.encoding import EncodedReply
 
 PositionKind = Literal["last", "all", "sampled"]
 SHARD_BYTES = 2**28
+SHARD_TOKENS = 2**20  # to run the policy over, which is what an interruption loses
 KEY_BYTES = 32
 INT_BYTES = 4  # of a position, and of a reply's number of positions
 
@@ -109,23 +110,29 @@ def plan_features(
     hidden_size: int,
     dtype: torch.dtype,
     shard_bytes: int = SHARD_BYTES,
+    shard_tokens: int = SHARD_TOKENS,
 ) -> FeaturePlan:
-    """Each different reply once, in the order given, in shards of at most shard_bytes (or of one reply)."""
+    """Each different reply once, in the order given, in shards of at most shard_bytes and of prompts and
+    replies of at most shard_tokens (or of one reply)."""
     kept = [(reply, choice.of(reply)) for reply in dict.fromkeys(replies)]
     sizes = [_reply_bytes(len(positions), hidden_size, dtype) for _, positions in kept]
+    lengths = [reply.num_tokens for reply, _ in kept]
     shards = []
-    for start, end in _cut(sizes, shard_bytes):
+    for start, end in _cut(sizes, shard_bytes, lengths, shard_tokens):
         shards.append(ShardPlan(*(tuple(column) for column in zip(*kept[start:end], strict=True))))
     return FeaturePlan(choice, tuple(shards), hidden_size, dtype)
 
 
-def _cut(sizes: Sequence[int], limit: int) -> Iterator[tuple[int, int]]:
-    start = total = 0
-    for at, size in enumerate(sizes):
-        if at > start and total + size > limit:
+def _cut(
+    sizes: Sequence[int], most_bytes: int, lengths: Sequence[int], most_tokens: int
+) -> Iterator[tuple[int, int]]:
+    start = num_bytes = num_tokens = 0
+    for at, (size, length) in enumerate(zip(sizes, lengths, strict=True)):
+        if at > start and (num_bytes + size > most_bytes or num_tokens + length > most_tokens):
             yield start, at
-            start, total = at, 0
-        total += size
+            start, num_bytes, num_tokens = at, 0, 0
+        num_bytes += size
+        num_tokens += length
     if sizes:
         yield start, len(sizes)
 

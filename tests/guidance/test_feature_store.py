@@ -157,6 +157,22 @@ def test_different_replies_have_different_keys_and_each_is_kept_once():
     assert plan(replies=[*REPLIES, *REPLIES]) == plan()
 
 
+@pytest.mark.parametrize("limit", ["shard_bytes", "shard_tokens"])
+def test_a_shard_holds_no_more_than_an_interruption_may_lose(limit: str):
+    whole = plan_features(REPLIES, PositionChoice("last"), hidden_size=32, dtype=torch.float32)
+    size = {
+        "shard_bytes": whole.shard_bytes,
+        "shard_tokens": lambda shard: sum(reply.num_tokens for reply in shard.replies),
+    }[limit]
+    (only,) = whole.shards
+    cut = plan_features(
+        REPLIES, PositionChoice("last"), hidden_size=32, dtype=torch.float32, **{limit: size(only) // 4}
+    )
+    assert 4 <= len(cut.shards) <= 6
+    assert all(size(shard) <= size(only) // 4 for shard in cut.shards)
+    assert [reply for shard in cut.shards for reply in shard.replies] == list(only.replies)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("num_replies", [0, 3, 15, 29])
 def test_a_killed_run_resumes_to_the_same_bytes(policy: Policy, tmp_path: Path, kind: str, num_replies: int):
