@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -87,8 +87,7 @@ def load_examples(config: TrainConfig, policy: Policy) -> Examples:
         for name, path in files.items()
     }
     if "rollouts" not in items:
-        replies = dict.fromkeys(reply for kind in items.values() for item in kind for reply in item.replies)
-        items["rollouts"] = [RolloutItem(reply) for reply in replies]
+        items["rollouts"] = [RolloutItem(reply) for reply in _own_replies(items)]
     held_out = held_out_prompts(
         [prompt_of(i) for kind in items.values() for i in kind], config.held_out, config.seed
     )
@@ -101,6 +100,13 @@ def load_examples(config: TrainConfig, policy: Policy) -> Examples:
                     f"held_out={config.held_out}: give rows with more different prompts, or another share"
                 )
     return Examples(**splits)
+
+
+def _own_replies(items: Mapping[str, Sequence[Any]]) -> dict[EncodedReply, None]:
+    """Replies to the prompts that they were given to, each once."""
+    labelled = [item.reply for item in items.get("unpaired", ())]
+    others = (item.replies for kind, some in items.items() if kind != "unpaired" for item in some)
+    return dict.fromkeys([*(reply for replies in others for reply in replies), *labelled])
 
 
 def held_out_prompts(

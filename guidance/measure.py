@@ -136,7 +136,7 @@ def _rollout_metrics(measured: Measured) -> dict[str, float]:
         values = [_apply(head.value, s.h[: len(a)]) for s, a in zip(steps, at, strict=True)]
         wanted = torch.cat([g[a] for g, a in zip(returns, at, strict=True)])
         metrics["value_r2"] = _explained(torch.cat(values), wanted)
-    if head.reward is not None and reads_columns(measured.rollouts, measured.config):
+    if head.reward is not None and reads_columns(measured.examples.rollouts.held_out, measured.config):
         own = torch.tensor([sum(item.rewards()) for item in measured.rollouts])
         metrics["reward_correlation"] = _correlation(
             score_ends(head.reward, measured.features, measured.replies), own
