@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-
-import yaml
 
 Method = Literal["dpo", "sft"]
 DpoLoss = Literal["sigmoid", "hinge", "ipo", "robust"]
@@ -102,15 +99,3 @@ class LoraConfig:
 
     def merged_folder(self, scale: float) -> Path:
         return self.out / f"merged-{scale:g}"
-
-    def to_yaml(self) -> str:
-        """Every field by name, as `yaml.safe_load` reads them."""
-        plain = {
-            name: str(value)
-            if isinstance(value, Path)
-            else list(value)
-            if isinstance(value, tuple)
-            else value
-            for name, value in dataclasses.asdict(self).items()
-        }
-        return str(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))

@@ -11,6 +11,7 @@ from peft import PeftModel
 from peft.helpers import rescale_adapter_scale
 from transformers import PrinterCallback
 
+from trimtab.guidance.config_file import to_yaml
 from trimtab.guidance.errors import DataError, PolicyError
 from trimtab.guidance.lora.config import LoraConfig
 from trimtab.guidance.lora.folder import whole_folder
@@ -38,7 +39,7 @@ def tune(config: LoraConfig) -> Tuned:
         DataError, PolicyError: one line that names the thing and the fix.
     """
     config.out.mkdir(parents=True, exist_ok=True)
-    (config.out / CONFIG_FILE).write_text(config.to_yaml(), encoding="utf-8")
+    (config.out / CONFIG_FILE).write_text(to_yaml(config), encoding="utf-8")
     history = train_adapter(config) if config.adapter is None else ()
     scales = config.scales if config.merge else ()
     merged = {scale: merge(config, scale, config.merged_folder(scale)) for scale in scales}

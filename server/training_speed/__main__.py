@@ -1,0 +1,71 @@
+"""Time a head's training on cached features against TRL's LoRA-DPO: python -m trimtab.server.training_speed
+
+Contenders take turns, each in a process of its own; ratios are taken within a repeat. The last line is one
+JSON document.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import peft
+import trl
+import tyro
+from tqdm.auto import tqdm
+
+from trimtab.server.bench import hardware
+from trimtab.server.benchmarks.subject import save_subject
+from trimtab.server.training_speed.config import SpeedConfig
+from trimtab.server.training_speed.report import as_markdown, summarise
+
+NAMES = ("head", "lora")
+
+
+def main(config: SpeedConfig) -> None:
+    turns: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        model, _ = save_subject(Path(scratch), config.seed)
+        for repeat in tqdm(range(config.repeats), desc="training speed", unit="repeat"):
+            order = NAMES if repeat % 2 == 0 else NAMES[::-1]
+            turns.append({name: run_turn(name, config, model) for name in order})
+    machine = hardware() | {"threads": str(turns[0]["head"]["threads"]), "trl": trl.__version__}
+    report = {
+        "kind": "trimtab training speed",
+        "machine": machine | {"peft": peft.__version__, "device": config.device},
+        "config": json.loads(config.to_json()),
+        "turns": turns,
+        **summarise(turns),
+    }
+    if config.out is not None:
+        new = config.out.with_name(config.out.name + ".new")
+        new.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        os.replace(new, config.out)
+    print(f"{report['machine']}\n\n{as_markdown(report)}\n")
+    print(json.dumps(report))
+
+
+def run_turn(name: str, config: SpeedConfig, model: Path) -> dict[str, Any]:
+    """A turn in a process of its own. Raises SystemExit with what it said where it failed."""
+    command = [
+        sys.executable,
+        "-m",
+        "trimtab.server.training_speed.worker",
+        name,
+        config.to_json(),
+        str(model),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"error: {name} failed:\n{done.stderr[-2000:]}")
+    turn: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return turn
+
+
+if __name__ == "__main__":
+    main(tyro.cli(SpeedConfig, description=__doc__))

@@ -1,0 +1,95 @@
+"""The contenders: each prepares what it needs once, and trains an epoch after a few steps to warm up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from trimtab.guidance.features import FeatureCache
+from trimtab.guidance.head import Head
+from trimtab.guidance.lora.config import LoraConfig
+from trimtab.guidance.lora.rows import pairs_dataset
+from trimtab.guidance.manifest import Parts
+from trimtab.guidance.methods import METHODS
+from trimtab.guidance.part_trainer import train_part
+from trimtab.guidance.policy import load_policy
+from trimtab.guidance.train_config import AdvantageConfig, OptimiserConfig, TrainConfig
+from trimtab.server.training_speed.clock import EpochClock, peak_bytes
+from trimtab.server.training_speed.config import SpeedConfig
+from trimtab.server.training_speed.pairs import draw_pairs
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """prepare_seconds: what is done once: features, or reference log-probabilities. idle_bytes: the most that
+    was held before, with policy and pairs loaded."""
+
+    prepare_seconds: float
+    epoch_seconds: float
+    epoch_cpu_seconds: float
+    peak_bytes: int
+    idle_bytes: int
+
+
+def head(config: SpeedConfig, model: Path, scratch: Path) -> Turn:
+    """DPO of an advantage on features of the frozen policy."""
+    policy, pairs = load_policy(model, device=config.device), draw_pairs(config)
+    idle = peak_bytes(config.device)
+    start = time.perf_counter()
+    features = FeatureCache(policy, show_progress=False)
+    features.get([reply for pair in pairs for reply in pair.replies])
+    prepared = time.perf_counter() - start
+    advantage = AdvantageConfig(config.head_form, config.head_rank, "silu", "dpo")
+    settings = TrainConfig(
+        name="speed", model=model, head_folder=scratch, run_folder=scratch, advantage=advantage
+    )
+    torch.manual_seed(config.seed)
+    parts = Parts(advantage=advantage.part())
+    trained = Head(parts, policy.identity.hidden_size, policy.identity.vocab_size).to(policy.device)
+    method = METHODS["advantage"]["dpo"]
+    clock = EpochClock(config.warm_up)
+    train_part(
+        method.objective(trained, settings, features),
+        method.bind(advantage),
+        pairs,
+        folder=scratch,
+        optimiser=OptimiserConfig(batch_size=config.batch_size),
+        config=settings,
+        device=policy.device,
+        max_steps=config.warm_up + config.num_steps,
+        callbacks=[clock],
+    )
+    return Turn(prepared, clock.seconds, clock.cpu_seconds, peak_bytes(config.device), idle)
+
+
+def lora(config: SpeedConfig, model: Path, scratch: Path) -> Turn:
+    """TRL's DPOTrainer with peft adapters on every linear layer, as `trimtab train --lora` runs it."""
+    from trimtab.guidance.lora.trainers import dpo_trainer  # noqa: PLC0415 (only here, for the other's memory)
+
+    policy, pairs = load_policy(model, device=config.device), draw_pairs(config)
+    idle = peak_bytes(config.device)
+    settings = LoraConfig(
+        model=model,
+        out=scratch,
+        preferences=scratch,
+        rank=config.lora_rank,
+        batch_size=config.batch_size,
+        device=config.device,
+        seed=config.seed,
+    )
+    start = time.perf_counter()
+    rows = pairs_dataset([pair.replies for pair in pairs])
+    trainer = dpo_trainer(settings, policy, rows)
+    prepared = time.perf_counter() - start
+    trainer.args.max_steps = config.warm_up + config.num_steps
+    clock = EpochClock(config.warm_up)
+    trainer.add_callback(clock)
+    trainer.train()
+    return Turn(prepared, clock.seconds, clock.cpu_seconds, peak_bytes(config.device), idle)
+
+
+CONTENDERS: dict[str, Callable[[SpeedConfig, Path, Path], Turn]] = {"head": head, "lora": lora}

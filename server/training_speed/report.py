@@ -1,0 +1,79 @@
+"""What the turns come to."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+Turns = Sequence[dict[str, Any]]
+REACH = 1 / 10
+
+
+def summarise(turns: Turns) -> dict[str, Any]:
+    """Medians with the least and the most; ratios and break-evens within each repeat.
+
+    break_even_epochs: after how many epochs extraction is paid back by cheaper epochs, were the peer's own
+    preparation free; break_even_with_reference: against preparation and epochs of both. 0: at once; None:
+    never.
+    """
+    columns = {
+        f"{name}_{key}": spread([turn[name][key] for turn in turns])
+        for name in ("head", "lora")
+        for key in ("epoch_seconds", "epoch_cpu_seconds", "prepare_seconds", "peak_bytes", "idle_bytes")
+    }
+    return {
+        **columns,
+        "ratio": spread([turn["head"]["epoch_seconds"] / turn["lora"]["epoch_seconds"] for turn in turns]),
+        "memory_ratio": spread([turn["head"]["peak_bytes"] / turn["lora"]["peak_bytes"] for turn in turns]),
+        "break_even_epochs": _median(turns, lambda turn: break_even(turn, reference=False)),
+        "break_even_with_reference": _median(turns, lambda turn: break_even(turn, reference=True)),
+        "reach": REACH,
+    }
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
+
+
+def break_even(turn: dict[str, Any], *, reference: bool) -> float:
+    """Epochs n with prepare + n · epoch of the head equal to that of the peer; infinite where there is none.
+
+    By hand: extraction 10 s and 1 s an epoch against 6 s an epoch: n = 10/5 = 2; if the peer's preparation
+    takes 5 s too, n = (10 − 5)/5 = 1.
+    """
+    head, lora = turn["head"], turn["lora"]
+    ahead = head["prepare_seconds"] - (lora["prepare_seconds"] if reference else 0.0)
+    gain = lora["epoch_seconds"] - head["epoch_seconds"]
+    return max(ahead, 0.0) / gain if gain > 0 else math.inf
+
+
+def _median(turns: Turns, of: Callable[[dict[str, Any]], float]) -> float | None:
+    median = statistics.median(of(turn) for turn in turns)
+    return median if math.isfinite(median) else None
+
+
+def as_markdown(report: dict[str, Any]) -> str:
+    """A table: medians (least…most)."""
+
+    def cell(name: str, unit: float = 1.0) -> str:
+        value = report[name]
+        return "{:.3g} ({:.3g}…{:.3g})".format(*(value[key] / unit for key in ("median", "least", "most")))
+
+    gib = 2.0**30
+    lines = [
+        "| | head, cached features | TRL LoRA-DPO | head ÷ TRL |",
+        "|---|---|---|---|",
+        f"| epoch, s | {cell('head_epoch_seconds')} | {cell('lora_epoch_seconds')} | {cell('ratio')} |",
+        f"| once: features, or reference, s | {cell('head_prepare_seconds')} "
+        f"| {cell('lora_prepare_seconds')} | |",
+        f"| peak memory, GiB | {cell('head_peak_bytes', gib)} | {cell('lora_peak_bytes', gib)} "
+        f"| {cell('memory_ratio')} |",
+        f"| of it before training, GiB | {cell('head_idle_bytes', gib)} | {cell('lora_idle_bytes', gib)} | |",
+    ]
+    paid, with_reference = report["break_even_epochs"], report["break_even_with_reference"]
+    for text, epochs in (("", paid), (", TRL's reference counted", with_reference)):
+        told = "never" if epochs is None else f"after {epochs:.2g} epochs"
+        lines.append(f"\nextraction is paid back{text}: {told}")
+    return "\n".join(lines)
