@@ -29,7 +29,7 @@ def fused_log_ratio(
     ρ = ln 1.5 = 0.4054651, ∂ρ/∂column = 1 − ¾ = ¼,
     ∂ρ/∂vocabulary = ln 3 · ((1 − ¾), (−¼)) = ((0.2746531), (−0.2746531)).
     """
-    rho, base = _FusedLogRatio.apply(logits, h, column, vocabulary, tokens)
+    rho, base = _FusedLogRatio.apply(logits, h, column, vocabulary, tokens)  # type: ignore[no-untyped-call]
     return rho, base
 
 
