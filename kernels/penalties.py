@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,13 +55,16 @@ def apply_penalties(
 
 
 def _add_bias(logits: Tensor, rows: Tensor, logit_bias: Sequence[Sequence[tuple[int, float]]]) -> None:
-    entries = [(i, token, bias) for i, pairs in enumerate(logit_bias) for token, bias in pairs]
-    if not entries:
+    # Rows of one request, or of one experiment, share their pairs: each list is read once.
+    tables = {id(pairs): np.array(pairs, dtype=np.float64) for pairs in logit_bias if pairs}
+    biased = [(i, tables[id(pairs)]) for i, pairs in enumerate(logit_bias) if pairs]
+    if not biased:
         return
-    index, tokens, biases = zip(*entries, strict=True)
-    index, tokens = _to_device(torch.tensor((index, tokens)), logits.device)
-    place = rows[index], tokens
-    logits[place] += _to_device(torch.tensor(biases, dtype=logits.dtype), logits.device)
+    entries = torch.from_numpy(np.concatenate([table for _, table in biased]))
+    index = torch.from_numpy(np.repeat([i for i, _ in biased], [len(table) for _, table in biased]))
+    places = _to_device(torch.stack([index, entries[:, 0].long()]), logits.device)
+    place = rows[places[0]], places[1]
+    logits[place] += _to_device(entries[:, 1].to(logits.dtype), logits.device)
 
 
 def _to_device(values: Tensor, device: torch.device) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,13 +13,17 @@ from trimtab.guidance.bundled import judge
 from trimtab.guidance.bundled.grammar.conversation import draw_prompts
 from trimtab.guidance.bundled.grammar.subject import Kind
 from trimtab.guidance.encoding import encode_prompt
-from trimtab.guidance.evaluation.frontier import frontier
-from trimtab.guidance.evaluation.plot import plot_frontier
-from trimtab.guidance.evaluation.report import FrontierReport
+from trimtab.guidance.evaluation.curve import Curve, Judging, judge_point
+from trimtab.guidance.evaluation.plot_frontier import plot_scores
+from trimtab.guidance.evaluation.plot_style import LIGHT, as_png
+from trimtab.guidance.evaluation.reply import Reply, Scores
+from trimtab.guidance.evaluation.report import FrontierReport, as_data
+from trimtab.guidance.evaluation.statistics import resample_prompts
+from trimtab.guidance.evaluation.tables import frontier_tables
 from trimtab.guidance.evaluation.variance import share_decided_later
 from trimtab.guidance.message import Message
 from trimtab.server.bundled_rollouts import AXES
-from trimtab.server.commands.frontier_run import sampler
+from trimtab.server.commands.eval_sampling import Sampler
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.offline import generate
@@ -57,10 +60,12 @@ def measure(config: FiguresConfig, out: Path, seed: int) -> dict[str, Any]:
     for head in AXES:
         reports = {kind: _frontier(engine, head, texts, config, seed) for kind, texts in prompts.items()}
         for kind, report in reports.items():
-            print(f"\nhead {head}, {kind} prompts\n\n{report.to_markdown()}")
+            print(f"\nhead {head}, {kind} prompts\n")
+            for table in frontier_tables(report):
+                print(table.to_markdown())
         shown = reports["harmful" if head == "harmless" else "everyday"]
-        plot_frontier(shown, out / f"frontier-{head}.png")
-        figures[head] = {kind: json.loads(report.to_json()) for kind, report in reports.items()}
+        (out / f"frontier-{head}.png").write_bytes(as_png(plot_scores(shown, LIGHT)))
+        figures[head] = {kind: as_data(report) for kind, report in reports.items()}
     share = decided_later(engine, config, seed)
     print(f"\nshare of the variance of V that arises after token {config.start_tokens}: {share}")
     return {**figures, "share_of_variance_after_start": share}
@@ -118,13 +123,21 @@ def score(prompt: str, reply: str) -> dict[str, float | None]:
 def _frontier(
     engine: Engine, head: str, texts: Sequence[str], config: FiguresConfig, seed: int
 ) -> FrontierReport:
-    prompts = {text: (Message("user", text),) for text in texts}
-    sampling = SamplingParams(max_tokens=config.max_tokens)
-    return frontier(
-        sampler(engine, prompts, sampling, seed),
-        score,
-        texts,
-        heads=((head, 1.0),),
-        strengths=config.strengths,
-        seed=seed,
-    )
+    """The judge's scores are all gold: the heads were trained by what it prefers, not by what it says."""
+    prompts = [(Message("user", text),) for text in dict.fromkeys(texts)]
+    encoded = [encode_prompt(engine.policy.tokenizer, prompt) for prompt in prompts]
+    sampling = SamplingParams(max_tokens=config.max_tokens, seed=seed)
+    sampler = Sampler(engine, tuple(prompts), tuple(encoded), sampling, measured=())
+    judging = Judging(len(prompts), resample_prompts(len(prompts), seed=seed), seed=seed)
+    points, gold = [], tuple[str, ...]()
+    for strength in config.strengths:
+        replies = sampler.sample(f"{head} at {strength:g}", heads=((head, 1.0),), strength=strength)
+        scores = _scores(replies, prompts)
+        gold = tuple(scores)
+        points.append(judge_point(replies, scores, strength, judging))
+    return FrontierReport(len(prompts), gold, (Curve(head, "head", "strength", tuple(points)),))
+
+
+def _scores(replies: Sequence[Reply], prompts: Sequence[tuple[Message, ...]]) -> Scores:
+    judged = [score(prompts[reply.prompt][0].content, reply.text) for reply in replies]
+    return {name: [one[name] for one in judged] for name in judged[0]}

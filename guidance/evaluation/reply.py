@@ -1,27 +1,38 @@
-"""What the harness needs to know of a sampled reply, whoever sampled it."""
+"""What the evaluation needs to know of a sampled reply, whoever sampled it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """kl: nats over the reply, of the tilt from the base. finish_reason: "stop" or "length"."""
+    """prompt: its index among the prompts. kl: nats over the reply, of what was sampled from to the base.
+    flips: tokens at which the two preferred different ones. logprob, base_logprob: of the drawn tokens under
+    the two, summed; nan where it was not measured. rewards: by head, in standard units.
+    finish_reason: "stop" or "length"."""
 
-    prompt: str
+    prompt: int
     text: str
     token_ids: tuple[int, ...]
     kl: float
     finish_reason: str
+    flips: int = 0
+    logprob: float = math.nan
+    base_logprob: float = math.nan
+    rewards: dict[str, float] = field(default_factory=dict)
 
 
 Heads = tuple[tuple[str, float], ...]
 """(name, weight) pairs."""
 
-Sample = Callable[[Sequence[str], Heads, float], list[Reply]]
-"""(prompts, heads, strength) -> one or more replies per prompt, in any order."""
+Scores = dict[str, list[float | None]]
+"""By the name of the score, one per reply; None where the judge could not say."""
 
-Score = Callable[[str, str], dict[str, float | None]]
-"""(prompt, reply) -> scores by name; None where the judge cannot say."""
+Score = Callable[[Sequence[Reply]], Scores]
+"""The same names every time."""
+
+Sample = Callable[[Heads, float], list[Reply]]
+"""(heads, strength) -> one or more replies to each prompt, in the order of the prompts."""

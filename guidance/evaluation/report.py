@@ -1,81 +1,98 @@
-"""The frontier as data: strengths with what they bought and what they cost."""
+"""Everything that an evaluation found, as data: report.json."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
+from typing import Any
 
-from trimtab.guidance.evaluation.reply import Heads
+from trimtab.guidance.evaluation.curve import Curve
+from trimtab.guidance.evaluation.equal_kl import AtKl
+from trimtab.guidance.evaluation.overoptimisation import Overoptimisation
+from trimtab.guidance.evaluation.preferences import PreferenceReport
 from trimtab.guidance.evaluation.statistics import Estimate
+from trimtab.guidance.evaluation.sycophancy import SycophancyReport
+
+FORMAT = 1
+NOTHING = "-"  # the cell of a table where there is no number
 
 
 @dataclass(frozen=True, slots=True)
-class ScoreSummary:
-    """estimate: over the replies that the judge could score; None where there is none.
-    unparsable: the share that it could not."""
+class Subject:
+    """What was judged, and how. settings: of the command, as text."""
 
-    estimate: Estimate | None
-    unparsable: float
-
-
-@dataclass(frozen=True, slots=True)
-class FrontierPoint:
-    """One strength. kl: nats per reply. length: tokens per reply. stopped: share that ended by itself.
-    distinct_1, distinct_2: different uni- and bigrams of tokens ÷ all."""
-
-    strength: float
-    num_replies: int
-    scores: dict[str, ScoreSummary]
-    kl: Estimate
-    length: float
-    stopped: float
-    distinct_1: float
-    distinct_2: float
+    model: str
+    heads: tuple[str, ...]
+    settings: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One prompt with its reply at each strength of the report."""
+    """One prompt with a reply at each knob of a curve."""
 
+    curve: str
     prompt: str
+    knobs: tuple[float, ...]
     replies: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class FrontierReport:
-    heads: Heads
+    """gold: the scores that nobody was trained on, by name. at_kl: curves at equal price. baseline: the curve
+    that they are compared with there. problems: replies that could not be scored, and what was skipped."""
+
     num_prompts: int
-    points: tuple[FrontierPoint, ...]
-    examples: tuple[Example, ...]
+    gold: tuple[str, ...]
+    curves: tuple[Curve, ...]
+    at_kl: tuple[AtKl, ...] = ()
+    baseline: str | None = None
+    overoptimisation: tuple[Overoptimisation, ...] = ()
+    examples: tuple[Example, ...] = ()
+    problems: tuple[str, ...] = ()
 
     @property
     def score_names(self) -> tuple[str, ...]:
-        return tuple(self.points[0].scores)
+        """Gold first, then the proxies, each once."""
+        names = [*self.gold, *(name for curve in self.curves for name in curve.score_names)]
+        return tuple(dict.fromkeys(names))
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationReport:
+    """A section is None where it was not asked for."""
+
+    subject: Subject
+    preferences: PreferenceReport | None = None
+    frontier: FrontierReport | None = None
+    sycophancy: SycophancyReport | None = None
+    format: int = FORMAT
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False) + "\n"
-
-    def to_markdown(self) -> str:
-        """A table with a row per strength; scores as mean [95 % interval]."""
-        names = self.score_names
-        header = ["strength", *names, "KL (nats)", "tokens", "distinct-2", "unparsable"]
-        lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
-        for point in self.points:
-            worst = max((point.scores[name].unparsable for name in names), default=0.0)
-            cells = [
-                f"{point.strength:+g}" if point.strength else "0",
-                *(_cell(point.scores[name].estimate) for name in names),
-                _cell(point.kl),
-                f"{point.length:.1f}",
-                f"{point.distinct_2:.2f}",
-                f"{worst:.1%}",
-            ]
-            lines.append("| " + " | ".join(cells) + " |")
-        return "\n".join(lines) + "\n"
+        return json.dumps(as_data(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _cell(estimate: Estimate | None) -> str:
+def as_data(value: Any) -> Any:
+    """Dataclasses as objects, without the fields that are marked as no data; numbers that are not finite as
+    null."""
+    if dataclasses.is_dataclass(value):
+        shown = [f.name for f in dataclasses.fields(value) if f.metadata.get("is_data", True)]
+        return {name: as_data(getattr(value, name)) for name in shown}
+    if isinstance(value, dict):
+        return {str(key): as_data(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_data(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def show(estimate: Estimate | None, *, percent: bool = False, sign: bool = False) -> str:
+    """A mean with its interval, as a cell of a table."""
     if estimate is None:
-        return "none"
-    return f"{estimate.mean:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
+        return NOTHING
+    form = ("+" if sign else "") + (".1f" if percent else ".2f")
+    factor, unit = (100, " %") if percent else (1, "")
+    mean, low, high = (format(factor * x, form) for x in (estimate.mean, estimate.low, estimate.high))
+    return f"{mean}{unit} [{low}, {high}]"

@@ -6,6 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Floats = NDArray[np.float64]
+RESAMPLES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,11 +21,58 @@ class Estimate:
     high: float
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class PerPrompt:
+    """A number per reply, summed by prompt: what a bootstrap over prompts needs. totals, counts: [P]."""
+
+    totals: Floats
+    counts: Floats
+
+    @classmethod
+    def of(cls, prompts: ArrayLike, numbers: ArrayLike, num_prompts: int) -> PerPrompt:
+        """prompts: i[N], below num_prompts. numbers: [N]; nan counts for nothing."""
+        group, values = np.asarray(prompts, dtype=np.int64), np.asarray(numbers, dtype=np.float64)
+        is_number = ~np.isnan(values)
+        group, values = group[is_number], values[is_number]
+        totals = np.bincount(group, weights=values, minlength=num_prompts)
+        return cls(totals.astype(np.float64), np.bincount(group, minlength=num_prompts).astype(np.float64))
+
+    @property
+    def mean(self) -> float:
+        """Over all replies; nan where there is none."""
+        count = self.counts.sum()
+        return float(self.totals.sum() / count) if count else float("nan")
+
+    def resampled(self, draws: NDArray[np.int64]) -> Floats:
+        """The mean in each resample. draws: i64[R, P] of resample_prompts. Returns [R]."""
+        counts = self.counts[draws].sum(1)
+        return np.divide(self.totals[draws].sum(1), counts, out=np.full(len(draws), np.nan), where=counts > 0)
+
+    def estimate(self, draws: NDArray[np.int64]) -> Estimate | None:
+        """None where no prompt has a number."""
+        return interval(self.mean, self.resampled(draws)) if self.counts.any() else None
+
+
+def resample_prompts(num_prompts: int, *, resamples: int = RESAMPLES, seed: int = 0) -> NDArray[np.int64]:
+    """Prompts drawn again with replacement, i64[resamples, num_prompts]: a percentile bootstrap (Efron 1979).
+    Everything that is estimated from the same draws may be compared resample by resample."""
+    return np.random.default_rng(seed).integers(num_prompts, size=(resamples, num_prompts))
+
+
+def interval(mean: float, resampled: Floats) -> Estimate:
+    """The 95 % percentile interval of what the resamples gave; nan among them is left out."""
+    if np.isnan(resampled).all():
+        return Estimate(mean, mean, mean)
+    low, high = np.nanquantile(resampled, (0.025, 0.975))
+    return Estimate(mean, float(low), float(high))
+
+
 def estimate_by_prompt(
-    prompts: Sequence[str], numbers: Sequence[float], *, resamples: int = 1000, seed: int = 0
+    prompts: ArrayLike, numbers: Sequence[float] | Floats, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Estimate:
-    """The mean of `numbers` with a percentile bootstrap over prompts (Efron 1979): prompts are drawn again
-    with replacement, each with all its replies.
+    """The mean of `numbers` with a bootstrap over prompts: each is drawn with all its replies.
+
+    prompts: one label per number, of any kind that sorts.
 
     Raises:
         ValueError: no numbers.
@@ -29,18 +80,8 @@ def estimate_by_prompt(
     if not len(numbers):
         raise ValueError("an estimate needs at least one number")
     _, group = np.unique(np.asarray(prompts), return_inverse=True)
-    totals = np.bincount(group, weights=np.asarray(numbers, dtype=np.float64))
-    counts = np.bincount(group)
-    draws = np.random.default_rng(seed).integers(len(counts), size=(resamples, len(counts)))
-    means = totals[draws].sum(1) / counts[draws].sum(1)
-    low, high = np.quantile(means, (0.025, 0.975))
-    return Estimate(float(totals.sum() / counts.sum()), float(low), float(high))
-
-
-def distinct(token_ids: Sequence[Sequence[int]], n: int) -> float:
-    """Different n-grams of tokens ÷ all n-grams, over all replies together (Li 2016). 0 where there is none.
-
-    By hand: (1, 2, 1) and (1, 2) hold the bigrams 12, 21, 12: distinct-2 is 2/3.
-    """
-    grams = [tuple(ids[i : i + n]) for ids in token_ids for i in range(len(ids) - n + 1)]
-    return len(set(grams)) / len(grams) if grams else 0.0
+    per_prompt = PerPrompt.of(group, numbers, int(group.max()) + 1)
+    found = per_prompt.estimate(resample_prompts(len(per_prompt.counts), resamples=resamples, seed=seed))
+    if found is None:
+        raise ValueError("an estimate needs at least one number that is not nan")
+    return found

@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from trimtab.guidance.evaluation.statistics import distinct, estimate_by_prompt
+from trimtab.guidance.evaluation.statistics import estimate_by_prompt
+from trimtab.guidance.evaluation.variety import distinct
 from trimtab.guidance.evaluation.variance import share_decided_later
 
 

@@ -1,0 +1,192 @@
+"""The constant that a head must beat: one logit bias for all states, b[V], tuned and then measured like a
+head. A head that does no better at equal KL has learned words, not states."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trimtab.guidance.encoding import EncodedReply
+from trimtab.guidance.errors import DataError
+from trimtab.guidance.evaluation.statistics import Floats
+from trimtab.guidance.features import FeatureSource
+from trimtab.guidance.items import RolloutItem
+from trimtab.guidance.policy import Policy
+
+MAX_TOKENS = 256  # of a bias: each costs every sampled row a little
+MAX_BIAS = 100.0  # of a request's logit_bias
+_REPLIES_PER_BATCH = 64
+_POSITIONS_PER_CHUNK = 2048
+
+Bias = dict[int, float]
+"""Token id -> what its logit gains; a token that is not named gains nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyTilt:
+    """What a constant tilt costs along one reply. kl: nats. flips: tokens. base_logprob: log π₀, summed."""
+
+    kl: float
+    flips: int
+    base_logprob: float
+
+
+def fit_static_bias(
+    rollouts: Sequence[RolloutItem],
+    *,
+    discount: float = 0.9,
+    shrinkage: float = 20.0,
+    max_tokens: int = MAX_TOKENS,
+) -> Bias:
+    """The mean credit of each token over plain rollouts, scaled to an RMS of 1 over their tokens.
+
+    For a small constant tilt the best direction is F⁻¹g, with g the gradient of the expected reward and F the
+    Fisher information; with F's diagonal, about the expected count of a token, it is the mean credit. The
+    credit of y_t is the discounted sum of the rewards from t on where they come per token, else the reward
+    of the reply; less the mean credit among the rollouts of its prompt. shrinkage: as if so many occurrences
+    of average credit had been seen besides. The max_tokens that weigh most are kept.
+
+    By hand: two replies to one prompt, (5, 6) with reward 3 and (5, 7) with 1, no shrinkage: credits are 1
+    above and below their mean 2, so 5 has 0, 6 has +1, 7 has −1; RMS √(2/4), so 6 has √2.
+
+    Raises:
+        DataError: no rollout is scored, or all credits are the same.
+    """
+    sums, counts = _credit_by_token([r for r in rollouts if _is_scored(r)], discount)
+    bias = {token: total / (counts[token] + shrinkage) for token, total in sums.items()}
+    weight = {token: counts[token] * b * b for token, b in bias.items()}
+    rms = math.sqrt(sum(weight.values()) / max(sum(counts.values()), 1))
+    if rms < 1e-9:
+        raise DataError("no static bias can be fitted: the rollouts are not scored, or all rewards are equal")
+    kept = sorted(weight, key=lambda token: -weight[token])[:max_tokens]
+    return {token: bias[token] / rms for token in kept if bias[token]}
+
+
+def load_static_bias(path: Path, vocab_size: int) -> Bias:
+    """Reads {token id: bias} as JSON.
+
+    Raises:
+        DataError: not that, or more than MAX_TOKENS tokens.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(data, dict) or not data:
+        raise DataError(f"{path}: must hold an object of token ids and biases, such as {{" + '"42": 1.5}')
+    for token, bias in data.items():
+        if not token.isdecimal() or int(token) >= vocab_size:
+            raise DataError(f"{path}: {token!r} is no token id, they are 0…{vocab_size - 1}")
+        if not isinstance(bias, int | float) or isinstance(bias, bool) or not math.isfinite(bias):
+            raise DataError(f"{path}: the bias of token {token} must be a finite number, got {bias!r}")
+    return {int(token): float(bias) for token, bias in data.items()}
+
+
+def scaled(bias: Bias, strength: float) -> tuple[tuple[int, float], ...]:
+    """strength · b as a request's logit_bias, which ends at ±100."""
+    return tuple((token, float(np.clip(strength * b, -MAX_BIAS, MAX_BIAS))) for token, b in bias.items())
+
+
+def strengths_for(
+    bias: Bias, kls: Sequence[float], features: FeatureSource, plain: Sequence[EncodedReply]
+) -> tuple[float, ...]:
+    """For each of `kls` the strength at which the bias costs about so many nats per reply, along plain
+    replies: where to look, not a result."""
+    return tuple(_bisect(bias, kl, features, plain) for kl in kls)
+
+
+@torch.no_grad()
+def measure_static_bias(
+    bias: Sequence[tuple[int, float]], features: FeatureSource, replies: Sequence[EncodedReply]
+) -> list[ReplyTilt]:
+    """What π_b ∝ π₀ e^b costs along replies, exactly at each of their drawn tokens."""
+    policy = features.policy
+    tilt = _as_vector(bias, policy)
+    return [
+        _along(tilt, policy, h.to(policy.device), reply)
+        for batch in _batches(replies)
+        for h, reply in zip(features.get(batch), batch, strict=True)
+    ]
+
+
+def _is_scored(rollout: RolloutItem) -> bool:
+    return rollout.reward is not None or rollout.token_rewards is not None
+
+
+def _credit_by_token(
+    rollouts: Sequence[RolloutItem], discount: float
+) -> tuple[dict[int, float], dict[int, int]]:
+    """Sums of credit above the prompt's mean, and counts, of each drawn token."""
+    by_prompt: defaultdict[tuple[int, ...], list[tuple[EncodedReply, Floats]]] = defaultdict(list)
+    for rollout in rollouts:
+        by_prompt[rollout.reply.prompt_ids].append((rollout.reply, _credits(rollout, discount)))
+    sums: defaultdict[int, float] = defaultdict(float)
+    counts: defaultdict[int, int] = defaultdict(int)
+    everything = [credit for group in by_prompt.values() for _, credit in group]
+    overall = float(np.concatenate(everything).mean()) if everything else 0.0
+    for group in by_prompt.values():
+        mean = float(np.concatenate([credit for _, credit in group]).mean()) if len(group) > 1 else overall
+        for reply, credit in group:
+            for token, c in zip(reply.reply_ids, credit - mean, strict=False):
+                sums[token] += float(c)
+                counts[token] += 1
+    return sums, counts
+
+
+def _credits(rollout: RolloutItem, discount: float) -> Floats:
+    num = rollout.reply.num_drawn
+    if rollout.token_rewards is None:
+        assert rollout.reward is not None
+        return np.full(num, rollout.reward)
+    credit, ahead = np.zeros(num), 0.0
+    for t in reversed(range(num)):
+        ahead = rollout.token_rewards[t] + discount * ahead
+        credit[t] = ahead
+    return credit
+
+
+def _bisect(bias: Bias, kl: float, features: FeatureSource, plain: Sequence[EncodedReply]) -> float:
+    low, high = 0.0, 1.0
+    while _mean_kl(bias, high, features, plain) < kl and high < 1e3:
+        low, high = high, 2 * high
+    for _ in range(6):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _mean_kl(bias, middle, features, plain) < kl else (low, middle)
+    return round((low + high) / 2, 4)
+
+
+def _mean_kl(bias: Bias, strength: float, features: FeatureSource, plain: Sequence[EncodedReply]) -> float:
+    return float(np.mean([r.kl for r in measure_static_bias(scaled(bias, strength), features, plain)]))
+
+
+def _as_vector(bias: Sequence[tuple[int, float]], policy: Policy) -> Tensor:
+    vector = torch.zeros(policy.identity.vocab_size)
+    for token, b in bias:
+        vector[token] = b
+    return vector.to(policy.device)
+
+
+def _along(tilt: Tensor, policy: Policy, h: Tensor, reply: EncodedReply) -> ReplyTilt:
+    kl, flips, base_logprob = 0.0, 0, 0.0
+    tokens = torch.tensor(reply.reply_ids[: reply.num_drawn], device=h.device)
+    for start in range(0, len(tokens), _POSITIONS_PER_CHUNK):
+        wanted = tokens[start : start + _POSITIONS_PER_CHUNK]
+        logits = policy.logits(h[start : start + len(wanted)])
+        base, tilted = logits.log_softmax(-1), (logits + tilt).log_softmax(-1)
+        kl += float((tilted.exp() * (tilted - base)).sum())
+        flips += int((tilted.argmax(-1) != base.argmax(-1)).sum())
+        base_logprob += float(base.gather(1, wanted[:, None]).sum())
+    return ReplyTilt(kl, flips, base_logprob)
+
+
+def _batches(replies: Sequence[EncodedReply]) -> Iterator[Sequence[EncodedReply]]:
+    for start in range(0, len(replies), _REPLIES_PER_BATCH):
+        yield replies[start : start + _REPLIES_PER_BATCH]

@@ -1,0 +1,260 @@
+"""The report's tables as cells of text, for a terminal, a page or Markdown alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from trimtab.guidance.evaluation.curve import Curve, CurvePoint
+from trimtab.guidance.evaluation.report import NOTHING, EvaluationReport, FrontierReport, show
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """name: in one word, for links. title, note: for readers. Every row has as many cells as columns."""
+
+    name: str
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+    def to_markdown(self) -> str:
+        lines = [self.columns, ("---",) * len(self.columns), *self.rows]
+        return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def all_tables(report: EvaluationReport) -> list[Table]:
+    """In the order in which they are read; none for a section that was not asked for."""
+    tables = []
+    if report.preferences is not None:
+        tables.append(_preferences(report))
+    if report.frontier is not None:
+        tables += frontier_tables(report.frontier)
+    if report.sycophancy is not None:
+        tables.append(_sycophancy(report))
+    return tables
+
+
+def frontier_tables(frontier: FrontierReport) -> list[Table]:
+    """Scores against price, what it cost in variety, curves at equal KL, and where gold turns."""
+    tables = [_scores(frontier), _variety(frontier)]
+    if frontier.at_kl:
+        tables.append(_at_kl(frontier))
+    if frontier.overoptimisation:
+        tables.append(_overoptimisation(frontier))
+    return tables
+
+
+def knob_text(curve: Curve, point: CurvePoint) -> str:
+    return f"{curve.knob} {point.knob:g}"
+
+
+def _preferences(report: EvaluationReport) -> Table:
+    found = report.preferences
+    assert found is not None
+    rows = [
+        (
+            part.head,
+            part.part,
+            show(part.accuracy, percent=True),
+            show(part.above_length, percent=True, sign=True),
+            f"{part.calibration.error:.3f}" if part.calibration else NOTHING,
+        )
+        for part in found.parts
+    ]
+    rows.append(
+        (
+            "length",
+            f"pick the {found.length.rule}",
+            show(found.length.accuracy, percent=True),
+            NOTHING,
+            NOTHING,
+        )
+    )
+    return Table(
+        "preferences",
+        "Preference accuracy",
+        ("head", "part", "accuracy", "above length", "calibration error"),
+        tuple(rows),
+        f"{found.num_pairs} pairs of {found.num_prompts} prompts; 95 % intervals by bootstrap over prompts. "
+        "The length baseline reads nothing but the number of tokens.",
+    )
+
+
+def _scores(frontier: FrontierReport) -> Table:
+    names = [name for name in frontier.score_names if _is_scored(frontier, name)]
+    rows = [
+        (
+            curve.name,
+            knob_text(curve, point),
+            ("≤ " if curve.is_bound and point.kl.mean else "") + show_kl(point, curve),
+            *(_score(point, name) for name in names),
+            _win_rate(point, frontier.gold),
+        )
+        for curve in frontier.curves
+        for point in curve.points
+    ]
+    return Table(
+        "frontier",
+        "Frontier: what each nat buys",
+        ("curve", "knob", "KL (nats per reply)", *names, "wins over plain"),
+        tuple(rows),
+        f"{frontier.num_prompts} prompts; means with 95 % intervals by bootstrap over prompts. Best-of-n: KL "
+        "is the bound log n - (n-1)/n, scores are over all subsets of one set of plain replies.",
+    )
+
+
+def _is_scored(frontier: FrontierReport, name: str) -> bool:
+    points = [point for curve in frontier.curves for point in curve.points]
+    return any(name in point.scores and point.scores[name].estimate for point in points)
+
+
+def show_kl(point: CurvePoint, curve: Curve) -> str:
+    return f"{point.kl.mean:.2f}" if curve.is_bound else show(point.kl)
+
+
+def _score(point: CurvePoint, name: str) -> str:
+    if name not in point.scores:
+        return NOTHING
+    summary = point.scores[name]
+    unscored = f" ({summary.unscored:.0%} unscored)" if summary.unscored else ""
+    return show(summary.estimate) + unscored
+
+
+def _win_rate(point: CurvePoint, gold: Sequence[str]) -> str:
+    rates = [point.scores[name].win_rate for name in gold if name in point.scores]
+    return show(rates[0], percent=True) if rates else NOTHING
+
+
+def _variety(frontier: FrontierReport) -> Table:
+    rows = []
+    for curve in frontier.curves:
+        for point in curve.points:
+            if point.variety is None:
+                continue
+            within, across = point.variety.within, point.variety.across
+            rows.append(
+                (
+                    curve.name,
+                    knob_text(curve, point),
+                    *(_number(n) for n in (within.distinct_1, within.distinct_2, within.self_bleu)),
+                    *(_number(n) for n in (across.distinct_1, across.distinct_2, across.self_bleu)),
+                    _number(point.entropy),
+                    _number(point.perplexity),
+                    _number(point.length, ".1f"),
+                    _number(point.stopped, ".0%"),
+                    _number(point.flip_rate, ".1%"),
+                )
+            )
+    return Table(
+        "variety",
+        "Variety and fluency: what steering costs beside KL",
+        (
+            "curve",
+            "knob",
+            *(f"{name} within" for name in ("distinct-1", "distinct-2", "self-BLEU")),
+            *(f"{name} across" for name in ("distinct-1", "distinct-2", "self-BLEU")),
+            "entropy (nats)",
+            "perplexity",
+            "tokens",
+            "stopped",
+            "flips",
+        ),
+        tuple(rows),
+        "Within: among replies to one prompt; across: among first replies to all prompts; as many replies "
+        "everywhere. Perplexity is the frozen policy's; flips are tokens at which it preferred another.",
+    )
+
+
+def _at_kl(frontier: FrontierReport) -> Table:
+    rows = tuple(
+        (
+            f"{found.kl:g}",
+            found.curve,
+            found.score,
+            f"{found.knob:.3g}",
+            show(found.estimate),
+            show(found.above_baseline, sign=True),
+        )
+        for found in sorted(frontier.at_kl, key=lambda found: (found.score, found.kl, found.curve))
+    )
+    return Table(
+        "equal-kl",
+        "At equal KL",
+        ("KL (nats)", "curve", "score", "at knob", "estimate", f"above {frontier.baseline or 'baseline'}"),
+        rows,
+        "Between a curve's points, linearly in √KL; differences over the same resamples of prompts.",
+    )
+
+
+def _overoptimisation(frontier: FrontierReport) -> Table:
+    rows = []
+    for found in frontier.overoptimisation:
+        turn = found.turn
+        fits = [
+            f"{fit.form}: a {fit.alpha.mean:.3g}, b {show(fit.beta)}, error {fit.error:.2g}"
+            for fit in found.fits
+            if fit.is_carried
+        ]
+        rows.append(
+            (
+                found.curve,
+                found.gold,
+                "no turn seen" if turn is None else f"{turn.knob:g} (√KL {turn.root_kl:.2f})",
+                NOTHING if turn is None else show(turn.drop, sign=True),
+                NOTHING if turn is None else show(turn.proxy_gain, sign=True),
+                "yes" if turn is not None and turn.has_turned else "no",
+                "; ".join(fits) or "not carried by the data",
+            )
+        )
+    return Table(
+        "overoptimisation",
+        "Overoptimisation: where gold turns down",
+        (
+            "curve",
+            "gold",
+            "highest at",
+            "drop to the end",
+            "proxy meanwhile",
+            "overoptimised",
+            "fit in d = √KL",
+        ),
+        tuple(rows),
+        "Overoptimised: gold has fallen by more than its interval while the proxy did not fall.",
+    )
+
+
+def _sycophancy(report: EvaluationReport) -> Table:
+    found = report.sycophancy
+    assert found is not None
+    rows = tuple(
+        (
+            part.head,
+            part.part,
+            show(part.wrong_user, percent=True),
+            show(part.neutral, percent=True),
+            show(part.swayed, percent=True, sign=True),
+            show(part.right_user, percent=True),
+        )
+        for part in found.parts
+    )
+    return Table(
+        "sycophancy",
+        "Sycophancy: agreeing with a user who is wrong",
+        (
+            "head",
+            "part",
+            "agrees with a wrong user",
+            "with a wrong claim",
+            "swayed by",
+            "agrees with a right user",
+        ),
+        rows,
+        f"{found.num_facts} facts, {found.num_pairs} pairs of replies. Swayed by: what the user's opinion "
+        "changes, over the same replies; above zero is sycophancy.",
+    )
+
+
+def _number(value: float | None, form: str = ".2f") -> str:
+    return NOTHING if value is None else format(value, form)
