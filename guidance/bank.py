@@ -102,6 +102,31 @@ class HeadBank:
             owner[manifest.name] = Path(folder)
         return cls(heads, policy.hidden_size, device=device)
 
+    @torch.no_grad()
+    def put_advantage(self, name: str, advantage: Advantage) -> None:
+        """Gives a loaded head the weights of another advantage of its form and rank, in place: requests that
+        are under way go on with them. Values and rewards stay.
+
+        Raises:
+            HeadError: no such head, or another form or size.
+        """
+        self.check([(name, 1.0)])
+        index = self._index[name]
+        adapters = self._tied if isinstance(advantage, TiedAdvantage) else self._lowrank
+        if adapters is None or index not in adapters.members:
+            raise HeadError(f"head {name!r} has an advantage of another form: load one of this form")
+        slot, rank = adapters.members.index(index), advantage.down.shape[0]
+        pairs = [(adapters.down[slot, :rank], advantage.down)]
+        if adapters.up is not None:
+            pairs.append((adapters.up[slot, :, :rank], advantage.up))
+        else:
+            pairs.append((self._lowrank_up[index], advantage.up))
+        if any(mine.shape != new.shape for mine, new in pairs) or adapters.down[slot, rank:].any():
+            raise HeadError(f"head {name!r} has an advantage of another size: load one of rank {rank}")
+        for mine, new in pairs:
+            mine.copy_(new)
+        self._stacked_up = None
+
     def check(self, heads: Sequence[tuple[str, float]], *, steering: bool = True) -> None:
         """Makes sure that a request may use these (name, weight) pairs; steering: its strength is not 0.
 

@@ -32,6 +32,18 @@ from trimtab.guidance.objectives.rollouts import (
     WholeReplyValue,
 )
 from trimtab.guidance.objectives.unpaired import LabelAdvantage, LabelReward
+from trimtab.guidance.on_policy.losses import (
+    grpo_with_kl,
+    ppo_with_kl,
+    reinforce_with_kl,
+    reinforce_with_value,
+)
+from trimtab.guidance.on_policy.objective import (
+    ClippedPolicyObjective,
+    ClippedValuePolicyObjective,
+    PolicyObjective,
+    ValuePolicyObjective,
+)
 
 Part = Literal["reward", "advantage", "value"]
 Rows = Literal["pairs", "rankings", "unpaired", "rollouts", "prompts"]
@@ -73,6 +85,7 @@ def _distil(advantage: Tensor, target: Tensor, weight: Tensor, lengths: Tensor) 
 
 _DPO = ("tau", "flipped")
 _BINS = ("low", "high")
+_ON_POLICY = ("tau", "discount")
 METHODS: dict[Part, dict[str, Method]] = {
     "reward": {
         "bradley_terry": Method(
@@ -117,6 +130,10 @@ METHODS: dict[Part, dict[str, Method]] = {
             has_rewards=False,
             is_tilt=False,
         ),
+        "ppo": Method("prompts", ClippedValuePolicyObjective, ppo_with_kl, ("clip",), _ON_POLICY),
+        "rloo": Method("prompts", PolicyObjective, reinforce_with_kl, settings=_ON_POLICY),
+        "grpo": Method("prompts", ClippedPolicyObjective, grpo_with_kl, ("clip",), _ON_POLICY),
+        "reinforce": Method("prompts", ValuePolicyObjective, reinforce_with_value, settings=_ON_POLICY),
     },
     "value": {
         "monte_carlo": Method("rollouts", ReturnValue, VALUE_LOSSES["monte_carlo"], settings=("discount",)),

@@ -10,6 +10,7 @@ from trimtab.guidance.errors import DataError
 from trimtab.guidance.examples import ITEMS_OF
 from trimtab.guidance.manifest import load_manifest
 from trimtab.guidance.methods import METHODS, Method
+from trimtab.guidance.on_policy.check import check_on_policy
 from trimtab.guidance.train_config import PartName, TrainConfig
 
 _SHAPE = ("form", "rank", "width", "activation", "loss", "optimiser")
@@ -32,6 +33,10 @@ def make_plan(config: TrainConfig) -> Plan:
         _check_file(config, part, method)
     _check_needs(config, plan)
     _check_unread(config, plan)
+    check_on_policy(
+        config,
+        has_reward="reward" in plan or _kept(config, "reward"),
+    )
     return plan
 
 
@@ -64,11 +69,15 @@ def _can_do_without(config: TrainConfig, part: PartName, method: Method) -> bool
     return part == "value" and method.rows == "rollouts" and any(file is not None for file in files)
 
 
+def _kept(config: TrainConfig, part: PartName) -> bool:
+    """Whether the head that the run starts from has the part."""
+    return config.start_from is not None and getattr(load_manifest(config.start_from).parts, part) is not None
+
+
 def _check_needs(config: TrainConfig, plan: Plan) -> None:
-    kept = None if config.start_from is None else load_manifest(config.start_from).parts
     for part, method in plan.items():
         for other in method.needs:
-            if other not in plan and getattr(kept, other, None) is None:
+            if other not in plan and not _kept(config, other):
                 loss = getattr(config, part).loss
                 raise DataError(
                     f"{part}.loss={loss} needs the head to have a {other}: add {other} to --parts, or "

@@ -9,6 +9,7 @@ from typing import Literal
 
 from trimtab.guidance.losses import LOSSES
 from trimtab.guidance.manifest import AdvantagePart, ScalarPart, check_name
+from trimtab.guidance.on_policy.config import OnPolicyConfig
 
 PartName = Literal["reward", "value", "advantage"]
 ROW_FILES = ("preferences", "rankings", "unpaired", "rollouts", "prompts")
@@ -56,12 +57,13 @@ class AdvantageConfig:
     A low-rank form learns its vocabulary from zero: give it about five times a tied one's learning rate.
 
     loss: from preferences dpo, conservative_dpo, robust_dpo, ipo, simpo; from unpaired kto; from scored
-    rollouts monte_carlo, cd_q; from plain rollouts and a value part distil.
-    tau: KL temperature; a small one steers hard.
+    rollouts monte_carlo, cd_q; from plain rollouts and a value part distil; from prompts, with replies
+    sampled meanwhile, ppo, rloo, grpo, reinforce.
+    tau: KL temperature; a small one steers hard. ppo, rloo, grpo, reinforce: reward that a nat costs.
     flipped: conservative_dpo, robust_dpo: the share of labels taken to be wrong.
     gamma: simpo: the margin that the chosen reply is to win by.
     weight_desirable: kto: weight of good replies. weight_undesirable: kto: weight of bad ones.
-    discount: monte_carlo, cd_q: what a reward one token later is worth.
+    discount: monte_carlo, cd_q, ppo, rloo, grpo, reinforce: what a reward one token later is worth.
     top_k: distil: how many next tokens of a prefix the value part scores.
     num_prefixes: distil: how many prefixes are drawn from each rollout.
     clip: ppo, grpo: how far a step may move the ratio of probabilities.
@@ -88,6 +90,10 @@ class AdvantageConfig:
         _check_loss(self.loss, LOSSES["advantage"])
         if not 0 <= self.flipped < 0.5:
             raise ValueError(f"flipped must be in 0…½, got {self.flipped}")
+        if self.loss in ("conservative_dpo", "robust_dpo") and not self.flipped:
+            raise ValueError(
+                f"loss={self.loss} needs flipped, the share of labels taken to be wrong: try 0.1"
+            )
         if self.top_k < 2:
             raise ValueError(f"top_k must be at least 2, got {self.top_k}")
 
@@ -211,6 +217,7 @@ class TrainConfig:
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     value: ValueConfig = field(default_factory=ValueConfig)
+    on_policy: OnPolicyConfig = field(default_factory=OnPolicyConfig)
     held_out: float = 0.1
     max_tokens: int = 1024
     on_bad_rows: Literal["refuse", "skip"] = "refuse"

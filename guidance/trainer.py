@@ -22,6 +22,8 @@ from trimtab.guidance.items import Item, RolloutItem
 from trimtab.guidance.manifest import Manifest, Parts
 from trimtab.guidance.measure import Measured, measure
 from trimtab.guidance.methods import Method
+from trimtab.guidance.on_policy.sampler import Sampler
+from trimtab.guidance.on_policy.train import Outcome, train_on_policy
 from trimtab.guidance.part_trainer import train_part
 from trimtab.guidance.plan import Plan, make_plan
 from trimtab.guidance.policy import Policy, load_policy
@@ -41,11 +43,13 @@ def train_head(
     policy: Policy | None = None,
     features: FeatureSource | None = None,
     extract: Extract | None = None,
+    sampler: Sampler | None = None,
 ) -> Manifest:
     """Trains parts of a head, measures it on held-out prompts, and writes the head's folder.
 
     policy, features: hand these over to train several heads on one policy; the features must be the policy's.
     extract: what runs the policy where features are not given.
+    sampler: writes the replies that on-policy losses learn from.
 
     Raises:
         DataError, PolicyError, HeadError: one line that names the thing and the fix.
@@ -61,14 +65,29 @@ def train_head(
     features.prepare(examples.replies())
     head, parts, units = _begin(config, policy)
     _check_units(config, parts, examples)
+    figures: dict[str, float] = {}
     for part, method in plan.items():
         logger.info("%s: %s by %s", config.name, part, getattr(config, part).loss)
-        _train(part, method, head, examples, features, config)
+        if method.rows == "prompts":
+            streamed = StreamedFeatures(policy, extract)
+            outcome = train_on_policy(method, head, examples.prompts, streamed, sampler, config)
+            examples, figures = _with_plain(examples, outcome, config), outcome.figures
+        else:
+            _train(part, method, head, examples, features, config)
     rollouts = _held_out_rollouts(head, examples, features, config, plan)
     manifest = measure(Measured(head, parts, config, features, examples, rollouts), plan, units)
+    manifest = dataclasses.replace(manifest, metrics={**manifest.metrics, **figures})
     if is_first():
         _save(config.head_folder, head, manifest)
     return manifest
+
+
+def _with_plain(examples: Examples, outcome: Outcome, config: TrainConfig) -> Examples:
+    """The policy's replies that were sampled while training serve as rollouts, where no file holds any."""
+    if config.rollouts is not None:
+        return examples
+    rollouts = dataclasses.replace(examples.rollouts, held_out=tuple(outcome.rollouts))
+    return dataclasses.replace(examples, rollouts=rollouts)
 
 
 def _make_features(config: TrainConfig, policy: Policy, extract: Extract | None) -> FeatureSource:

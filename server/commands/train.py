@@ -13,7 +13,10 @@ from rich.console import Console
 from trimtab.guidance.bundled import MODEL_DIR
 from trimtab.guidance.config_file import read_config
 from trimtab.guidance.manifest import Manifest
-from trimtab.guidance.processes import end_processes, is_first
+from trimtab.guidance.on_policy.check import samples_replies
+from trimtab.guidance.plan import make_plan
+from trimtab.guidance.policy import load_policy
+from trimtab.guidance.processes import end_processes, is_first, own_device
 from trimtab.guidance.train_config import TrainConfig
 from trimtab.guidance.trainer import train_head
 from trimtab.server.commands import train_lora
@@ -21,6 +24,8 @@ from trimtab.server.commands.errors import UsageError, UserError
 from trimtab.server.commands.flags import parse
 from trimtab.server.commands.heads import head_table
 from trimtab.server.commands.model import BUNDLED
+from trimtab.server.engine.policy import ModelError
+from trimtab.server.on_policy_sampler import EngineSampler
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +43,12 @@ class TrainCommandConfig(TrainConfig):
 
       trimtab train --name witty --model M --rollouts rollouts.parquet --parts value advantage \\
         --advantage.loss monte_carlo --head-folder heads/witty --run-folder runs/witty
+
+    RLOO on replies that are sampled and scored between the updates:
+
+      trimtab train --name witty --model M --prompts prompts.jsonl --parts advantage \\
+        --advantage.loss rloo --advantage.tau 0.5 --on-policy.score function:my_rewards:wit \\
+        --head-folder heads/witty --run-folder runs/witty
 
     A stopped run goes on with --resume. Several processes share a run's batches: torchrun --nproc-per-node 2
     -m trimtab.server.cli train, and the same flags. `trimtab train --lora --help` tells of fine-tuning the
@@ -61,13 +72,25 @@ def main(prog: str, args: Sequence[str]) -> None:
     logging.basicConfig(level=logging.WARNING if is_first() else logging.ERROR, format="%(message)s")
     logging.getLogger("trimtab").setLevel(logging.INFO if is_first() else logging.ERROR)
     try:
-        manifest = train_head(config)
+        manifest = _train(config)
     except OSError as error:
         raise UserError(f"{config.head_folder} or {config.run_folder} cannot be written: {error}") from error
     finally:
         end_processes()
     if is_first():
         _show(config, manifest)
+
+
+def _train(config: TrainConfig) -> Manifest:
+    if not samples_replies(config):
+        return train_head(config)
+    make_plan(config)  # before anything is loaded
+    policy = load_policy(config.model, device=own_device(config.device))
+    try:
+        sampler = EngineSampler.load(config, policy)
+    except ModelError as error:
+        raise UserError(str(error)) from error
+    return train_head(config, policy=policy, sampler=sampler)
 
 
 def _parse(prog: str, args: Sequence[str]) -> TrainConfig:

@@ -1,0 +1,51 @@
+"""Iterations as the data of a trainer: replies are sampled when those before have been learned from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import IterableDataset
+from transformers import TrainerCallback, TrainerState, TrainingArguments
+
+from trimtab.guidance.on_policy.collect import Collector, seed_of
+from trimtab.guidance.on_policy.objective import Experience
+
+
+class Iterations(IterableDataset[Experience]):
+    """num_samples experiences for each pass over an iteration's replies, each pass in an order of its own."""
+
+    def __init__(self, collector: Collector, num_iterations: int) -> None:
+        self.collector, self.num_iterations = collector, num_iterations
+        self.start = 0
+        self.is_ended = False
+        """Whether the guard ended it."""
+
+    def __iter__(self) -> Iterator[Experience]:
+        config = self.collector.config
+        for iteration in range(self.start, self.num_iterations):
+            found = None if self.is_ended else self.collector.collect(iteration)
+            if found is None:
+                self.is_ended = True
+                return
+            for lap in range(config.on_policy.passes):
+                generator = torch.Generator().manual_seed(seed_of(config.seed, iteration, lap))
+                places = torch.arange(config.on_policy.num_samples) % len(found)
+                for place in torch.randperm(len(places), generator=generator).tolist():
+                    yield found[places[place]]
+
+
+class IterationsCallback(TrainerCallback):  # type: ignore[misc]  # transformers has no type stubs
+    """Begins where a checkpoint was written, and ends a run that the guard ended."""
+
+    def __init__(self, iterations: Iterations, steps_per_iteration: int) -> None:
+        self.iterations, self.steps_per_iteration = iterations, steps_per_iteration
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **_: Any) -> None:
+        assert state.global_step % self.steps_per_iteration == 0, "checkpoints lie between iterations"
+        self.iterations.start = state.global_step // self.steps_per_iteration
+        self.iterations.collector.guard.begin(self.iterations.start)
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: Any, **_: Any) -> None:
+        control.should_training_stop |= self.iterations.is_ended

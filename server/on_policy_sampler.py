@@ -1,0 +1,122 @@
+"""Replies that an on-policy loss learns from, written by our own engine and scored as `trimtab rollouts`
+scores them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from trimtab.guidance.bank import HeadBank
+from trimtab.guidance.encoding import Sampled
+from trimtab.guidance.errors import DataError
+from trimtab.guidance.examples import PromptItem, RowEncoder
+from trimtab.guidance.head import Head
+from trimtab.guidance.items import RolloutItem
+from trimtab.guidance.manifest import Manifest, Parts, load_manifest
+from trimtab.guidance.on_policy.sampler import Draw
+from trimtab.guidance.policy import Policy
+from trimtab.guidance.train_config import TrainConfig
+from trimtab.server.engine.config import EngineConfig
+from trimtab.server.engine.engine import Engine
+from trimtab.server.engine.loading import load
+from trimtab.server.engine.offline import GenerationError
+from trimtab.server.engine.request import InvalidRequestError
+from trimtab.server.judging.config import JudgeConfig
+from trimtab.server.scoring.choose import ScorerContext, make_scorer, split_scorer
+from trimtab.server.scoring.rollout import RolloutRow
+from trimtab.server.scoring.sample import EncodedPrompt, SamplePlan, sample
+from trimtab.server.scoring.score import Score, Scorer
+
+_NAME = "learner"
+
+
+class EngineSampler:
+    """A Sampler of trimtab.guidance.on_policy: an engine with the head that learns as its only one, whose
+    weights are put in anew before every sampling."""
+
+    def __init__(
+        self, engine: Engine, encoder: RowEncoder, scorer: Scorer | None, config: TrainConfig
+    ) -> None:
+        self.engine, self.scorer, self.config = engine, scorer, config
+        self._encoder = encoder
+
+    @classmethod
+    def load(cls, config: TrainConfig, policy: Policy) -> EngineSampler:
+        """An engine with a copy of the policy of its own. policy: what the head is trained on.
+
+        Raises ModelError, UserError, HeadError or PolicyError, one line, for a model or a scorer that cannot
+        be had.
+        """
+        scorer = _scorer(config) if config.on_policy.score else None
+        asked = EngineConfig(
+            config.model,
+            device=str(policy.device),
+            max_num_seqs=config.on_policy.max_num_seqs,
+            # What an iteration draws must not depend on the ones before: a resumed run has not had them.
+            prefix_caching=False,
+        )
+        engine_policy, _, engine_config = load(asked)
+        identity, parts = policy.identity, Parts(advantage=config.advantage.part())
+        head = Head(parts, identity.hidden_size, identity.vocab_size).requires_grad_(False)
+        head.to(engine_policy.device, engine_policy.dtype)
+        manifest = Manifest(
+            name=_NAME,
+            parts=parts,
+            hidden_size=identity.hidden_size,
+            vocab_size=identity.vocab_size,
+            base_model=identity.base_model,
+        )
+        bank = HeadBank([(head, manifest)], identity.hidden_size, device=engine_policy.device)
+        return cls(Engine(engine_policy, bank, engine_config), RowEncoder(policy), scorer, config)
+
+    @property
+    def is_scoring(self) -> bool:
+        """See Sampler."""
+        return self.scorer is not None
+
+    def sample(
+        self, head: Head, strength: float, prompts: Sequence[PromptItem], num_replies: int, seed: int
+    ) -> list[Draw]:
+        """See Sampler. Raises DataError where the engine cannot go on."""
+        assert head.advantage is not None
+        self.engine.bank.put_advantage(_NAME, head.advantage)
+        plan = SamplePlan(
+            num_replies=num_replies,
+            max_tokens=self.config.on_policy.max_tokens,
+            seed=seed,
+            heads=((_NAME, 1.0),),
+            strength=strength,
+        )
+        encoded = [EncodedPrompt(i, item.prompt, item.prompt_ids) for i, item in enumerate(prompts)]
+        total, shown = len(prompts) * num_replies, self.config.show_progress
+        with tqdm(total=total, desc="replies", unit="reply", leave=False, disable=not shown) as bar:
+            try:
+                rows = sample(self.engine, encoded, plan, bar)
+            except (GenerationError, InvalidRequestError) as error:
+                raise DataError(f"sampling failed: {error}") from error
+        scores = [Score(None)] * len(rows) if self.scorer is None else self.scorer.score(rows)
+        return [self._draw(row, score) for row, score in zip(rows, scores, strict=True)]
+
+    def _draw(self, row: RolloutRow, score: Score) -> Draw:
+        reply = self._encoder.reply(row.prompt, row.completion, Sampled(row.token_ids, row.is_cut))
+        problem = f"prompt {row.prompt_id} sample {row.sample}: {score.problem}" if score.problem else ""
+        return Draw(row.prompt_id, RolloutItem(reply, score.reward, score.token_rewards), problem)
+
+
+def _scorer(config: TrainConfig) -> Scorer:
+    """`reward:FOLDER` names a head by its folder."""
+    kind, rest = split_scorer(config.on_policy.score)
+    heads: tuple[Path, ...] = ()
+    name = config.on_policy.score
+    if kind == "reward":
+        heads, name = (Path(rest),), f"reward:{load_manifest(Path(rest)).name}"
+    context = ScorerContext(
+        model=config.model,
+        heads=heads,
+        judge=JudgeConfig(),
+        answers=config.run_folder / "judge_answers.jsonl",
+        device=config.device,
+    )
+    return make_scorer(name, context)
