@@ -43,7 +43,7 @@ class Outcome:
     @property
     def preference(self) -> float:
         """For the first reply, 0…1: a liking for either position cancels."""
-        return (self.forward + 1 - self.backward) / 2
+        return 0.5 + (self.forward - self.backward) / 2
 
 
 def draw_comparisons(

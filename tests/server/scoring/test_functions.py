@@ -1,0 +1,94 @@
+"""Rewards from a user's function: what counts as a number, and what is a problem with a name."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from trimtab.guidance.message import Message
+from trimtab.server.commands.errors import UserError
+from trimtab.server.scoring.functions import FunctionScorer, check_result, load_function, takes_tokens
+from trimtab.server.scoring.rollout import RolloutRow
+from trimtab.server.scoring.score import Score, ScoreCount, apply
+
+
+def row(prompt="p", completion="reply", num_tokens=3, sample=0) -> RolloutRow:
+    return RolloutRow(prompt, completion, tuple(range(num_tokens)), False, 7, sample, 0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("number", [2, 2.0, np.float32(2), np.int64(2), torch.tensor(2.0)])
+def test_one_number_is_the_reply_s_reward(number):
+    assert check_result(number, num_tokens=3) == Score(2.0)
+
+
+@pytest.mark.parametrize(
+    "numbers", [[1, 0.5, -2], (1, 0.5, -2), np.array([1, 0.5, -2]), torch.tensor([1, 0.5, -2])]
+)
+def test_one_number_per_token_sums_to_the_reply_s_reward(numbers):
+    assert check_result(numbers, num_tokens=3) == Score(-0.5, (1.0, 0.5, -2.0))
+
+
+@pytest.mark.parametrize(
+    ("result", "problem"),
+    [
+        (math.nan, "nan"),
+        (-math.inf, "-inf"),
+        (None, "None"),
+        ("3", "str"),
+        ({"kind": 1}, "dict"),
+        ([1.0, 2.0], "2 token rewards for 3 tokens"),
+        ([1.0, math.nan, 2.0], "token 1 is nan"),
+        ([1.0, 2.0, "x"], "token 2 is None"),
+    ],
+)
+def test_what_is_no_finite_reward_is_a_problem_that_says_so(result, problem):
+    score = check_result(result, num_tokens=3)
+    assert (score.reward, score.token_rewards) == (None, None)
+    assert problem in score.problem
+
+
+def test_an_exception_is_one_reply_s_problem_and_is_counted():
+    def reward(prompt, reply):
+        if reply == "bad":
+            raise KeyError("no such word")
+        return 1.0
+
+    count = ScoreCount()
+    rows = list(apply(FunctionScorer(reward), [row(), row(completion="bad", sample=1), row()], count))
+    assert [r.reward for r in rows] == [1.0, None, 1.0]
+    assert (count.num_rows, count.num_bad) == (3, 1)
+    assert "prompt 7 sample 1" in str(count)
+    assert "KeyError: 'no such word'" in str(count)
+
+
+def test_a_problem_takes_away_an_older_reward():
+    scored = apply(FunctionScorer(lambda p, r: 1.0), [row()], ScoreCount())
+    (again,) = apply(FunctionScorer(lambda p, r: math.nan), list(scored), ScoreCount())
+    assert again.reward is None
+
+
+def test_the_function_gets_strings_message_dicts_and_token_texts():
+    seen = []
+    scorer = FunctionScorer(lambda p, r, t: seen.append((p, r, t)) or [0, 0, 0], lambda r: ["re", "ply", ""])
+    scorer.score([row(), row(prompt=(Message("user", "hi"),))])
+    assert seen == [
+        ("p", "reply", ["re", "ply", ""]),
+        ([{"role": "user", "content": "hi"}], "reply", ["re", "ply", ""]),
+    ]
+
+
+def test_whether_tokens_are_wanted_is_read_from_the_signature():
+    assert not takes_tokens(lambda prompt, reply: 0)
+    assert not takes_tokens(lambda prompt, reply, *, strict=True: 0)
+    assert takes_tokens(lambda prompt, reply, tokens: 0)
+    with pytest.raises(UserError, match=r"must take \(prompt, reply\)"):
+        takes_tokens(lambda reply: 0)
+
+
+@pytest.mark.parametrize("name", ["no_such_module:f", "json:no_such", "json", ":f", "", "json:__doc__"])
+def test_a_function_that_cannot_be_had_is_named(name):
+    with pytest.raises(UserError, match="--score"):
+        load_function(name, "--score")
