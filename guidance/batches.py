@@ -53,6 +53,14 @@ class SharedBatches(Sampler[list[int]]):
             yield order[own : min(own + self.batch_size, start + together)]
 
 
+class EpochLoader(DataLoader[Any]):
+    """A loader of SharedBatches that is told the epoch, as transformers' Trainer does where it can."""
+
+    def set_epoch(self, epoch: int) -> None:
+        assert isinstance(self.batch_sampler, SharedBatches)
+        self.batch_sampler.set_epoch(epoch)
+
+
 class CountedCollate:
     """Collates, and says in NUM_ITEMS how many items a batch holds: an empty one, which a process without a
     share gets, holds the first item of all, and 0 of them count."""
@@ -79,4 +87,4 @@ def make_loader(
     if isinstance(data, IterableDataset):
         return DataLoader(data, batch_size=batch_size, collate_fn=CountedCollate(collate))
     sampler = SharedBatches(len(data), batch_size, seed, process, num_processes)
-    return DataLoader(Items(data), batch_sampler=sampler, collate_fn=CountedCollate(collate, data[0]))
+    return EpochLoader(Items(data), batch_sampler=sampler, collate_fn=CountedCollate(collate, data[0]))
