@@ -37,5 +37,5 @@ gpu:  ## check and measure kernels and engine on a GPU, without an installation 
 growth: $(STAMP)  ## measure and draw how a token's time grows, on the CPU (8 minutes on two cores)
 	$(BIN)/python -m trimtab.server.growth $(ARGS)
 
-training-speed: $(STAMP)  ## time a head's training against TRL's LoRA-DPO (20 minutes on two cores)
+training-speed: $(STAMP)  ## time a head's training against TRL's LoRA-DPO (10 minutes on two cores)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m trimtab.server.training_speed $(ARGS)

@@ -24,8 +24,10 @@ _EXTRA = ("trl", "peft")
 class TrainLoraConfig(LoraConfig):
     """Fine-tunes the policy itself with low-rank adapters, by TRL's trainers: the baseline for heads.
 
-    trimtab train --lora --model M --preferences pairs.jsonl --out runs/lora --merge --scales 0.5 1 2
-    --measure prompts.jsonl
+    DPO on pairs, and a curve of merged policies for `trimtab eval` to draw beside a head's:
+
+      trimtab train --lora --model M --preferences pairs.jsonl --out runs/lora \\
+        --merge --scales 0.5 1 2 --measure prompts.jsonl
 
     measure: rows {prompt}: every merged folder replies to them, and points.json says at what KL from the
     policy, with the texts: what `eval` draws beside a head's frontier.

@@ -11,11 +11,10 @@ import os
 import subprocess
 import sys
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import peft
-import trl
 import tyro
 from tqdm.auto import tqdm
 
@@ -34,10 +33,10 @@ def main(config: SpeedConfig) -> None:
         for repeat in tqdm(range(config.repeats), desc="training speed", unit="repeat"):
             order = NAMES if repeat % 2 == 0 else NAMES[::-1]
             turns.append({name: run_turn(name, config, model) for name in order})
-    machine = hardware() | {"threads": str(turns[0]["head"]["threads"]), "trl": trl.__version__}
+    machine = hardware() | {"threads": str(turns[0]["head"]["threads"]), "trl": version("trl")}
     report = {
         "kind": "trimtab training speed",
-        "machine": machine | {"peft": peft.__version__, "device": config.device},
+        "machine": machine | {"peft": version("peft"), "device": config.device},
         "config": json.loads(config.to_json()),
         "turns": turns,
         **summarise(turns),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import resource
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,4 +33,8 @@ def peak_bytes(device: str) -> int:
     """On a GPU of its tensors; on a CPU of the whole process, interpreter and libraries with it."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not getrusage's ru_maxrss: a process inherits its parent's.
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("/proc/self/status has no VmHWM: peak memory is read on Linux only")

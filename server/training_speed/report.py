@@ -25,8 +25,9 @@ def summarise(turns: Turns) -> dict[str, Any]:
     }
     return {
         **columns,
-        "ratio": spread([turn["head"]["epoch_seconds"] / turn["lora"]["epoch_seconds"] for turn in turns]),
-        "memory_ratio": spread([turn["head"]["peak_bytes"] / turn["lora"]["peak_bytes"] for turn in turns]),
+        "ratio": _ratio(turns, "epoch_seconds"),
+        "cpu_ratio": _ratio(turns, "epoch_cpu_seconds"),
+        "memory_ratio": _ratio(turns, "peak_bytes"),
         "break_even_epochs": _median(turns, lambda turn: break_even(turn, reference=False)),
         "break_even_with_reference": _median(turns, lambda turn: break_even(turn, reference=True)),
         "reach": REACH,
@@ -35,6 +36,10 @@ def summarise(turns: Turns) -> dict[str, Any]:
 
 def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "least": min(values), "most": max(values)}
+
+
+def _ratio(turns: Turns, key: str) -> dict[str, float]:
+    return spread([turn["head"][key] / turn["lora"][key] for turn in turns])
 
 
 def break_even(turn: dict[str, Any], *, reference: bool) -> float:
@@ -66,6 +71,8 @@ def as_markdown(report: dict[str, Any]) -> str:
         "| | head, cached features | TRL LoRA-DPO | head ÷ TRL |",
         "|---|---|---|---|",
         f"| epoch, s | {cell('head_epoch_seconds')} | {cell('lora_epoch_seconds')} | {cell('ratio')} |",
+        f"| the same, CPU s | {cell('head_epoch_cpu_seconds')} | {cell('lora_epoch_cpu_seconds')} "
+        f"| {cell('cpu_ratio')} |",
         f"| once: features, or reference, s | {cell('head_prepare_seconds')} "
         f"| {cell('lora_prepare_seconds')} | |",
         f"| peak memory, GiB | {cell('head_peak_bytes', gib)} | {cell('lora_peak_bytes', gib)} "
