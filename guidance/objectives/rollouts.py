@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -12,7 +13,6 @@ from trimtab.guidance.errors import HeadError
 from trimtab.guidance.features import FeatureSource
 from trimtab.guidance.head import BinnedScalar, Head, LinearScalar, MlpScalar, Scalar
 from trimtab.guidance.items import RolloutItem
-from trimtab.guidance.losses.returns import reward_to_go
 from trimtab.guidance.objectives.base import Objective, Scores
 from trimtab.guidance.objectives.replies import fetch, lay_out, pad
 from trimtab.guidance.train_config import TrainConfig
@@ -110,14 +110,14 @@ def whole_replies(features: FeatureSource, items: Sequence[RolloutItem]) -> dict
 
 
 def returns_of(item: RolloutItem, discount: float) -> Tensor:
-    """G_1 … G_T of a rollout's drawn tokens, f32[T]: what V(s_0) … V(s_{T−1}) should forecast."""
-    rewards = torch.tensor([list(item.rewards())])
-    return reward_to_go(rewards, torch.ones_like(rewards, dtype=torch.bool), discount)[0]
+    """G_t = r_t + γ G_{t+1} of a rollout's drawn tokens, f32[T]: what V(s_0) … V(s_{T−1}) should forecast."""
+    from_the_end = accumulate(reversed(list(item.rewards())), lambda later, now: now + discount * later)
+    return torch.tensor(list(from_the_end)[::-1])
 
 
 @torch.no_grad()
 def start_at(part: Scalar, targets: Sequence[float]) -> None:
     """An untrained scalar begins at the targets' mean: steps of the size of the learning rate would take
     long to get there. A trained one is left as it is, and so are bins, which begin at their middle."""
-    if isinstance(part, LinearScalar | MlpScalar) and not part.weight.any() and not part.bias.any():
+    if isinstance(part, LinearScalar | MlpScalar) and not part.weight.any():
         part.bias.fill_(sum(targets) / len(targets))
