@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from trimtab.guidance.bundled import MODEL_DIR
 from trimtab.guidance.lora.config import LoraConfig
 from trimtab.server.commands.errors import UserError
@@ -61,7 +63,7 @@ def main(prog: str, args: Sequence[str]) -> None:
     logging.getLogger("trimtab").setLevel(logging.INFO)
     try:
         _run(config)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise UserError(f"{config.out} cannot be written: {error}") from error
 
 

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 
 import pytest
+from peft import PeftModel
+from safetensors import SafetensorError
 from tiny_models import SIZES, save_random_model
 from transformers import LlamaConfig
 
@@ -71,3 +73,14 @@ def test_rows_that_do_not_exist_are_named_and_nothing_is_left(flags, tmp_path):
     with pytest.raises(DataError, match=r"none\.jsonl"):
         train_lora.main("trimtab train", [*flags, "--preferences", "none.jsonl"])
     assert not (tmp_path / "out/adapter").exists()
+
+
+def test_a_full_disk_is_told_and_leaves_no_half_a_folder(flags, tmp_path, monkeypatch):
+    def fill(self, folder: Path) -> None:
+        (folder / "adapter_config.json").write_text("{}")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(PeftModel, "save_pretrained", fill)
+    with pytest.raises(UserError, match=r"out cannot be written: .*No space left"):
+        train_lora.main("trimtab train", flags)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["lora_config.yaml"]
