@@ -144,3 +144,37 @@ def test_features_in_half_precision_know_the_policy_by_its_own_weights(run, file
 def test_wrong_input_is_told_in_one_line(run, files, capsys, flags, code, says):
     assert run(*[str(files["rollouts"]) if flag == "ROLLOUTS" else flag for flag in flags]) == code
     assert says in complaint(capsys)
+
+
+@pytest.fixture
+def train(run, model, tmp_path) -> Callable[..., int]:
+    """A head on 40 pairs, from a store of such positions."""
+
+    def call(positions: str, *parts: str) -> int:
+        pairs = tmp_path / "pairs.jsonl"
+        rows = [{"prompt": f"say {i}", "chosen": f"aaa{i % 7}", "rejected": f"zzz{i % 5}"} for i in range(40)]
+        pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        assert run("--preferences", pairs, "--positions", positions) == 0
+        command = ["train", "--name", "vowel", "--model", model, "--preferences", pairs, "--no-show-progress"]
+        command += ["--features", tmp_path / "store", "--parts", *parts]
+        command += ["--head-folder", tmp_path / "head", "--run-folder", tmp_path / "run"]
+        return main([str(word) for word in command])
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("positions", "parts"), [("last", ["reward"]), ("all", ["reward", "value", "advantage"])]
+)
+def test_a_head_is_trained_on_a_store_without_running_the_policy(
+    train, tmp_path, monkeypatch, positions, parts
+):
+    monkeypatch.setattr("trimtab.guidance.features._run", lambda *_: pytest.fail("ran the policy"))
+    assert train(positions, *parts) == 0
+    assert (tmp_path / "head" / "head.json").is_file()
+
+
+def test_a_part_that_reads_more_than_a_store_holds_is_refused_in_one_line(train, tmp_path, capsys):
+    assert train("last", "advantage") == 1
+    assert "holds only last positions" in complaint(capsys)
+    assert not (tmp_path / "head").exists()
