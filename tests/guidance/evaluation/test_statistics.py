@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from trimtab.guidance.evaluation.statistics import estimate_by_prompt
-from trimtab.guidance.evaluation.variety import distinct
 from trimtab.guidance.evaluation.variance import share_decided_later
+from trimtab.guidance.evaluation.variety import distinct
 
 
 def test_the_interval_covers_the_truth_about_95_times_in_100():
