@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from training_rows import QUICK, make_rows, quick_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trimtab.guidance.bank import HeadBank
@@ -134,21 +135,31 @@ def test_the_split_follows_the_seed_and_not_the_order():
     assert len(held_out_prompts(prompts, 0.01, 0)) == 1
 
 
+@pytest.fixture
+def quick(tmp_path: Path, policy_folder: Path) -> TrainConfig:
+    make_rows(tmp_path)
+    return quick_config(tmp_path, policy_folder)
+
+
 def head_bytes(config: TrainConfig) -> bytes:
     return (config.head_folder / "head.safetensors").read_bytes()
 
 
-def test_the_same_seed_gives_the_same_head(config: TrainConfig, tmp_path: Path):
+def test_the_same_seed_gives_the_same_head(quick: TrainConfig, tmp_path: Path):
+    config = quick
     train_head(config)
     again = dataclasses.replace(config, head_folder=tmp_path / "again", run_folder=tmp_path / "run2")
     train_head(again, features=FeatureCache(load_policy(config.model), show_progress=False))
     assert head_bytes(config) == head_bytes(again)
 
 
-@pytest.mark.parametrize("stop_after", [30, 75, 110])
+@pytest.mark.parametrize("stop_after", [1, 8, 16])
 def test_a_resumed_run_equals_an_uninterrupted_one(
-    config: TrainConfig, tmp_path: Path, stop_after: int, monkeypatch: pytest.MonkeyPatch
+    quick: TrainConfig, tmp_path: Path, stop_after: int, monkeypatch: pytest.MonkeyPatch
 ):
+    """Six steps of each part in two epochs: stopped in the first of the reward, which has no checkpoint yet,
+    in the first of the value, and in the second of the advantage."""
+    config = quick
     train_head(config)
     steps = 0
     compute_loss = PartTrainer.compute_loss
@@ -165,22 +176,24 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     with pytest.raises(KeyboardInterrupt):
         train_head(broken)
     monkeypatch.undo()
-    assert not [path for path in broken.run_folder.rglob("*") if path.suffix in {".pt", ".pth"}]
+    assert not [path for path in broken.run_folder.rglob("*") if path.suffix in {".pt", ".pth", ".bin"}]
     assert not broken.head_folder.exists()
     torch.manual_seed(99)
     train_head(dataclasses.replace(broken, resume=True))
     assert head_bytes(broken) == head_bytes(config)
 
 
-def test_a_run_writes_its_resolved_configuration(config: TrainConfig):
+def test_a_run_writes_its_resolved_configuration(quick: TrainConfig):
+    config = quick
     train_head(config)
     written = yaml.safe_load((config.run_folder / "train_config.yaml").read_text())
     assert written["advantage"]["tau"] == 0.1
-    assert written["reward"]["optimiser"]["learning_rate"] == 0.05
+    assert written["reward"]["optimiser"]["learning_rate"] == QUICK.learning_rate
     assert written["preferences"] == str(config.preferences)
 
 
-def test_resuming_with_another_configuration_is_refused_by_the_key_that_changed(config: TrainConfig):
+def test_resuming_with_another_configuration_is_refused_by_the_key_that_changed(quick: TrainConfig):
+    config = quick
     train_head(config)
     changed = dataclasses.replace(config, resume=True, seed=1)
     with pytest.raises(DataError, match="another seed"):

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trimtab.guidance.errors import DataError
+from trimtab.guidance.methods import METHODS
+from trimtab.guidance.plan import make_plan
+from trimtab.guidance.train_config import AdvantageConfig, RewardConfig, TrainConfig, ValueConfig
+
+PAIRS, ROLLOUTS, UNPAIRED = Path("pairs.jsonl"), Path("rollouts.jsonl"), Path("unpaired.jsonl")
+
+
+def config(**settings: Any) -> TrainConfig:
+    return TrainConfig(name="k", model="m", head_folder=Path("h"), run_folder=Path("r"), **settings)
+
+
+def test_parts_are_trained_in_the_order_of_their_needs():
+    plan = make_plan(config(parts=("advantage", "value", "reward"), preferences=PAIRS))
+    assert list(plan) == ["reward", "value", "advantage"]
+    assert plan["advantage"] is METHODS["advantage"]["dpo"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"parts": ("advantage",)}, "advantage.loss=dpo needs --preferences"),
+        (
+            {"parts": ("advantage",), "preferences": PAIRS, "advantage": AdvantageConfig(loss="kto")},
+            "advantage.loss=kto needs --unpaired",
+        ),
+        ({"rollouts": ROLLOUTS}, "reward.loss=bradley_terry needs --preferences"),
+        (
+            {"parts": ("advantage",), "preferences": PAIRS, "advantage": AdvantageConfig(loss="cd_q")},
+            "advantage.loss=cd_q needs --rollouts",
+        ),
+        ({"parts": ("value",)}, "value.loss=monte_carlo needs --rollouts"),
+        (
+            {"parts": ("advantage",), "rollouts": ROLLOUTS, "advantage": AdvantageConfig(loss="distil")},
+            "advantage.loss=distil needs the head to have a value",
+        ),
+        (
+            {"parts": ("reward",), "preferences": PAIRS, "unpaired": UNPAIRED},
+            "--unpaired is read by no part of this run: leave it out, or give reward.loss=good_bad or",
+        ),
+        (
+            {"preferences": PAIRS, "advantage": AdvantageConfig(gamma=1.0)},
+            "advantage.gamma is not read by advantage.loss=dpo",
+        ),
+        (
+            {"preferences": PAIRS, "value": ValueConfig(lam=0.5)},
+            "value.lam is not read by value.loss=monte_carlo",
+        ),
+    ],
+)
+def test_what_a_run_lacks_or_would_not_read_is_refused_by_name(settings: dict[str, Any], named: str):
+    with pytest.raises(DataError) as caught:
+        make_plan(config(**settings))
+    assert named in str(caught.value)
+
+
+def test_a_value_may_learn_from_the_replies_of_other_files():
+    settings = {"parts": ("reward", "value"), "rankings": Path("r.jsonl")}
+    assert make_plan(config(reward=RewardConfig(loss="ranked"), **settings)).keys() == {"reward", "value"}
+
+
+@pytest.mark.parametrize(
+    ("part", "loss"), [(part, loss) for part, methods in METHODS.items() for loss in methods]
+)
+def test_every_option_of_a_method_is_a_field_of_its_parts_configuration(part: Any, loss: str):
+    fields = vars(getattr(config(preferences=PAIRS), part))
+    assert {*METHODS[part][loss].options, *METHODS[part][loss].settings} <= fields.keys()
