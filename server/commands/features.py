@@ -30,9 +30,9 @@ class FeaturesConfig:
     rankings: rows {prompt, responses, ranks}.
     unpaired: rows {prompt, completion, label}.
     rollouts: rows {prompt, completion, token_ids?}.
-    positions: `last`, after the reply's end: all that a reward part reads; `all` of the reply: what advantages
-    and the other values read; `sampled`, some and the last: enough for a value by
-    monte_carlo and a reward.
+    positions: `last`, after the reply's end: all that a reward part reads; `all` of the reply: what
+    advantages and the other values read; `sampled`, some and the last: enough for a value by monte_carlo and
+    a reward.
     per_reply: sampled: how many positions of a reply, beside the last.
     seed: sampled: which.
     mismatched: also each unpaired prompt with another's reply, which kto reads.
