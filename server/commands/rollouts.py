@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from trimtab.guidance.data import ExtraColumns, OnBadRows
@@ -17,6 +17,11 @@ from trimtab.server.scoring.choose import split_scorer
 from trimtab.server.scoring.functions import load_function, takes_tokens
 from trimtab.server.scoring.score import OnBadScores
 from trimtab.server.scoring.training_rows import PairRule
+
+SAMPLING_FIELDS = (
+    *("num_prompts", "num_replies", "max_tokens", "temperature", "top_p", "seed", "steer", "strength"),
+    *("prompts_per_part", "on_bad_rows", "extra_columns"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +104,12 @@ class RolloutsConfig(EngineConfig, JudgeConfig):
             )
         if not math.isfinite(self.min_margin) or self.min_margin < 0:
             raise ValueError(f"min_margin must be 0 or more, got {self.min_margin}")
+        if self.min_margin and self.pairs == "none":
+            raise ValueError("min_margin is of pairs: give --pairs")
+        if self.rubric is not None and not self.score.startswith("judge"):
+            raise ValueError("rubric is for a judge: give --score judge:URL")
+        if self.rescore is not None:
+            self._check_nothing_is_sampled()
         if self.labels is not None and not math.isfinite(self.labels):
             raise ValueError(f"labels must be a finite number, got {self.labels}")
         if self.strength and not self.steer:
@@ -107,6 +118,12 @@ class RolloutsConfig(EngineConfig, JudgeConfig):
             raise ValueError("pairs, rankings and labels need rewards: give --score")
         if self.rescore is not None and not self.score and not self.wants_training_rows:
             raise ValueError("rescore needs something to do: --score, --pairs, --rankings or --labels")
+
+    def _check_nothing_is_sampled(self) -> None:
+        defaults = {field.name: field.default for field in fields(self)}
+        for name in SAMPLING_FIELDS:
+            if getattr(self, name) != defaults[name]:
+                raise ValueError(f"{name} is for sampling, and --rescore samples nothing: leave it out")
 
     @property
     def wants_training_rows(self) -> bool:
@@ -136,6 +153,17 @@ def main(prog: str, args: Sequence[str]) -> None:
         ) from error
 
 
+def read_rubric(path: Path) -> str:
+    """Raises UserError where it cannot be read as text, or is empty."""
+    try:
+        text = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--rubric {path} cannot be read ({error}); name a text file") from error
+    if not text:
+        raise UserError(f"--rubric {path} is empty")
+    return text
+
+
 def _check_before_work(config: RolloutsConfig) -> None:
     kind, name = split_scorer(config.score) if config.score else ("", "")
     if kind == "function":
@@ -144,5 +172,7 @@ def _check_before_work(config: RolloutsConfig) -> None:
         asked = replace(config, judge_url=name or config.judge_url)
         asked.headers()
         assert asked.endpoint
+    if config.rubric is not None:
+        read_rubric(config.rubric)
     if config.rescore is None and config.destination.exists():
         raise UserError(f"{config.destination} exists: name another --out, or score it anew with --rescore")

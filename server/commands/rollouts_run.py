@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from trimtab.guidance.parquet import write_parquet
 from trimtab.server.commands.errors import UserError
-from trimtab.server.commands.rollouts import RolloutsConfig
+from trimtab.server.commands.rollouts import RolloutsConfig, read_rubric
 from trimtab.server.commands.rollouts_partial import Partial
 from trimtab.server.commands.rollouts_sampling import Sampled, sample_all
 from trimtab.server.engine.config import EngineConfig
@@ -79,10 +79,7 @@ def _scored(
 
 
 def _context(config: RolloutsConfig, engine_config: EngineConfig) -> ScorerContext:
-    try:
-        rubric = config.rubric.read_text(encoding="utf-8").strip() if config.rubric else RUBRIC
-    except UnicodeDecodeError as error:
-        raise UserError(f"--rubric {config.rubric} is no text file ({error})") from error
+    rubric = RUBRIC if config.rubric is None else read_rubric(config.rubric)
     answers = config.destination.with_suffix(".answers.jsonl")
     return ScorerContext(
         engine_config.model, engine_config.heads, config, answers, rubric, engine_config.device

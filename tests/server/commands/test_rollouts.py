@@ -234,6 +234,13 @@ def test_a_judge_rates_and_its_answers_are_asked_for_once(flags, policy):
         assert len(judge.asked) == num_asked
 
 
+def test_the_judge_is_asked_by_the_user_s_rubric(flags):
+    Path("rubric.txt").write_text("Rate the rhymes.\n")
+    with local_judge(lambda text: Say("4")) as judge:
+        run(*flags, "--score", f"judge:{judge.url}", "--rubric", "rubric.txt")
+    assert all(body["messages"][0]["content"].startswith("Rate the rhymes.\n\n") for body in judge.asked)
+
+
 def test_a_judge_s_garbage_is_counted(flags, capsys):
     with local_judge(lambda text: Say("I like it" if "say 1" in text else "3 / 10")) as judge:
         told = complaint(capsys, *flags, "--score", f"judge:{judge.url}", "--max-failures", "1")
@@ -249,6 +256,7 @@ def test_a_judge_s_garbage_is_counted(flags, capsys):
         (["--score", "function:my_rewards:none"], "module:function"),
         (["--score", "judge:127.0.0.1"], "http://"),
         (["--score", "judge:http://127.0.0.1:1/v1", "--api-key-env", "NO_SUCH_KEY"], "NO_SUCH_KEY"),
+        (["--score", "judge:http://127.0.0.1:1/v1", "--rubric", "none.txt"], "none.txt"),
         (["--steer", "other=1"], "heads.other"),
         (["--num-replies", "129"], "n: must be 1…128"),
         (["--prompts", "none.jsonl"], "none.jsonl"),
@@ -269,6 +277,9 @@ def test_wrong_input_is_told_in_one_line_and_leaves_no_file(flags, capsys, wrong
         ["--prompts", "p.jsonl", "--pairs", "all"],
         ["--prompts", "p.jsonl", "--strength", "1"],
         ["--prompts", "p.jsonl", "--seed", "-1"],
+        ["--prompts", "p.jsonl", "--min-margin", "1"],
+        ["--prompts", "p.jsonl", "--score", "reward:kind", "--rubric", "r.txt"],
+        ["--rescore", "r.parquet", "--pairs", "all", "--num-replies", "2"],
         ["--prompts", "p.jsonl", "--out", "out.jsonl"],
     ],
 )
