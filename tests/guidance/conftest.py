@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,14 @@ def make_model(seed: int = 0, **overrides: object) -> LlamaForCausalLM:
         "pad_token_id": 0,
     }
     return LlamaForCausalLM(LlamaConfig(**(settings | overrides))).eval()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imports_are_not_searched_for_garbage() -> Iterator[None]:
+    """A Trainer collects garbage before it trains: half a second over all that transformers has imported."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture
