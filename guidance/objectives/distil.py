@@ -23,8 +23,9 @@ from trimtab.guidance.train_config import TrainConfig
 
 
 @dataclass(frozen=True, slots=True)
-class _Lesson:
-    """Of one prefix: h [d]; tokens i64[K]; weight [K], π₀ of them, 0 where one is not judged; target [K]."""
+class _Lessons:
+    """Of n prefixes of a reply: h [n, d]; tokens i64[n, K]; weight [n, K], π₀ of them, 0 where one is not
+    judged; target [n, K]."""
 
     h: Tensor
     tokens: Tensor
@@ -46,7 +47,7 @@ class DistilledAdvantage(Objective):
         assert head.value is not None
         self.tilt = Tilt(head.advantage, features.policy)
         self._teacher = (head.value, head.reward)  # in a tuple: not among this module's parameters
-        self._lessons: dict[EncodedReply, list[_Lesson]] = {}
+        self._lessons: dict[EncodedReply, _Lessons] = {}
 
     def prepare(self, items: Sequence[RolloutItem]) -> None:
         """Scores the candidates of all items, once."""
@@ -59,28 +60,26 @@ class DistilledAdvantage(Objective):
         value, reward = self._teacher
         ends, settings = _end_ids(self.policy, items), self.config.advantage
         replies = list(dict.fromkeys(item.reply for item in items))
-        prefixes = [
-            (reply, reply.prompt_ids + reply.reply_ids[:at])
+        rows = [reply.prompt_ids + reply.reply_ids[: reply.num_drawn] for reply in replies]
+        lengths = [
+            [
+                len(reply.prompt_ids) + at
+                for at in _sample_positions(reply, settings.num_prefixes, self.config.seed)
+            ]
             for reply in replies
-            for at in _sample_positions(reply, settings.num_prefixes, self.config.seed)
         ]
-        found: list[_Lesson | None] = [None] * len(prefixes)
-        bar = tqdm(total=len(prefixes), desc="teacher", unit="prefix", disable=not self.config.show_progress)
+        self._lessons = {}
+        bar = tqdm(total=len(rows), desc="teacher", unit="reply", disable=not self.config.show_progress)
         with bar:
-            for index, seen in run_candidates(self.policy, [ids for _, ids in prefixes], settings.top_k):
-                found[index] = _judge(seen, value, reward, ends)
+            for index, seen in run_candidates(self.policy, rows, lengths, settings.top_k):
+                self._lessons[replies[index]] = _judge(seen, value, reward, ends)
                 bar.update()
-        self._lessons = {reply: [] for reply in replies}
-        for (reply, _), lesson in zip(prefixes, found, strict=True):
-            assert lesson is not None
-            self._lessons[reply].append(lesson)
 
     def collate(self, items: Sequence[RolloutItem]) -> dict[str, Tensor]:
-        by_item = [self._lessons[item.reply] for item in items]
-        lessons = [lesson for taught in by_item for lesson in taught]
+        lessons = [self._lessons[item.reply] for item in items]
         names = ("h", "tokens", "weight", "target")
-        batch = {name: torch.stack([getattr(lesson, name) for lesson in lessons]) for name in names}
-        return {**batch, "lengths": torch.tensor([len(taught) for taught in by_item])}
+        batch = {name: torch.cat([getattr(lesson, name) for lesson in lessons]) for name in names}
+        return {**batch, "lengths": torch.tensor([len(lesson.h) for lesson in lessons])}
 
     def forward(
         self, h: Tensor, tokens: Tensor, weight: Tensor, target: Tensor, lengths: Tensor
@@ -95,12 +94,12 @@ class DistilledAdvantage(Objective):
 
 
 @torch.no_grad()
-def _judge(seen: Candidates, value: Scalar, reward: Scalar | None, ends: Tensor) -> _Lesson:
+def _judge(seen: Candidates, value: Scalar, reward: Scalar | None, ends: Tensor) -> _Lessons:
     after, is_end = seen.after.to(value.weight.device), torch.isin(seen.tokens, ends)
     target = value(after).cpu()
     if reward is None:
-        return _Lesson(seen.h, seen.tokens, seen.weight * ~is_end, target)
-    return _Lesson(seen.h, seen.tokens, seen.weight, reward(after).cpu().where(is_end, target))
+        return _Lessons(seen.h, seen.tokens, seen.weight * ~is_end, target)
+    return _Lessons(seen.h, seen.tokens, seen.weight, reward(after).cpu().where(is_end, target))
 
 
 def _end_ids(policy: Policy, items: Sequence[RolloutItem]) -> Tensor:
