@@ -33,6 +33,7 @@ def make_plan(config: TrainConfig) -> Plan:
         _check_file(config, part, method)
     _check_needs(config, plan)
     _check_unread(config, plan)
+    _check_files_exist(config)
     check_on_policy(
         config,
         has_reward="reward" in plan or _kept(config, "reward"),
@@ -83,6 +84,13 @@ def _check_needs(config: TrainConfig, plan: Plan) -> None:
                     f"{part}.loss={loss} needs the head to have a {other}: add {other} to --parts, or "
                     "--start-from a head that has one"
                 )
+
+
+def _check_files_exist(config: TrainConfig) -> None:
+    for file in (*_FILE_OF.values(), "features"):
+        path = getattr(config, file)
+        if path is not None and not path.exists():
+            raise DataError(f"{path}: no such file or folder: give --{file} one")
 
 
 def _check_unread(config: TrainConfig, plan: Plan) -> None:

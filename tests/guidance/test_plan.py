@@ -10,7 +10,15 @@ from trimtab.guidance.methods import METHODS
 from trimtab.guidance.plan import make_plan
 from trimtab.guidance.train_config import AdvantageConfig, RewardConfig, TrainConfig, ValueConfig
 
-PAIRS, ROLLOUTS, UNPAIRED = Path("pairs.jsonl"), Path("rollouts.jsonl"), Path("unpaired.jsonl")
+PAIRS, ROLLOUTS = Path("pairs.jsonl"), Path("rollouts.jsonl")
+UNPAIRED, RANKINGS = Path("unpaired.jsonl"), Path("rankings.jsonl")
+
+
+@pytest.fixture(autouse=True)
+def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in (PAIRS, ROLLOUTS, UNPAIRED, RANKINGS):
+        name.touch()
 
 
 def config(**settings: Any) -> TrainConfig:
@@ -53,6 +61,7 @@ def test_parts_are_trained_in_the_order_of_their_needs():
             {"preferences": PAIRS, "value": ValueConfig(lam=0.5)},
             "value.lam is not read by value.loss=monte_carlo",
         ),
+        ({"preferences": Path("none.jsonl")}, "none.jsonl: no such file or folder: give --preferences one"),
     ],
 )
 def test_what_a_run_lacks_or_would_not_read_is_refused_by_name(settings: dict[str, Any], named: str):
@@ -62,7 +71,7 @@ def test_what_a_run_lacks_or_would_not_read_is_refused_by_name(settings: dict[st
 
 
 def test_a_value_may_learn_from_the_replies_of_other_files():
-    settings = {"parts": ("reward", "value"), "rankings": Path("r.jsonl")}
+    settings = {"parts": ("reward", "value"), "rankings": RANKINGS}
     assert make_plan(config(reward=RewardConfig(loss="ranked"), **settings)).keys() == {"reward", "value"}
 
 

@@ -66,3 +66,24 @@ def test_help_shows_each_fields_text(capsys):
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
     for text in ("Wider still.", "in tokens; it goes on here.", "of another thing.", "how deep."):
         assert text in shown
+
+
+def test_given_defaults_stand_in_for_the_fields_own_and_flags_count_more():
+    given = {"size": 7, "inner": Inner(9)}
+    assert parse(Wider, "t", [], given) == Wider(7, "x", Inner(9))
+    assert parse(Wider, "t", ["--size", "2", "--inner.depth", "1"], given) == Wider(2, "x", Inner(1))
+
+
+def test_an_indented_paragraph_keeps_its_lines():
+    @dataclass(frozen=True)
+    class Example:
+        """Says this
+        in prose:
+
+          run --it
+            --so
+        """
+
+        size: int = 1
+
+    assert describe(Example)[0] == "Says this in prose:\n\n  run --it\n    --so"
