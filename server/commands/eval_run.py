@@ -27,6 +27,8 @@ from trimtab.guidance.store import load_head
 from trimtab.server.commands.eval import PACKAGED, EvalConfig
 from trimtab.server.engine.config import EngineConfig
 
+_MIN_WIDTH = 165  # of the tables; what is narrower breaks their numbers apart
+
 
 @dataclass(frozen=True)
 class Materials:
@@ -67,7 +69,7 @@ def run(config: EvalConfig, engine_config: EngineConfig) -> None:
     if "sycophancy" in config.wanted:
         report = replace(report, sycophancy=_sycophancy(materials))
     written = write_report(report, config.out)
-    console = Console()
+    console = Console(width=max(Console().width, _MIN_WIDTH))
     for table in all_tables(report):
         console.print(as_rich(table))
     for problem in report.frontier.problems if report.frontier else ():
@@ -77,7 +79,10 @@ def run(config: EvalConfig, engine_config: EngineConfig) -> None:
 
 def as_rich(table: Table) -> RichTable:
     """For a terminal."""
-    shown = RichTable(*table.columns, title=table.title, caption=table.note or None, title_justify="left")
+    shown = RichTable(title=table.title, title_justify="left", caption=table.note or None)
+    shown.caption_justify = "left"
+    for name in table.columns:
+        shown.add_column(name)
     for row in table.rows:
         shown.add_row(*row)
     return shown
