@@ -17,6 +17,7 @@ from torch import Tensor
 from trimtab.guidance.encoding import EncodedReply
 from trimtab.guidance.errors import DataError
 from trimtab.guidance.evaluation.statistics import Floats
+from trimtab.guidance.evaluation.strengths import MeanKL
 from trimtab.guidance.features import FeatureSource
 from trimtab.guidance.items import RolloutItem
 from trimtab.guidance.policy import Policy
@@ -95,12 +96,13 @@ def scaled(bias: Bias, strength: float) -> tuple[tuple[int, float], ...]:
     return tuple((token, float(np.clip(strength * b, -MAX_BIAS, MAX_BIAS))) for token, b in bias.items())
 
 
-def strengths_for(
-    bias: Bias, kls: Sequence[float], features: FeatureSource, plain: Sequence[EncodedReply]
-) -> tuple[float, ...]:
-    """For each of `kls` the strength at which the bias costs about so many nats per reply, along plain
-    replies: where to look, not a result."""
-    return tuple(_bisect(bias, kl, features, plain) for kl in kls)
+def bias_kl(bias: Bias, features: FeatureSource, plain: Sequence[EncodedReply]) -> MeanKL:
+    """The mean cost of the bias along plain replies, in nats, by strength."""
+
+    def mean_kl(strength: float) -> float:
+        return float(np.mean([r.kl for r in measure_static_bias(scaled(bias, strength), features, plain)]))
+
+    return mean_kl
 
 
 @torch.no_grad()
@@ -151,20 +153,6 @@ def _credits(rollout: RolloutItem, discount: float) -> Floats:
         ahead = rollout.token_rewards[t] + discount * ahead
         credit[t] = ahead
     return credit
-
-
-def _bisect(bias: Bias, kl: float, features: FeatureSource, plain: Sequence[EncodedReply]) -> float:
-    low, high = 0.0, 1.0
-    while _mean_kl(bias, high, features, plain) < kl and high < 1e3:
-        low, high = high, 2 * high
-    for _ in range(6):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _mean_kl(bias, middle, features, plain) < kl else (low, middle)
-    return round((low + high) / 2, 4)
-
-
-def _mean_kl(bias: Bias, strength: float, features: FeatureSource, plain: Sequence[EncodedReply]) -> float:
-    return float(np.mean([r.kl for r in measure_static_bias(scaled(bias, strength), features, plain)]))
 
 
 def _as_vector(bias: Sequence[tuple[int, float]], policy: Policy) -> Tensor:

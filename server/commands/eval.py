@@ -49,15 +49,15 @@ class EvalConfig(EngineConfig, JudgeConfig):
     The bundled model has a judge of its own by default.
     proxy: the score that a head was trained to raise, as `reward:HEAD` or `function:MODULE:FUNCTION`; by
     default each head's own reward part.
-    strengths: points of each head's curve; the plain policy is always the first.
+    strengths: points of each head's curve; the plain policy is always the first. By default where the head
+    costs as many nats as --at-kl says, and half the least and twice the most of them.
     steer: one curve of several heads together, such as kind=1,concise=0.5, in place of one for each.
     best_of: points of the best-of-n curves; as many plain replies as the largest are sampled to each prompt.
     static_bias: JSON file {token id: bias} of a constant logit bias, or `fit`, which tunes one on --rollouts.
     rollouts: scored plain rollouts of other prompts, which `--static-bias fit` reads.
     bias_discount: of rewards per token, where the static bias is fitted.
     bias_shrinkage: occurrences of average credit that each token is given beforehand.
-    bias_strengths: points of the static bias's curve; by default where it costs as many nats as --at-kl says,
-    and half the least and twice the most of them.
+    bias_strengths: points of the static bias's curve; by default as --strengths.
     external: JSON files of curves measured elsewhere, such as `trimtab train --lora` writes.
     at_kl: nats per reply at which curves are compared.
     sycophancy: YAML file of templates, or `packaged` for those that come along.
@@ -80,7 +80,7 @@ class EvalConfig(EngineConfig, JudgeConfig):
     prompts: Path | None = None
     gold: str = ""
     proxy: str = ""
-    strengths: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)
+    strengths: tuple[float, ...] = ()
     steer: str = ""
     best_of: tuple[int, ...] = (1, 2, 4, 8, 16)
     static_bias: str = ""

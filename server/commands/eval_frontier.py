@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from trimtab.guidance.data import load_prompts, load_rollouts
-from trimtab.guidance.encoding import ReplyEncoder
+from trimtab.guidance.encoding import EncodedReply, ReplyEncoder
 from trimtab.guidance.errors import DataError, HeadError
 from trimtab.guidance.evaluation.best_of_n import best_of_n
 from trimtab.guidance.evaluation.curve import Curve, CurvePoint, Judging, judge_point
@@ -20,17 +20,19 @@ from trimtab.guidance.evaluation.reply import Heads, Reply, Scores
 from trimtab.guidance.evaluation.report import Example, FrontierReport
 from trimtab.guidance.evaluation.static_bias import (
     Bias,
+    bias_kl,
     fit_static_bias,
     load_static_bias,
     measure_static_bias,
     scaled,
-    strengths_for,
 )
 from trimtab.guidance.evaluation.statistics import resample_prompts
+from trimtab.guidance.evaluation.strengths import head_kl, strengths_for
 from trimtab.guidance.features import FeatureSource
 from trimtab.guidance.items import RolloutItem
 from trimtab.guidance.manifest import load_manifest
 from trimtab.guidance.message import Prompt
+from trimtab.guidance.store import load_head
 from trimtab.server.commands.errors import UserError
 from trimtab.server.commands.eval import FIT, EvalConfig
 from trimtab.server.commands.eval_run import Materials
@@ -39,7 +41,7 @@ from trimtab.server.commands.eval_scores import Judges, check_reward_head, make_
 from trimtab.server.commands.weights import parse_weights
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.policy import ModelError
-from trimtab.server.engine.request import SamplingParams
+from trimtab.server.engine.request import MAX_STRENGTH, SamplingParams
 
 STATIC_BIAS = "static bias"
 NUM_EXAMPLES = 3
@@ -68,6 +70,17 @@ class Bench:
     def point(self, replies: Sequence[Reply], knob: float) -> CurvePoint:
         return judge_point(replies, self.judges(replies), knob, self.judging)
 
+    @property
+    def kls(self) -> tuple[float, ...]:
+        """Costs in nats per reply that a curve goes through where no strengths are given."""
+        kls = self.config.at_kl
+        return (kls[0] / 2, *kls, 2 * kls[-1]) if kls else (1.0, 4.0)
+
+    def probed(self) -> list[EncodedReply]:
+        """A few of the plain replies, along which is looked how strengths cost."""
+        replies = self.plain.replies
+        return self.sampler.encode(replies[:: max(1, len(replies) // _PROBED_REPLIES)])
+
 
 def judge_frontier(materials: Materials) -> FrontierReport:
     """Raises UserError, HeadError, DataError or InvalidRequestError with one line."""
@@ -88,7 +101,7 @@ def judge_frontier(materials: Materials) -> FrontierReport:
     bench = _bench(config, engine, [prompt for prompt, _ in fitting], [ids for _, ids in fitting], gold_head)
     curves, examples = [], list[Example]()
     for name, heads in steering.items():
-        curve, shown = _head_curve(bench, name, heads)
+        curve, shown = _head_curve(bench, name, heads, materials)
         curves.append(curve)
         examples += shown
     if bias:
@@ -161,17 +174,30 @@ def _bench(
     return Bench(config, sampler, judges, replace(judging, plain=(replies, scores)), plain)
 
 
-def _head_curve(bench: Bench, name: str, heads: Heads) -> tuple[Curve, list[Example]]:
-    config = bench.config
+def _head_curve(bench: Bench, name: str, heads: Heads, materials: Materials) -> tuple[Curve, list[Example]]:
+    strengths = bench.config.strengths or _strengths(bench, heads, materials)
     firsts = {0.0: _first_texts(bench.plain.replies)}
     points = [bench.plain.point]
-    for strength in sorted(set(config.strengths) - {0.0}):
+    for strength in sorted(set(strengths) - {0.0}):
         replies = bench.sampler.sample(f"{name} at {strength:g}", heads=heads, strength=strength)
         points.append(bench.point(replies, strength))
         firsts[strength] = _first_texts(replies)
     points.sort(key=lambda point: point.knob)
     curve = Curve(name, "head", "strength", tuple(points), proxy=_proxy_of(bench, heads))
     return curve, _examples(bench, name, dict(sorted(firsts.items())))
+
+
+def _strengths(bench: Bench, heads: Heads, materials: Materials) -> tuple[float, ...]:
+    """Where the heads cost as many nats as curves are compared at, and somewhat less and more."""
+    policy = materials.features.policy
+    folders = {load_manifest(folder).name: folder for folder in materials.engine_config.heads}
+    parts = []
+    for name, weight in heads:
+        head, manifest = load_head(folders[name], policy.identity, device=policy.device)
+        if weight and head.advantage is not None and manifest.parts.advantage is not None:
+            parts.append((head.advantage, weight * manifest.parts.advantage.scale))
+    mean_kl = head_kl(parts, materials.features, bench.probed())
+    return strengths_for(mean_kl, bench.kls, MAX_STRENGTH)
 
 
 def _proxy_of(bench: Bench, heads: Heads) -> str | None:
@@ -203,9 +229,7 @@ def _bias(config: EvalConfig, engine: Engine, materials: Materials) -> Bias:
 
 def _bias_curve(bench: Bench, bias: Bias, features: FeatureSource) -> Curve:
     config, points = bench.config, [bench.plain.point]
-    probed = bench.sampler.encode(bench.plain.replies[:: max(1, len(bench.plain.replies) // _PROBED_REPLIES)])
-    kls = (config.at_kl[0] / 2, *config.at_kl, 2 * config.at_kl[-1]) if config.at_kl else (1.0, 4.0)
-    strengths = config.bias_strengths or strengths_for(bias, kls, features, probed)
+    strengths = config.bias_strengths or strengths_for(bias_kl(bias, features, bench.probed()), bench.kls)
     for strength in sorted(set(strengths)):
         tilt = scaled(bias, strength)
         replies = bench.sampler.sample(f"static bias at {strength:g}", bias=tilt)

@@ -16,7 +16,14 @@ from trimtab.guidance.errors import DataError
 from trimtab.guidance.evaluation.calibration import calibrate
 from trimtab.guidance.evaluation.head_scores import score_with_head
 from trimtab.guidance.evaluation.preferences import judge_preferences, length_baseline
-from trimtab.guidance.evaluation.static_bias import fit_static_bias, load_static_bias, scaled, strengths_for
+from trimtab.guidance.evaluation.static_bias import (
+    bias_kl,
+    fit_static_bias,
+    load_static_bias,
+    measure_static_bias,
+    scaled,
+)
+from trimtab.guidance.evaluation.strengths import head_kl, strengths_for
 from trimtab.guidance.evaluation.sycophancy import judge_sycophancy, load_templates
 from trimtab.guidance.features import StreamedFeatures
 from trimtab.guidance.head import Head
@@ -164,14 +171,28 @@ def test_a_scaled_bias_ends_where_a_request_may():
 
 
 def test_strengths_are_found_for_the_prices_asked(policy: Policy):
-    from trimtab.guidance.evaluation.static_bias import measure_static_bias  # noqa: PLC0415
-
     features, plain = StreamedFeatures(policy), [reply((2, 6), (8, 9, 10, 3)), reply((2, 7), (9, 3))]
     bias = {8: 1.0, 9: -1.0}
-    low, high = strengths_for(bias, (0.1, 0.4), features, plain)
+    low, high = strengths_for(bias_kl(bias, features, plain), (0.1, 0.4))
     assert 0 < low < high
     kls = [cost.kl for cost in measure_static_bias(scaled(bias, low), features, plain)]
     assert np.mean(kls) == pytest.approx(0.1, rel=0.1)
+
+
+def test_a_constant_head_costs_what_its_bias_costs(policy: Policy):
+    features, plain = StreamedFeatures(policy), [reply((2, 6), (8, 9, 10, 3)), reply((2, 7), (9, 3), True)]
+    head, _ = make_head(policy)
+    assert head.advantage is not None
+    with torch.no_grad():
+        head.advantage.forward = lambda h, lm_head: torch.eye(len(lm_head))[8].expand(len(h), -1)  # type: ignore[assignment, method-assign]
+    of_head, of_bias = head_kl([(head.advantage, 0.5)], features, plain), bias_kl({8: 1.0}, features, plain)
+    assert of_head(2.0) == pytest.approx(of_bias(1.0), rel=1e-5)
+
+
+def test_a_strength_that_no_request_may_have_is_not_looked_for(policy: Policy):
+    assert strengths_for(lambda strength: strength / 100, (0.05, 1.0, 2.0), limit=10) == pytest.approx(
+        (5.0, 10.0), rel=0.1
+    )
 
 
 def test_the_packaged_templates_hold_forty_facts_and_fill_in():

@@ -1,0 +1,62 @@
+"""Where on a curve to look: the strengths at which a tilt costs about so many nats per reply."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from trimtab.guidance.encoding import EncodedReply
+from trimtab.guidance.features import FeatureSource
+from trimtab.guidance.head import Advantage
+
+MeanKL = Callable[[float], float]
+_POSITIONS_PER_CHUNK = 2048
+_HALVINGS = 6
+
+
+def strengths_for(mean_kl: MeanKL, kls: Sequence[float], limit: float = 1e3) -> tuple[float, ...]:
+    """For each of `kls` the strength, at most `limit`, at which mean_kl is about that. Duplicates go.
+
+    mean_kl: nats per reply at a strength; grows with it. Along plain replies it is where to look, not a
+    result: the tilt's own replies go elsewhere.
+    """
+    return tuple(dict.fromkeys(_bisect(mean_kl, kl, limit) for kl in kls))
+
+
+def head_kl(
+    advantages: Sequence[tuple[Advantage, float]], features: FeatureSource, plain: Sequence[EncodedReply]
+) -> MeanKL:
+    """The mean of Σ_t KL(π_β‖π₀) along plain replies, by strength.
+
+    advantages: (part, weight times scale) pairs, as a request would combine them.
+    """
+    policy, lm_head = features.policy, features.policy.lm_head.float()
+    h = torch.cat([h[: r.num_drawn] for h, r in zip(features.get(plain), plain, strict=True)])
+
+    @torch.no_grad()
+    def mean_kl(strength: float) -> float:
+        total = 0.0
+        for piece in h.to(policy.device).split(_POSITIONS_PER_CHUNK):
+            logits = policy.logits(piece)
+            tilt = sum((w * part(piece.float(), lm_head) for part, w in advantages), torch.zeros(()))
+            total += _kl(logits, logits + strength * tilt)
+        return total / len(plain)
+
+    return mean_kl
+
+
+def _kl(base: Tensor, tilted: Tensor) -> float:
+    tilted = tilted.log_softmax(-1)
+    return float((tilted.exp() * (tilted - base.log_softmax(-1))).sum())
+
+
+def _bisect(mean_kl: MeanKL, kl: float, limit: float) -> float:
+    low, high = 0.0, min(1.0, limit)
+    while high < limit and mean_kl(high) < kl:
+        low, high = high, min(2 * high, limit)
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if mean_kl(middle) < kl else (low, middle)
+    return round((low + high) / 2, 4)
