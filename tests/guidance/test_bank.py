@@ -169,3 +169,36 @@ def test_two_heads_of_one_name_are_refused_with_both_folders(folders: list[Path]
         HeadBank.load([*folders, tmp_path / "again"], POLICY, device="cpu", dtype=torch.float32)
     assert str(folders[1]) in str(caught.value)
     assert str(tmp_path / "again") in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["tied4", "low7", "tied9", "low2"])
+def test_a_head_that_is_given_new_weights_is_as_if_it_had_been_loaded_with_them(name: str, bank: HeadBank):
+    torch.manual_seed(1)
+    h, lm_head = torch.randn(3, D), torch.randn(V, D)
+    weights = torch.tensor([bank.weights_row([(n, 1.0)]) for n in ("tied4", name, "low2")])
+    advantage_of(bank, h, lm_head, weights)  # what is kept between calls is made anew
+    heads = make_heads()
+    learned = Head(HEADS[name], D, V).requires_grad_(False)
+    for parameter in learned.parameters():
+        parameter.copy_(torch.randn_like(parameter))
+    bank.put_advantage(name, learned.advantage)
+    heads[name][0].advantage = learned.advantage
+    fresh = HeadBank(list(heads.values()), D, device="cpu")
+    torch.testing.assert_close(
+        advantage_of(bank, h, lm_head, weights), advantage_of(fresh, h, lm_head, weights)
+    )
+
+
+@pytest.mark.parametrize(("name", "other"), [("tied4", "low7"), ("low7", "low2"), ("tied9", "tied4")])
+def test_weights_of_another_form_or_size_are_refused(name: str, other: str, bank: HeadBank):
+    with pytest.raises(HeadError, match="of another"):
+        bank.put_advantage(name, make_heads()[other][0].advantage)
+
+
+def advantage_of(bank: HeadBank, h: Tensor, lm_head: Tensor, weights: Tensor) -> Tensor:
+    """By every way that the engine asks for it."""
+    active = tuple(range(len(bank.names)))
+    column, lowrank = bank.tied_column(h, weights, active), bank.lowrank_advantage(h, weights, active)
+    inner, up = bank.lowrank_factors(h, weights, active)
+    torch.testing.assert_close(inner @ up.T, lowrank)
+    return column @ lm_head.T + lowrank
