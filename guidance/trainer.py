@@ -17,9 +17,9 @@ from trimtab.guidance.errors import DataError, HeadError
 from trimtab.guidance.examples import Examples, load_examples
 from trimtab.guidance.feature_store import open_features
 from trimtab.guidance.features import Extract, FeatureCache, FeatureSource, StreamedFeatures
-from trimtab.guidance.head import Head
+from trimtab.guidance.head import Advantage, Head
 from trimtab.guidance.items import Item, RolloutItem
-from trimtab.guidance.manifest import Manifest, Parts
+from trimtab.guidance.manifest import AdvantagePart, Manifest, Parts
 from trimtab.guidance.measure import Measured, measure
 from trimtab.guidance.methods import Method
 from trimtab.guidance.on_policy.sampler import Sampler
@@ -63,7 +63,7 @@ def train_head(
     _write_config(config)
     examples = load_examples(config, policy)
     features.prepare(examples.replies())
-    head, parts, units = _begin(config, policy)
+    head, parts, units = _begin(config, policy, plan)
     _check_units(config, parts, examples)
     figures: dict[str, float] = {}
     for part, method in plan.items():
@@ -112,7 +112,7 @@ def _write_config(config: TrainConfig) -> None:
         os.replace(path.with_suffix(".part"), path)
 
 
-def _begin(config: TrainConfig, policy: Policy) -> tuple[Head, Parts, tuple[float, float]]:
+def _begin(config: TrainConfig, policy: Policy, plan: Plan) -> tuple[Head, Parts, tuple[float, float]]:
     """The head as it is before training, what it is made of, and its units so far."""
     identity = policy.identity
     own = {part: getattr(config, part).part() for part in config.parts}
@@ -127,7 +127,16 @@ def _begin(config: TrainConfig, policy: Policy) -> tuple[Head, Parts, tuple[floa
     torch.manual_seed(config.seed)
     begun = Head(parts, identity.hidden_size, identity.vocab_size)
     begun.load_state_dict(begun.state_dict() | head.state_dict())
+    if begun.advantage is not None and "advantage" in plan and plan["advantage"].is_tilt:
+        _fold(begun.advantage, stored.parts.advantage, config)
     return begun.to(policy.device), parts, (stored.reward_mean, stored.reward_std)
+
+
+@torch.no_grad()
+def _fold(advantage: Advantage, stored: AdvantagePart | None, config: TrainConfig) -> None:
+    """A tilt is trained at strength 1 and has scale 1: it begins with the scale that its weights had."""
+    if stored is not None:
+        advantage.up.mul_(stored.scale * config.on_policy.start_strength)
 
 
 def _check_form(folder: Path, part: str, stored: object, wanted: object) -> None:

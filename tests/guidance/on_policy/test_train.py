@@ -15,11 +15,12 @@ import torch
 from on_policy_cases import SlowSampler, count_wanted, make_config, mark_wanted
 
 from trimtab.guidance.errors import DataError
-from trimtab.guidance.manifest import Manifest
+from trimtab.guidance.head import Head
+from trimtab.guidance.manifest import Manifest, Parts
 from trimtab.guidance.on_policy.guard import HISTORY_FILE
 from trimtab.guidance.on_policy.sampler import Draw
 from trimtab.guidance.policy import Policy, load_policy
-from trimtab.guidance.store import load_head
+from trimtab.guidance.store import load_head, save_head
 from trimtab.guidance.train_config import TrainConfig
 from trimtab.guidance.trainer import train_head
 
@@ -81,6 +82,30 @@ def test_an_adapting_guard_raises_tau_while_the_replies_are_too_far_away(
     free = make_config(policy_folder, tmp_path / "run", "reinforce", epochs=5)
     run(free, policy)
     assert rows[-1]["kl_per_reply"] < 0.7 * history(free)[-1]["kl_per_reply"]
+
+
+def test_a_head_that_training_starts_from_begins_at_its_scale_times_the_start_strength(
+    policy: Policy, policy_folder: Path, tmp_path: Path
+):
+    config = make_config(policy_folder, tmp_path, "rloo", rank=4)
+    parts = Parts(advantage=dataclasses.replace(config.advantage.part(), loss="monte_carlo", scale=3.0))
+    head = Head(parts, policy.identity.hidden_size, policy.identity.vocab_size)
+    torch.nn.init.normal_(head.advantage.up, std=0.3)
+    identity = policy.identity
+    manifest = Manifest("old", parts, identity.hidden_size, identity.vocab_size, identity.base_model)
+    save_head(tmp_path / "old", head, manifest)
+    started = make_config(policy_folder, tmp_path, "rloo", rank=4, max_kl=100.0, start_strength=0.5)
+    started = dataclasses.replace(started, start_from=tmp_path / "old")
+    begun: list[torch.Tensor] = []
+
+    class Watching(SlowSampler):
+        def sample(self, head: Head, *args: Any) -> list[Draw]:
+            begun.append(head.advantage.up.detach().clone())
+            return super().sample(head, *args)
+
+    run(started, policy, Watching(policy))
+    torch.testing.assert_close(begun[0], 1.5 * head.advantage.up)
+    assert history(started)[0]["kl_per_reply"] > 0
 
 
 class Killed(BaseException):
@@ -169,6 +194,7 @@ BAD: Sequence[tuple[dict[str, Any], str]] = [
     ({"loss": "grpo", "value_weight": 0.5}, "on_policy.value_weight is not read"),
     ({"loss": "reinforce", "clip": 0.1}, "advantage.clip is not read"),
     ({"loss": "dpo"}, "needs --preferences"),
+    ({"start_strength": 0.5}, "on_policy.start_strength is of the head"),
 ]
 
 
