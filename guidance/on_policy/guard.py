@@ -31,6 +31,8 @@ class KlGuard:
 
     def begin(self, iteration: int) -> None:
         """Forgets what a run that was stopped did from this iteration on."""
+        if iteration == 0:
+            self._path.unlink(missing_ok=True)
         self._history = _read(self._path)[:iteration] if iteration else []
 
     def tau_at(self, iteration: int, kl: float) -> float:
@@ -63,7 +65,7 @@ class KlGuard:
         Raises:
             DataError: none were.
         """
-        if not self._history:
+        if not self._path.is_file():
             raise DataError(
                 f"the head begins with more than on_policy.max_kl={self.config.max_kl} nats per reply: raise "
                 "it, or start from another head"

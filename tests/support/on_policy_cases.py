@@ -49,19 +49,20 @@ class SlowSampler:
     ) -> list[Draw]:
         self.calls.append(seed)
         generator = torch.Generator().manual_seed(seed)
-        draws = []
-        for index, prompt in enumerate(prompts):
-            ids = torch.tensor([prompt.prompt_ids] * num_replies)
-            for _ in range(LENGTH):
-                with output_embedding_input(self.policy.model, lambda h: h[:, -1:]) as seen:
-                    self.policy.model(input_ids=ids, use_cache=False)
-                h = seen[0][:, -1]
-                logits = self.policy.logits(h) + strength * head.advantage(h, self.policy.lm_head)
-                logits[:, 3] = -torch.inf  # no reply ends
-                drawn = torch.multinomial(logits.softmax(-1), 1, generator=generator)
-                ids = torch.cat([ids, drawn], 1)
-            draws += [self._draw(index, prompt, row[-LENGTH:]) for row in ids.tolist()]
-        return draws
+        rows = [prompt.prompt_ids for prompt in prompts for _ in range(num_replies)]
+        ids = torch.tensor(rows)  # prompts of one length
+        for _ in range(LENGTH):
+            with output_embedding_input(self.policy.model, lambda h: h[:, -1:]) as seen:
+                self.policy.model(input_ids=ids, use_cache=False)
+            h = seen[0][:, -1]
+            logits = self.policy.logits(h) + strength * head.advantage(h, self.policy.lm_head)
+            logits[:, 3] = -torch.inf  # no reply ends
+            drawn = torch.multinomial(logits.softmax(-1), 1, generator=generator)
+            ids = torch.cat([ids, drawn], 1)
+        return [
+            self._draw(row // num_replies, prompts[row // num_replies], tokens[-LENGTH:])
+            for row, tokens in enumerate(ids.tolist())
+        ]
 
     def _draw(self, index: int, prompt: PromptItem, tokens: list[int]) -> Draw:
         reply = EncodedReply(prompt.prompt_ids, (*tokens, 3), is_cut=True)

@@ -69,6 +69,22 @@ def test_a_run_that_passes_the_guard_keeps_the_last_head_within_it(
     assert manifest.metrics["kl_per_reply"] <= 0.3
 
 
+def test_last_updates_that_pass_the_guard_are_taken_back(
+    policy: Policy, policy_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    config = make_config(policy_folder, tmp_path, "reinforce", max_kl=100.0, epochs=1)
+    end = run(config, policy).metrics["kl_per_reply"]
+    measured = max(row["kl_per_reply"] for row in history(config))
+    assert measured < end
+    settings = dataclasses.replace(config.on_policy, max_kl=(measured + end) / 2)
+    config = dataclasses.replace(config, on_policy=settings)
+    assert run(config, policy).metrics["kl_per_reply"] < settings.max_kl
+    assert "the last updates passed" in caplog.text
+    kept = weights(config)
+    run(dataclasses.replace(config, resume=True), policy)
+    assert all(torch.equal(weights(config)[name], tensor) for name, tensor in kept.items())
+
+
 def test_an_adapting_guard_raises_tau_while_the_replies_are_too_far_away(
     policy: Policy, policy_folder: Path, tmp_path: Path
 ):
