@@ -21,11 +21,12 @@ from trimtab.guidance.train_config import TrainConfig
 
 
 class ReturnAdvantage(Objective):
-    """Q and the discounted rewards from the drawn token on, at every position.
+    """Q = V + A and the discounted rewards from the drawn token on, at every position.
 
     V is a value of its own, trained by the same loss and thrown away: it may be discounted otherwise than the
-    head's value, which a request's target reads. Since Ā is centred, V learns the mean return whatever Ā is.
-    It begins as a copy of the head's value, where there is one; else it is built as the configuration says.
+    head's value, which a request's target reads. It begins as a copy of the head's value, where there is one;
+    else it is built as the configuration says. What V does not know of a state is in A too, which changes no
+    tilt and spares centring: only the drawn tokens' rows of the vocabulary are read.
     """
 
     def __init__(self, head: Head, config: TrainConfig, features: FeatureSource) -> None:
@@ -45,32 +46,25 @@ class ReturnAdvantage(Objective):
         return {**kept, "returns": pad_sequence(returns, batch_first=True)}
 
     def forward(self, h: Tensor, tokens: Tensor, lengths: Tensor, returns: Tensor) -> tuple[Scores, Scores]:
-        q, _, mask, metrics = self._action_values(h, tokens, lengths)
-        return {"q": q, "returns": returns, "mask": mask}, metrics
-
-    def _action_values(
-        self, h: Tensor, tokens: Tensor, lengths: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Scores]:
-        """Q of the drawn tokens, V before them and the mask, each [B, T]; metrics."""
-        base = self.policy.logits(h).softmax(-1)
-        advantage, value = self.tilt.centred(h, tokens, base), self.value(h.float())
-        values, mask = pad(value, lengths)
-        rms = advantage.detach().square().mean().sqrt()
-        return pad(value + advantage, lengths)[0], values, mask, {"advantage/rms": rms} | self.tilt.measure(h)
+        q, mask = pad(self.value(h.float()) + self.tilt.drawn(h, tokens), lengths)
+        return {"q": q, "returns": returns, "mask": mask}, self.tilt.measure(h)
 
 
 class BootstrappedAdvantage(ReturnAdvantage):
-    """Q, the rewards of the tokens, and what is forecast after each: γ Σ_z π₀(z|s_t) Q(s_t, z) = γ V(s_t),
-    for Ā is centred; 0 after the last."""
+    """Q = V + Ā, the rewards of the tokens, and what is forecast after each: γ Σ_z π₀(z|s_t) Q(s_t, z) =
+    γ V(s_t), for Ā is centred; 0 after the last."""
 
     def collate(self, items: Sequence[RolloutItem]) -> dict[str, Tensor]:
         return whole_replies(self.features, items)
 
     def forward(self, h: Tensor, tokens: Tensor, lengths: Tensor, rewards: Tensor) -> tuple[Scores, Scores]:
-        q, values, mask, metrics = self._action_values(h, tokens, lengths)
+        base = self.policy.logits(h).softmax(-1)
+        advantage, value = self.tilt.centred(h, tokens, base), self.value(h.float())
+        (q, mask), (values, _) = pad(value + advantage, lengths), pad(value, lengths)
         after = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], 1)
         scores = {"q": q, "next_value": self.config.advantage.discount * after.detach()}
-        return {**scores, "rewards": rewards, "mask": mask}, metrics
+        rms = advantage.detach().square().mean().sqrt()
+        return {**scores, "rewards": rewards, "mask": mask}, {"advantage/rms": rms} | self.tilt.measure(h)
 
 
 def _own_value(head: Head, config: TrainConfig, policy: Policy) -> Scalar:

@@ -26,6 +26,11 @@ class Tilt(nn.Module):
         column, vocabulary = self.advantage.column(h.float()), self.advantage.vocabulary(self.lm_head)
         return fused_log_ratio(self.policy.logits, h, column, vocabulary, tokens)
 
+    def drawn(self, h: Tensor, tokens: Tensor) -> Tensor:
+        """A(s, a) of the tokens, [N]. h: [N, d]; tokens: i64[N]."""
+        rows = nn.functional.embedding(tokens, self.advantage.vocabulary(self.lm_head))  # [N, r]
+        return (rows * self.advantage.column(h.float())).sum(-1)
+
     def centred(self, h: Tensor, tokens: Tensor, base: Tensor) -> Tensor:
         """Ā(s, a) = A(s, a) − E_{π₀}[A(s, ·)] of the tokens a, which may be several for each state.
 

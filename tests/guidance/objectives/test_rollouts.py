@@ -81,9 +81,13 @@ def test_a_value_learns_at_the_positions_that_its_features_hold(loss: str, polic
 
 
 @pytest.mark.parametrize("form", ADVANTAGE_FORMS)
-def test_an_action_value_is_the_value_and_the_centred_advantage_of_the_drawn_token(form: str, policy: Policy):
+@pytest.mark.parametrize("loss", ["monte_carlo", "cd_q"])
+def test_an_action_value_is_the_value_and_the_advantage_of_the_drawn_token(
+    loss: str, form: str, policy: Policy
+):
+    """Centred where the next value is read off V, which must then be the mean of Q."""
     items = [RolloutItem(FINISHED, 4.0), RolloutItem(CUT, 2.0)]
-    config = make_config("advantage", "monte_carlo", form)
+    config = make_config("advantage", loss, form)
     head = make_head(config, policy)
     objective = make_objective("advantage", config, head, policy, items)
     scores, _ = objective(**objective.collate(items))
@@ -91,8 +95,10 @@ def test_an_action_value_is_the_value_and_the_centred_advantage_of_the_drawn_tok
         zip(items, FeatureCache(policy, show_progress=False).get([FINISHED, CUT]), strict=True)
     ):
         advantage, base = head.advantage(h[:3], policy.lm_head), policy.logits(h[:3]).softmax(-1)
-        centred = advantage - (base * advantage).sum(-1, keepdim=True)
-        drawn = centred.gather(1, torch.tensor(item.reply.reply_ids[:3])[:, None])[:, 0]
+        mean = (base * advantage).sum(-1, keepdim=True)
+        drawn = (advantage - mean if loss == "cd_q" else advantage).gather(
+            1, torch.tensor(item.reply.reply_ids[:3])[:, None]
+        )[:, 0]
         torch.testing.assert_close(scores["q"][row], head.value(h[:3]) + drawn, rtol=1e-4, atol=1e-5)
 
 

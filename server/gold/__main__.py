@@ -1,0 +1,82 @@
+"""`make gold`: ways of training a head on the gold task, side by side with what heads must beat."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from trimtab.guidance.errors import DataError
+from trimtab.server import cli
+from trimtab.server.commands.errors import UsageError
+from trimtab.server.commands.flags import parse
+from trimtab.server.gold.begun import write_begun
+from trimtab.server.gold.prompts import write_prompts
+from trimtab.server.gold.recipes import BEGUN_PROMPTS, Step, Task
+from trimtab.server.gold.reward import LEXICON_VARIABLE
+
+
+@dataclass(frozen=True)
+class GoldConfig:
+    """Runs the gold task: rollouts, features, heads by every method in both forms, LoRA, and the evaluation of
+    all, each as the command that is printed. A step whose result is there is skipped, so a stopped run goes
+    on; steps.json says what ran and for how long.
+
+    model: stories656K's folder.
+    stories: list of stories whose first words are the prompts.
+    lexicon: zip of the opinion lexicon that rewards.
+    out: folder for all that is made.
+    only: names of the steps to run; by default all.
+    """
+
+    model: Path = Path("../shared/models/stories656K")
+    stories: Path = Path("../shared/data/tinystories/tinystories_1000.json.xz")
+    lexicon: Path = Path("../shared/data/nltk/opinion_lexicon.zip")
+    out: Path = Path("runs/gold")
+    only: tuple[str, ...] = ()
+    seed: int = 0
+
+
+def main(args: list[str] | None = None) -> int:
+    try:
+        config = parse(GoldConfig, "make gold", sys.argv[1:] if args is None else args)
+        return run(config)
+    except (UsageError, DataError) as error:
+        print(f"gold: {error}", file=sys.stderr)
+        return 1
+
+
+def run(config: GoldConfig) -> int:
+    """Returns 1 when a step fails, which has said why. Raises UsageError for a step that there is not,
+    DataError for files that are not there."""
+    os.environ[LEXICON_VARIABLE] = str(config.lexicon)
+    task = Task(str(config.model), config.out, config.seed)
+    steps = list(task.steps())
+    unknown = set(config.only) - {step.name for step in steps}
+    if unknown:
+        raise UsageError(f"no step {sorted(unknown)[0]}; steps are {', '.join(step.name for step in steps)}")
+    write_prompts(config.stories, config.out)
+    for step in steps:
+        if (not config.only or step.name in config.only) and not (config.out / step.result).exists():
+            if BEGUN_PROMPTS in " ".join(step.command):
+                write_begun(config.out / "replies.parquet", config.out / BEGUN_PROMPTS, seed=config.seed)
+            print(f"trimtab {shlex.join(step.command)}", flush=True)
+            started = time.monotonic()
+            if cli.main(step.command):
+                return 1
+            _record(config.out / "steps.json", step, time.monotonic() - started)
+    return 0
+
+
+def _record(path: Path, step: Step, seconds: float) -> None:
+    steps = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    steps[step.name] = {"command": f"trimtab {shlex.join(step.command)}", "seconds": round(seconds, 1)}
+    path.write_text(json.dumps(steps, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
