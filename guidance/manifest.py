@@ -15,6 +15,7 @@ from trimtab.guidance.errors import HeadError
 
 FORMAT = 1
 MANIFEST_FILE = "head.json"
+TENSORS_FILE = "head.safetensors"
 ADVANTAGE_FORMS = ("tied", "lowrank")
 SCALAR_FORMS = ("linear", "mlp")
 ACTIVATIONS = ("identity", "silu")

@@ -16,9 +16,7 @@ from torch import Tensor
 from trimtab.guidance.errors import HeadError
 from trimtab.guidance.fingerprint import PolicyIdentity
 from trimtab.guidance.head import Head
-from trimtab.guidance.manifest import MANIFEST_FILE, Manifest, load_manifest
-
-TENSORS_FILE = "head.safetensors"
+from trimtab.guidance.manifest import MANIFEST_FILE, TENSORS_FILE, Manifest, load_manifest
 
 
 def check_destination(folder: Path) -> None:

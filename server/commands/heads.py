@@ -1,4 +1,4 @@
-"""`trimtab heads list` and `trimtab heads show`: what head folders hold."""
+"""`trimtab heads`: what head folders hold, and heads to and from others."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import tyro
 from rich.console import Console
@@ -15,6 +16,8 @@ from trimtab.guidance.bundled import HEADS_DIR
 from trimtab.guidance.manifest import MANIFEST_FILE, Manifest, load_manifest
 from trimtab.server.commands.errors import UsageError, UserError
 from trimtab.server.commands.flags import parse
+from trimtab.server.commands.heads_reward import ExportRewardConfig, ImportRewardConfig
+from trimtab.server.commands.heads_share import PullConfig, PushConfig
 from trimtab.server.commands.model import bundled_heads
 
 
@@ -41,23 +44,40 @@ class ShowConfig:
     head: tyro.conf.Positional[Path]
 
     def run(self, console: Console) -> None:
-        console.print(head_table(load_manifest(_folder(self.head))))
+        console.print(head_table(load_manifest(find_head_folder(self.head))))
 
 
-ACTIONS: dict[str, type[ListConfig] | type[ShowConfig]] = {"list": ListConfig, "show": ShowConfig}
+class Action(Protocol):
+    def run(self, console: Console) -> None: ...
+
+
+ACTIONS: dict[str, type[Action]] = {
+    "list": ListConfig,
+    "show": ShowConfig,
+    "push": PushConfig,
+    "pull": PullConfig,
+    "export-reward": ExportRewardConfig,
+    "import-reward": ImportRewardConfig,
+}
 USAGE = """\
-usage: trimtab heads list [FOLDER ...]   lists head folders; without one, the bundled heads
-       trimtab heads show HEAD           shows one: a folder, or the name of a bundled head
+usage: trimtab heads list [FOLDER ...]    lists head folders; without one, the bundled heads
+       trimtab heads show HEAD            shows one: a folder, or the name of a bundled head
+       trimtab heads push HEAD PLACE      publishes one with a card, to the hub (user/name) or a folder
+       trimtab heads pull PLACE FOLDER    fetches a published one, and makes sure that it is whole
+       trimtab heads export-reward HEAD   writes its reward as a transformers …ForSequenceClassification
+       trimtab heads import-reward MODEL  makes a head with a reward of such a model
+
+`trimtab heads push --help` and so on list the options of each.
 """
 
 
 def main(prog: str, args: Sequence[str]) -> None:
-    """Lists or shows."""
+    """Does one of ACTIONS. Raises UserError, HeadError, PolicyError or DataError with one line."""
     if args and args[0] in ("-h", "--help"):
         print(USAGE, end="")
         return
     if not args or args[0] not in ACTIONS:
-        raise UsageError(f"say what to do with heads: {' or '.join(ACTIONS)}")
+        raise UsageError(f"say what to do with heads: {', '.join(ACTIONS)}")
     parse(ACTIONS[args[0]], f"{prog} {args[0]}", args[1:]).run(Console())
 
 
@@ -78,7 +98,8 @@ def head_table(head: Manifest) -> Table:
     return table
 
 
-def _folder(head: Path) -> Path:
+def find_head_folder(head: Path) -> Path:
+    """A head folder, or that of the bundled head of this name."""
     bundled = HEADS_DIR / head
     return bundled if not head.exists() and bundled.is_dir() else head
 

@@ -20,7 +20,8 @@ class ModelConfig(EngineConfig):
     """A model with its heads.
 
     model: `bundled`, or the folder or hub id of a causal LM.
-    heads: head folders; `bundled` for those of the bundled model, which are also what it has by default.
+    heads: head folders, or repositories of the hub that hold one, user/name; `bundled` for those of the
+    bundled model, which are also what it has by default.
     default_head: steers requests that name no head; by default `kind` among the bundled heads, or the only
     one loaded.
     default_strength: of requests without guidance; by default 1 with the bundled heads, else 0.
@@ -37,7 +38,7 @@ class ModelConfig(EngineConfig):
 def resolve_engine(config: EngineConfig) -> EngineConfig:
     """What to load: the same with `bundled` replaced by folders. Raises UserError when it was not built."""
     is_bundled = config.model == BUNDLED
-    found = (bundled_heads() if name == BUNDLED else [Path(name)] for name in _head_names(config))
+    found = (bundled_heads() if name == BUNDLED else [_head_folder(name)] for name in _head_names(config))
     return replace(
         config,
         model=_bundled_model() if is_bundled else config.model,
@@ -58,6 +59,13 @@ def resolve_api(config: ModelConfig) -> ApiConfig:
 
 def _head_names(config: EngineConfig) -> list[str]:
     return [str(head) for head in config.heads] or [BUNDLED] * (config.model == BUNDLED)
+
+
+def _head_folder(name: str) -> Path:
+    """A folder as it is; a repository of the hub, user/name, from this machine's cache."""
+    from trimtab.guidance.publish.hub import fetch_head, is_hub_id  # noqa: PLC0415 (only these need the hub)
+
+    return fetch_head(name) if is_hub_id(name) else Path(name)
 
 
 def bundled_heads() -> list[Path]:

@@ -15,9 +15,8 @@ from tqdm.auto import tqdm
 from trimtab.guidance.data import load_prompts
 from trimtab.guidance.encoding import encode_prompt
 from trimtab.guidance.errors import DataError
-from trimtab.guidance.manifest import MANIFEST_FILE
+from trimtab.guidance.manifest import MANIFEST_FILE, TENSORS_FILE
 from trimtab.guidance.message import Prompt
-from trimtab.guidance.store import TENSORS_FILE
 from trimtab.server.commands.errors import UserError
 from trimtab.server.commands.rollouts import RolloutsConfig
 from trimtab.server.commands.rollouts_partial import Partial

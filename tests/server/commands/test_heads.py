@@ -47,8 +47,8 @@ def test_show_prints_the_whole_manifest(folder, capsys):
     [
         (["list", "{}"], 1, "trimtab train"),
         (["show", "{}"], 1, "head.json"),
-        (["lsit"], 2, "list or show"),
-        ([], 2, "list or show"),
+        (["lsit"], 2, "list, show"),
+        ([], 2, "list, show"),
     ],
 )
 def test_what_is_no_head_is_told_in_one_line(tmp_path, capsys, args, code, says):

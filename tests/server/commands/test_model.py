@@ -41,12 +41,18 @@ def test_another_model_has_no_heads_and_strength_0(bundled):
 
 
 def test_heads_of_ones_own_replace_or_join_the_bundled_ones(bundled):
-    own = Path("own/head")
+    own = bundled / "own"
     engine, api = resolve_model(ModelConfig(heads=(own,)))
     assert (engine.heads, api) == ((own,), ApiConfig())
     engine, api = resolve_model(ModelConfig(heads=(own, Path("bundled"))))
     assert engine.heads == (own, bundled / "heads/brief", bundled / "heads/kind")
     assert api == ApiConfig("kind", 1.0)
+
+
+def test_a_head_on_the_hub_is_loaded_from_where_it_was_fetched_to(bundled, monkeypatch):
+    monkeypatch.setattr("trimtab.guidance.publish.hub.fetch_head", lambda repo: bundled / "cache" / repo)
+    engine, _ = resolve_model(ModelConfig(heads=(Path("user/calm"),)))
+    assert engine.heads == (bundled / "cache/user/calm",)
 
 
 def test_defaults_that_are_given_win(bundled):

@@ -1,0 +1,104 @@
+"""A head as it is handed to others: its own two files, a card, and pictures of how it was judged."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from trimtab.guidance.errors import HeadError
+from trimtab.guidance.manifest import MANIFEST_FILE, TENSORS_FILE, Manifest
+from trimtab.guidance.publish.files import CARD_FILE, PICTURES_FOLDER, published_files
+from trimtab.guidance.store import check_destination, load_head
+
+
+def verify(folder: Path, source: str) -> Manifest:
+    """Reads the head in `folder`, and makes sure of its manifest and that its tensors are finite and of the
+    shapes that the manifest says. source: what messages call the folder.
+
+    Raises:
+        HeadError: one line that names the source.
+    """
+    try:
+        return load_head(folder)[1]
+    except HeadError as error:
+        raise HeadError(str(error).replace(str(folder), source)) from error
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raises HeadError unless nothing would be lost with the folder but an older version of a head."""
+    check_destination(folder)
+    known = set(published_files(folder))
+    others = sorted(path for path in folder.rglob("*") if path.is_file() and path not in known)
+    if others:
+        raise HeadError(
+            f"{folder} holds {others[0].relative_to(folder)} beside a head, which would be lost: name "
+            "another folder, or move it away"
+        )
+
+
+@contextmanager
+def staged(folder: Path | None = None) -> Iterator[Path]:
+    """An empty folder to gather a package in, removed afterwards: beside `folder`, or where temporary files
+    go."""
+    if folder is not None:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    prefix, parent = (f".{folder.name}.", folder.parent) if folder else ("trimtab-head.", None)
+    new = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+    try:
+        new.chmod(0o755)
+        yield new
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def gather(head: Path, into: Path, card: str, pictures: Sequence[Path] = ()) -> None:
+    """Puts the files of a head, its card and pictures into a folder."""
+    for name in (MANIFEST_FILE, TENSORS_FILE):
+        shutil.copyfile(head / name, into / name)
+    (into / CARD_FILE).write_text(card, encoding="utf-8")
+    if pictures:
+        (into / PICTURES_FOLDER).mkdir()
+    for picture in pictures:
+        shutil.copyfile(picture, into / PICTURES_FOLDER / picture.name)
+
+
+def copy_published(source: Path, into: Path) -> None:
+    """Copies what belongs to a published head, and nothing else that the source holds."""
+    for path in published_files(source):
+        target = into / path.relative_to(source)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, target)
+
+
+def write_package(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Makes `folder` what `fill` puts into an empty one, replacing an older head; a failure leaves that as it
+    was.
+
+    Raises:
+        HeadError: the folder holds something else, or cannot be written.
+    """
+    check_replaceable(folder)
+    try:
+        with staged(folder) as new:
+            fill(new)
+            swap(new, folder)
+    except OSError as error:
+        raise HeadError(f"{folder} cannot be written ({error.strerror or error}): nothing changed") from error
+
+
+def swap(new: Path, folder: Path) -> None:
+    """Puts `new` in the place of `folder`, which need not exist."""
+    if not folder.exists():
+        os.replace(new, folder)
+        return
+    with staged(folder) as old:
+        os.replace(folder, old)
+        try:
+            os.replace(new, folder)
+        except OSError:
+            os.replace(old, folder)
+            raise
