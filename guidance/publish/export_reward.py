@@ -48,9 +48,9 @@ def as_classifier(
         raise HeadError(f"{type(model).__name__} has another backbone than {type(policy.model).__name__}")
     setattr(model, model.base_model_prefix, policy.model.base_model)
     layer = score_layer(model)
-    layer.weight = nn.Parameter(weight[None].to(policy.lm_head), requires_grad=False)
+    layer.weight = nn.Parameter(weight[None].to(policy.lm_head, copy=True), requires_grad=False)
     if layer.bias is not None:
-        layer.bias = nn.Parameter(bias[None].to(policy.lm_head), requires_grad=False)
+        layer.bias = nn.Parameter(bias[None].to(policy.lm_head, copy=True), requires_grad=False)
     config_bias = 0.0 if layer.bias is not None else float(bias)
     for key, value in ((BIAS, config_bias), (MEAN, manifest.reward_mean), (STD, manifest.reward_std)):
         setattr(model.config, key, value)
