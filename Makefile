@@ -3,7 +3,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: serve test test-slow bundled gpu growth training-speed lint install clean
+.PHONY: serve test test-slow bundled gpu growth training-speed gold lint install clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -39,3 +39,6 @@ growth: $(STAMP)  ## measure and draw how a token's time grows, on the CPU (8 mi
 
 training-speed: $(STAMP)  ## time a head's training against TRL's LoRA-DPO (10 minutes on two cores)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m trimtab.server.training_speed $(ARGS)
+
+gold: $(STAMP)  ## train heads by every method on the gold task and judge them (hours on two cores; resumes)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m trimtab.server.gold $(ARGS)

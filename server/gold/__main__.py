@@ -22,9 +22,9 @@ from trimtab.server.gold.reward import LEXICON_VARIABLE
 
 @dataclass(frozen=True)
 class GoldConfig:
-    """Runs the gold task: rollouts, features, heads by every method in both forms, LoRA, and the evaluation of
-    all, each as the command that is printed. A step whose result is there is skipped, so a stopped run goes
-    on; steps.json says what ran and for how long.
+    """Runs the gold task: rollouts, features, heads by every method in both forms, LoRA, and an evaluation of
+    them all, each as the command that is printed. A step whose result is there is skipped, so a stopped run
+    goes on; steps.json says what ran and for how long.
 
     model: stories656K's folder.
     stories: list of stories whose first words are the prompts.

@@ -89,8 +89,11 @@ def _features(task: Task) -> Iterator[Step]:
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """How a head learns. rows: which replies. pairs: the preferences among them, or "" for rewards.
-    rates: the advantage's learning rate by form. flags: all else."""
+    """How a head learns. rows: from which replies; "" for those that it samples itself.
+
+    flags: what it takes beside them. pairs: the preferences among them, or "" for rewards. rates: the
+    advantage's learning rate, low-rank and tied.
+    """
 
     rows: str
     flags: Command
@@ -103,7 +106,12 @@ _DPO = (
     *("--advantage.optimiser.epochs", "4"),
 )
 _Q = ("--parts", "value", "advantage")
-_ON_POLICY = ("--parts", "advantage", "--advantage.optimiser.warmup", "0.1")
+_MANY = ("--value.optimiser.batch-size", "256", "--advantage.optimiser.batch-size", "256")
+_ON_POLICY = (
+    *("--parts", "advantage", "--on-policy.score", BY_TOKEN, "--on-policy.max-tokens", REPLY_TOKENS),
+    *("--on-policy.max-num-seqs", "256", "--advantage.tau", "0.8", "--advantage.discount", "0.9"),
+    *("--advantage.optimiser.batch-size", "16", "--advantage.optimiser.epochs", "1.6"),
+)
 METHODS: Mapping[str, Method] = {
     "dpo": Method("windows", (*_DPO, "--advantage.tau", "5"), "windows.preference", ("3e-3", "1e-3")),
     "dpo-replies": Method(
@@ -116,21 +124,23 @@ METHODS: Mapping[str, Method] = {
             *("--value.discount", "0.8", "--advantage.optimiser.epochs", "4"),
         ),
     ),
-    "mc-windows": Method(
-        "windows",
-        (*_Q, "--advantage.loss", "monte_carlo", "--advantage.optimiser.batch-size", "256"),
-    ),
+    "mc-windows": Method("windows", (*_Q, *_MANY, "--advantage.loss", "monte_carlo")),
     "cdq": Method(
         "replies",
         (
             *(*_Q, "--advantage.loss", "cd_q", "--advantage.discount", "0.8", "--value.loss", "td_lambda"),
-            *("--value.discount", "0.8", "--advantage.optimiser.epochs", "4"),
+            *("--value.discount", "0.8", "--advantage.optimiser.epochs", "1"),
         ),
     ),
     "distil": Method(
         "windows",
-        (*_Q, "--advantage.loss", "distil", "--advantage.top-k", "64", "--advantage.num-prefixes", "4"),
+        (
+            *(*_Q, *_MANY, "--advantage.loss", "distil", "--advantage.top-k", "64"),
+            *("--advantage.num-prefixes", "1"),
+        ),
     ),
+    "ppo": Method("", (*_ON_POLICY, "--advantage.loss", "ppo"), rates=("3e-3", "1e-3")),
+    "rloo": Method("", (*_ON_POLICY, "--advantage.loss", "rloo"), rates=("3e-3", "1e-3")),
 }
 
 
@@ -142,13 +152,14 @@ def _heads(task: Task) -> Iterator[Step]:
 
 def _head(task: Task, method_name: str, method: Method, form: str, rate: str) -> Step:
     name = f"{method_name}-{form}"
-    rows = ("--rollouts", task.at(f"{method.rows}.parquet"))
+    replies = ("--rollouts", task.at(f"{method.rows}.parquet"), "--features")
+    read = (*replies, task.at(f"features/{method.rows}")) if method.rows else ()
+    prompts = () if method.rows else ("--prompts", task.at(TRAIN_PROMPTS), "--held-out", "0.05")
     pairs = ("--preferences", task.at(f"{method.pairs}.parquet")) if method.pairs else ()
     return Step(
         name,
         (
-            *("train", *task.common, "--name", name, *rows, *pairs),
-            *("--features", task.at(f"features/{method.rows}"), *method.flags),
+            *("train", *task.common, "--name", name, *prompts, *read, *pairs, *method.flags),
             *("--advantage.form", form, "--advantage.rank", "128"),
             *("--advantage.optimiser.learning-rate", rate),
             *("--head-folder", task.at(f"heads/{name}"), "--run-folder", task.at(f"runs/{name}")),
