@@ -42,7 +42,7 @@ class Task:
         yield from _features(self)
         yield from _heads(self)
         yield _lora(self)
-        yield _evaluation(self)
+        yield from (_evaluation(self, form) for form in FORMS)
 
     @property
     def common(self) -> Command:
@@ -174,7 +174,7 @@ def _lora(task: Task) -> Step:
         (
             *("train", "--lora", *task.common, "--preferences", task.at("windows.preference.parquet")),
             *("--tau", "0.5", "--rank", "16", "--learning-rate", "1e-3", "--batch-size", "64"),
-            *("--epochs", "2", "--merge", "--scales", "0.3", "0.6", "1.0", "1.5"),
+            *("--epochs", "1", "--merge", "--scales", "0.3", "0.6", "1.0", "1.5"),
             *("--measure", task.at(JUDGE_PROMPTS), "--num-prompts", "272", "--num-replies", "2"),
             *("--reply-tokens", REPLY_TOKENS, "--out", task.at("lora")),
         ),
@@ -182,15 +182,15 @@ def _lora(task: Task) -> Step:
     )
 
 
-def _evaluation(task: Task) -> Step:
-    heads = [task.at(f"heads/{name}-{form}") for name in METHODS for form in FORMS]
+def _evaluation(task: Task, form: str) -> Step:
+    out = f"evaluation-{form}"
     return Step(
-        "evaluation",
+        out,
         (
-            *("eval", *task.common, "--heads", *heads, "--prompts", task.at(JUDGE_PROMPTS)),
-            *("--gold", BY_REPLY, "--max-tokens", REPLY_TOKENS, "--num-replies", "2"),
-            *("--static-bias", "fit", "--rollouts", task.at("replies.parquet")),
-            *("--external", task.at(LORA_POINTS), "--max-num-seqs", "256", "--out", task.at("evaluation")),
+            *("eval", *task.common, "--heads", *(task.at(f"heads/{name}-{form}") for name in METHODS)),
+            *("--prompts", task.at(JUDGE_PROMPTS), "--gold", BY_REPLY, "--max-tokens", REPLY_TOKENS),
+            *("--num-replies", "2", "--static-bias", "fit", "--rollouts", task.at("replies.parquet")),
+            *("--external", task.at(LORA_POINTS), "--max-num-seqs", "256", "--out", task.at(out)),
         ),
-        "evaluation/report.json",
+        f"{out}/report.json",
     )
