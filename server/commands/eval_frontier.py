@@ -74,7 +74,7 @@ class Bench:
     def kls(self) -> tuple[float, ...]:
         """Costs in nats per reply that a curve goes through where no strengths are given."""
         kls = self.config.at_kl
-        return (kls[0] / 2, *kls, 2 * kls[-1]) if kls else (1.0, 4.0)
+        return (0.8 * kls[0], *kls[1:-1], 1.25 * kls[-1]) if kls else (1.0, 4.0)
 
     def probed(self) -> list[EncodedReply]:
         """A few of the plain replies, along which is looked how strengths cost."""
