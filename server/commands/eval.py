@@ -49,8 +49,8 @@ class EvalConfig(EngineConfig, JudgeConfig):
     The bundled model has a judge of its own by default.
     proxy: the score that a head was trained to raise, as `reward:HEAD` or `function:MODULE:FUNCTION`; by
     default each head's own reward part.
-    strengths: points of each head's curve; the plain policy is always the first. By default where the head
-    costs as many nats as --at-kl says, and half the least and twice the most of them.
+    strengths: points of each head's curve; the plain policy is always the first. By default about where the
+    head costs as many nats as --at-kl says, the least less a fifth, the most and a quarter more.
     steer: one curve of several heads together, such as kind=1,concise=0.5, in place of one for each.
     best_of: points of the best-of-n curves; as many plain replies as the largest are sampled to each prompt.
     static_bias: JSON file {token id: bias} of a constant logit bias, or `fit`, which tunes one on --rollouts.
