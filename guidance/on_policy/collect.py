@@ -149,7 +149,7 @@ class Collector:
             value = self.objective.value
             values.append(torch.zeros(len(h)) if value is None else value(h.float()).cpu())
             replies += some
-        names = ("log_ratio", "kl", "entropy", "flip")
+        names = ("log_ratio", "kl", "entropy")
         terms = TiltTerms(*(torch.cat([getattr(piece, name).cpu() for piece in pieces]) for name in names))
         return _Seen(replies, torch.tensor([len(r.tokens) for r in replies]), terms, torch.cat(values))
 

@@ -14,7 +14,7 @@ from trimtab.guidance.head import Head, Scalar, make_scalar
 from trimtab.guidance.objectives.base import Objective, Scores
 from trimtab.guidance.objectives.replies import pad
 from trimtab.guidance.objectives.tilt import Tilt
-from trimtab.guidance.on_policy.tilt_terms import TiltTerms, tilt_terms
+from trimtab.guidance.on_policy.tilt_terms import tilt_terms
 from trimtab.guidance.train_config import TrainConfig
 
 
@@ -91,12 +91,10 @@ class PolicyObjective(Objective):
         for name in ("tau", "kl_weight"):
             if name in self.takes:
                 scores[name] = h.new_tensor(getattr(self.iteration, name), dtype=torch.float32)
-        return scores, self._measures(terms)
+        return scores, self.tilt.measure(h) | self._figures()
 
-    @torch.no_grad()
-    def _measures(self, terms: TiltTerms) -> Scores:
-        figures = {name: torch.tensor(figure) for name, figure in self.iteration.figures.items()}
-        return {"entropy": terms.entropy.mean(), "flip_rate": terms.flip.mean()} | figures
+    def _figures(self) -> Scores:
+        return {name: torch.tensor(figure) for name, figure in self.iteration.figures.items()}
 
 
 class ValuePolicyObjective(PolicyObjective):

@@ -16,13 +16,11 @@ ROWS_AT_ONCE = 256
 
 @dataclass(frozen=True, slots=True)
 class TiltTerms:
-    """At each of N positions, [N]: ρ = log π/π₀ of the token; KL(π‖π₀) and entropy of π, nats; whether π and
-    π₀ prefer different tokens."""
+    """At each of N positions, [N]: ρ = log π/π₀ of the token; KL(π‖π₀) and entropy of π, nats."""
 
     log_ratio: Tensor
     kl: Tensor
     entropy: Tensor
-    flip: Tensor
 
 
 def tilt_terms(tilt: Tilt, h: Tensor, tokens: Tensor) -> TiltTerms:
@@ -54,5 +52,4 @@ def _terms(tilt: Tilt, h: Tensor, column: Tensor, vocabulary: Tensor, tokens: Te
         ratio.gather(1, tokens[:, None])[:, 0],
         (probability * ratio).sum(-1),
         -(probability * log_tilt).sum(-1),
-        (log_tilt.argmax(-1) != base.argmax(-1)).float(),
     )

@@ -177,4 +177,3 @@ def test_terms_over_the_vocabulary_are_those_of_the_distributions(objective: Pol
     torch.testing.assert_close(terms.log_ratio, ratio.gather(1, tokens[:, None])[:, 0])
     torch.testing.assert_close(terms.kl, (tilt * ratio).sum(-1), atol=1e-6, rtol=1e-4)
     torch.testing.assert_close(terms.entropy, -(tilt * tilt.log()).sum(-1))
-    assert torch.equal(terms.flip.bool(), tilt.argmax(-1) != base.argmax(-1))
