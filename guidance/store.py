@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from trimtab.guidance.errors import HeadError
@@ -35,7 +35,7 @@ def save_head(folder: Path, head: Head, manifest: Manifest) -> None:
     try:
         new.chmod(0o755)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()}
-        save_file(tensors, new / TENSORS_FILE)
+        (new / TENSORS_FILE).write_bytes(save(tensors))  # save_file lets nobody else read what it writes
         (new / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
         if folder.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))

@@ -47,6 +47,11 @@ def test_a_head_survives_the_round_trip_and_leaves_two_files(folder: Path):
     assert [path.name for path in folder.parent.iterdir()] == ["kind"]
 
 
+def test_whoever_may_read_the_manifest_may_read_the_weights(folder: Path):
+    modes = {path.stat().st_mode for path in folder.iterdir()}
+    assert len(modes) == 1, "a server in a container runs as somebody else"
+
+
 def test_saving_again_replaces_the_head(folder: Path):
     save_head(folder, random_head(seed=1), dataclasses.replace(MANIFEST, trained_on="more"))
     head, manifest = load_head(folder)

@@ -214,7 +214,7 @@ def test_a_full_disk_leaves_no_half_head_and_resuming_trains_nothing_again(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("trimtab.guidance.store.save_file", full)
+    monkeypatch.setattr("trimtab.guidance.store.save", full)
     with pytest.raises(HeadError, match=r"No space left on device.*make room and resume"):
         train_head(config, policy=policy)
     assert not config.head_folder.exists()
