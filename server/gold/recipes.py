@@ -110,7 +110,8 @@ _MANY = ("--value.optimiser.batch-size", "256", "--advantage.optimiser.batch-siz
 _ON_POLICY = (
     *("--parts", "advantage", "--on-policy.score", BY_TOKEN, "--on-policy.max-tokens", REPLY_TOKENS),
     *("--on-policy.max-num-seqs", "256", "--advantage.tau", "0.8", "--advantage.discount", "0.9"),
-    *("--advantage.optimiser.batch-size", "16", "--advantage.optimiser.epochs", "1.6"),
+    *("--advantage.optimiser.batch-size", "16", "--advantage.optimiser.epochs", "0.96"),
+    *("--on-policy.num-prompts", "64"),
 )
 METHODS: Mapping[str, Method] = {
     "dpo": Method("windows", (*_DPO, "--advantage.tau", "5"), "windows.preference", ("3e-3", "1e-3")),
