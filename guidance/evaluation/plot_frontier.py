@@ -14,6 +14,7 @@ from trimtab.guidance.evaluation.plot_style import LINES, Theme, bars, dress, le
 from trimtab.guidance.evaluation.report import FrontierReport
 
 _PRICE = "KL from the policy (nats per reply, √ scale)"
+_MAX_WITH_KNOBS = 5
 _MAX_PANELS = 6
 Read = Callable[[CurvePoint], float | None]
 MEASURES: dict[str, Read] = {
@@ -28,12 +29,13 @@ MEASURES: dict[str, Read] = {
 
 def plot_scores(frontier: FrontierReport, theme: Theme) -> Figure:
     """A panel per score: every curve against its price, with 95 % intervals both ways; rings mark the plain
-    policy, small numbers are knobs."""
+    policy. Small numbers are knobs, on a page of few curves."""
     names = [name for name in frontier.score_names if _holders(frontier, name)][:_MAX_PANELS]
     figure, panels = _panels(theme, len(names), height=4.2)
+    with_knobs = len(frontier.curves) <= _MAX_WITH_KNOBS
     for axes, name in zip(panels, names, strict=False):
         for place, curve in enumerate(frontier.curves):
-            _draw_score(axes, curve, name, theme.colours[place % len(theme.colours)])
+            _draw_score(axes, curve, name, theme.colours[place % len(theme.colours)], with_knobs)
         _price_axis(axes, frontier)
         dress(axes, theme, x=_PRICE, y="", title=_title(name, frontier))
     _share_legend(figure, panels, theme)
@@ -80,7 +82,7 @@ def plot_overoptimisation(frontier: FrontierReport, theme: Theme) -> Figure:
     return figure
 
 
-def _draw_score(axes: Any, curve: Curve, name: str, colour: str) -> None:
+def _draw_score(axes: Any, curve: Curve, name: str, colour: str, with_knobs: bool) -> None:
     scored = [p for p in curve.points if name in p.scores and p.scores[name].estimate is not None]
     if not scored:
         return
@@ -103,7 +105,7 @@ def _draw_score(axes: Any, curve: Curve, name: str, colour: str) -> None:
     for point, at_x, at_y in zip(scored, x, y, strict=True):
         if point.knob == 0:
             axes.plot(at_x, at_y, marker="o", markersize=10, markerfacecolor="none", color=colour)
-        elif curve.kind != "best_of_n" or point is scored[-1]:
+        elif with_knobs and (curve.kind != "best_of_n" or point is scored[-1]):
             offset = {"xytext": (4, -9), "textcoords": "offset points", "fontsize": 6.5}
             axes.annotate(f"{point.knob:.3g}", (at_x, at_y), color=colour, **offset)
 
