@@ -42,7 +42,7 @@ def all_pictures(report: EvaluationReport) -> list[Picture]:
             Picture(
                 "frontier",
                 "frontier",
-                "Scores against KL with 95 % intervals; rings mark the plain policy, numbers knobs of few curves.",
+                "Scores against KL with 95 % intervals; rings are the plain policy, numbers knobs.",
                 partial(plot_scores, frontier),
             ),
             Picture("variety", "variety", "Variety and fluency against KL.", partial(plot_variety, frontier)),
