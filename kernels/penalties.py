@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,12 +55,13 @@ def apply_penalties(
 
 def _add_bias(logits: Tensor, rows: Tensor, logit_bias: Sequence[Sequence[tuple[int, float]]]) -> None:
     # Rows of one request, or of one experiment, share their pairs: each list is read once.
-    tables = {id(pairs): np.array(pairs, dtype=np.float64) for pairs in logit_bias if pairs}
+    tables = {id(pairs): torch.tensor(pairs, dtype=torch.float64) for pairs in logit_bias if pairs}
     biased = [(i, tables[id(pairs)]) for i, pairs in enumerate(logit_bias) if pairs]
     if not biased:
         return
-    entries = torch.from_numpy(np.concatenate([table for _, table in biased]))
-    index = torch.from_numpy(np.repeat([i for i, _ in biased], [len(table) for _, table in biased]))
+    entries = torch.cat([table for _, table in biased])  # [E, 2]
+    lengths = torch.tensor([len(table) for _, table in biased])
+    index = torch.tensor([i for i, _ in biased]).repeat_interleave(lengths, output_size=len(entries))
     places = _to_device(torch.stack([index, entries[:, 0].long()]), logits.device)
     place = rows[places[0]], places[1]
     logits[place] += _to_device(entries[:, 1].to(logits.dtype), logits.device)
