@@ -60,8 +60,7 @@ def _add_bias(logits: Tensor, rows: Tensor, logit_bias: Sequence[Sequence[tuple[
     if not biased:
         return
     entries = torch.cat([table for _, table in biased])  # [E, 2]
-    lengths = torch.tensor([len(table) for _, table in biased])
-    index = torch.tensor([i for i, _ in biased]).repeat_interleave(lengths, output_size=len(entries))
+    index = torch.cat([torch.full((len(table),), i) for i, table in biased])
     places = _to_device(torch.stack([index, entries[:, 0].long()]), logits.device)
     place = rows[places[0]], places[1]
     logits[place] += _to_device(entries[:, 1].to(logits.dtype), logits.device)
