@@ -19,7 +19,7 @@ COMMANDS = {
     "rollouts": "sample replies to a prompt file, score them, make training rows of them",
     "label": "have a judge model compare replies by a written constitution",
     "features": "run the policy once over training replies and keep what heads read",
-    "train": "train a head on preferences over a model's own replies",
+    "train": "train a head from preferences, thumbs, rankings, scored replies, or by RLHF",
     "eval": "judge heads: accuracy, reward against KL beside baselines, variety, sycophancy",
 }
 """Each is a module `commands/<name>.py` with main(prog, args); imported only when asked for."""
