@@ -139,7 +139,8 @@ def test_a_judge_that_sometimes_answers_garbage_is_counted_and_skipped(flags, ca
 
 def test_too_many_failures_stop_and_a_rerun_asks_only_for_the_rest(flags, capsys):
     with local_judge(lambda text: Say("Well…") if "p3" in text else by_length(text)) as judge:
-        told = complaint(capsys, *flags, "--judge-url", judge.url)
+        # One question at a time: none is on its way when the command stops.
+        told = complaint(capsys, *flags, "--judge-url", judge.url, "--concurrency", "1")
         assert "such as garbage: want A or B, got 'Well…'" in told
         assert not Path("out.parquet").exists()
         kept, judge.answer = len(Path("out.answers.jsonl").read_text().splitlines()), by_length
