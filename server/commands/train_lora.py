@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from trimtab.guidance.lora.config import LoraConfig
 from trimtab.server.commands.errors import UserError
 from trimtab.server.commands.flags import parse
 from trimtab.server.commands.model import BUNDLED
+from trimtab.server.commands.whole_file import write_text
 
 POINTS_FILE = "points.json"
 _EXTRA = ("trl", "peft")
@@ -79,9 +79,7 @@ def _run(config: TrainLoraConfig) -> None:
 
         points = measure_points(config, config.measure, tuned.merged)
         path = config.out / POINTS_FILE
-        new = path.with_name(path.name + ".new")
-        new.write_text(json.dumps(points, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(new, path)
+        write_text(path, json.dumps(points, ensure_ascii=False) + "\n")
         for point in points["points"]:
             print(f"{point['label']}: {point['kl']:.3g} nats per reply")
         print(f"written to {path}")
