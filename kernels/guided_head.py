@@ -318,11 +318,12 @@ def _first_advantage(
             left = tl.load(weight + k, mask=k < depth, other=0.0).to(tl.float32)
             right = tl.load(column + row * column_stride + k, mask=k < depth, other=0.0).to(tl.float32)
             total += left * right
-    for start in range(0, rank, block):
-        k = start + tl.arange(0, block)
-        left = tl.load(up + k, mask=k < rank, other=0.0).to(tl.float32)
-        right = tl.load(inner + row * inner_stride + k, mask=k < rank, other=0.0).to(tl.float32)
-        total += left * right
+    if rank > 0:  # else there is no `up` to load from, not even in a loop that never runs
+        for start in range(0, rank, block):
+            k = start + tl.arange(0, block)
+            left = tl.load(up + k, mask=k < rank, other=0.0).to(tl.float32)
+            right = tl.load(inner + row * inner_stride + k, mask=k < rank, other=0.0).to(tl.float32)
+            total += left * right
     tl.store(out + row, tl.sum(total, 0))
 
 
