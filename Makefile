@@ -3,7 +3,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: serve test test-slow bundled gpu growth training-speed gold lint install clean
+.PHONY: serve test test-slow bundled gpu gpu-cache growth training-speed gold lint install clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -31,8 +31,11 @@ test-slow: $(STAMP)  ## the tests that need minutes
 bundled: $(STAMP)  ## rebuild the bundled policy and heads from a seed (25 minutes on two cores)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m trimtab.server.bundled $(ARGS)
 
-gpu:  ## check and measure kernels and engine on a GPU, without an installation (PART=kernels|engine)
-	PYTHONPATH=src $(or $(wildcard $(BIN)/python),$(PYTHON)) -m trimtab.server.gpu --part $(or $(PART),all) --out $(or $(REPORT),runs/gpu-$(or $(PART),all).json)
+gpu:  ## check and measure kernels and engine on a GPU, without an installation (PART=kernels|engine, BUDGET=420)
+	PYTHONPATH=src $(or $(wildcard $(BIN)/python),$(PYTHON)) -m trimtab.server.gpu --part $(or $(PART),all) --budget $(or $(BUDGET),420) --out $(or $(REPORT),runs/gpu-$(or $(PART),all).json) $(ARGS)
+
+gpu-cache:  ## compile what `make gpu` will launch into runs/triton-cache, without a GPU (ARGS="--wheel triton…whl")
+	PYTHONPATH=src $(or $(wildcard $(BIN)/python),$(PYTHON)) -m trimtab.server.gpu.cache $(ARGS)
 
 growth: $(STAMP)  ## measure and draw how a token's time grows, on the CPU (8 minutes on two cores)
 	$(BIN)/python -m trimtab.server.growth $(ARGS)

@@ -32,6 +32,7 @@ from trimtab.kernels.tile_reduce import (
 # program's rows follow the batch: they are columns of the matrix instructions, whose sums do not mix. That an
 # instruction of 64 columns rounds as one of 16 does is not in its specification: it is checked on the GPU.
 BLOCK_V, BLOCK_BYTES, NUM_WARPS, GROUP = 128, 128, 4, 16
+ROW_TILES = (16, 32, 64)  # rows of one program, each another program to compile
 BLOCK_PIVOT = 1024
 
 
@@ -355,7 +356,7 @@ def _block_b(inputs: HeadInputs) -> int:
     if inputs.h.dtype == torch.float32:
         return 16
     early = inputs.h.is_cuda and torch.cuda.get_device_capability(inputs.h.device) < (9, 0)
-    return next(size for size in (16, 32, 64) if size >= min(len(inputs.h), 32 if early else 64))
+    return next(size for size in ROW_TILES if size >= min(len(inputs.h), 32 if early else 64))
 
 
 def _num_stages(block_b: int, dtype: torch.dtype) -> int:

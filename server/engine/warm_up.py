@@ -1,10 +1,18 @@
-"""Draws of padding rows before the first request comes, in whose time kernels would else be compiled."""
+"""Warm-up: draws padding rows of every kind before the first request, in whose time kernels would compile."""
 
 from __future__ import annotations
 
+import itertools
+import logging
+from collections.abc import Iterator
+
 import torch
+from tqdm.auto import tqdm
 
 from trimtab.guidance.bank import HeadBank
+from trimtab.kernels.compilations import Compilation, listen
+from trimtab.kernels.dispatch import MAX_FUSED_ROWS
+from trimtab.kernels.guided_head import ROW_TILES
 from trimtab.server.engine.batch import DrawInputs
 from trimtab.server.engine.device_copy import index_tensor
 from trimtab.server.engine.model_runner import Hidden
@@ -14,28 +22,70 @@ from trimtab.server.engine.row_needs import RowNeeds
 from trimtab.server.engine.sampler import Sampler
 from trimtab.server.engine.step_state import StepState
 
-NUM_ROWS = 2
-KINDS = {
-    "sampled": SamplingParams(),
-    "greedy": SamplingParams(temperature=0),
-    "truncated": SamplingParams(top_p=0.9, top_k=50),
-}
+logger = logging.getLogger(__name__)
+
+GREEDY = {"sampled": 1.0, "greedy": 0.0}  # temperatures
+# What sends a batch past the fused head, each another program of the draw.
+NEEDS_LOGITS = {"logprobs": {"logprobs": 1}, "truncated": {"top_p": 0.9, "top_k": 50, "min_p": 0.01}}
 
 
 @torch.inference_mode()
 def warm_up(sampler: Sampler, policy: Policy, bank: HeadBank, state: StepState) -> int:
-    """Draw plain and guided padding rows of every kind; no lane's state changes. Returns how many draws."""
+    """Draw as serving can; no lane's state changes. Returns how many draws.
+
+    From then on a program that is compiled is logged: its request waited for it.
+    """
+    draws = list(_draws(bank, state.padding_slot))
+    for rows, needs in tqdm(draws, desc="warming up draws", unit="draw", leave=False):
+        state.version += 1  # other rows than the ones before
+        sampler.draw(_padding(policy, state, rows), [needs] * rows)
+    listen(_log)
+    return len(draws)
+
+
+def _draws(bank: HeadBank, most: int) -> Iterator[tuple[int, RowNeeds]]:
+    """Numbers of rows, at most so many, and what they need: every tile of the fused head, then the rest."""
+    sizes = [size for size in ROW_TILES if size <= MAX_FUSED_ROWS]
+    tiles = sorted({min(size, most) for size in sizes})
+    for steering, temperature in itertools.product(_steerings(bank), GREEDY.values()):
+        for rows in tiles:
+            yield rows, _needs(bank, SamplingParams(temperature=temperature), steering, trace=False)
+        for needs, trace in itertools.product(NEEDS_LOGITS.values(), (False, True)):
+            sampling = SamplingParams(temperature=temperature, **needs)  # type: ignore[arg-type]
+            yield 1, _needs(bank, sampling, steering, trace)
+
+
+def _steerings(bank: HeadBank) -> Iterator[tuple[str, ...]]:
+    """Heads that steer together: none, any number of low-rank ones, with and without a tied one."""
+    forms: dict[str, list[str]] = {"tied": [], "lowrank": []}
+    for name, manifest in zip(bank.names, bank.manifests, strict=True):
+        if manifest.parts.advantage is not None:
+            forms[manifest.parts.advantage.form].append(name)
+    for tied in ((), tuple(forms["tied"][:1])) if forms["tied"] else ((),):
+        for count in range(len(forms["lowrank"]) + 1):
+            yield (*tied, *forms["lowrank"][:count])
+
+
+def _needs(bank: HeadBank, sampling: SamplingParams, steering: tuple[str, ...], trace: bool) -> RowNeeds:
+    heads = tuple((name, 1.0) for name in steering)
+    guidance = Guidance(float(bool(heads)), heads, trace=trace)
+    return RowNeeds.of(Request("warm-up", (0,), sampling, guidance), bank)
+
+
+def _padding(policy: Policy, state: StepState, rows: int) -> Hidden:
     slot, length = state.padding_slot, state.tokens.shape[1]
-    host_slots, host_positions = [slot] * NUM_ROWS, [length - 1] * NUM_ROWS
+    host_slots, host_positions = [slot] * rows, [length - 1] * rows
     slots, positions = (index_tensor(values, state.device) for values in (host_slots, host_positions))
     draws = DrawInputs(slots, positions, slots * length + positions, host_slots, host_positions)
-    h = torch.zeros(NUM_ROWS, policy.lm_head.shape[1], dtype=policy.dtype, device=state.device)
-    logits = None if policy.has_linear_tail else h.new_zeros(NUM_ROWS, policy.vocab_size)
-    steering = tuple((name, 1.0) for name, has in zip(bank.names, bank.has_advantage, strict=True) if has)
-    guidances = [Guidance(), *([Guidance(1.0, steering)] if steering else [])]
-    for sampling in KINDS.values():
-        for guidance in guidances:
-            state.version += 1  # other rows than the ones before
-            needs = RowNeeds.of(Request("warm-up", (0,), sampling, guidance), bank)
-            sampler.draw(Hidden(h, logits, draws), [needs] * NUM_ROWS)
-    return len(KINDS) * len(guidances)
+    h = torch.zeros(rows, policy.lm_head.shape[1], dtype=policy.dtype, device=state.device)
+    logits = None if policy.has_linear_tail else h.new_zeros(rows, policy.vocab_size)
+    return Hidden(h, logits, draws)
+
+
+def _log(compilation: Compilation) -> None:
+    if not compilation.is_cached:
+        logger.warning(
+            "kernel %s was compiled while serving, in %.1f s: warm-up does not know this launch",
+            compilation.kernel,
+            compilation.seconds,
+        )

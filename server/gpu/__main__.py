@@ -1,21 +1,28 @@
-"""Check and measure the kernels and the engine on this machine's GPU: python -m trimtab.server.gpu --part all
+"""GPU suite: checks and measures the kernels and the engine: python -m trimtab.server.gpu
 
-Each part ends within eight minutes. The last line is one JSON document, also written to --out after every
-case. Exits with 0 only if nothing failed and every check was answered.
+Ends within --budget seconds, the most telling cases first; a JSON line follows every result. The last line is
+one JSON document, also written to --out after every case. Exits with 0 only if nothing failed and every check
+was answered.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import sys
+import time
 from pathlib import Path
 
+from trimtab.server.gpu import cache
 from trimtab.server.gpu.machine import missing_gpu, open_gpu, open_rehearsal
-from trimtab.server.gpu.registry import PARTS
+from trimtab.server.gpu.registry import PARTS, ordered_cases
 from trimtab.server.gpu.report import Report
 from trimtab.server.gpu.runner import Runner
+
+BUDGET = 420.0
+MAX_JOBS = 16
 
 
 def main() -> int:
@@ -24,15 +31,36 @@ def main() -> int:
     if reason is not None:
         print(f"error: {reason}", file=sys.stderr)
         return 1
+    start = time.monotonic()
     report = Report(_command(options), options.rehearse, options.out)
+    if not options.rehearse:
+        _prepare_cache(options, report)
+    cases = {
+        (part, name): entry
+        for (part, name), entry in ordered_cases(options.rehearse).items()
+        if options.part in (part, "all") and name in (options.only or (name,))
+    }
     open_machine = open_rehearsal if options.rehearse else open_gpu
-    for name, part in PARTS.items():
-        if options.part in (name, "all"):
-            cases = {key: case for key, case in part.cases.items() if key in (options.only or part.cases)}
-            Runner(cases, open_machine, part.toy if options.rehearse else part.sizes).run(name, report)
+    left = options.budget - (time.monotonic() - start)
+    Runner(cases, open_machine, seconds=left).run(report, say=lambda line: print(line, flush=True))
     report.save()
     print(json.dumps(report.as_dict(), allow_nan=False), flush=True)
     return 0 if report.is_ok else 1
+
+
+def _prepare_cache(options: argparse.Namespace, report: Report) -> None:
+    """Adopt the cache of programs that came along; where it is no good, compile all that at once."""
+    report.cache["carried"] = cache.adopt(options.cache)
+    report.cache["is_used"] = cache.serves_here()
+    if options.jobs and not report.cache["is_used"]:
+        start = time.monotonic()
+        filled = cache.fill(options.cache, options.jobs)
+        report.cache["compiled"] = len(list(options.cache.glob("*/*.cubin"))) - report.cache["carried"]
+        report.cache["seconds"] = round(time.monotonic() - start, 1)
+        report.cache["errors"] = len(filled.errors)
+        for error in filled.errors:
+            print(f"error: {error}", file=sys.stderr)
+    print(json.dumps({"cache": report.cache}), flush=True)
 
 
 def _parse() -> argparse.Namespace:
@@ -43,6 +71,21 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--part", choices=[*PARTS, "all"], default="all")
     parser.add_argument("--out", type=Path, help="where the report is written")
+    parser.add_argument(
+        "--budget", type=float, default=BUDGET, metavar="SECONDS", help="for the whole run (%(default)g)"
+    )
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=cache.FOLDER,
+        help="Triton's, as `make gpu-cache` fills it (%(default)s)",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=min(MAX_JOBS, os.cpu_count() or 1),
+        help="processes that fill the cache first, where it serves nothing here; 0 leaves it to the cases",
+    )
     parser.add_argument("--only", nargs="+", default=[], metavar="CASE", help="run these cases alone")
     parser.add_argument(
         "--rehearse",
@@ -60,6 +103,8 @@ def _parse() -> argparse.Namespace:
 def _command(options: argparse.Namespace) -> str:
     """What to type to run this again; reports are committed, so it holds no path."""
     words = ["python -m trimtab.server.gpu", f"--part {options.part}"]
+    if options.budget != BUDGET:
+        words.append(f"--budget {options.budget:g}")
     if options.only:
         words.append("--only " + " ".join(shlex.quote(case) for case in options.only))
     if options.rehearse:

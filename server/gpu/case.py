@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from trimtab.server.gpu.findings import Findings
 from trimtab.server.gpu.machine import Machine
 
 
-class SkippedError(Exception):
-    """The case cannot be answered here; the message says why."""
-
-
 @dataclass(frozen=True, slots=True)
 class Case:
-    """kind: a check is right or wrong, a benchmark measures. budget: seconds after which it is stopped.
+    """kind: a check is right or wrong, a benchmark measures. seconds: after which it is stopped.
 
-    run takes the machine and the sizes of its part, and raises SkippedError where it cannot be answered.
+    run: fills the findings; raises SkippedError where the case cannot be answered. sizes: which of its part's
+    sizes it takes instead, on a GPU.
     """
 
     kind: Literal["check", "benchmark"]
-    run: Callable[[Machine, Any], Findings]
-    budget: float
+    run: Callable[[Machine, Any, Findings], None]
+    seconds: float
+    sizes: Mapping[str, Any] = field(default_factory=dict)
+
+    def narrowed(self, sizes: Any) -> Any:
+        return dataclasses.replace(sizes, **self.sizes) if self.sizes else sizes

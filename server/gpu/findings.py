@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import traceback
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -69,14 +73,51 @@ class Measurement:
         }
 
 
+class SkippedError(Exception):
+    """The case cannot be answered here; the message says why."""
+
+
+class DeviceLostError(Exception):
+    """The device answers no more, as after a wild access."""
+
+
+def _nobody(findings: Findings) -> None:
+    pass
+
+
 @dataclass(slots=True)
 class Findings:
-    """limits: the worst value seen under each name. facts: whatever else is worth a line in the report."""
+    """Filled by a case as it goes, so that what was found is kept whatever comes after.
+
+    limits: the worst value seen under each name. facts: whatever else is worth a line in the report.
+    tables: rows of named figures. errors: what was raised, by the form of the case that raised it.
+    publish: told after every form. answers: whether the device still does.
+    """
 
     limits: dict[str, Limit] = field(default_factory=dict)
     measurements: list[Measurement] = field(default_factory=list)
     aims: list[Aim] = field(default_factory=list)
     facts: dict[str, float | int | str] = field(default_factory=dict)
+    tables: dict[str, list[dict[str, float | int | str]]] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
+    publish: Callable[[Findings], None] = _nobody
+    answers: Callable[[], bool] = lambda: True
+
+    @contextlib.contextmanager
+    def attempt(self, form: str) -> Iterator[None]:
+        """One form of a case: what it raises is noted and costs nothing but this form.
+
+        Raises DeviceLostError where the device answers no more.
+        """
+        try:
+            yield
+        except SkippedError:
+            raise
+        except Exception as error:
+            self.errors[form] = describe(error)
+            if not self.answers():
+                raise DeviceLostError(form) from error
+        self.publish(self)
 
     def require(self, what: str, value: Tensor | float, at_most: float) -> None:
         """Hold a number (of a tensor the largest, and NaN if any is) against its limit."""
@@ -95,7 +136,7 @@ class Findings:
             f"{what}: {limit.value:.3g}, at most {limit.at_most:.3g}"
             for what, limit in self.limits.items()
             if not limit.is_kept
-        ]
+        ] + [f"{form}: {error.rpartition(chr(10))[2]}" for form, error in self.errors.items()]
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -115,7 +156,19 @@ class Findings:
                 for aim in self.aims
             ],
             "facts": self.facts,
+            "tables": self.tables,
+            "errors": self.errors,
         }
+
+
+TRACEBACK_FRAMES = 4
+
+
+def describe(error: BaseException) -> str:
+    """What was raised and where, without a path of this machine: reports are committed."""
+    frames = traceback.extract_tb(error.__traceback__)[1:][-TRACEBACK_FRAMES:]
+    places = [f"{'/'.join(Path(frame.filename).parts[-2:])}:{frame.lineno} {frame.name}" for frame in frames]
+    return f"{', '.join(places)}\n{type(error).__name__}: {error}"
 
 
 def _largest(value: Tensor | float) -> float:

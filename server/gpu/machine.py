@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import platform
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import transformers
 
 from trimtab.kernels.dispatch import triton
 from trimtab.server.gpu.timing import Repeats, copy_bandwidth
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +27,31 @@ class Machine:
     device: torch.device
     backend: str
     bandwidth: float
+    _kept: dict[Hashable, object] = field(default_factory=dict)
+
+    def keep(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` makes, kept for the next case that asks by the same key; one thing at a time, since
+        what is worth keeping is large."""
+        if key not in self._kept:
+            self.release()
+            self._kept[key] = make()
+        return self._kept[key]  # type: ignore[return-value]
+
+    def release(self) -> None:
+        """Give back the memory of what is kept, and what torch holds."""
+        self._kept.clear()
+        gc.collect()
+        if self.is_cuda:
+            torch.cuda.empty_cache()
+
+    def answers(self) -> bool:
+        """Whether the device still does: after a wild access it never does again in this process."""
+        if self.is_cuda:
+            try:
+                torch.cuda.synchronize()
+            except RuntimeError:
+                return False
+        return True
 
     @property
     def is_cuda(self) -> bool:

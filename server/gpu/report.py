@@ -20,7 +20,10 @@ def now() -> str:
 
 @dataclass(slots=True)
 class Report:
-    """machine: of each part that has begun. cases: by part and name. path: None keeps it in memory."""
+    """machine: of each part that has begun. cases: by part and name. path: None keeps it in memory.
+
+    cache: how many of Triton's programs were carried to this machine and how many compiled there.
+    """
 
     command: str
     is_rehearsal: bool
@@ -28,6 +31,7 @@ class Report:
     started: str = field(default_factory=now)
     machine: dict[str, dict[str, Any]] = field(default_factory=dict)
     cases: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    cache: dict[str, float] = field(default_factory=dict)
 
     def add(self, part: str, name: str, record: dict[str, Any]) -> None:
         self.cases.setdefault(part, {})[name] = record
@@ -51,6 +55,7 @@ class Report:
             "written": now(),
             "sources": {part: digest(folder) for part, folder in SOURCES.items() if part in self.cases},
             "machine": self.machine,
+            "cache": self.cache,
             "ok": self.is_ok,
             "cases": self.cases,
         }

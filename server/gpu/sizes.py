@@ -31,6 +31,7 @@ class KernelSizes:
     dtypes: in which weights and activations come. head_shapes: (d, V) of the checks, awkward ones too.
     check_rows, batch_sizes: rows of the checks, and of those that compare batches.
     fused_rows, logit_rows, truncated_rows, contexts (rows, context): of the benchmarks.
+    adapter_shapes: (d, r) of the checks, adapter_rows: of the benchmarks of the heads' inner halves.
     num_draws: of each chi-square.
     """
 
@@ -44,6 +45,8 @@ class KernelSizes:
     max_fused_rows: int = 64
     fused_rows: tuple[int, ...] = (1, 8, 16, 32, 64, 128)
     logit_rows: tuple[int, ...] = (1, 64, 128, 288)
+    adapter_shapes: tuple[tuple[int, int], ...] = ((4096, 64), (4116, 61))
+    adapter_rows: tuple[int, ...] = (1, 64, 288)
     truncated_vocab: int = 131072
     truncated_rows: tuple[int, ...] = (64, 128)
     num_draws: int = 400_000
@@ -72,6 +75,8 @@ TOY_KERNEL_SIZES = KernelSizes(
     max_fused_rows=5,
     fused_rows=(1, 3),
     logit_rows=(3,),
+    adapter_shapes=((48, 16), (68, 13)),
+    adapter_rows=(3,),
     truncated_vocab=300,
     truncated_rows=(3,),
     num_draws=100,

@@ -8,8 +8,7 @@ import time
 
 import torch
 
-from trimtab.server.gpu.case import SkippedError
-from trimtab.server.gpu.findings import Findings
+from trimtab.server.gpu.findings import Findings, SkippedError
 from trimtab.server.gpu.machine import Machine
 
 GPU = torch.device("cuda", 0)
@@ -35,36 +34,41 @@ def open_stand_in() -> Machine:
     return StandIn(GPU, "triton", 1.0)
 
 
-def right(machine: Machine, sizes: object) -> Findings:
-    findings = Findings()
+def right(machine: Machine, sizes: object, findings: Findings) -> None:
     findings.require("error", torch.tensor([0.1, 0.2]), 0.5)
-    return findings
 
 
-def wrong(machine: Machine, sizes: object) -> Findings:
-    findings = Findings()
+def wrong(machine: Machine, sizes: object, findings: Findings) -> None:
     findings.require("error", torch.tensor([0.1, math.nan]), 0.5)
-    return findings
 
 
-def raising(machine: Machine, sizes: object) -> Findings:
+def raising(machine: Machine, sizes: object, findings: Findings) -> None:
     raise RuntimeError("no such thing")
 
 
-def skipping(machine: Machine, sizes: object) -> Findings:
+def one_form_raising(machine: Machine, sizes: object, findings: Findings) -> None:
+    for form in ("plain", "tied", "low-rank"):
+        with findings.attempt(form):
+            if form == "tied":
+                raise RuntimeError("no such thing")
+            findings.require(form, 0.1, 0.5)
+
+
+def skipping(machine: Machine, sizes: object, findings: Findings) -> None:
     raise SkippedError("not here")
 
 
-def dying(machine: Machine, sizes: object) -> Findings:
+def dying(machine: Machine, sizes: object, findings: Findings) -> None:
     os._exit(7)
 
 
-def hanging(machine: Machine, sizes: object) -> Findings:
+def hanging(machine: Machine, sizes: object, findings: Findings) -> None:
+    with findings.attempt("quick"):
+        findings.require("error", 0.1, 0.5)
     time.sleep(60)
-    return Findings()
 
 
-def losing(machine: Machine, sizes: object) -> Findings:
+def losing(machine: Machine, sizes: object, findings: Findings) -> None:
     def gone(device: object = None) -> None:
         raise RuntimeError("an illegal memory access was encountered")
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 
 Interval = tuple[float, float]
+NAME_LENGTH = 70  # of a kernel: templates go on for hundreds of characters
 
 
 def busy_share(intervals: Iterable[Interval]) -> float:
@@ -27,4 +29,25 @@ def device_intervals(profiler: Any, device: torch.device) -> list[Interval]:
         (event.time_range.start, event.time_range.end)
         for event in profiler.events()
         if event.device_type.name == device.type.upper() and not event.is_user_annotation
+    ]
+
+
+def kernels_of_step(
+    profiler: Any, device: torch.device, num_steps: int, most: int = 40
+) -> list[dict[str, float | int | str]]:
+    """What ran on the device in a step, by kernel: launches, and microseconds in all, the longest first."""
+    launches: Counter[str] = Counter()
+    micros: Counter[str] = Counter()
+    for event in profiler.events():
+        if event.device_type.name == device.type.upper() and not event.is_user_annotation:
+            name = event.name[:NAME_LENGTH]
+            launches[name] += 1
+            micros[name] += event.time_range.end - event.time_range.start
+    return [
+        {
+            "kernel": name,
+            "launches": round(launches[name] / num_steps, 2),
+            "microseconds": round(total / num_steps, 2),
+        }
+        for name, total in micros.most_common(most)
     ]

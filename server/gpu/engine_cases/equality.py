@@ -22,24 +22,27 @@ from trimtab.server.gpu.sizes import dtype_name
 OTHER_REPLIES = 0.05  # share that may differ between two routes in fp32: each began with a near tie
 
 
-def check_generate(machine: Machine, sizes: EngineSizes) -> Findings:
+def check_generate(machine: Machine, sizes: EngineSizes, findings: Findings) -> None:
     """Greedy replies to prompts of mixed length, all in one batch, are those of `generate`, one by one."""
-    findings = Findings()
     for dtype in sizes.dtypes:
-        subject = Subject(sizes.small, machine.device, dtype, sizes.rank)
-        own = copy.deepcopy(subject.model)
-        findings.require("tails that are not seen to be linear", 0 if subject.has_linear_tail else 1, 0)
-        engine = subject.engine(max_num_seqs=len(sizes.check_prompts))
-        self_check(subject.policy(), engine.config)
-        engine = subject.engine(max_num_seqs=len(sizes.check_prompts))
-        prompts = random_prompts(sizes.small, sizes.check_prompts)
-        greedy = SamplingParams(max_tokens=sizes.check_tokens, temperature=0, ignore_eos=True)
-        replies = _tokens(generate(engine, [Request(str(i), p, greedy) for i, p in enumerate(prompts)]))
-        name = dtype_name(dtype)
-        for prompt, reply in zip(prompts, replies, strict=True):
-            gap = _gap_to_generate(own, prompt, reply)
-            findings.require(f"{name}: logit gap where the reply leaves generate's", gap, TOLERANCE[dtype])
-    return findings
+        with findings.attempt(dtype_name(dtype)):
+            _check_generate(machine, sizes, findings, dtype)
+
+
+def _check_generate(machine: Machine, sizes: EngineSizes, findings: Findings, dtype: torch.dtype) -> None:
+    subject = Subject(sizes.small, machine.device, dtype, sizes.rank)
+    own = copy.deepcopy(subject.model)
+    findings.require("tails that are not seen to be linear", 0 if subject.has_linear_tail else 1, 0)
+    engine = subject.engine(max_num_seqs=len(sizes.check_prompts))
+    self_check(subject.policy(), engine.config)
+    engine = subject.engine(max_num_seqs=len(sizes.check_prompts))
+    prompts = random_prompts(sizes.small, sizes.check_prompts)
+    greedy = SamplingParams(max_tokens=sizes.check_tokens, temperature=0, ignore_eos=True)
+    replies = _tokens(generate(engine, [Request(str(i), p, greedy) for i, p in enumerate(prompts)]))
+    name = dtype_name(dtype)
+    for prompt, reply in zip(prompts, replies, strict=True):
+        gap = _gap_to_generate(own, prompt, reply)
+        findings.require(f"{name}: logit gap where the reply leaves generate's", gap, TOLERANCE[dtype])
 
 
 def _gap_to_generate(model: Any, prompt: Sequence[int], reply: Sequence[int]) -> float:
@@ -64,9 +67,8 @@ def _gap_to_generate(model: Any, prompt: Sequence[int], reply: Sequence[int]) ->
     return 0.0
 
 
-def check_routes(machine: Machine, sizes: EngineSizes) -> Findings:
+def check_routes(machine: Machine, sizes: EngineSizes, findings: Findings) -> None:
     """Padding, CUDA graphs, a step read late, small chunks: seeded fp32 replies stay the same."""
-    findings = Findings()
     subject = Subject(sizes.small, machine.device, torch.float32, sizes.rank)
     routes: dict[str, dict[str, Any]] = {
         "padding": {"padding": "buckets"},
@@ -82,14 +84,14 @@ def check_routes(machine: Machine, sizes: EngineSizes) -> Findings:
         assert choice.summary is not None
         assert (choice.summary.kl > 0) == bool(request.guidance.strength), "the rule ran where asked for"
     for name, options in routes.items():
-        found = _run_mixed(subject, sizes, **(plainest | options))
-        findings.require(f"{name}: share of other replies", _share_of_others(expected, found), OTHER_REPLIES)
-    return findings
+        with findings.attempt(name):
+            found = _run_mixed(subject, sizes, **(plainest | options))
+            share = _share_of_others(expected, found)
+            findings.require(f"{name}: share of other replies", share, OTHER_REPLIES)
 
 
-def check_fused_and_materialised(machine: Machine, sizes: EngineSizes) -> Findings:
+def check_fused_and_materialised(machine: Machine, sizes: EngineSizes, findings: Findings) -> None:
     """A batchmate that needs logits sends the batch another way; the others' replies stay the same."""
-    findings = Findings()
     subject = Subject(sizes.small, machine.device, torch.float32, sizes.rank)
     alone = _run_mixed(subject, sizes)
     picky = Request(
@@ -108,12 +110,10 @@ def check_fused_and_materialised(machine: Machine, sizes: EngineSizes) -> Findin
         assert token.trace is not None
         findings.require("negative KL", -token.trace.kl, 0)
         findings.require("drawn tokens above log-probability 0", token.logprob, 1e-4)
-    return findings
 
 
-def check_strict(machine: Machine, sizes: EngineSizes) -> Findings:
+def check_strict(machine: Machine, sizes: EngineSizes, findings: Findings) -> None:
     """Under strict, tokens and log-probabilities are bitwise the same alone and in company."""
-    findings = Findings()
     subject = Subject(sizes.small, machine.device, sizes.dtypes[0], sizes.rank)
     requests = mixed_requests(sizes)
     engine = subject.engine(max_num_seqs=len(requests), strict=True)
@@ -124,7 +124,6 @@ def check_strict(machine: Machine, sizes: EngineSizes) -> Findings:
             (token.token_id, token.logprob) for token in company.tokens
         ]
         findings.require("replies that differ in any bit", 0 if same else 1, 0)
-    return findings
 
 
 def mixed_requests(sizes: EngineSizes) -> list[Request]:

@@ -54,9 +54,8 @@ class TiltHook:
         self._moved.zero_()
 
 
-def bench_generate_batch(machine: Machine, sizes: EngineSizes) -> Findings:
+def bench_generate_batch(machine: Machine, sizes: EngineSizes, findings: Findings) -> None:
     """The same prompts to replies of the same length, from the first prompt to the last token."""
-    findings = Findings()
     subject = Subject(sizes.large, machine.device, sizes.dtype, sizes.rank)
     prompts = random_prompts(sizes.large, [sizes.prompt] * sizes.peer_rows)
     hook = TiltHook(subject.heads[FORM][0], STRENGTH, machine.device)
@@ -79,7 +78,6 @@ def bench_generate_batch(machine: Machine, sizes: EngineSizes) -> Findings:
                 {"generate_batch": theirs[name]},
             )
         )
-    return findings
 
 
 def _time_ours(

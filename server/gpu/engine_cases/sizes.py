@@ -32,9 +32,9 @@ class EngineSizes:
     lowrank_rows: int = 288
     peer_rows: int = 64
     prompt: int = 64
-    steps: int = 64
-    turns: int = 5
-    profiled_steps: int = 20
+    steps: int = 32
+    turns: int = 4
+    profiled_steps: int = 10
 
 
 TOY_ENGINE_SIZES = EngineSizes(

@@ -9,7 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.request import Guidance
-from trimtab.server.gpu.engine_cases.busy import busy_share, device_intervals
+from trimtab.server.gpu.engine_cases.busy import busy_share, device_intervals, kernels_of_step
 from trimtab.server.gpu.engine_cases.sizes import EngineSizes
 from trimtab.server.gpu.engine_cases.steady import SteadyDecode, reply_tokens
 from trimtab.server.gpu.engine_cases.subject import Subject, random_prompts
@@ -27,11 +27,9 @@ MIXED_STRENGTHS = (1.0, 0.5, 2.0, -1.0, 0.0)
 Steps = dict[str, list[list[float]]]  # by contestant: seconds of the steps of each turn
 
 
-def bench_latency(machine: Machine, sizes: EngineSizes) -> Findings:
+def bench_latency(machine: Machine, sizes: EngineSizes, findings: Findings) -> None:
     """One row: the time from token to token, plain and guided by either form."""
-    findings = Findings()
-    subject = Subject(sizes.large, machine.device, sizes.dtype, sizes.rank)
-    engine = subject.engine(max_num_seqs=1)
+    subject, engine = large_engine(machine, sizes)
     findings.facts["engine"] = describe(engine)
     contestants = {
         "plain": [Guidance()],
@@ -48,22 +46,27 @@ def bench_latency(machine: Machine, sizes: EngineSizes) -> Findings:
     for form in ("lowrank", "tied"):
         ratio = _ratio(steps, form)
         findings.aims.append(Aim(f"1 row, guided latency / plain, {form}", ratio, at_most=GUIDED_LATENCY_AIM))
-    return findings
+    findings.publish(findings)
+    for name in ("plain", "tied"):
+        with findings.attempt(f"kernels, {name}"):
+            run = _begin(engine, sizes, contestants[name])
+            findings.tables[f"kernels of a step, 1 row, {name}"] = _profile(machine, sizes, run)[1]
+            run.finish()
 
 
-def bench_tied_throughput(machine: Machine, sizes: EngineSizes) -> Findings:
-    return _bench_throughput(machine, sizes, "tied", sizes.tied_rows)
+def bench_tied_throughput(machine: Machine, sizes: EngineSizes, findings: Findings) -> None:
+    _bench_throughput(machine, sizes, findings, "tied", sizes.tied_rows)
 
 
-def bench_lowrank_throughput(machine: Machine, sizes: EngineSizes) -> Findings:
-    return _bench_throughput(machine, sizes, "lowrank", sizes.lowrank_rows)
+def bench_lowrank_throughput(machine: Machine, sizes: EngineSizes, findings: Findings) -> None:
+    _bench_throughput(machine, sizes, findings, "lowrank", sizes.lowrank_rows)
 
 
-def _bench_throughput(machine: Machine, sizes: EngineSizes, form: str, num_rows: int) -> Findings:
+def _bench_throughput(
+    machine: Machine, sizes: EngineSizes, findings: Findings, form: str, num_rows: int
+) -> None:
     """Many rows of mixed strengths; the device's busy share, and how often a step makes the host wait."""
-    findings = Findings()
-    subject = Subject(sizes.large, machine.device, sizes.dtype, sizes.rank)
-    engine = subject.engine(max_num_seqs=num_rows)
+    subject, engine = large_engine(machine, sizes)
     findings.facts["engine"] = describe(engine)
     mixed = [Guidance(MIXED_STRENGTHS[row % len(MIXED_STRENGTHS)], ((form, 1.0),)) for row in range(num_rows)]
     contestants = {"plain": [Guidance()] * num_rows, form: mixed}
@@ -73,17 +76,37 @@ def _bench_throughput(machine: Machine, sizes: EngineSizes, form: str, num_rows:
     findings.aims.append(
         Aim(f"{num_rows} rows, guided / plain throughput, {form}", throughput, at_least=THROUGHPUT_AIMS[form])
     )
-    run = _begin(engine, sizes, mixed)
-    with machine.host_waits() as waits:
-        run.steps(sizes.profiled_steps)
-    findings.facts["host_waits_per_step"] = len(waits) / sizes.profiled_steps
+    findings.publish(findings)
+    with findings.attempt("profile"):
+        run = _begin(engine, sizes, mixed)
+        with machine.host_waits() as waits:
+            run.steps(sizes.profiled_steps)
+        findings.facts["host_waits_per_step"] = len(waits) / sizes.profiled_steps
+        share, kernels = _profile(machine, sizes, run)
+        findings.aims.append(Aim(f"{num_rows} rows, device busy", share, at_least=BUSY_AIM))
+        findings.tables[f"kernels of a step, {num_rows} rows, {form}"] = kernels
+        run.finish()
+
+
+def large_engine(machine: Machine, sizes: EngineSizes) -> tuple[Subject, Engine]:
+    """One for all benchmarks: to make its weights and record its graphs takes longer than to measure it."""
+
+    def make() -> tuple[Subject, Engine]:
+        subject = Subject(sizes.large, machine.device, sizes.dtype, sizes.rank)
+        return subject, subject.engine(max_num_seqs=max(sizes.tied_rows, sizes.lowrank_rows))
+
+    return machine.keep("large engine", make)
+
+
+def _profile(
+    machine: Machine, sizes: EngineSizes, run: SteadyDecode
+) -> tuple[float, list[dict[str, float | int | str]]]:
+    """The device's busy share over some steps, and what it did in one, the longest first."""
     activity = ProfilerActivity.CUDA if machine.is_cuda else ProfilerActivity.CPU
     with profile(activities=[activity]) as profiler:
         run.steps(sizes.profiled_steps)
     share = busy_share(device_intervals(profiler, machine.device))
-    findings.aims.append(Aim(f"{num_rows} rows, device busy", share, at_least=BUSY_AIM))
-    run.finish()
-    return findings
+    return share, kernels_of_step(profiler, machine.device, sizes.profiled_steps)
 
 
 def describe(engine: Engine) -> str:

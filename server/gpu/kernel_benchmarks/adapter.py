@@ -15,10 +15,9 @@ from trimtab.server.gpu.sizes import KernelSizes, dtype_name
 NUM_HEADS = 3
 
 
-def bench_value_adapter(machine: Machine, sizes: KernelSizes) -> Findings:
-    findings = Findings()
+def bench_value_adapter(machine: Machine, sizes: KernelSizes, findings: Findings) -> None:
     dtype = sizes.dtypes[0]
-    for num_rows in sizes.logit_rows:
+    for num_rows in sizes.adapter_rows:
         for form in ("low-rank", "tied"):
 
             def make(copy: int, num_rows: int = num_rows, tied: bool = form == "tied") -> Job:
@@ -32,7 +31,6 @@ def bench_value_adapter(machine: Machine, sizes: KernelSizes) -> Findings:
                 rows=num_rows,
                 num_bytes=matrices * NUM_HEADS * sizes.rank * sizes.hidden * dtype.itemsize,
             )  # fmt: skip
-    return findings
 
 
 def _job(machine: Machine, sizes: KernelSizes, num_rows: int, tied: bool, seed: int) -> Job:

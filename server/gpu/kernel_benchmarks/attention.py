@@ -18,9 +18,8 @@ from trimtab.server.gpu.sizes import KernelSizes, dtype_name
 from trimtab.server.gpu.timing import time_calls
 
 
-def bench_decode(machine: Machine, sizes: KernelSizes) -> Findings:
+def bench_decode(machine: Machine, sizes: KernelSizes, findings: Findings) -> None:
     """torch gets its keys and values dense and in order: what paging costs is part of the ratio."""
-    findings = Findings()
     shape, dtype = sizes.attention, sizes.dtypes[0]
     for num_rows, context in sizes.contexts:
 
@@ -39,12 +38,10 @@ def bench_decode(machine: Machine, sizes: KernelSizes) -> Findings:
             rows=num_rows,
             num_bytes=2 * num_rows * context * shape.kv_heads * shape.dim * dtype.itemsize,
         )  # fmt: skip
-    return findings
 
 
-def bench_prefill(machine: Machine, sizes: KernelSizes) -> Findings:
+def bench_prefill(machine: Machine, sizes: KernelSizes, findings: Findings) -> None:
     """The floor is arithmetic's: at the rate of a large product measured here."""
-    findings = Findings()
     shape, dtype, n = sizes.attention, sizes.dtypes[0], sizes.prompt
     flops_per_second = matmul_rate(machine, sizes)
     findings.facts["matmul_tflops"] = float(f"{flops_per_second / 1e12:.4g}")
@@ -64,11 +61,9 @@ def bench_prefill(machine: Machine, sizes: KernelSizes) -> Findings:
         num_bytes=2 * n * (shape.heads + shape.kv_heads) * shape.dim * dtype.itemsize,
         floor=1e6 * 2 * n * n * shape.heads * shape.dim / flops_per_second,
     )  # fmt: skip
-    return findings
 
 
-def bench_store_kv(machine: Machine, sizes: KernelSizes) -> Findings:
-    findings = Findings()
+def bench_store_kv(machine: Machine, sizes: KernelSizes, findings: Findings) -> None:
     shape, dtype = sizes.attention, sizes.dtypes[0]
     for num_tokens in sizes.logit_rows:
 
@@ -96,7 +91,6 @@ def bench_store_kv(machine: Machine, sizes: KernelSizes) -> Findings:
             rows=num_tokens,
             num_bytes=4 * num_tokens * shape.kv_heads * shape.dim * dtype.itemsize,
         )  # fmt: skip
-    return findings
 
 
 def dense(rows: PagedRows) -> tuple[Tensor, Tensor, Tensor]:

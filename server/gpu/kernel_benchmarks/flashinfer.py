@@ -14,8 +14,7 @@ import torch
 
 from trimtab.kernels.guided_logits import guided_logits
 from trimtab.kernels.truncate import truncate_and_draw
-from trimtab.server.gpu.case import SkippedError
-from trimtab.server.gpu.findings import Findings
+from trimtab.server.gpu.findings import Findings, SkippedError
 from trimtab.server.gpu.inputs import LOGIT_SCALE, Source
 from trimtab.server.gpu.kernel_benchmarks.rotation import Job, measure
 from trimtab.server.gpu.kernel_checks.attention import paged_rows
@@ -27,18 +26,16 @@ TOP_K, TOP_P = 50, 0.9
 WORKSPACE_BYTES = 256 << 20
 
 
-def bench_beside_flashinfer(machine: Machine, sizes: KernelSizes) -> Findings:
+def bench_beside_flashinfer(machine: Machine, sizes: KernelSizes, findings: Findings) -> None:
     try:
         flashinfer = importlib.import_module("flashinfer")
     except ImportError as error:
         raise SkippedError(f"FlashInfer cannot be imported here: {error}") from error
-    findings = Findings()
     findings.facts["flashinfer"] = str(flashinfer.__version__)
     for num_rows in sizes.truncated_rows:
         _sampling(findings, machine, sizes, flashinfer.sampling, num_rows)
     for num_rows, context in sizes.contexts:
         _decode(findings, machine, sizes, flashinfer, num_rows, context)
-    return findings
 
 
 def _sampling(findings: Findings, machine: Machine, sizes: KernelSizes, sampling: Any, num_rows: int) -> None:

@@ -17,8 +17,7 @@ from trimtab.server.gpu.sizes import KernelSizes
 FP32 = 4  # bytes of one logit
 
 
-def bench_guided_logits(machine: Machine, sizes: KernelSizes) -> Findings:
-    findings = Findings()
+def bench_guided_logits(machine: Machine, sizes: KernelSizes, findings: Findings) -> None:
     for num_rows in sizes.logit_rows:
         for form in ("plain", "guided"):
             num_reads = 2 if form == "guided" else 1
@@ -33,7 +32,6 @@ def bench_guided_logits(machine: Machine, sizes: KernelSizes) -> Findings:
                 rows=num_rows,
                 num_bytes=num_reads * num_rows * sizes.vocab * FP32,
             )  # fmt: skip
-    return findings
 
 
 def _guided_job(machine: Machine, sizes: KernelSizes, num_rows: int, is_guided: bool, seed: int) -> Job:

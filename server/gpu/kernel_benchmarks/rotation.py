@@ -29,16 +29,24 @@ def measure(
     rows: int,
     num_bytes: float,
     floor: float | None = None,
-) -> Measurement:
-    """make: the job on a fresh set of inputs. num_bytes: what one call has to move, from which the floor
-    follows where it is not given."""
-    jobs = [make(copy) for copy in range(num_copies(machine.device, num_bytes))]
+) -> Measurement | None:
+    """Ours first, then each of the others; None where ours fails, which costs no other figure.
+
+    make: the job on a fresh set of inputs. num_bytes: what one call has to move, from which the floor
+    follows where it is not given.
+    """
+    form = f"{op}, {rows} rows, {shape}"
+    floor = machine.floor(num_bytes) if floor is None else floor
+    found, jobs = None, []
 
     def time(calls: list[Call]) -> Spread:
         return time_calls(machine.device, calls, repeats)
 
-    against = {name: time([job.theirs[name] for job in jobs]) for name in jobs[0].theirs}
-    floor = machine.floor(num_bytes) if floor is None else floor
-    found = Measurement(op, shape, rows, time([job.ours for job in jobs]), floor, against)
-    findings.measurements.append(found)
+    with findings.attempt(form):
+        jobs = [make(copy) for copy in range(num_copies(machine.device, num_bytes))]
+        found = Measurement(op, shape, rows, time([job.ours for job in jobs]), floor)
+        findings.measurements.append(found)
+    for name in jobs[0].theirs if found is not None else ():
+        with findings.attempt(f"{form}: {name}"):
+            found.against[name] = time([job.theirs[name] for job in jobs])
     return found

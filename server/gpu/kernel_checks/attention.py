@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from trimtab.kernels.paged_attention import paged_attention
 from trimtab.kernels.store_kv import store_kv
-from trimtab.server.gpu.findings import Findings
+from trimtab.server.gpu.findings import Findings, SkippedError
 from trimtab.server.gpu.inputs import Source
 from trimtab.server.gpu.kernel_checks.invariance import require_invariance, same_bits
 from trimtab.server.gpu.machine import Machine
@@ -128,25 +129,30 @@ def paged_rows(
     return PagedRows(query, keys, values, tables, list(lengths), list(contexts), shape)
 
 
-def check_paged_attention(machine: Machine, sizes: KernelSizes) -> Findings:
+def check_paged_attention(machine: Machine, sizes: KernelSizes, findings: Findings) -> None:
     """Decode, prefill in the middle of a context, and both mixed with padding rows."""
-    findings = Findings()
     contexts = sizes.check_contexts
     lengths_of = {
         "decode": [1] * len(contexts),
         "prefill": [max(1, context * (1 + row % 3) // 3) for row, context in enumerate(contexts)],
         "mixed": [1 if row % 2 else context for row, context in enumerate(contexts)],
     }
-    for dtype in sizes.dtypes:
-        for shape in sizes.attention_checks:
-            for kind, lengths in lengths_of.items():
+    for dtype, shape in itertools.product(sizes.dtypes, sizes.attention_checks):
+        for kind, lengths in lengths_of.items():
+            with findings.attempt(f"{dtype_name(dtype)}, {shape}, {kind}"):
                 source = Source(machine.device, seed=shape.dim)
                 padded = ([*lengths, 1], [*contexts, 0])
                 rows = paged_rows(source, shape, dtype, *padded, sizes.block_size)
                 error = (rows.run(machine.backend) - rows.exact()).abs()
                 findings.require(f"{dtype_name(dtype)}, {kind}", error, ERRORS[dtype])
+
+
+def check_paged_attention_invariance(machine: Machine, sizes: KernelSizes, findings: Findings) -> None:
+    if machine.backend != "triton":
+        raise SkippedError("only Triton's kernels promise it")
+    for dtype, shape in itertools.product(sizes.dtypes, sizes.attention_checks):
+        with findings.attempt(f"{dtype_name(dtype)}, {shape}"):
             _check_decode_invariance(findings, machine, sizes, shape, dtype)
-    return findings
 
 
 def _check_decode_invariance(
@@ -164,9 +170,8 @@ def _check_decode_invariance(
     require_invariance(findings, name, machine, run, most, sizes.batch_sizes)
 
 
-def check_store_kv(machine: Machine, sizes: KernelSizes) -> Findings:
+def check_store_kv(machine: Machine, sizes: KernelSizes, findings: Findings) -> None:
     """Strided keys as models hand them over: bit for bit in their slots, and nothing else is touched."""
-    findings = Findings()
     shape, num_tokens, num_blocks = sizes.attention, sum(sizes.check_contexts[:4]), 40
     for dtype in sizes.dtypes:
         source = Source(machine.device)
@@ -187,4 +192,3 @@ def check_store_kv(machine: Machine, sizes: KernelSizes) -> Findings:
         found = (key_cache.flatten(0, 1), value_cache.flatten(0, 1))
         differing = sum(not same_bits(*pair) for pair in zip(found, expected, strict=True))
         findings.require(f"{dtype_name(dtype)}: caches that differ", differing, 0)
-    return findings

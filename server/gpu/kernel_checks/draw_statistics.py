@@ -50,9 +50,8 @@ def require_distribution(
     findings.require(f"{name}: chi-square of {freedom}", spread, freedom + 10 * math.sqrt(2 * freedom))
 
 
-def check_draws_follow_the_tilt(machine: Machine, sizes: KernelSizes) -> Findings:
+def check_draws_follow_the_tilt(machine: Machine, sizes: KernelSizes, findings: Findings) -> None:
     """From logits, fused with a tiny output embedding, and truncated."""
-    findings = Findings()
     source = Source(machine.device, seed=1)
     logits, advantage = source.normal(1, VOCAB_SIZE), source.normal(1, VOCAB_SIZE, scale=2)
     guided = logits + advantage
@@ -93,5 +92,5 @@ def check_draws_follow_the_tilt(machine: Machine, sizes: KernelSizes) -> Finding
     ):
         num_rows = min(most, sizes.num_draws)
         num_draws = min(sizes.num_draws, MAX_CALLS * num_rows)
-        require_distribution(findings, name, scores.softmax(0), draw, num_draws, num_rows)
-    return findings
+        with findings.attempt(name):
+            require_distribution(findings, name, scores.softmax(0), draw, num_draws, num_rows)

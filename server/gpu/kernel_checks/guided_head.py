@@ -46,20 +46,23 @@ def run_head(inputs: HeadInputs, keys: DrawKeys, beta: Tensor, backend: str, **h
     )
 
 
-def check_guided_head(machine: Machine, sizes: KernelSizes) -> Findings:
+def check_guided_head(machine: Machine, sizes: KernelSizes, findings: Findings) -> None:
     """Every form over all shapes in the first dtype; the emptiest and the fullest over awkward ones in the
     others."""
-    findings = Findings()
     for place, dtype in enumerate(sizes.dtypes):
         shapes = sizes.head_shapes if place == 0 else sizes.head_shapes[1:]
         forms = list(FORMS) if place == 0 else ["plain", "both"]
         for shape in shapes:
             for turn, form in enumerate(forms):
                 num_rows = sizes.check_rows[turn % len(sizes.check_rows)]
-                _check_form(findings, machine, shape, dtype, form, num_rows, sizes.rank)
+                with findings.attempt(f"{dtype_name(dtype)}, {form}, {num_rows} rows, V {shape[1]}"):
+                    _check_form(findings, machine, shape, dtype, form, num_rows, sizes.rank)
+
+
+def check_guided_head_invariance(machine: Machine, sizes: KernelSizes, findings: Findings) -> None:
     for form in FORMS:
-        _check_invariance(findings, machine, sizes, form)
-    return findings
+        with findings.attempt(form):
+            _check_invariance(findings, machine, sizes, form)
 
 
 def _check_form(

@@ -16,8 +16,7 @@ HISTORY = 200
 ERROR = 1e-5
 
 
-def check_penalties(machine: Machine, sizes: KernelSizes) -> Findings:
-    findings = Findings()
+def check_penalties(machine: Machine, sizes: KernelSizes, findings: Findings) -> None:
     for _, vocab in sizes.head_shapes:
         source, num_rows = Source(machine.device, seed=vocab), max(sizes.check_rows)
         logits = source.normal(num_rows, vocab, scale=LOGIT_SCALE)
@@ -40,7 +39,6 @@ def check_penalties(machine: Machine, sizes: KernelSizes) -> Findings:
         with machine.host_waits() as waits:
             apply_penalties(found, **history, logit_bias=none)
         findings.require("host waits of a call without a bias", len(waits), 0)
-    return findings
 
 
 def _on_host(values: dict[str, Any]) -> dict[str, Any]:

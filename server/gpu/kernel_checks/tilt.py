@@ -56,10 +56,13 @@ class _Batch:
         return kl, self.strength.sign() * mean
 
 
-def check_solve_tilt(machine: Machine, sizes: KernelSizes) -> Findings:
-    findings = Findings()
+def check_solve_tilt(machine: Machine, sizes: KernelSizes, findings: Findings) -> None:
     for _, vocab in sizes.head_shapes:
-        _check(findings, _Batch(machine, max(sizes.check_rows), vocab), machine)
+        with findings.attempt(f"V {vocab}"):
+            _check(findings, _Batch(machine, max(sizes.check_rows), vocab), machine)
+
+
+def check_solve_tilt_invariance(machine: Machine, sizes: KernelSizes, findings: Findings) -> None:
     most = max(sizes.batch_sizes)
     batch = _Batch(machine, most, sizes.head_shapes[0][1])
 
@@ -70,7 +73,6 @@ def check_solve_tilt(machine: Machine, sizes: KernelSizes) -> Findings:
     with machine.host_waits() as waits:
         batch.solve(torch.arange(most, device=machine.device))
     findings.require("host waits of a launch", len(waits), 0)
-    return findings
 
 
 def _check(findings: Findings, batch: _Batch, machine: Machine) -> None:

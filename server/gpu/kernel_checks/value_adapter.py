@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -55,16 +57,26 @@ class _Batch:
         return {"columns": columns, "values": h @ self.value_weight.double().T + self.value_bias}
 
 
-def check_value_adapter(machine: Machine, sizes: KernelSizes) -> Findings:
-    findings = Findings()
+def check_value_adapter(machine: Machine, sizes: KernelSizes, findings: Findings) -> None:
+    for dtype, tied in itertools.product(sizes.dtypes, (False, True)):
+        name = f"{dtype_name(dtype)}, {'tied' if tied else 'low-rank'}"
+        for hidden, rank in sizes.adapter_shapes:
+            with findings.attempt(f"{name}, d {hidden}, r {rank}"):
+                _check(findings, machine, sizes, (hidden, rank), dtype, tied, name)
+
+
+def _check(
+    findings: Findings,
+    machine: Machine,
+    sizes: KernelSizes,
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+    tied: bool,
+    name: str,
+) -> None:
     most = max(sizes.batch_sizes)
-    for dtype in sizes.dtypes:
-        for tied in (False, True):
-            name = f"{dtype_name(dtype)}, {'tied' if tied else 'low-rank'}"
-            for hidden, rank in ((sizes.hidden, sizes.rank), (sizes.hidden + 20, sizes.rank - 3)):
-                batch = _Batch(machine, most, hidden, rank, dtype, tied)
-                exact = batch.exact()
-                for field, found in batch.run(torch.arange(most, device=machine.device)).items():
-                    findings.require(f"{name}: {field}", (found - exact[field]).abs(), ERROR)
-            require_invariance(findings, name, machine, batch.run, most, sizes.batch_sizes)
-    return findings
+    batch = _Batch(machine, most, *shape, dtype, tied)
+    exact = batch.exact()
+    for field, found in batch.run(torch.arange(most, device=machine.device)).items():
+        findings.require(f"{name}: {field}", (found - exact[field]).abs(), ERROR)
+    require_invariance(findings, name, machine, batch.run, most, sizes.batch_sizes)

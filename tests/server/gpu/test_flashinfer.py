@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from trimtab.server.gpu.findings import Findings
 from trimtab.server.gpu.kernel_benchmarks.flashinfer import bench_beside_flashinfer
 from trimtab.server.gpu.machine import open_rehearsal
 from trimtab.server.gpu.sizes import TOY_KERNEL_SIZES
@@ -51,6 +52,7 @@ def test_every_peer_is_timed_beside_ours(monkeypatch: pytest.MonkeyPatch):
         top_k_top_p_sampling_from_logits=top_k_top_p_sampling_from_logits,
     )
     monkeypatch.setitem(sys.modules, "flashinfer", stand_in)
-    findings = bench_beside_flashinfer(open_rehearsal(), TOY_KERNEL_SIZES)
+    findings = Findings()
+    bench_beside_flashinfer(open_rehearsal(), TOY_KERNEL_SIZES, findings)
     assert len(findings.measurements) == 3
     assert all(list(found.against) == ["FlashInfer"] for found in findings.measurements)

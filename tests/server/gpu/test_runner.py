@@ -6,7 +6,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from gpu_cases import dying, hanging, losing, open_cpu, open_stand_in, raising, right, skipping, wrong
+from gpu_cases import (
+    dying,
+    hanging,
+    losing,
+    one_form_raising,
+    open_cpu,
+    open_stand_in,
+    raising,
+    right,
+    skipping,
+    wrong,
+)
 
 from trimtab.server.gpu.case import Case
 from trimtab.server.gpu.machine import Machine
@@ -26,8 +37,11 @@ def run(
     seconds: float = 100.0,
     open_machine: Callable[[], Machine] = open_cpu,
 ) -> dict[str, dict[str, object]]:
-    runner = Runner(cases, open_machine, None, seconds=seconds, start_method="forkserver")
-    runner.run("part", report, say=lambda line: None)
+    said: list[str] = []
+    keyed = {("part", name): (case, None) for name, case in cases.items()}
+    Runner(keyed, open_machine, seconds=seconds, start_method="forkserver").run(report, said.append)
+    for line in said:
+        assert not line.startswith("{") or json.loads(line)
     return report.cases["part"]
 
 
@@ -39,6 +53,7 @@ def run(
         (dying, "failed", "the process ended with code 7"),
         (hanging, "failed", "stopped after 1 s"),
         (skipping, "skipped", "not here"),
+        (one_form_raising, "failed", "tied: RuntimeError: no such thing"),
     ],
 )
 def test_whatever_a_case_does_it_is_recorded_and_the_rest_still_run(bad, status: str, message: str):
@@ -54,15 +69,23 @@ def test_whatever_a_case_does_it_is_recorded_and_the_rest_still_run(bad, status:
     assert report.is_ok == (status == "skipped")
 
 
-def test_a_case_for_which_too_little_time_is_left_is_not_run():
+def test_when_the_time_is_over_the_running_case_is_stopped_and_the_rest_is_not_run():
     report = Report("", True)
-    cases = {"a": Case("check", right, 5), "b": Case("check", right, 50), "c": Case("benchmark", right, 5)}
-    records = run(cases, report, seconds=20)
-    assert [record["status"] for record in records.values()] == ["passed", "not run", "passed"]
+    cases = {"a": Case("check", hanging, 50), "b": Case("check", right, 5), "c": Case("benchmark", right, 5)}
+    records = run(cases, report, seconds=8)
+    assert [record["status"] for record in records.values()] == ["failed", "not run", "not run"]
     assert not report.is_ok, "an unanswered check is no success"
     report = Report("", True)
-    run({"a": Case("check", right, 5), "b": Case("benchmark", right, 50)}, report, seconds=20)
-    assert report.is_ok, "a benchmark that did not fit is no failure"
+    records = run({"a": Case("check", right, 5), "b": Case("benchmark", right, 5)}, report, seconds=-1)
+    assert [record["status"] for record in records.values()] == ["not run", "not run"]
+
+
+def test_what_a_case_found_before_it_failed_is_kept():
+    cases = {"hangs": Case("check", hanging, 1), "raises": Case("check", one_form_raising, 5)}
+    records = run(cases, Report("", True))
+    assert records["hangs"]["limits"] == {"error": {"value": 0.1, "at_most": 0.5}}
+    assert set(records["raises"]["limits"]) == {"plain", "low-rank"}
+    assert list(records["raises"]["errors"]) == ["tied"]
 
 
 def test_the_report_is_whole_on_disk_after_every_case(tmp_path: Path):
