@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 import traceback
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -129,6 +130,12 @@ class Findings:
     def require_none(self, what: str, is_wrong: Tensor) -> None:
         """Count the wrong ones; there must be none."""
         self.require(what, float(is_wrong.sum()), 0)
+
+    def require_no_waits(self, what: str, waits: Sequence[warnings.WarningMessage]) -> None:
+        """The host must never wait for the device; where it did is named."""
+        self.require(what, len(waits), 0)
+        for wait in waits:
+            self.facts[f"{what}, at"] = f"{'/'.join(Path(wait.filename).parts[-2:])}:{wait.lineno}"
 
     @property
     def broken(self) -> list[str]:

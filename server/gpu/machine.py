@@ -102,6 +102,10 @@ def missing_gpu() -> str | None:
 
 
 def open_gpu() -> Machine:
+    """Raises RuntimeError where the kernels would not run on the GPU."""
+    reason = missing_gpu()
+    if reason is not None:
+        raise RuntimeError(reason)
     device = torch.device("cuda", torch.cuda.current_device())
     return Machine(device, "triton", copy_bandwidth(device, 1 << 30, Repeats()))
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import re
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from unittest import mock
 
@@ -92,8 +94,8 @@ def compile_launches(
     jit_function = triton.runtime.jit.JITFunction
     with contextlib.ExitStack() as stack:
         stack.enter_context(_replaced_driver(driver, _Driver(capability)))
-        # Kernels imported as compiled ones stay so: this only lets `choose_backend` take CPU tensors.
-        stack.enter_context(mock.patch.object(triton.knobs.runtime, "interpret", True))
+        for module in _dispatching_modules():
+            stack.enter_context(mock.patch.object(module, "choose_backend", _triton_anywhere))
         run, compile_one = jit_function.run, jit_function._do_compile
 
         def compile_alone(self: Any, *args: Any, grid: Any, warmup: bool, **more: Any) -> Any:
@@ -125,6 +127,19 @@ def compile_launches(
         for call in runs:
             call()
     return found
+
+
+def _dispatching_modules() -> list[ModuleType]:
+    return [
+        module
+        for name, module in list(sys.modules.items())
+        if name.startswith("trimtab.kernels.") and hasattr(module, "choose_backend")
+    ]
+
+
+def _triton_anywhere(device: torch.device, backend: str | None = None) -> str:
+    """For `choose_backend`, which would refuse tensors that are not on a GPU."""
+    return "triton" if backend is None else backend
 
 
 class _Nothing:

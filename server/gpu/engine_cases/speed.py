@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from torch.profiler import ProfilerActivity, profile
 
@@ -82,6 +84,8 @@ def _bench_throughput(
         with machine.host_waits() as waits:
             run.steps(sizes.profiled_steps)
         findings.facts["host_waits_per_step"] = len(waits) / sizes.profiled_steps
+        places = Counter(f"{Path(wait.filename).name}:{wait.lineno}" for wait in waits)
+        findings.facts["host_waits_at"] = ", ".join(f"{n} at {place}" for place, n in places.most_common())
         share, kernels = _profile(machine, sizes, run)
         findings.aims.append(Aim(f"{num_rows} rows, device busy", share, at_least=BUSY_AIM))
         findings.tables[f"kernels of a step, {num_rows} rows, {form}"] = kernels

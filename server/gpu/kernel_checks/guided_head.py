@@ -94,4 +94,4 @@ def _check_invariance(findings: Findings, machine: Machine, sizes: KernelSizes, 
     require_invariance(findings, form, machine, run, most, sizes.batch_sizes)
     with machine.host_waits() as waits:
         run_head(inputs, keys, beta, machine.backend)
-    findings.require(f"{form}: host waits of a launch", len(waits), 0)
+    findings.require_no_waits(f"{form}: host waits of a launch", waits)

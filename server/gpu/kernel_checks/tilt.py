@@ -72,7 +72,7 @@ def check_solve_tilt_invariance(machine: Machine, sizes: KernelSizes, findings: 
     require_invariance(findings, "solve_tilt", machine, run, most, sizes.batch_sizes)
     with machine.host_waits() as waits:
         batch.solve(torch.arange(most, device=machine.device))
-    findings.require("host waits of a launch", len(waits), 0)
+    findings.require_no_waits("host waits of a launch", waits)
 
 
 def _check(findings: Findings, batch: _Batch, machine: Machine) -> None:

@@ -99,4 +99,4 @@ def check_truncation_invariance(machine: Machine, sizes: KernelSizes, findings: 
     with machine.host_waits() as waits:
         batch.draw(rows)
         guided_logits(batch.logits, **batch.pick(rows), backend=machine.backend)
-    findings.require("host waits of a launch", len(waits), 0)
+    findings.require_no_waits("host waits of a launch", waits)
