@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -254,7 +255,7 @@ def _row_of_tile(query_starts, num_rows, tile, tile_queries: tl.constexpr, block
     return begun - 1
 
 
-@jit
+@partial(jit, unspecialised=("num_rows",))
 def _prefill(
     query, key_cache, value_cache, block_tables, query_starts, context_lens, result, num_rows,
     query_stride_t, query_stride_h, table_stride, key_stride_n, key_stride_s, key_stride_h, value_stride_n,

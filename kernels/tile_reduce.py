@@ -161,7 +161,8 @@ def _merge(
         total = tl.sum(scale * _field(values, 8, size, valid, 0.0), 0)
         log_total = tl.log(total)
         lift = tl.sum(scale * _field(values, 9, size, valid, 0.0), 0) / total - drift
-        log_mean = (top - base_top) + tl.log(total / base_total) - drift
+        # Rounded as IEEE says, x / x is 1; a GPU's own division may miss it, and then β = 0 would cost nats.
+        log_mean = (top - base_top) + tl.log(tl.div_rn(total, base_total)) - drift
         kl = tl.maximum(lift - log_mean, 0.0)
         soft_value = tl.where(lift < weak_lift, lift / 2, log_mean) / tl.where(strength == 0, 1.0, strength)
         favourite = valid & (tile == tl.argmax(base_tops, 0))

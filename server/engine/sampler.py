@@ -89,6 +89,7 @@ class Sampler:
         roster = self._current_roster(draws, needs)
         path = choose_head_path(
             num_rows,
+            guided=bool(roster.needs.guided),
             device_type=self._state.device.type,
             needs_logits=roster.needs.needs_logits or hidden.logits is not None,
             strict=self._is_strict,

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from trimtab.guidance.bank import HeadBank
 from trimtab.kernels.compilations import Compilation, listen
-from trimtab.kernels.dispatch import MAX_FUSED_ROWS
+from trimtab.kernels.dispatch import MAX_FUSED_GUIDED_ROWS, MAX_FUSED_ROWS
 from trimtab.kernels.guided_head import ROW_TILES
 from trimtab.server.engine.batch import DrawInputs
 from trimtab.server.engine.device_copy import index_tensor
@@ -45,10 +45,9 @@ def warm_up(sampler: Sampler, policy: Policy, bank: HeadBank, state: StepState) 
 
 def _draws(bank: HeadBank, most: int) -> Iterator[tuple[int, RowNeeds]]:
     """Numbers of rows, at most so many, and what they need: every tile of the fused head, then the rest."""
-    sizes = [size for size in ROW_TILES if size <= MAX_FUSED_ROWS]
-    tiles = sorted({min(size, most) for size in sizes})
     for steering, temperature in itertools.product(_steerings(bank), GREEDY.values()):
-        for rows in tiles:
+        most_fused = min(most, MAX_FUSED_GUIDED_ROWS if steering else MAX_FUSED_ROWS)
+        for rows in sorted({min(size, most_fused) for size in ROW_TILES}):
             yield rows, _needs(bank, SamplingParams(temperature=temperature), steering, trace=False)
         for needs, trace in itertools.product(NEEDS_LOGITS.values(), (False, True)):
             sampling = SamplingParams(temperature=temperature, **needs)  # type: ignore[arg-type]

@@ -87,7 +87,8 @@ class Machine:
                 yield waits
             finally:
                 torch.cuda.set_sync_debug_mode("default")
-                waits += [warning for warning in caught if "synchroniz" in str(warning.message)]
+                # Not what torch says once of the mode itself.
+                waits += [warning for warning in caught if "called a synchronizing" in str(warning.message)]
 
 
 def missing_gpu() -> str | None:

@@ -20,7 +20,10 @@ OTHER_TOKENS = 1e-3  # of the draws may differ, all at near ties
 
 @dataclass(frozen=True, slots=True)
 class Exact:
-    """base, guided: log-probabilities f64[B, V]; score f64[B, V]: the draw is its argmax. f64[B] the rest."""
+    """base, guided: log-probabilities f64[B, V]; score f64[B, V]: the draw is its argmax. f64[B] the rest.
+
+    is_base: bool[B], rows without a tilt.
+    """
 
     base: Tensor
     guided: Tensor
@@ -28,6 +31,7 @@ class Exact:
     soft_value: Tensor
     entropy: Tensor
     score: Tensor
+    is_base: Tensor
 
 
 def exact_noise(keys: DrawKeys, vocab_size: int) -> Tensor:
@@ -58,6 +62,7 @@ def measure_exactly(z: Tensor, advantage: Tensor | None, beta: Tensor | None, ke
         torch.where(strength != 0, log_mean / strength, 0),
         torch.special.entr(base.exp()).sum(1),
         torch.where(heat > 0, tilted / heat.clamp(min=MIN_TEMPERATURE) + noise, tilted),
+        (shift == 0).all(1),
     )
 
 
@@ -79,6 +84,7 @@ def require_exact(findings: Findings, name: str, draw: GuidedDraw, exact: Exact)
     excess = (draw.kl - exact.kl).abs() - RELATIVE_KL_ERROR * exact.kl
     findings.require(f"{name}: KL error beyond {RELATIVE_KL_ERROR:g}·KL", excess, KL_ERROR)
     findings.require_none(f"{name}: negative KL", draw.kl < 0)
+    findings.require_none(f"{name}: KL where the tilt is the base", (draw.kl != 0) & exact.is_base)
     if draw.entropy is not None:
         findings.require(f"{name}: entropy", (draw.entropy - exact.entropy).abs(), STATISTIC_ERROR)
     findings.require_none(f"{name}: wrong flips", _wrong_flips(draw.flip, exact))

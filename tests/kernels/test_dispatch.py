@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from trimtab.kernels import dispatch
-from trimtab.kernels.dispatch import MAX_FUSED_ROWS, choose_backend, choose_head_path
+from trimtab.kernels.dispatch import MAX_FUSED_GUIDED_ROWS, MAX_FUSED_ROWS, choose_backend, choose_head_path
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -38,18 +38,22 @@ def test_triton_by_name_is_refused_where_it_is_not_installed(monkeypatch: pytest
 
 
 def test_rows_are_fused_on_the_gpu_while_they_are_few_and_nothing_needs_their_logits():
-    free = {"device_type": "cuda", "needs_logits": False, "strict": False}
+    free = {"guided": False, "device_type": "cuda", "needs_logits": False, "strict": False}
     assert choose_head_path(1, **free) == choose_head_path(MAX_FUSED_ROWS, **free) == "fused"
     assert choose_head_path(MAX_FUSED_ROWS + 1, **free) == "materialised"
+    tilted = free | {"guided": True}
+    assert choose_head_path(MAX_FUSED_GUIDED_ROWS, **tilted) == "fused"
+    assert choose_head_path(MAX_FUSED_GUIDED_ROWS + 1, **tilted) == "materialised"
     assert choose_head_path(1, **free | {"needs_logits": True}) == "materialised"
     assert choose_head_path(1, **free | {"device_type": "cpu"}) == "materialised"
 
 
 def test_strict_takes_one_path_for_every_batch():
     paths = {
-        choose_head_path(rows, device_type="cuda", needs_logits=needs, strict=True)
+        choose_head_path(rows, guided=guided, device_type="cuda", needs_logits=needs, strict=True)
         for rows in (1, MAX_FUSED_ROWS, MAX_FUSED_ROWS + 1)
         for needs in (False, True)
+        for guided in (False, True)
     }
     assert paths == {"materialised"}
 

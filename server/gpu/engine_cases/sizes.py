@@ -26,8 +26,8 @@ class EngineSizes:
     dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16, torch.float32)
     dtype: torch.dtype = torch.bfloat16
     rank: int = 64
-    check_prompts: tuple[int, ...] = tuple(5 + 37 * i % 200 for i in range(40))
-    check_tokens: int = 32
+    check_prompts: tuple[int, ...] = tuple(5 + 37 * i % 200 for i in range(20))
+    check_tokens: int = 24
     tied_rows: int = 64
     lowrank_rows: int = 288
     peer_rows: int = 64

@@ -75,6 +75,7 @@ def test_waits_of_the_host_are_counted_and_the_mode_is_put_back(monkeypatch: pyt
         for _ in range(3):
             warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
         warnings.warn("something else", stacklevel=1)
+        warnings.warn("Synchronization debug mode does not detect all synchronizing operations", stacklevel=1)
     assert len(waits) == 3
     assert modes == ["warn", "default"]
 
@@ -82,6 +83,9 @@ def test_waits_of_the_host_are_counted_and_the_mode_is_put_back(monkeypatch: pyt
 def test_a_gpu_is_opened_with_the_bandwidth_it_has(stream: Stream, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    with pytest.raises(RuntimeError, match="CUDA"):
+        open_gpu()
+    monkeypatch.setattr(machine_module, "missing_gpu", lambda: None)
     monkeypatch.setattr(machine_module, "copy_bandwidth", lambda device, num_bytes, repeats: 4.3e12)
     machine = open_gpu()
     assert machine.is_cuda
