@@ -5,20 +5,22 @@ from __future__ import annotations
 import functools
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from trimtab.kernels.rms_norm import rms_norm
 
 NUM_PROBES = 8
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}  # two roundings of the dtype
 
 
 def _rms_norm(weight: Tensor, eps: float, hidden_states: Tensor) -> Tensor:
-    return F.rms_norm(hidden_states, weight.shape, weight, eps)
+    rows = hidden_states.reshape(-1, len(weight))
+    return rms_norm(rows, weight, eps)[1].view(hidden_states.shape)
 
 
 @torch.no_grad()
 def fuse_norms(model: nn.Module) -> int:
-    """Compute the model's RMS norms by torch's own from now on, where a probe shows the same formula.
+    """Compute the model's RMS norms by one kernel from now on, where a probe shows the same formula.
 
     Returns how many. Norms of another formula, such as Gemma's with 1 + weight, stay as they are.
     """

@@ -12,6 +12,7 @@ from trimtab.server.engine.attentions import make_attention
 from trimtab.server.engine.batch import Batch, BatchBuilder, DrawInputs, TokenInputs
 from trimtab.server.engine.compiled_decode import CompiledDecode
 from trimtab.server.engine.config import EngineConfig
+from trimtab.server.engine.fused_layers import fuse_layers
 from trimtab.server.engine.fused_norms import fuse_norms
 from trimtab.server.engine.graphs import CudaRecorder, DecodeGraphs, Recorder
 from trimtab.server.engine.host_waits import HostWaitError
@@ -57,6 +58,8 @@ class ModelRunner:
         policy.use_attention(self._attention)
         if policy.device.type == "cuda":
             fuse_norms(policy.model)
+            if isinstance(self._attention, TritonAttention):
+                fuse_layers(policy.model, self._attention.rotate_and_attend)
         self._all_rows = torch.arange(config.max_num_seqs, device=policy.device)
         self._batches = BatchBuilder(self.state, config)
         self._graphs: DecodeGraphs | None = None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from trimtab.kernels.dispatch import choose_backend
 from trimtab.kernels.paged_attention import paged_attention
+from trimtab.kernels.rope_store import rope_store
 from trimtab.kernels.store_kv import store_kv
 from trimtab.server.engine.attention import AttentionCall, PagedAttention
 from trimtab.server.engine.batch import RowSpans, TokenInputs
@@ -61,10 +63,21 @@ class TritonAttention(PagedAttention):
     def attend(self, call: AttentionCall, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         key_cache, value_cache = self.cache.keys[call.layer], self.cache.values[call.layer]
         store_kv(keys, values, self._slots, key_cache, value_cache, backend="triton")
+        return self._attend(call, queries)
+
+    def rotate_and_attend(self, module: Any, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """For `fuse_layers`: qkv [T, (H + 2 Hkv) · D], not rotated yet; cos, sin [T, D] → [T, H, Dv]."""
+        layer: int = module.layer_idx
+        key_cache, value_cache = self.cache.keys[layer], self.cache.values[layer]
+        queries = rope_store(qkv, cos, sin, self._slots, key_cache, value_cache, backend="triton")
+        call = AttentionCall(layer, module.scaling, getattr(module, "sliding_window", None), None)
+        return self._attend(call, queries)
+
+    def _attend(self, call: AttentionCall, queries: Tensor) -> Tensor:
         return paged_attention(
             queries,
-            key_cache,
-            value_cache,
+            self.cache.keys[call.layer],
+            self.cache.values[call.layer],
             block_tables=self._block_tables,
             query_starts=self._query_starts,
             context_lens=self._context_lens,

@@ -19,6 +19,9 @@ from trimtab.kernels.base_statistics import base_statistics
 from trimtab.kernels.guided_head import ROW_TILES, guided_head
 from trimtab.kernels.guided_logits import guided_logits
 from trimtab.kernels.paged_attention import paged_attention
+from trimtab.kernels.rms_norm import rms_norm
+from trimtab.kernels.rope_store import rope_store
+from trimtab.kernels.silu_mul import silu_mul
 from trimtab.kernels.store_kv import store_kv
 from trimtab.kernels.tilt import solve_tilt
 from trimtab.kernels.truncate import truncate_and_draw, truncation_threshold
@@ -46,6 +49,8 @@ class LaunchShape:
     rank: int = 64
     num_heads: int = 1
     dtype: torch.dtype = torch.bfloat16
+    intermediate: int = 14336
+    norm_eps: float = 1e-6
 
     @property
     def name(self) -> str:
@@ -59,6 +64,7 @@ def serving_launches(shape: LaunchShape) -> Iterator[Launch]:
     yield from logits_launches(shape)
     yield from adapter_launches(shape)
     yield from attention_launches(shape.attention, shape.dtype)
+    yield from layer_launches(shape)
 
 
 def head_launches(shape: LaunchShape) -> Iterator[Launch]:
@@ -158,6 +164,33 @@ def attention_launches(shape: AttentionShape, dtype: torch.dtype) -> Iterator[La
     for kind, longest, splits in (("decode", 1, True), ("prefill", 20, True), ("strict", 20, False)):
         yield Launch(f"paged_attention {kind}, {words}", partial(_attend, shape, dtype, longest, splits))
     yield Launch(f"store_kv {words}", partial(_store, shape, dtype))
+
+
+def layer_launches(shape: LaunchShape) -> Iterator[Launch]:
+    """Of the ops that fused decoder layers are made of."""
+    for adds in (False, True):
+        run = partial(_norm, shape, adds)
+        yield Launch(f"rms_norm{' of a sum' if adds else ''}, {shape.name}", run)
+    yield Launch(f"silu_mul n={shape.intermediate}, {shape.name}", partial(_gate, shape))
+    yield Launch(f"rope_store, {shape.name}", partial(_rotate, shape))
+
+
+def _norm(shape: LaunchShape, adds: bool) -> object:
+    x, weight = (torch.empty(*size, shape.hidden, dtype=shape.dtype) for size in ((16,), ()))
+    return rms_norm(x, weight, shape.norm_eps, torch.empty_like(x) if adds else None, backend="triton")
+
+
+def _gate(shape: LaunchShape) -> object:
+    return silu_mul(torch.empty(16, 2 * shape.intermediate, dtype=shape.dtype), backend="triton")
+
+
+def _rotate(shape: LaunchShape) -> object:
+    rows, attention, dtype = 16, shape.attention, shape.dtype
+    cache = torch.empty(4, BLOCK_SIZE, attention.kv_heads, attention.dim, dtype=dtype)
+    num_heads = attention.heads + 2 * attention.kv_heads
+    table, slots = torch.empty(rows, attention.dim, dtype=dtype), torch.empty(rows, dtype=torch.long)
+    qkv = torch.empty(rows, num_heads * attention.dim, dtype=dtype)
+    return rope_store(qkv, table, table, slots, cache, torch.empty_like(cache), backend="triton")
 
 
 def _attend(shape: AttentionShape, dtype: torch.dtype, longest: int, splits: bool) -> object:

@@ -27,6 +27,7 @@ from trimtab.server.gpu.kernel_benchmarks.adapter import NUM_HEADS, bench_value_
 from trimtab.server.gpu.kernel_benchmarks.attention import bench_decode, bench_prefill, bench_store_kv
 from trimtab.server.gpu.kernel_benchmarks.flashinfer import bench_beside_flashinfer
 from trimtab.server.gpu.kernel_benchmarks.head import bench_guided_head
+from trimtab.server.gpu.kernel_benchmarks.layer_ops import bench_layer_ops
 from trimtab.server.gpu.kernel_benchmarks.logits import bench_guided_logits
 from trimtab.server.gpu.kernel_benchmarks.tilt import bench_solve_tilt
 from trimtab.server.gpu.kernel_benchmarks.truncation import bench_truncate_and_draw
@@ -41,6 +42,7 @@ from trimtab.server.gpu.kernel_checks.guided_logits import (
     check_guided_logits,
     check_guided_logits_invariance,
 )
+from trimtab.server.gpu.kernel_checks.layer_ops import check_layer_ops
 from trimtab.server.gpu.kernel_checks.penalties import check_penalties
 from trimtab.server.gpu.kernel_checks.tilt import check_solve_tilt, check_solve_tilt_invariance
 from trimtab.server.gpu.kernel_checks.truncation import check_truncation, check_truncation_invariance
@@ -97,6 +99,7 @@ KERNELS = {
     "solve_tilt": Case("check", check_solve_tilt, 20, FIRST),
     "value_adapter": Case("check", check_value_adapter, 20, FIRST),
     "store_kv": Case("check", check_store_kv, 20, FIRST),
+    "layer ops": Case("check", check_layer_ops, 20, FIRST),
     "penalties": Case("check", check_penalties, 20, FIRST),
     "guided_head, invariance": Case("check", check_guided_head_invariance, 30, FIRST),
     "guided_logits, invariance": Case("check", check_guided_logits_invariance, 20, FIRST),
@@ -108,6 +111,7 @@ KERNELS = {
     "paged_attention, times of decode": Case("benchmark", bench_decode, 30, FEW),
     "truncate_and_draw, times": Case("benchmark", bench_truncate_and_draw, 30, FEW),
     "value_adapter, times": Case("benchmark", bench_value_adapter, 20, FEW),
+    "layer ops, times": Case("benchmark", bench_layer_ops, 20, FEW),
     "guided_logits, times": Case("benchmark", bench_guided_logits, 20, FEW),
     "solve_tilt, times": Case("benchmark", bench_solve_tilt, 20, FEW),
 }
@@ -183,4 +187,4 @@ def suite_launches() -> Iterator[Launch]:
 
 def _launch_shape(size: LlamaSize, dtype: torch.dtype, rank: int) -> LaunchShape:
     attention = AttentionShape(size.heads, size.kv_heads, size.hidden // size.heads)
-    return LaunchShape(size.hidden, size.vocab, attention, rank, dtype=dtype)
+    return LaunchShape(size.hidden, size.vocab, attention, rank, dtype=dtype, intermediate=size.intermediate)

@@ -26,7 +26,7 @@ class AttentionShape:
 
 @dataclass(frozen=True, slots=True)
 class KernelSizes:
-    """hidden, vocab, rank, attention: of the benchmarks; Llama-3-8B's on the GPU.
+    """hidden, intermediate, vocab, rank, attention: of the benchmarks; Llama-3-8B's on the GPU.
 
     dtypes: in which weights and activations come. head_shapes: (d, V) of the checks, awkward ones too.
     check_rows, batch_sizes: rows of the checks, and of those that compare batches.
@@ -36,6 +36,7 @@ class KernelSizes:
     """
 
     hidden: int = 4096
+    intermediate: int = 14336
     vocab: int = 128256
     rank: int = 64
     dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16, torch.float32)
@@ -66,6 +67,7 @@ class KernelSizes:
 
 TOY_KERNEL_SIZES = KernelSizes(
     hidden=48,
+    intermediate=40,
     vocab=300,
     rank=16,
     dtypes=(torch.float32,),

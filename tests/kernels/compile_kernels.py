@@ -1,4 +1,4 @@
-"""Compiles what serving can launch for one compute capability, without a GPU, and prints JSON of what came out.
+"""Compiles what serving can launch for one compute capability, without a GPU, and prints what came out.
 
 A program of its own, since kernels that were imported with TRITON_INTERPRET set cannot be compiled.
 """

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 from tiny_models import SIZES, save_random_model
-from transformers import Gemma2Config
+from transformers import Gemma2Config, MistralConfig
 
 from trimtab.guidance.bank import HeadBank
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
+from trimtab.server.engine.fused_layers import fuse_layers
 from trimtab.server.engine.offline import CompletedChoice, generate
 from trimtab.server.engine.policy import load_policy
 from trimtab.server.engine.request import Request, SamplingParams
@@ -59,3 +60,25 @@ def test_under_strict_company_changes_no_bit(folder: Path):
     assert [(t.token_id, t.logprob) for t in together.tokens] == [
         (t.token_id, t.logprob) for t in alone.tokens
     ]
+
+
+def test_fused_layers_over_the_paged_cache_give_the_tokens_of_sdpa(tmp_path: Path):
+    folder = save_random_model(MistralConfig(**SIZES, head_dim=8, sliding_window=9), tmp_path)
+    theirs = run(folder, REQUESTS, attention="sdpa")
+    config = EngineConfig(
+        folder,
+        block_size=8,
+        max_num_seqs=4,
+        max_num_batched_tokens=16,
+        attention="triton",
+        pack_weights=False,
+    )
+    engine = Engine(
+        load_policy(folder, pack_weights=False), HeadBank([], 32, device="cpu"), config.resolved("cpu")
+    )
+    assert fuse_layers(engine.policy.model, engine.runner._attention.rotate_and_attend) == 3
+    ours = [completion.choices[0] for completion in generate(engine, REQUESTS)]
+    assert [choice.token_ids for choice in ours] == [choice.token_ids for choice in theirs]
+    for mine, other in zip(ours, theirs, strict=True):
+        expected = [token.logprob for token in other.tokens]
+        assert [token.logprob for token in mine.tokens] == pytest.approx(expected, abs=1e-4)
