@@ -26,7 +26,8 @@ from trimtab.guidance.errors import PolicyError
 from trimtab.guidance.fingerprint import PolicyIdentity, identify
 from trimtab.guidance.locate import must_be_local
 from trimtab.guidance.policy import has_linear_tail, output_embedding_input
-from trimtab.server.engine.attention import UnsupportedAttentionError, check_attention_call
+from trimtab.server.engine.attention import UnsupportedAttentionError
+from trimtab.server.engine.attention_probe import probe_layers
 from trimtab.server.engine.kv_cache import LayerShape
 from trimtab.server.engine.packed_linear import can_pack, pack, pack_linears, packed_linear
 
@@ -165,7 +166,7 @@ def load_policy(
         identity=identify(model, tokenizer, name or Path(path).name),
         model=model,
         tokenizer=tokenizer,
-        layers=_discover_layers(str(path), model),
+        layers=_discover_layers(str(path), model, limit),
         max_model_len=limit,
         eos_token_ids=_eos_token_ids(model),
     )
@@ -271,34 +272,11 @@ def _pin_long_factors(rope: Any, original: int) -> None:
     rope.original_inv_freq = rope.inv_freq.clone()
 
 
-def _discover_layers(path: str, model: PreTrainedModel) -> tuple[LayerShape, ...]:
-    """Ask the model itself for its attention layers' cache sizes, by running two tokens through it."""
-    shapes: dict[int, LayerShape] = {}
-
-    def record(
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, None]:
-        kwargs = {k: v for k, v in kwargs.items() if k not in ("scaling", "sliding_window", "softcap")}
-        check_attention_call(module, attention_mask, kwargs.pop("dropout", 0.0), kwargs)
-        if not isinstance(getattr(module, "layer_idx", None), int):
-            raise UnsupportedAttentionError(f"{type(module).__name__} has no layer_idx")
-        shapes[module.layer_idx] = LayerShape(key.shape[1], key.shape[3], value.shape[3])  # type: ignore[index]
-        return value.new_zeros(1, query.shape[2], query.shape[1], value.shape[3]), None
-
-    name = f"trimtab_{next(_attention_ids)}"
-    AttentionInterface.register(name, record)
-    model.set_attn_implementation(name)
-    probe = torch.zeros(1, 2, dtype=torch.long, device=model.device)
+def _discover_layers(path: str, model: PreTrainedModel, longest: int) -> tuple[LayerShape, ...]:
     try:
-        with torch.inference_mode():
-            model(input_ids=probe, position_ids=torch.tensor([[0, 1]], device=model.device), use_cache=False)
+        shapes = probe_layers(model, longest)
     except UnsupportedAttentionError as error:
-        raise ModelError(f"model '{path}' cannot be served: {error}") from error
+        raise ModelError(f"model '{path}' ({model.config.model_type}) cannot be served: {error}") from error
     num_layers = model.config.get_text_config().num_hidden_layers
     if sorted(shapes) != list(range(num_layers)):
         raise ModelError(
