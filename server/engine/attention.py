@@ -77,7 +77,8 @@ class PagedAttention(ABC):
         layer: int = module.layer_idx  # type: ignore[assignment]
         call = AttentionCall(layer, scale, self.cache.windows[layer], softcap)
         queries, keys, values = (x[0].transpose(0, 1) for x in (query, key, value))
-        return self.attend(call, queries, keys, values)[None], None
+        # Contiguous, as transformers' own are: some models view it.
+        return self.attend(call, queries, keys, values)[None].contiguous(), None
 
 
 def check_attention_call(

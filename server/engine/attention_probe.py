@@ -39,7 +39,7 @@ class _Recorder:
         self, *, batch_size: int, q_length: int, kv_length: int, mask_function: MaskRule, **kwargs: Any
     ) -> Tensor:
         device, dtype = kwargs.get("device", "cpu"), kwargs.get("dtype", torch.float32)
-        mask = torch.zeros(batch_size, 1, q_length, kv_length, device=device, dtype=dtype)
+        mask = torch.zeros(batch_size, 1, q_length, 1, device=device, dtype=dtype).expand(-1, -1, -1, kv_length)
         self.masks.append((mask, mask_function))
         return mask
 
@@ -94,10 +94,12 @@ def probe_layers(model: PreTrainedModel, longest: int) -> dict[int, LayerShape]:
     AttentionInterface.register(name, recorder.attend)
     AttentionMaskInterface.register(name, recorder.build_mask)
     model.set_attn_implementation(name)
-    probe = torch.zeros(1, 2, dtype=torch.long, device=model.device)
+    ids, positions = torch.tensor([[[0, 0]], [[0, 1]]], device=model.device)
+    # Of full length, so that rules on what a token is cover every position.
+    every = torch.ones(1, longest, dtype=torch.long, device=model.device)
     try:
         with torch.inference_mode():
-            model(input_ids=probe, position_ids=torch.tensor([[0, 1]], device=model.device), use_cache=False)
+            model(input_ids=ids, attention_mask=every, position_ids=positions, use_cache=False)
     finally:
         model.set_attn_implementation("eager")
     return recorder.shapes
@@ -108,13 +110,13 @@ def _refuse_by_config(config: Any, longest: int) -> None:
     unknown = sorted({str(kind) for kind in kinds} - LAYER_KINDS)
     if unknown:
         raise UnsupportedAttentionError(
-            f"it has layers of type {', '.join(unknown)}; only full_attention and sliding_attention are served"
+            f"it has layers of type {', '.join(unknown)}; only full_attention and sliding_attention can be "
+            "served"
         )
-    # Worked out from a token's place in the batch, not from its position.
     if getattr(config, "attn_temperature_tuning", False) and longest >= config.floor_scale:
         raise UnsupportedAttentionError(
-            f"it scales attention by position (attn_temperature_tuning), from position {config.floor_scale} on; "
-            f"serve it with --max-model-len {config.floor_scale - 1} at most"
+            "it scales attention by a token's place in the batch (attn_temperature_tuning); give a "
+            f"--max-model-len of at most {config.floor_scale - 1}"
         )
 
 

@@ -54,9 +54,8 @@ def outcome_of(
                 **options,
             )
         )
-    except ModelError as error:
-        assert "\n" not in str(error)
-        return Outcome("refused", str(error))
+    except ModelError as refusal:
+        return Outcome("refused", str(refusal))
     return _compare(engine, reference, reach)
 
 
@@ -96,7 +95,7 @@ def _error(completion: Completion, reference: PreTrainedModel) -> float:
     taken = own.gather(1, torch.tensor([[token.token_id] for token in reply]))[:, 0]
     stated = torch.tensor([token.logprob for token in reply])
     worst = max((taken - stated).abs().max(), (own.max(-1).values - taken).max())
-    return float(worst) if worst == worst else float("inf")
+    return float(worst.nan_to_num(nan=torch.inf))
 
 
 @torch.no_grad()

@@ -53,48 +53,53 @@ _NAMES: tuple[tuple[int, str], ...] = (
     (VOCAB_SIZE, "vocab_size vocab_size_per_layer_input decoder_vocab_size unpadded_vocab_size"),
     (
         HIDDEN,
-        "hidden_size d_model n_embd dim emb_dim embedding_dim embedding_size word_embed_proj_dim lru_width "
-        "attention_hidden_size backbone_hidden_size input_size out_hidden_size hidden_size_global vision_output_dim "
-        "output_channels cross_attention_hidden_size vector_quantization_hidden_dimension codebook_dim "
-        "projector_input_dim projector_output_dim shape_embed_dim pronunciation_embed_dim input_embedding_size "
-        "output_embedding_size adapter_out_dim image_size latent_channels upsample_groups",
+        "hidden_size d_model n_embd dim emb_dim embedding_dim embedding_size word_embed_proj_dim "
+        "lru_width attention_hidden_size backbone_hidden_size input_size out_hidden_size "
+        "hidden_size_global vision_output_dim output_channels cross_attention_hidden_size "
+        "vector_quantization_hidden_dimension codebook_dim projector_input_dim projector_output_dim "
+        "shape_embed_dim pronunciation_embed_dim input_embedding_size output_embedding_size "
+        "adapter_out_dim image_size latent_channels upsample_groups",
     ),
     (
         NUM_LAYERS,
         "num_hidden_layers n_layer n_layers num_layers num_blocks decoder_layers encoder_layers "
-        "num_decoder_layers num_encoder_layers depth n_input_layers n_recurrent_layers n_output_layers "
-        "num_layers_per_stack num_global_layers conf_num_hidden_layers num_attention_heads n_head n_heads num_heads "
-        "attention_heads decoder_attention_heads encoder_attention_heads num_decoder_attention_heads "
-        "num_encoder_attention_heads swa_num_attention_heads mamba_n_heads linear_num_heads linear_num_key_heads "
-        "linear_num_value_heads conf_num_attention_heads num_experts n_routed_experts num_local_experts "
-        "moe_num_experts heads_per_ngram zero_expert_num num_centroids split_ngram_parts num_filters "
-        "patch_size",
+        "num_decoder_layers num_encoder_layers depth n_input_layers n_recurrent_layers "
+        "n_output_layers num_layers_per_stack num_global_layers conf_num_hidden_layers "
+        "num_attention_heads n_head n_heads num_heads attention_heads decoder_attention_heads "
+        "encoder_attention_heads num_decoder_attention_heads num_encoder_attention_heads "
+        "swa_num_attention_heads mamba_n_heads linear_num_heads linear_num_key_heads "
+        "linear_num_value_heads conf_num_attention_heads num_experts n_routed_experts "
+        "num_local_experts moe_num_experts heads_per_ngram zero_expert_num num_centroids "
+        "split_ngram_parts num_filters patch_size",
     ),
     (
         2,
-        "num_key_value_heads num_kv_heads kv_n_heads swa_num_key_value_heads num_experts_per_tok moe_k moe_topk "
-        "num_experts_per_token moe_top_k index_n_heads num_kv_shared_layers max_window_layers "
-        "n_group num_expert_group topk_group global_attn_every_n_layers centroid_intermediate_top_k",
+        "num_key_value_heads num_kv_heads kv_n_heads swa_num_key_value_heads num_experts_per_tok "
+        "moe_k moe_topk num_experts_per_token moe_top_k index_n_heads num_kv_shared_layers "
+        "max_window_layers n_group num_expert_group topk_group global_attn_every_n_layers "
+        "centroid_intermediate_top_k",
     ),
     (
         1,
-        "n_shared_experts num_shared_experts moe_num_shared_experts first_k_dense_replace num_dense_layers "
-        "moe_layer_start_index index_local_blocks",
+        "n_shared_experts num_shared_experts moe_num_shared_experts first_k_dense_replace "
+        "num_dense_layers moe_layer_start_index index_local_blocks",
     ),
     (NUM_LAYERS - 1, "moe_layer_end_index"),
     (
         HEAD_DIM,
         "head_dim d_head d_kv kv_channels dim_head global_head_dim swa_head_dim v_head_dim rotary_dim "
-        "qk_rope_head_dim qk_nope_head_dim index_head_dim linear_head_dim linear_key_head_dim query_pre_attn_scalar "
-        "linear_value_head_dim hidden_size_per_layer_input mamba_d_state d_rel index_block_size ple_embed_dim",
+        "qk_rope_head_dim qk_nope_head_dim index_head_dim linear_head_dim linear_key_head_dim "
+        "query_pre_attn_scalar linear_value_head_dim hidden_size_per_layer_input mamba_d_state d_rel "
+        "index_block_size ple_embed_dim",
     ),
     (2 * HEAD_DIM, "qk_head_dim rel_extent mamba_d_head local_attn_chunk_length lsh_attn_chunk_length"),
     (12, "kv_lora_rank q_lora_rank o_lora_rank hc_lowrank laurel_rank loop_gate_rank"),
     (
         48,
-        "intermediate_size moe_intermediate_size shared_expert_intermediate_size shared_intermediate_size "
-        "shared_experts_intermediate_size moe_shared_expert_intermediate_size intermediate_size_mlp ffn_dim d_ff "
-        "dff dim_ff d_inner ffn_hidden_size expert_ffn_hidden_size decoder_ffn_dim encoder_ffn_dim mlp_dim "
+        "intermediate_size moe_intermediate_size shared_expert_intermediate_size "
+        "shared_intermediate_size shared_experts_intermediate_size "
+        "moe_shared_expert_intermediate_size intermediate_size_mlp ffn_dim d_ff dff dim_ff d_inner "
+        "ffn_hidden_size expert_ffn_hidden_size decoder_ffn_dim encoder_ffn_dim mlp_dim "
         "feed_forward_size dense_intermediate_size router_hidden_size",
     ),
 )
@@ -106,8 +111,14 @@ _SIZES = {name: value for value, names in _NAMES for name in names.split()} | {
     "is_decoder": True,
 }
 _LISTS_OF_KINDS = (
-    "layer_types mlp_layer_types layers_block_type indexer_types block_types attention_layers no_rope_layers"
-).split()
+    "layer_types",
+    "mlp_layer_types",
+    "layers_block_type",
+    "indexer_types",
+    "block_types",
+    "attention_layers",
+    "no_rope_layers",
+)
 _WINDOWED = ("full_attention", "sliding_attention")
 """Kinds of layers of a type that has a window and by default none that uses it."""
 
