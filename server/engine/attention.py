@@ -24,6 +24,7 @@ _HARMLESS = frozenset(
         "output_attentions",
         "output_hidden_states",
         "cu_seq_lens_q",
+        "sliding_window",  # the layer's own is known, see attention_probe
     }
 )
 
@@ -34,7 +35,7 @@ class UnsupportedAttentionError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class AttentionCall:
-    """What a layer asks for besides its tensors. window: a query sees the last so many positions."""
+    """What a layer asks for besides its tensors. window: see LayerShape."""
 
     layer: int
     scale: float
@@ -65,17 +66,19 @@ class PagedAttention(ABC):
         attention_mask: Tensor | None,
         scaling: float | None = None,
         dropout: float = 0.0,
-        sliding_window: int | None = None,
         softcap: float | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
-        """query [1, heads, T, dim], key and value [1, kv_heads, T, dim] → [1, T, heads, value_dim]."""
+        """query [1, heads, T, dim], key and value [1, kv_heads, T, dim] → [1, T, heads, value_dim].
+
+        The window is the layer's, not the call's: some models put it into their mask alone."""
         check_attention_call(module, attention_mask, dropout, kwargs)
         scale = scaling if scaling is not None else query.shape[-1] ** -0.5
         layer: int = module.layer_idx  # type: ignore[assignment]
-        call = AttentionCall(layer, scale, sliding_window, softcap)
+        call = AttentionCall(layer, scale, self.cache.windows[layer], softcap)
         queries, keys, values = (x[0].transpose(0, 1) for x in (query, key, value))
-        return self.attend(call, queries, keys, values)[None], None
+        # Contiguous, as transformers' own are: some models view it.
+        return self.attend(call, queries, keys, values)[None].contiguous(), None
 
 
 def check_attention_call(

@@ -48,7 +48,8 @@ class _DecodeAttention:
     transformers keeps it for good, so it holds on to nothing of a step. step: set while tracing.
     """
 
-    def __init__(self, block_size: int) -> None:
+    def __init__(self, layers: Sequence[LayerShape], block_size: int) -> None:
+        self._windows = [layer.window for layer in layers]
         self._block_size = block_size
         self.step: DecodeInputs | None = None
 
@@ -61,7 +62,6 @@ class _DecodeAttention:
         attention_mask: Tensor | None,
         scaling: float | None = None,
         dropout: float = 0.0,
-        sliding_window: int | None = None,
         softcap: float | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, None]:
@@ -90,8 +90,9 @@ class _DecodeAttention:
         places = torch.arange(num_keys)[None, :, None, None]
         newest = step.positions[:, None, None, None]
         is_hidden = places > newest
-        if sliding_window is not None:
-            is_hidden = is_hidden | (places <= newest - sliding_window)
+        window = self._windows[layer]
+        if window is not None:
+            is_hidden = is_hidden | (places <= newest - window)
         weights = torch.softmax(scores.masked_fill(is_hidden, -torch.inf), 1)
         out = (weights.unsqueeze(-1) * values).sum(1)  # [R, kv_heads, group, value_dim]
         return out.reshape(1, num_rows, -1, values.shape[-1]), None
@@ -105,7 +106,7 @@ class CompiledDecode:
 
     def __init__(self, policy: Policy, block_size: int) -> None:
         self._body, self._block_size = policy.model.base_model, block_size
-        self._attention = _DecodeAttention(block_size)
+        self._attention = _DecodeAttention(policy.layers, block_size)
         name = f"trimtab_decode_{next(_names)}"
         AttentionInterface.register(name, self._attention)
         policy.use_attention(name)

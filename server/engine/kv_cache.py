@@ -13,11 +13,12 @@ from trimtab.server.engine.device_copy import index_tensor
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
-    """Sizes of one attention layer's cache entries."""
+    """Sizes of one attention layer's cache entries. window: a query sees the last so many positions."""
 
     num_kv_heads: int
     key_dim: int
     value_dim: int
+    window: int | None = None
 
     @property
     def numel(self) -> int:
@@ -36,6 +37,7 @@ class KVCache:
         device: torch.device,
     ) -> None:
         self.num_blocks, self.block_size, self.dtype, self.device = num_blocks, block_size, dtype, device
+        self.windows = [layer.window for layer in layers]
 
         def zeros(heads: int, dim: int) -> Tensor:
             return torch.zeros(num_blocks, block_size, heads, dim, dtype=dtype, device=device)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import logging
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,8 @@ from trimtab.guidance.errors import PolicyError
 from trimtab.guidance.fingerprint import PolicyIdentity, identify
 from trimtab.guidance.locate import must_be_local
 from trimtab.guidance.policy import has_linear_tail, output_embedding_input
-from trimtab.server.engine.attention import UnsupportedAttentionError, check_attention_call
+from trimtab.server.engine.attention import UnsupportedAttentionError
+from trimtab.server.engine.attention_probe import probe_layers
 from trimtab.server.engine.kv_cache import LayerShape
 from trimtab.server.engine.packed_linear import can_pack, pack, pack_linears, packed_linear
 
@@ -40,6 +42,20 @@ _attention_ids = itertools.count()
 
 class ModelError(Exception):
     """A model that cannot be loaded or served right. One line: what it is, and what to do."""
+
+
+@contextmanager
+def refusing(model: str) -> Iterator[None]:
+    """Within, whatever an architecture of an unforeseen make raises is a ModelError that names `model`."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except UnsupportedAttentionError as error:
+        raise ModelError(f"{model} cannot be served: {error}") from error
+    except Exception as error:
+        reason = f"{type(error).__name__}: {_first_line(error)}"
+        raise ModelError(f"{model} cannot be served: it fails when it is tried ({reason})") from error
 
 
 @dataclass(slots=True)
@@ -160,17 +176,18 @@ def load_policy(
     except (OSError, ValueError) as error:
         raise ModelError(f"model '{path}' has no tokenizer that loads: {_first_line(error)}") from error
     limit = _pin_rope(str(path), model, max_model_len)
-    policy = Policy(
-        name=name or Path(path).name,
-        identity=identify(model, tokenizer, name or Path(path).name),
-        model=model,
-        tokenizer=tokenizer,
-        layers=_discover_layers(str(path), model),
-        max_model_len=limit,
-        eos_token_ids=_eos_token_ids(model),
-    )
+    with refusing(f"model '{path}' ({type(model).__name__})"):
+        policy = Policy(
+            name=name or Path(path).name,
+            identity=identify(model, tokenizer, name or Path(path).name),
+            model=model,
+            tokenizer=tokenizer,
+            layers=_discover_layers(model, limit),
+            max_model_len=limit,
+            eos_token_ids=_eos_token_ids(model),
+        )
+        policy.has_linear_tail = has_linear_tail(model) and _body_feeds_lm_head(model)
     policy.reply_end_id = _reply_end_id(tokenizer)
-    policy.has_linear_tail = has_linear_tail(model) and _body_feeds_lm_head(model)
     if pack_weights and can_pack(policy.device, policy.dtype):
         policy.packed_lm_head = pack(policy.lm_head)
         pack_linears(model)
@@ -180,7 +197,7 @@ def load_policy(
 def _load_config(path: str | Path, local: bool) -> Any:
     try:
         return AutoConfig.from_pretrained(path, local_files_only=local)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # each architecture checks its configuration in a way of its own
         if not Path(path).exists():
             message = (
                 f"model '{path}' is neither a folder nor in the local cache, and no hub can be reached; "
@@ -271,39 +288,12 @@ def _pin_long_factors(rope: Any, original: int) -> None:
     rope.original_inv_freq = rope.inv_freq.clone()
 
 
-def _discover_layers(path: str, model: PreTrainedModel) -> tuple[LayerShape, ...]:
-    """Ask the model itself for its attention layers' cache sizes, by running two tokens through it."""
-    shapes: dict[int, LayerShape] = {}
-
-    def record(
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, None]:
-        kwargs = {k: v for k, v in kwargs.items() if k not in ("scaling", "sliding_window", "softcap")}
-        check_attention_call(module, attention_mask, kwargs.pop("dropout", 0.0), kwargs)
-        if not isinstance(getattr(module, "layer_idx", None), int):
-            raise UnsupportedAttentionError(f"{type(module).__name__} has no layer_idx")
-        shapes[module.layer_idx] = LayerShape(key.shape[1], key.shape[3], value.shape[3])  # type: ignore[index]
-        return value.new_zeros(1, query.shape[2], query.shape[1], value.shape[3]), None
-
-    name = f"trimtab_{next(_attention_ids)}"
-    AttentionInterface.register(name, record)
-    model.set_attn_implementation(name)
-    probe = torch.zeros(1, 2, dtype=torch.long, device=model.device)
-    try:
-        with torch.inference_mode():
-            model(input_ids=probe, position_ids=torch.tensor([[0, 1]], device=model.device), use_cache=False)
-    except UnsupportedAttentionError as error:
-        raise ModelError(f"model '{path}' cannot be served: {error}") from error
-    num_layers = model.config.get_text_config().num_hidden_layers
+def _discover_layers(model: PreTrainedModel, longest: int) -> tuple[LayerShape, ...]:
+    shapes, num_layers = probe_layers(model, longest), model.config.get_text_config().num_hidden_layers
     if sorted(shapes) != list(range(num_layers)):
-        raise ModelError(
-            f"model '{path}' ({model.config.model_type}) has attention in {len(shapes)} of its {num_layers} "
-            "layers; state-space and hybrid layers cannot be served"
+        raise UnsupportedAttentionError(
+            f"it has attention in {len(shapes)} of its {num_layers} layers; state-space and hybrid layers "
+            "cannot be served"
         )
     return tuple(shapes[i] for i in range(num_layers))
 

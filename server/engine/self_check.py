@@ -3,29 +3,88 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trimtab.server.engine.block_manager import BlockManager
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.lane import Choice, Lane
 from trimtab.server.engine.model_runner import Hidden, ModelRunner
-from trimtab.server.engine.policy import ModelError, Policy, forward_with_hidden
+from trimtab.server.engine.policy import ModelError, Policy, refusing
 from trimtab.server.engine.request import Request
 from trimtab.server.engine.scheduler import Purpose, Row, Step
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 6e-2}
 LONGEST_PROBE = 600
 CHUNK = 7
+NUM_APART = 3
 
 
 @torch.inference_mode()
 def self_check(policy: Policy, config: EngineConfig) -> None:
-    """Probe three rows of mixed length, prefilled in chunks and then decoded together.
+    """Hold every token's independence of its batch, then three rows of mixed length, prefilled in chunks and
+    decoded together, against the model's own forward.
 
     Raises ModelError that names the model and what differs by how much.
     """
+    name = f"{type(policy.model).__name__} '{policy.name}'"
+    with refusing(name):
+        _check_positions(policy, name)
+        _check_independence(policy, name)
+        _check_rows(policy, config, name)
+
+
+def _check_positions(policy: Policy, name: str) -> None:
+    """A model must take its positions as it is told them, and count from 0 when it is not."""
+    policy.use_attention("eager")
+    tokens = _probe_tokens(policy, 0, 5)
+    ids, positions = _row(policy, tokens), _row(policy, range(len(tokens)))
+    told = policy.model(input_ids=ids, position_ids=positions, use_cache=False).logits[0]
+    if not _error(told, policy.model(input_ids=ids, use_cache=False).logits[0]) <= TOLERANCE[policy.dtype]:
+        raise ModelError(
+            f"{name} cannot be served: it does not number positions 0, 1, 2, … as generation does"
+        )
+
+
+def _check_independence(policy: Policy, name: str) -> None:
+    """With attention to itself alone, a token at any position is the same in any batch."""
+    limit = policy.max_model_len
+    tokens = _probe_tokens(policy, 1, 4 * NUM_APART)
+    positions = torch.linspace(0, limit - 1, len(tokens)).long().tolist()
+    policy.use_attention(_attend_alone)
+    together = _hidden(policy, tokens, positions)
+    order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(2)).tolist()
+    apart = torch.empty_like(together)
+    for few in (order[i : i + NUM_APART] for i in range(0, len(order), NUM_APART)):
+        apart[few] = _hidden(policy, [tokens[i] for i in few], [positions[i] for i in few])
+    errors = (together - apart).abs().amax(-1) / together.abs().max().clamp(min=1.0)
+    # The median: near ties between experts may turn for a few tokens.
+    if not errors.median() <= TOLERANCE[policy.dtype]:
+        raise ModelError(
+            f"{name} cannot be served: a token depends on its batch besides attention, by "
+            f"{float(errors.median()):.2g} of its size, as in state-space and convolution layers, or where "
+            "positions are scaled by the longest"
+        )
+
+
+def _attend_alone(_: nn.Module, query: Tensor, key: Tensor, value: Tensor, *__: Any, **___: Any) -> Any:
+    """Each token's own value, scaled by its query and key as rotated: [1, T, heads, value_dim]."""
+    repeats = query.shape[1] // key.shape[1]
+    keys, values = (x.repeat_interleave(repeats, 1) for x in (key, value))
+    gate = torch.sigmoid(query.sum(-1, keepdim=True) + keys.sum(-1, keepdim=True))
+    return (gate * values).transpose(1, 2).contiguous(), None
+
+
+def _hidden(policy: Policy, tokens: Sequence[int], positions: Sequence[int]) -> Tensor:
+    """[T, d]"""
+    every = torch.arange(len(tokens), device=policy.device)
+    return policy.forward(_row(policy, tokens), _row(policy, positions), every)[0].float()
+
+
+def _check_rows(policy: Policy, config: EngineConfig, name: str) -> None:
     lengths = _probe_lengths(policy)
     tokens = [_probe_tokens(policy, i, length) for i, length in enumerate(lengths)]
     policy.use_attention("eager")
@@ -33,19 +92,28 @@ def self_check(policy: Policy, config: EngineConfig) -> None:
     actual = _engine_last_logits(policy, config, tokens)
     tolerance = TOLERANCE[policy.dtype]
     for length, want, got in zip(lengths, expected, actual, strict=True):
-        error = (got - want).abs().max() / want.abs().max().clamp(min=1.0)
+        error = _error(got, want)
         if not error <= tolerance:
             raise ModelError(
-                f"{type(policy.model).__name__} '{policy.name}' cannot be served right: over paged attention "
-                f"its logits after {length} tokens differ from its own by {float(error):.2g} of their size "
-                f"(tolerance {tolerance:g} in {str(policy.dtype).removeprefix('torch.')})"
+                f"{name} cannot be served right: over paged attention its logits after {length} tokens "
+                f"differ from its own by {error:.2g} of their size (tolerance {tolerance:g} in "
+                f"{str(policy.dtype).removeprefix('torch.')})"
             )
 
 
+def _error(got: Tensor, want: Tensor) -> float:
+    want = want.float()
+    return float((got.float() - want).abs().max() / want.abs().max().clamp(min=1.0))
+
+
+def _row(policy: Policy, numbers: Iterable[int]) -> Tensor:
+    return torch.tensor([list(numbers)], device=policy.device)
+
+
 def _probe_lengths(policy: Policy) -> list[int]:
-    """One row reaches past a sliding window where that is cheap to check."""
-    window = getattr(policy.model.config.get_text_config(), "sliding_window", None) or 0
-    longest = window + 9 if 0 < window <= LONGEST_PROBE - 9 else 40
+    """One row reaches past the sliding windows where that is cheap to check."""
+    windows = [layer.window or 0 for layer in policy.layers]
+    longest = max([40, *(window + 9 for window in windows if window <= LONGEST_PROBE - 9)])
     return [min(length, policy.max_model_len) for length in (5, 23, longest)]
 
 
@@ -55,9 +123,9 @@ def _probe_tokens(policy: Policy, seed: int, length: int) -> list[int]:
 
 
 def _own_last_logits(policy: Policy, tokens: list[int]) -> Tensor:
-    ids = torch.tensor([tokens], device=policy.device)
-    positions = torch.arange(len(tokens), device=policy.device)
-    return forward_with_hidden(policy.model, ids, positions[None], positions[-1:])[1][0].float()
+    """[V], of nothing but the tokens: a model may number them its own way."""
+    logits: Tensor = policy.model(input_ids=_row(policy, tokens), use_cache=False).logits
+    return logits[0, -1].float()
 
 
 def _engine_last_logits(policy: Policy, config: EngineConfig, tokens: list[list[int]]) -> list[Tensor]:
