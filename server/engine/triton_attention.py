@@ -70,7 +70,7 @@ class TritonAttention(PagedAttention):
         layer: int = module.layer_idx
         key_cache, value_cache = self.cache.keys[layer], self.cache.values[layer]
         queries = rope_store(qkv, cos, sin, self._slots, key_cache, value_cache, backend="triton")
-        call = AttentionCall(layer, module.scaling, getattr(module, "sliding_window", None), None)
+        call = AttentionCall(layer, module.scaling, self.cache.windows[layer], None)
         return self._attend(call, queries)
 
     def _attend(self, call: AttentionCall, queries: Tensor) -> Tensor:
