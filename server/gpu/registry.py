@@ -31,6 +31,7 @@ from trimtab.server.gpu.kernel_benchmarks.layer_ops import bench_layer_ops
 from trimtab.server.gpu.kernel_benchmarks.logits import bench_guided_logits
 from trimtab.server.gpu.kernel_benchmarks.tilt import bench_solve_tilt
 from trimtab.server.gpu.kernel_benchmarks.truncation import bench_truncate_and_draw
+from trimtab.server.gpu.kernel_benchmarks.variants import bench_variants, variant_launches
 from trimtab.server.gpu.kernel_checks.attention import (
     check_paged_attention,
     check_paged_attention_invariance,
@@ -82,6 +83,7 @@ FEW = {
     "truncated_rows": (64,),
     "contexts": ((1, 8192), (64, 1024)),
 }
+VARIED = {**FEW, "fused_rows": (16, 64), "contexts": ((1, 8192), (8, 1024), (64, 1024))}
 REST = {
     "repeats": Repeats(5, 30),
     "fused_rows": (8, 32, 128),
@@ -114,6 +116,7 @@ KERNELS = {
     "layer ops, times": Case("benchmark", bench_layer_ops, 20, FEW),
     "guided_logits, times": Case("benchmark", bench_guided_logits, 20, FEW),
     "solve_tilt, times": Case("benchmark", bench_solve_tilt, 20, FEW),
+    "variants of launches": Case("benchmark", bench_variants, 30, VARIED),
 }
 
 ENGINE = {
@@ -179,6 +182,7 @@ def suite_launches() -> Iterator[Launch]:
     large = LaunchShape(kernels.hidden, kernels.vocab, kernels.attention, kernels.rank)
     yield from serving_launches(large)
     yield from adapter_launches(dataclasses.replace(large, num_heads=NUM_HEADS))
+    yield from variant_launches(large)
     for shape in kernels.attention_checks[1:]:
         yield from attention_launches(shape, torch.bfloat16)
     for dtype in (torch.bfloat16, torch.float32):

@@ -69,7 +69,9 @@ class _Bench:
             for name, guidance in series.items():
                 run = SteadyDecode(self._engine, prompts, guidance, max_tokens)
                 seconds[name] += run.steps(self._num_steps)
-                run.finish()
+                assert all((kl > 0) == is_guided for is_guided, kl in run.finish()), (
+                    "the rule ran where asked for"
+                )
         return {name: 1e3 * statistics.median(times) for name, times in seconds.items()}
 
 

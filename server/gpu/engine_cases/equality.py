@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from trimtab.server.engine.offline import CompletedChoice, generate
 from trimtab.server.engine.request import Guidance, Request, SamplingParams
 from trimtab.server.engine.self_check import TOLERANCE, self_check
 from trimtab.server.gpu.engine_cases.sizes import EngineSizes
+from trimtab.server.gpu.engine_cases.steady import require_guidance
 from trimtab.server.gpu.engine_cases.subject import FORMS, Subject, random_prompts
 from trimtab.server.gpu.findings import Findings
 from trimtab.server.gpu.machine import Machine
@@ -80,9 +82,13 @@ def check_routes(machine: Machine, sizes: EngineSizes, findings: Findings) -> No
         routes["CUDA graphs and a step read late"] = {"cuda_graphs": "on", "async_depth": 1}
     plainest: dict[str, Any] = {"cuda_graphs": "off", "async_depth": 0}
     expected = _run_mixed(subject, sizes, **plainest)
-    for request, choice in zip(mixed_requests(sizes), expected, strict=True):
-        assert choice.summary is not None
-        assert (choice.summary.kl > 0) == bool(request.guidance.strength), "the rule ran where asked for"
+    require_guidance(
+        findings,
+        [
+            (bool(request.guidance.strength), choice.summary.kl if choice.summary else math.nan)
+            for request, choice in zip(mixed_requests(sizes), expected, strict=True)
+        ],
+    )
     for name, options in routes.items():
         with findings.attempt(name):
             found = _run_mixed(subject, sizes, **(plainest | options))

@@ -13,7 +13,7 @@ from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.request import Guidance
 from trimtab.server.gpu.engine_cases.busy import busy_share, device_intervals, kernels_of_step
 from trimtab.server.gpu.engine_cases.sizes import EngineSizes
-from trimtab.server.gpu.engine_cases.steady import SteadyDecode, reply_tokens
+from trimtab.server.gpu.engine_cases.steady import SteadyDecode, reply_tokens, require_guidance
 from trimtab.server.gpu.engine_cases.subject import Subject, random_prompts
 from trimtab.server.gpu.findings import Aim, Findings, Measurement
 from trimtab.server.gpu.machine import Machine
@@ -38,7 +38,7 @@ def bench_latency(machine: Machine, sizes: EngineSizes, findings: Findings) -> N
         "lowrank": [Guidance(1.0, (("lowrank", 1.0),))],
         "tied": [Guidance(1.0, (("tied", 1.0),))],
     }
-    steps = take_turns(engine, sizes, contestants)
+    steps = take_turns(engine, sizes, contestants, findings)
     _report(findings, machine, subject, sizes, steps, num_rows=1)
     weights = machine.floor(subject.weight_bytes)
     findings.facts["weight_gb"] = round(subject.weight_bytes / 1e9, 3)
@@ -53,7 +53,7 @@ def bench_latency(machine: Machine, sizes: EngineSizes, findings: Findings) -> N
         with findings.attempt(f"kernels, {name}"):
             run = _begin(engine, sizes, contestants[name])
             findings.tables[f"kernels of a step, 1 row, {name}"] = _profile(machine, sizes, run)[1]
-            run.finish()
+            require_guidance(findings, run.finish())
 
 
 def bench_tied_throughput(machine: Machine, sizes: EngineSizes, findings: Findings) -> None:
@@ -72,7 +72,7 @@ def _bench_throughput(
     findings.facts["engine"] = describe(engine)
     mixed = [Guidance(MIXED_STRENGTHS[row % len(MIXED_STRENGTHS)], ((form, 1.0),)) for row in range(num_rows)]
     contestants = {"plain": [Guidance()] * num_rows, form: mixed}
-    steps = take_turns(engine, sizes, contestants)
+    steps = take_turns(engine, sizes, contestants, findings)
     _report(findings, machine, subject, sizes, steps, num_rows)
     throughput = 1 / _ratio(steps, form)
     findings.aims.append(
@@ -89,7 +89,7 @@ def _bench_throughput(
         share, kernels = _profile(machine, sizes, run)
         findings.aims.append(Aim(f"{num_rows} rows, device busy", share, at_least=BUSY_AIM))
         findings.tables[f"kernels of a step, {num_rows} rows, {form}"] = kernels
-        run.finish()
+        require_guidance(findings, run.finish())
 
 
 def large_engine(machine: Machine, sizes: EngineSizes) -> tuple[Subject, Engine]:
@@ -118,14 +118,19 @@ def describe(engine: Engine) -> str:
     return f"attention {config.attention}, CUDA graphs {config.cuda_graphs}, async depth {config.async_depth}"
 
 
-def take_turns(engine: Engine, sizes: EngineSizes, contestants: Mapping[str, Sequence[Guidance]]) -> Steps:
+def take_turns(
+    engine: Engine,
+    sizes: EngineSizes,
+    contestants: Mapping[str, Sequence[Guidance]],
+    findings: Findings,
+) -> Steps:
     """Every contestant in every turn, after one turn to warm up."""
     steps: Steps = {name: [] for name in contestants}
     for turn in range(sizes.turns + 1):
         for name, guidance in contestants.items():
             run = _begin(engine, sizes, guidance)
             seconds = run.steps(sizes.steps)
-            run.finish()
+            require_guidance(findings, run.finish())
             if turn:
                 steps[name].append(seconds)
     return steps

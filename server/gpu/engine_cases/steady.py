@@ -9,14 +9,24 @@ import torch
 
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.request import ChoiceDone, Delta, Failed, Guidance, Request, SamplingParams
+from trimtab.server.gpu.findings import Findings
 
 WARM_STEPS = 3
+Spent = tuple[bool, float]
 
 
 def reply_tokens(num_steps: int, num_rows: int, prompt: int, budget: int) -> int:
     """Of a reply that lasts until every row is prefilled and all have done so many steps together."""
     prefill_steps = -(-num_rows * prompt // max(budget - num_rows, 1)) + 1
     return num_steps + prefill_steps + 4 * WARM_STEPS
+
+
+def require_guidance(findings: Findings, rows: Sequence[Spent]) -> None:
+    """Guidance was at work where it was asked for, and only there: without it a reply spends exactly 0."""
+    spent = [kl for is_guided, kl in rows if not is_guided]
+    findings.require("KL of replies without guidance", max((abs(kl) for kl in spent), default=0.0), 0)
+    idle = sum(not kl > 0 for is_guided, kl in rows if is_guided)
+    findings.require("guided replies that spent no KL", idle, 0)
 
 
 class SteadyDecode:
@@ -50,15 +60,14 @@ class SteadyDecode:
         assert not self._done, "a reply has ended: the steps were not all full"
         return seconds
 
-    def finish(self) -> None:
-        """Run to the end, and make sure that guidance was at work where it was asked for, and only there."""
+    def finish(self) -> list[Spent]:
+        """Run to the end; returns for every reply whether guidance was asked for and the KL that it spent."""
         while self._engine.has_work:
             self._step()
         if self._engine.policy.device.type == "cuda":
             torch.cuda.synchronize()
         assert len(self._done) == len(self._guided)
-        for done in self._done:
-            assert (done.summary.kl > 0) == self._guided[done.request_id], "the rule ran where asked for"
+        return [(self._guided[done.request_id], done.summary.kl) for done in self._done]
 
     def _step(self) -> None:
         for event in self._engine.step():

@@ -20,24 +20,39 @@ from trimtab.server.gpu.timing import time_calls
 
 def bench_decode(machine: Machine, sizes: KernelSizes, findings: Findings) -> None:
     """torch gets its keys and values dense and in order: what paging costs is part of the ratio."""
-    shape, dtype = sizes.attention, sizes.dtypes[0]
     for num_rows, context in sizes.contexts:
+        measure_decode(findings, machine, sizes, num_rows, context)
 
-        def make(copy: int, num_rows: int = num_rows, context: int = context) -> Job:
-            source = Source(machine.device, copy)
-            rows = paged_rows(source, shape, dtype, [1] * num_rows, [context] * num_rows, sizes.block_size)
-            arguments = rows.arguments()
-            query, keys, values = dense(rows)
-            attend = partial(F.scaled_dot_product_attention, query, keys, values, enable_gqa=True)
-            return Job(partial(rows.run, machine.backend, arguments), {"torch, dense": attend})
 
-        measure(
-            findings, machine, sizes.repeats, make,
-            op="paged_attention, decode",
-            shape=f"context={context} {_describe(sizes)}",
-            rows=num_rows,
-            num_bytes=2 * num_rows * context * shape.kv_heads * shape.dim * dtype.itemsize,
-        )  # fmt: skip
+def measure_decode(
+    findings: Findings,
+    machine: Machine,
+    sizes: KernelSizes,
+    num_rows: int,
+    context: int,
+    others: bool = True,
+    note: str = "",
+) -> None:
+    """others: also time torch. note: on what is special about this one."""
+    shape, dtype = sizes.attention, sizes.dtypes[0]
+
+    def make(copy: int) -> Job:
+        source = Source(machine.device, copy)
+        rows = paged_rows(source, shape, dtype, [1] * num_rows, [context] * num_rows, sizes.block_size)
+        ours = partial(rows.run, machine.backend, rows.arguments())
+        if not others:
+            return Job(ours, {})
+        query, keys, values = dense(rows)
+        attend = partial(F.scaled_dot_product_attention, query, keys, values, enable_gqa=True)
+        return Job(ours, {"torch, dense": attend})
+
+    measure(
+        findings, machine, sizes.repeats, make,
+        op=f"paged_attention, decode{note}",
+        shape=f"context={context} {_describe(sizes)}",
+        rows=num_rows,
+        num_bytes=2 * num_rows * context * shape.kv_heads * shape.dim * dtype.itemsize,
+    )  # fmt: skip
 
 
 def bench_prefill(machine: Machine, sizes: KernelSizes, findings: Findings) -> None:

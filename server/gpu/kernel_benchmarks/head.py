@@ -28,7 +28,7 @@ def bench_guided_head(machine: Machine, sizes: KernelSizes, findings: Findings) 
     for num_rows in sizes.fused_rows:
         times: dict[str, float] = {}
         for form in ("plain", "tied", "low-rank"):
-            found = _bench_form(findings, machine, sizes, form, num_rows)
+            found = measure_head(findings, machine, sizes, form, num_rows)
             if found is not None:
                 times[form] = found.time.median
         if num_rows <= MAX_AIMED_ROWS and "plain" in times:
@@ -49,9 +49,16 @@ def _num_bytes(sizes: KernelSizes, form: str) -> float:
     return sizes.vocab * columns * sizes.dtypes[0].itemsize
 
 
-def _bench_form(
-    findings: Findings, machine: Machine, sizes: KernelSizes, form: str, num_rows: int
+def measure_head(
+    findings: Findings,
+    machine: Machine,
+    sizes: KernelSizes,
+    form: str,
+    num_rows: int,
+    others: bool = True,
+    note: str = "",
 ) -> Measurement | None:
+    """others: also time other ways to the same. note: on what is special about this one."""
     dtype = sizes.dtypes[0]
 
     def make(copy: int) -> Job:
@@ -63,12 +70,14 @@ def _bench_form(
             {
                 "materialised": materialised(inputs, keys, beta, machine.backend),
                 "torch": _torch(inputs, beta),
-            },
+            }
+            if others
+            else {},
         )
 
     return measure(
         findings, machine, sizes.repeats, make,
-        op=f"guided_head, {form}",
+        op=f"guided_head, {form}{note}",
         shape=f"d={sizes.hidden} V={sizes.vocab} {dtype_name(dtype)}",
         rows=num_rows,
         num_bytes=_num_bytes(sizes, form),

@@ -9,8 +9,9 @@ from trimtab.server.engine.request import Guidance
 from trimtab.server.gpu.engine_cases.busy import busy_share
 from trimtab.server.gpu.engine_cases.peers import TiltHook
 from trimtab.server.gpu.engine_cases.sizes import LLAMA_3_8B, TOY_ENGINE_SIZES
-from trimtab.server.gpu.engine_cases.steady import SteadyDecode
+from trimtab.server.gpu.engine_cases.steady import SteadyDecode, require_guidance
 from trimtab.server.gpu.engine_cases.subject import Subject, random_prompts
+from trimtab.server.gpu.findings import Findings
 
 SIZES = TOY_ENGINE_SIZES
 
@@ -42,8 +43,17 @@ def test_a_rule_that_does_not_run_is_noticed(subject: Subject, monkeypatch: pyte
     engine = subject.engine(max_num_seqs=1)
     monkeypatch.setattr(engine.bank, "weights_row", lambda heads: [0.0, 0.0])
     run = SteadyDecode(engine, random_prompts(SIZES.small, [5]), [Guidance(1.0, (("tied", 1.0),))], 20)
-    with pytest.raises(AssertionError, match="the rule ran"):
-        run.finish()
+    findings = Findings()
+    require_guidance(findings, run.finish())
+    assert findings.broken == ["guided replies that spent no KL: 1, at most 0"]
+
+
+def test_kl_that_a_reply_without_guidance_spends_is_noticed_and_so_is_one_that_is_no_number():
+    findings = Findings()
+    require_guidance(findings, [(False, 0.0), (True, 0.5)])
+    assert not findings.broken
+    require_guidance(findings, [(False, 1e-9), (True, math.nan)])
+    assert len(findings.broken) == 2
 
 
 def test_the_hook_is_the_engine_s_rule_and_knows_whether_it_ran(subject: Subject):
