@@ -29,9 +29,14 @@ class StrictModel(BaseModel):
         if not isinstance(data, dict):
             return data
         for name, harmless in cls.UNSUPPORTED.items():
-            if data.get(name) is not None and data[name] not in harmless:
+            if not any(_is_same(data.get(name), value) for value in (None, *harmless)):
                 raise InvalidRequestError("not supported yet; leave it out", name)
         return {name: value for name, value in data.items() if name not in cls.UNSUPPORTED}
+
+
+def _is_same(given: object, harmless: object) -> bool:
+    """Equal and of one type: in Python True is 1, and 0.0 is False."""
+    return type(given) is type(harmless) and given == harmless
 
 
 def _check_unicode(text: str) -> str:
