@@ -74,6 +74,7 @@ KINDS: Mapping[type[Exception], tuple[int, str, str | None]] = {
 """Our exceptions: HTTP status, OpenAI's type and code. The first that fits counts."""
 
 
+MAX_CHARACTERS = 500
 RETRY_LATER = {"Retry-After": "5"}
 
 
@@ -110,8 +111,9 @@ async def _nobody_listens(request: Request, error: Exception) -> Response:
 
 
 def _writable(text: str) -> str:
-    """Errors quote what was sent, which may hold what UTF-8 cannot write."""
-    return text.encode(errors="backslashreplace").decode()
+    """Errors quote what was sent, which may be of any length and hold what UTF-8 cannot write."""
+    cut = text if len(text) <= MAX_CHARACTERS else f"{text[: MAX_CHARACTERS - 1]}…"
+    return cut.encode(errors="backslashreplace").decode()
 
 
 _PLAIN_WORDS = {"extra_forbidden": "unknown field; remove it", "missing": "is required"}

@@ -146,10 +146,16 @@ class Engine:
             assert step.rows or step.preempted or self._launched or self._pending_events or not self._live
             self._admit(step)
         except Exception as error:
-            culprit = self.scheduler.considered
-            self._contain_step(error, self._live if culprit is None else (culprit.request.request_id,))
+            self._contain_step(error, self._considered())
             return Step()
         return step
+
+    def _considered(self) -> list[str]:
+        """Whom the scheduler had come to when it failed; everyone if that is unknown."""
+        culprit = self.scheduler.considered
+        if culprit is not None and culprit.request.request_id in self._live:
+            return [culprit.request.request_id]
+        return list(self._live)
 
     def _admit(self, step: Step) -> None:
         for choice in step.admitted:
