@@ -14,6 +14,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from trimtab.server.engine.request import InvalidRequestError
 
+MAX_PROMPTS = 2048
+
 
 class StrictModel(BaseModel):
     """Refuses unknown fields, wrong types, and what is not supported."""
@@ -197,6 +199,8 @@ def _as_prompt_list(prompt: object) -> list[str | list[int]]:
     prompts = [prompt] if isinstance(prompt, str) or (prompt and _is_ids(prompt)) else prompt
     if not isinstance(prompts, list) or not prompts:
         raise ValueError("must be a string, token ids, or a non-empty list of either")
+    if len(prompts) > MAX_PROMPTS:
+        raise ValueError(f"has {len(prompts)} prompts, of at most {MAX_PROMPTS}; send several requests")
     for item in prompts:
         if isinstance(item, str):
             _check_unicode(item)

@@ -90,16 +90,15 @@ def _fitting(asked: int | None, name: str, room: int, prompt_length: int, info: 
 
 
 def _logit_bias(given: dict[str, float], vocab_size: int) -> tuple[tuple[int, float], ...]:
-    for key in given:
-        if not _is_token_id(key, vocab_size):
+    """Ids only as Python writes them, so that no two keys are one token: "5", not "05", " 5" or "5_0"."""
+    longest = len(str(vocab_size))  # before int() reads it
+    pairs = []
+    for key, bias in given.items():
+        is_plain = len(key) <= longest and key.isascii() and key.isdecimal() and (key[0] != "0" or key == "0")
+        if not is_plain or (token := int(key)) >= vocab_size:
             raise InvalidRequestError(
                 f"logit_bias: {shown(key)} is no token id; ids are 0…{vocab_size - 1}, written plainly",
                 "logit_bias",
             )
-    return tuple((int(key), bias) for key, bias in given.items())
-
-
-def _is_token_id(key: str, vocab_size: int) -> bool:
-    """Only as Python writes it, so that no two keys are one token: "5", and not "05", " 5", "+5" or "٥"."""
-    is_short = len(key) <= len(str(vocab_size))  # before int() reads it
-    return is_short and key.isascii() and key.isdecimal() and key == str(int(key)) and int(key) < vocab_size
+        pairs.append((token, bias))
+    return tuple(pairs)

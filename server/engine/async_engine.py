@@ -79,7 +79,9 @@ class AsyncEngine:
 
     def stop(self, timeout: float | None = None) -> None:
         """End every request with an error event, at once, and join the thread for up to `timeout` seconds."""
-        self.stop_admitting()
+        with self._lock:
+            self._is_over = True
+            self.status = "stopping" if self.status == "ready" else self.status
         self._end_all(shut_down)
         self._commands.put(None)
         if self._thread.is_alive():
@@ -139,7 +141,8 @@ class AsyncEngine:
             self.status, self.error = "dead", error
             self._loaded.set()
             return
-        self.status = "stopping" if self._is_over else "ready"
+        with self._lock:
+            self.status = "stopping" if self._is_over else "ready"
         self._loaded.set()
         try:
             self._serve(self._engine)
@@ -185,7 +188,6 @@ class AsyncEngine:
                     self.abort(request_id)
 
     def _end_all(self, end: Callable[[str], Failed]) -> None:
-        self._is_over = True
         for box in self._boxes():
             box.end_all(end)
 

@@ -1,4 +1,4 @@
-"""The engine: requests in, events out, one step at a time. What fails ends the requests it concerns."""
+"""The engine: requests in, events out, one step at a time."""
 
 from __future__ import annotations
 

@@ -125,7 +125,8 @@ class SamplingParams:
         given, param = self.logit_bias, "logit_bias"
         _check(len(given) <= MAX_LOGIT_BIAS, param, f"has {len(given)} tokens, of at most {MAX_LOGIT_BIAS}")
         for token, bias in given:
-            if not (_is_integer(token, 0, None) and _is_number(bias, -100, 100)):
+            is_id = type(token) is int and token >= 0
+            if not (is_id and type(bias) in (int, float) and -100 <= bias <= 100):
                 what = f"token {shown(token)} must be an id with a bias of -100…100, got {shown(bias)}"
                 raise InvalidRequestError(f"{param}: {what}", param)
         _check(len({token for token, _ in given}) == len(given), param, "names a token twice")

@@ -113,6 +113,7 @@ COMPLETIONS: list[tuple[dict[str, Any], str, str]] = [
     ({"prompt": "a", "logprobs": 21}, "logprobs", "0…20"),
     ({"prompt": "a", "logprobs": True}, "logprobs", "integer"),
     ({"prompt": "a", "logprobs": 10**4000}, "logprobs", "digits"),
+    ({"prompt": ["a"] * 2049}, "prompt", "2049 prompts"),
     ({"prompt": [2**63]}, "prompt", "0…256"),
     ({"prompt": [10**4000]}, "prompt", "0…256"),
     ({"prompt": "a", "best_of": True}, "best_of", "not supported"),
