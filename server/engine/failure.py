@@ -9,7 +9,7 @@ from trimtab.server.engine.request import Failed
 
 def failed(request_id: str, what: str = "the engine failed on this request") -> Failed:
     """The terminal event of a request that an error has ended. What was raised stays in the log."""
-    return Failed(request_id, f"{what}; the server's log says more about {request_id}")
+    return Failed(request_id, f"{what}; the log says more about {request_id}")
 
 
 def shut_down(request_id: str) -> Failed:

@@ -119,14 +119,20 @@ class Poster:
         )
         self._runner = asyncio.Runner()
 
+    def close(self) -> None:
+        self._runner.run(self._client.aclose())
+        self._runner.close()
+
     def __call__(self, path: str, content: bytes) -> httpx.Response:
         headers = {"content-type": "application/json"}
         return self._runner.run(self._client.post(path, content=content, headers=headers))
 
 
 @pytest.fixture(scope="module")
-def post(engine: AsyncEngine) -> Poster:
-    return Poster(engine)
+def post(engine: AsyncEngine) -> Iterator[Poster]:
+    poster = Poster(engine)
+    yield poster
+    poster.close()
 
 
 def check(engine: AsyncEngine, post: Poster, path: str, body: dict[str, Any]) -> None:

@@ -284,6 +284,21 @@ def test_stopping_ends_live_requests_with_an_error_event_even_in_a_step_that_las
     release.set()
 
 
+def test_an_engine_that_is_stopped_while_it_loads_admits_nothing(make_engine: Callable[..., Engine]):
+    release = threading.Event()
+    engine = AsyncEngine(lambda: (release.wait(30), make_engine())[1])
+    engine.start()
+    engine.stop(0.01)
+    release.set()
+    engine.wait_until_loaded()
+
+    async def work() -> None:
+        engine.submit(request("late"))
+
+    with pytest.raises(EngineUnavailableError, match="shutting down"):
+        go(work())
+
+
 def test_an_engine_that_admits_no_more_goes_on_with_what_it_has(running: AsyncEngine):
     async def work() -> list[Event]:
         events = running.submit(request("live", 50))
