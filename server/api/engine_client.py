@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 from trimtab.server.engine.info import EngineInfo
 from trimtab.server.engine.request import Event, Request
 
-EngineStatus = Literal["starting", "ready", "dead"]
+EngineStatus = Literal["starting", "ready", "stopping", "dead"]
 
 
 class EngineClient(Protocol):
@@ -21,7 +21,8 @@ class EngineClient(Protocol):
     def status(self) -> EngineStatus: ...
 
     def submit(self, request: Request) -> AsyncIterator[Event]:
-        """The request's events. Raises InvalidRequestError at once for what can never be served."""
+        """The request's events. Raises InvalidRequestError at once for what can never be served,
+        EngineUnavailableError when the engine takes none (any more)."""
         ...
 
     def abort(self, request_id: str) -> None:

@@ -29,11 +29,19 @@ class ModelNotFoundError(Exception):
 
 
 class NotReadyError(Exception):
-    """The engine is starting or has died."""
+    """The engine is starting, stopping, or has died."""
 
 
 class EngineFailedError(Exception):
-    """The engine ended a request that it had accepted without finishing it."""
+    """The engine ended a request that it had accepted without finishing it. The message may be told."""
+
+
+class ShuttingDownError(EngineFailedError):
+    """It did so because the server was told to stop."""
+
+
+class BodyTooLargeError(Exception):
+    """The request's body has more bytes than are read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +65,17 @@ KINDS: Mapping[type[Exception], tuple[int, str, str | None]] = {
     ContextLengthError: (400, "invalid_request_error", "context_length_exceeded"),
     InvalidRequestError: (400, "invalid_request_error", None),
     ModelNotFoundError: (404, "invalid_request_error", "model_not_found"),
+    BodyTooLargeError: (413, "invalid_request_error", "body_too_large"),
     NotReadyError: (503, "server_error", "not_ready"),
     EngineUnavailableError: (503, "server_error", "not_ready"),
+    ShuttingDownError: (503, "server_error", "shutting_down"),
     EngineFailedError: (500, "server_error", "engine_failed"),
 }
 """Our exceptions: HTTP status, OpenAI's type and code. The first that fits counts."""
+
+
+MAX_CHARACTERS = 500
+RETRY_LATER = {"Retry-After": "5"}
 
 
 def describe(error: Exception) -> ApiError:
@@ -88,7 +102,8 @@ async def _respond(request: Request, error: Exception) -> Response:
     described = describe(error)
     if isinstance(error, EngineFailedError):
         logger.error("%s: %s", request.url.path, error)
-    return JSONResponse(described.body, described.status, headers=getattr(error, "headers", None))
+    headers = RETRY_LATER if described.status == 503 else getattr(error, "headers", None)
+    return JSONResponse(described.body, described.status, headers=headers)
 
 
 async def _nobody_listens(request: Request, error: Exception) -> Response:
@@ -96,8 +111,9 @@ async def _nobody_listens(request: Request, error: Exception) -> Response:
 
 
 def _writable(text: str) -> str:
-    """Errors quote what was sent, which may hold what UTF-8 cannot write."""
-    return text.encode(errors="backslashreplace").decode()
+    """Errors quote what was sent, which may be of any length and hold what UTF-8 cannot write."""
+    cut = text if len(text) <= MAX_CHARACTERS else f"{text[: MAX_CHARACTERS - 1]}…"
+    return cut.encode(errors="backslashreplace").decode()
 
 
 _PLAIN_WORDS = {"extra_forbidden": "unknown field; remove it", "missing": "is required"}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 
 from trimtab.server.api.engine_client import EngineClient
-from trimtab.server.api.errors import EngineFailedError
+from trimtab.server.api.errors import EngineFailedError, ShuttingDownError
 from trimtab.server.engine.request import (
     TERMINAL,
     Aborted,
@@ -99,7 +99,8 @@ class Generation:
                 case Aborted():
                     raise EngineFailedError("the engine aborted the request")
                 case Failed():
-                    raise EngineFailedError(event.message)
+                    kind = ShuttingDownError if event.reason == "shutdown" else EngineFailedError
+                    raise kind(event.message)
 
     async def gather(self) -> list[Choice]:
         """All replies in the order of their index. Raises like `events`."""

@@ -14,6 +14,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from trimtab.server.engine.request import InvalidRequestError
 
+MAX_PROMPTS = 2048
+
 
 class StrictModel(BaseModel):
     """Refuses unknown fields, wrong types, and what is not supported."""
@@ -29,9 +31,14 @@ class StrictModel(BaseModel):
         if not isinstance(data, dict):
             return data
         for name, harmless in cls.UNSUPPORTED.items():
-            if data.get(name) is not None and data[name] not in harmless:
+            if not any(_is_same(data.get(name), value) for value in (None, *harmless)):
                 raise InvalidRequestError("not supported yet; leave it out", name)
         return {name: value for name, value in data.items() if name not in cls.UNSUPPORTED}
+
+
+def _is_same(given: object, harmless: object) -> bool:
+    """Equal and of one type: in Python True is 1, and 0.0 is False."""
+    return type(given) is type(harmless) and given == harmless
 
 
 def _check_unicode(text: str) -> str:
@@ -192,6 +199,8 @@ def _as_prompt_list(prompt: object) -> list[str | list[int]]:
     prompts = [prompt] if isinstance(prompt, str) or (prompt and _is_ids(prompt)) else prompt
     if not isinstance(prompts, list) or not prompts:
         raise ValueError("must be a string, token ids, or a non-empty list of either")
+    if len(prompts) > MAX_PROMPTS:
+        raise ValueError(f"has {len(prompts)} prompts, of at most {MAX_PROMPTS}; send several requests")
     for item in prompts:
         if isinstance(item, str):
             _check_unicode(item)

@@ -17,9 +17,10 @@ from trimtab.server.api.protocol import ChatRequest
 from trimtab.server.api.sampling import chat_sampling
 from trimtab.server.api.service import Service, ready_service
 from trimtab.server.api.streaming import EventStream, whole_reply
+from trimtab.server.api.strict_json import StrictJsonRoute
 from trimtab.server.engine.request import Request
 
-router = APIRouter()
+router = APIRouter(route_class=StrictJsonRoute)
 
 
 @router.post("/v1/chat/completions")

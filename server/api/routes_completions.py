@@ -16,10 +16,11 @@ from trimtab.server.api.protocol import CompletionRequest
 from trimtab.server.api.sampling import completion_sampling
 from trimtab.server.api.service import Service, ready_service
 from trimtab.server.api.streaming import EventStream, whole_reply
+from trimtab.server.api.strict_json import StrictJsonRoute
 from trimtab.server.api.tokenizer import Tokenizer
 from trimtab.server.engine.request import InvalidRequestError, Request
 
-router = APIRouter()
+router = APIRouter(route_class=StrictJsonRoute)
 
 
 @router.post("/v1/completions")

@@ -7,7 +7,7 @@ from typing import Any
 from trimtab.server.api.errors import ContextLengthError
 from trimtab.server.api.protocol import ChatRequest, CompletionRequest, GenerationRequest
 from trimtab.server.engine.info import EngineInfo
-from trimtab.server.engine.request import MAX_LOGPROBS, InvalidRequestError, SamplingParams
+from trimtab.server.engine.request import MAX_LOGPROBS, InvalidRequestError, SamplingParams, shown
 
 COMPLETION_MAX_TOKENS = 16
 
@@ -44,7 +44,8 @@ def completion_sampling(body: CompletionRequest, prompt_length: int, info: Engin
     """
     room = _room("prompt", prompt_length, info)
     if body.logprobs is not None and not 0 <= body.logprobs <= MAX_LOGPROBS:
-        raise InvalidRequestError(f"logprobs: must be 0…{MAX_LOGPROBS}, got {body.logprobs}", "logprobs")
+        got = shown(body.logprobs)
+        raise InvalidRequestError(f"logprobs: must be 0…{MAX_LOGPROBS}, got {got}", "logprobs")
     asked = _fitting(body.max_tokens, "max_tokens", room, prompt_length, info)
     return _sampling(body, info, asked or min(COMPLETION_MAX_TOKENS, room), body.logprobs)
 
@@ -78,10 +79,10 @@ def _fitting(asked: int | None, name: str, room: int, prompt_length: int, info: 
     if asked is None:
         return None
     if asked < 1:
-        raise InvalidRequestError(f"{name}: must be at least 1, got {asked}", name)
+        raise InvalidRequestError(f"{name}: must be at least 1, got {shown(asked)}", name)
     if asked > room:
         raise ContextLengthError(
-            f"{name}: {asked} tokens after a prompt of {prompt_length} exceed the model's context of"
+            f"{name}: {shown(asked)} tokens after a prompt of {prompt_length} exceed the model's context of"
             f" {info.max_model_len}; ask for at most {room}",
             name,
         )
@@ -89,9 +90,15 @@ def _fitting(asked: int | None, name: str, room: int, prompt_length: int, info: 
 
 
 def _logit_bias(given: dict[str, float], vocab_size: int) -> tuple[tuple[int, float], ...]:
-    for key in given:
-        if not (key.isascii() and key.isdecimal() and int(key) < vocab_size):
+    """Ids only as Python writes them, so that no two keys are one token: "5", not "05", " 5" or "5_0"."""
+    longest = len(str(vocab_size))  # before int() reads it
+    pairs = []
+    for key, bias in given.items():
+        is_plain = len(key) <= longest and key.isascii() and key.isdecimal() and (key[0] != "0" or key == "0")
+        if not is_plain or (token := int(key)) >= vocab_size:
             raise InvalidRequestError(
-                f"logit_bias: {key!r} is no token id; ids are 0…{vocab_size - 1}", "logit_bias"
+                f"logit_bias: {shown(key)} is no token id; ids are 0…{vocab_size - 1}, written plainly",
+                "logit_bias",
             )
-    return tuple((int(key), bias) for key, bias in given.items())
+        pairs.append((token, bias))
+    return tuple(pairs)

@@ -14,8 +14,11 @@ from trimtab.server.api.token_text import TokenText
 from trimtab.server.api.tokenizer import Tokenizer
 from trimtab.server.engine.info import EngineInfo
 
-STARTING = "the model is loading; try again in a moment"
-DEAD = "the engine has died; see the server's log and restart it"
+UNAVAILABLE = {
+    "starting": "the model is loading; try again in a moment",
+    "stopping": "the server is shutting down",
+    "dead": "the engine has died; see the server's log and restart it",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +47,11 @@ def why_not_ready(app: FastAPI) -> str | None:
     """None when requests can be served."""
     service: Service | None = app.state.service
     status = "starting" if service is None else service.engine.status
-    return {"starting": STARTING, "dead": DEAD}.get(status)
+    return UNAVAILABLE.get(status)
 
 
 def ready_service(request: Request) -> Service:
-    """The dependency of every /v1 route. Raises NotReadyError while loading and after the engine's death."""
+    """The dependency of every /v1 route. Raises NotReadyError unless the engine takes requests."""
     reason = why_not_ready(request.app)
     if reason is not None:
         raise NotReadyError(reason)

@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from trimtab.server.api.errors import describe
+from trimtab.server.api.errors import EngineFailedError, describe
 from trimtab.server.api.generation import Choice, Generation
 from trimtab.server.api.guidance_reply import Json
 from trimtab.server.api.reply import ReplyFormat, usage_json
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class EventStream(StreamingResponse):
-    """One `data:` line per chunk, then `[DONE]`; or, after a failure, an error chunk and the end."""
+    """One `data:` line per chunk, after a failure the error's, then `[DONE]`."""
 
     media_type = "text/event-stream"
 
@@ -64,10 +64,11 @@ async def _lines(chunks: AsyncIterator[Json]) -> AsyncIterator[str]:
     try:
         async for chunk in chunks:
             yield _line(chunk)
-        yield "data: [DONE]\n\n"
     except Exception as error:  # the status is sent; what is left is to say so in the stream
-        logger.error("a stream failed", exc_info=error)
+        is_known = isinstance(error, EngineFailedError)  # the engine has logged what there was
+        logger.error("a stream failed: %s", error, exc_info=None if is_known else error)
         yield _line(describe(error).body)
+    yield "data: [DONE]\n\n"
 
 
 def _line(data: object) -> str:

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
+import math
+import os
 import shlex
+import signal
 import socket
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
-from trimtab.server.commands.errors import UserError
+from trimtab.server.commands.errors import EngineDiedError, UserError
 from trimtab.server.commands.flags import parse
 from trimtab.server.commands.model import ModelConfig, resolve_api, resolve_engine
 
 if TYPE_CHECKING:
     from trimtab.server.api.service import Service
+    from trimtab.server.commands.serving import ModelServer
 
 
 @dataclass(frozen=True)
@@ -26,19 +32,25 @@ class ServeConfig(ModelConfig):
     /v1/models and /health. Requests steer with a `guidance` object: strength, heads and trace.
 
     host: address to listen on; 0.0.0.0 is every one. port: 0 takes a free one.
+    shutdown_timeout: seconds that replies under way may go on for after SIGTERM or Ctrl-C, while new requests
+    are answered 503; what then still runs ends with an error, as it does at once on a second signal.
     """
 
     host: str = "127.0.0.1"
     port: int = 8000
+    shutdown_timeout: float = 8.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.port < 2**16:
             raise ValueError(f"port must be 0…65535, got {self.port}")
+        if not 0 <= self.shutdown_timeout < math.inf:
+            raise ValueError(f"shutdown_timeout must be 0 or more seconds, got {self.shutdown_timeout:g}")
 
 
 def main(prog: str, args: Sequence[str]) -> None:
-    """Serves until told to stop. Raises UserError, HeadError or ConfigError with one line."""
+    """Serves until told to stop, and leaves the process: with 0, or with 1 if the engine has died. Raises
+    UserError, HeadError or ConfigError with one line."""
     config = parse(ServeConfig, prog, args)
     engine_config, api_config = resolve_engine(config), resolve_api(config)
     listener = bind(config.host, config.port)
@@ -51,7 +63,37 @@ def main(prog: str, args: Sequence[str]) -> None:
     def announce(service: Service) -> None:
         print(welcome(service, url, time.perf_counter() - start), flush=True)
 
-    asyncio.run(ModelServer(listener, engine_config, api_config).run(announce))
+    server = ModelServer(listener, engine_config, api_config, config.shutdown_timeout)
+    asyncio.run(_serve_and_leave(server, announce))
+
+
+async def _serve_and_leave(server: ModelServer, announce: Callable[[Service], None]) -> NoReturn:
+    """The first signal lets replies end, the second ends them, the third leaves at once."""
+    received: list[int] = []
+
+    def take(number: int) -> None:
+        received.append(number)
+        server.stop()
+        if len(received) > 2:
+            leave(128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, take, number)
+    try:
+        was_ready = await server.run(announce)
+    except EngineDiedError as error:
+        print(f"trimtab: {error}", file=sys.stderr)
+        leave(1)
+    leave(0 if was_ready else 128 + received[0])
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process and waits for no thread: one may be inside torch, where the interpreter's orderly end
+    would crash, or at work for a request that is over."""
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -1,10 +1,13 @@
-"""The HTTP server over an engine that loads while the port already answers."""
+"""The HTTP server over an engine: answers while it loads, lets replies end when it is told to stop."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import socket
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -12,47 +15,81 @@ import uvicorn
 from trimtab.server.api.app import connect, create_waiting_app
 from trimtab.server.api.config import ApiConfig
 from trimtab.server.api.service import Service
-from trimtab.server.commands.errors import UserError
+from trimtab.server.commands.errors import EngineDiedError, UserError
 from trimtab.server.engine.config import EngineConfig
 
 if TYPE_CHECKING:
     from trimtab.server.engine.async_engine import AsyncEngine
 
+logger = logging.getLogger(__name__)
+TICK = 0.02  # seconds between looks at what other threads may have changed
+STEP_SECONDS = 1.0  # that the engine's last step is waited for
+SEND_SECONDS = 3  # that clients have to take what was written last; whoever takes none is cut off
+DEATH_SECONDS = 1.0  # that a server with a dead engine goes on saying so
+
 
 class ModelServer:
-    """Answers 503 on a listening socket while the engine loads, and serves from then on."""
+    """Answers 503 on a listening socket while the engine loads, serves, and answers 503 again while it stops.
 
-    def __init__(self, listener: socket.socket, engine_config: EngineConfig, api_config: ApiConfig) -> None:
-        self._listener = listener
+    grace: seconds that replies under way may go on for once the server was told to stop.
+    """
+
+    def __init__(
+        self, listener: socket.socket, engine_config: EngineConfig, api_config: ApiConfig, grace: float = 0.0
+    ) -> None:
+        self._listener, self._grace = listener, grace
         self._engine_config, self._api_config = engine_config, api_config
         self._app = create_waiting_app()
-        settings = uvicorn.Config(
-            self._app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=3
+        self._server = _HttpServer(
+            uvicorn.Config(
+                self._app,
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                timeout_graceful_shutdown=SEND_SECONDS,
+            )
         )
-        self._server = uvicorn.Server(settings)
-
-    async def run(self, on_ready: Callable[[Service], None]) -> None:
-        """Serves until the process is told to stop, or `stop` is called; calls on_ready once loaded.
-
-        Raises UserError, HeadError or ConfigError when the engine cannot be had as asked.
-        """
-        serving = asyncio.create_task(self._server.serve([self._listener]))
-        engine = await asyncio.to_thread(_start_engine, self._engine_config)
-        try:
-            while engine.status == "starting" and not serving.done():
-                await asyncio.sleep(0.02)
-            if not serving.done():
-                self._connect(engine, on_ready)
-            await serving
-        finally:
-            self.stop()
-            await serving
-            if engine.status != "starting":
-                engine.stop()
+        self._num_stops = 0
 
     def stop(self) -> None:
-        """Makes `run` return soon; may be called from any thread."""
-        self._server.should_exit = True
+        """Make `run` return: at first once the replies under way have ended or `grace` is over, when called
+        again at once. May be called from any thread and from a signal handler."""
+        self._num_stops += 1
+
+    async def run(self, on_ready: Callable[[Service], None]) -> bool:
+        """Serve until told to stop; calls on_ready once loaded. Every reply under way gets its end, which may
+        be an error. False when it was told to stop before it was ready.
+
+        Raises UserError, HeadError or ConfigError when the engine cannot be had as asked, EngineDiedError
+        when it has died.
+        """
+        serving = asyncio.create_task(self._server.serve([self._listener]))
+        try:
+            engine = await self._load(serving)
+            if engine is None:
+                return False
+            self._connect(engine, on_ready)
+            while engine.status == "ready" and not self._num_stops and not serving.done():
+                await asyncio.sleep(TICK)
+            if engine.status == "dead":
+                await asyncio.sleep(DEATH_SECONDS)
+            else:
+                await self._end(engine)
+            if engine.status == "dead":
+                raise EngineDiedError("the engine has died; the log above says why")
+            return True
+        finally:
+            self._server.should_exit = True
+            await serving
+
+    async def _load(self, serving: asyncio.Task[None]) -> AsyncEngine | None:
+        """The engine once it has loaded, or failed to; None when told to stop meanwhile."""
+        starting = asyncio.create_task(asyncio.to_thread(_start_engine, self._engine_config))
+        while not self._num_stops and not serving.done():
+            if starting.done() and starting.result().status != "starting":
+                return starting.result()
+            await asyncio.sleep(TICK)
+        return None
 
     def _connect(self, engine: AsyncEngine, on_ready: Callable[[Service], None]) -> None:
         from trimtab.server.engine.policy import ModelError  # noqa: PLC0415 (loaded with the engine)
@@ -63,6 +100,33 @@ class ModelServer:
             raise UserError(str(error)) from error
         connect(self._app, engine, engine.engine.policy.tokenizer, self._api_config)
         on_ready(self._app.state.service)
+
+    async def _end(self, engine: AsyncEngine) -> None:
+        """New requests are refused from here on; the old ones end, one way or the other."""
+        engine.stop_admitting()
+        if self._server.num_replies:
+            logger.warning(
+                "stopping: %d replies may go on for %g s; a second signal ends them now",
+                self._server.num_replies,
+                self._grace,
+            )
+        deadline = time.monotonic() + self._grace
+        while self._server.num_replies and time.monotonic() < deadline and self._num_stops < 2:
+            await asyncio.sleep(TICK)
+        await asyncio.to_thread(engine.stop, STEP_SECONDS)
+
+
+class _HttpServer(uvicorn.Server):
+    """uvicorn, which leaves signals to us: at the first one it would cut off what runs."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    @property
+    def num_replies(self) -> int:
+        """HTTP requests that have not been answered to the end."""
+        return len(self.server_state.tasks)
 
 
 def _start_engine(config: EngineConfig) -> AsyncEngine:

@@ -7,11 +7,13 @@ import logging
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from trimtab.server.engine.engine import Engine
+from trimtab.server.engine.failure import failed, shut_down
 from trimtab.server.engine.info import EngineInfo
+from trimtab.server.engine.mailbox import Mailbox
 from trimtab.server.engine.request import (
     TERMINAL,
     EngineUnavailableError,
@@ -22,25 +24,17 @@ from trimtab.server.engine.request import (
 )
 
 logger = logging.getLogger(__name__)
-Status = Literal["starting", "ready", "dead"]
-
-
-@dataclass(frozen=True, slots=True)
-class _Sink:
-    """Where one request's events go."""
-
-    loop: asyncio.AbstractEventLoop
-    events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue)
-
-    def put(self, events: list[Event]) -> None:
-        for event in events:
-            self.events.put_nowait(event)
+Status = Literal["starting", "ready", "stopping", "dead"]
+_UNAVAILABLE: dict[Status, str] = {
+    "starting": "the engine is still loading",
+    "stopping": "the server is shutting down",
+    "dead": "the engine has died; the server's log says why",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class _Add:
     request: Request
-    sink: _Sink
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,17 +45,20 @@ class _Abort:
 class AsyncEngine:
     """Loads an engine in a thread of its own and runs it there.
 
+    Events of a step leave the thread together, one wake-up for each event loop that has requests.
+
     load: makes the engine; what it raises becomes `error`, and the status "dead".
     """
 
     def __init__(self, load: Callable[[], Engine]) -> None:
         self._load = load
         self._commands: queue.SimpleQueue[_Add | _Abort | None] = queue.SimpleQueue()
-        self._sinks: dict[str, _Sink] = {}
+        self._lock = threading.Lock()  # of the mailboxes and of the status: who comes in, and when no more
+        self._mailboxes: dict[asyncio.AbstractEventLoop, Mailbox] = {}
         self._engine: Engine | None = None
         self._thread = threading.Thread(target=self._run, name="trimtab-engine", daemon=True)
         self._loaded = threading.Event()
-        self._is_stopping = False
+        self._is_over = False
         self.status: Status = "starting"
         self.error: BaseException | None = None
 
@@ -74,18 +71,26 @@ class AsyncEngine:
         if self.error is not None:
             raise self.error
 
-    def stop(self) -> None:
-        """End every request with an error event and join the thread."""
-        self._is_stopping = True
+    def stop_admitting(self) -> None:
+        """Refuse requests from now on, and go on with those that are under way."""
+        with self._lock:
+            if self.status == "ready":
+                self.status = "stopping"
+
+    def stop(self, timeout: float | None = None) -> None:
+        """End every request with an error event, at once, and join the thread for up to `timeout` seconds."""
+        with self._lock:
+            self._is_over = True
+            self.status = "stopping" if self.status == "ready" else self.status
+        self._end_all(shut_down)
         self._commands.put(None)
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(timeout)
 
     @property
     def engine(self) -> Engine:
-        if self._engine is None or self.status != "ready":
-            reason = "is still loading" if self.status == "starting" else f"has died: {self.error}"
-            raise EngineUnavailableError(f"the engine {reason}")
+        if self._engine is None or self.status in ("starting", "dead"):
+            raise EngineUnavailableError(_UNAVAILABLE[self.status])
         return self._engine
 
     @property
@@ -99,22 +104,30 @@ class AsyncEngine:
         never be served, EngineUnavailableError when the engine is not ready.
         """
         self.engine.check(request)
-        if request.request_id in self._sinks:
-            raise InvalidRequestError(f"request_id: '{request.request_id}' is in use", "request_id")
-        sink = _Sink(asyncio.get_running_loop())
-        self._sinks[request.request_id] = sink
-        self._commands.put(_Add(request, sink))
-        return self._events(request.request_id, sink)
+        events = self._open(request.request_id)
+        self._commands.put(_Add(request))
+        return self._events(request.request_id, events)
 
     def abort(self, request_id: str) -> None:
         """End a request within one step; its iterator then yields Aborted. Unknown ids are ignored."""
         self._commands.put(_Abort(request_id))
 
-    async def _events(self, request_id: str, sink: _Sink) -> AsyncIterator[Event]:
+    def _open(self, request_id: str) -> asyncio.Queue[Event]:
+        """Where the request's events will arrive. One of them will be terminal, whatever comes: this door is
+        closed before all requests are ended, and every mailbox that was made here is then told."""
+        with self._lock:
+            if self.status != "ready":
+                raise EngineUnavailableError(_UNAVAILABLE[self.status])
+            if any(request_id in box for box in self._mailboxes.values()):
+                raise InvalidRequestError(f"request_id: '{request_id}' is in use", "request_id")
+            loop = asyncio.get_running_loop()
+            return self._mailboxes.setdefault(loop, Mailbox(loop)).open(request_id)
+
+    async def _events(self, request_id: str, events: asyncio.Queue[Event]) -> AsyncIterator[Event]:
         is_over = False
         try:
             while not is_over:
-                event = await sink.events.get()
+                event = await events.get()
                 is_over = isinstance(event, TERMINAL)
                 yield event
         finally:
@@ -128,17 +141,19 @@ class AsyncEngine:
             self.status, self.error = "dead", error
             self._loaded.set()
             return
-        self.status = "ready"
+        with self._lock:
+            self.status = "stopping" if self._is_over else "ready"
         self._loaded.set()
         try:
             self._serve(self._engine)
         except BaseException as error:
             logger.exception("the engine has died")
-            self.error = error
-        self._die(self._engine)
+            with self._lock:
+                self.status, self.error = "dead", error
+            self._end_all(lambda request_id: failed(request_id, "the engine has died"))
 
     def _serve(self, engine: Engine) -> None:
-        while not self._is_stopping:
+        while not self._is_over:
             self._take_commands(engine)
             if engine.has_work:
                 self._deliver(engine.step())
@@ -150,31 +165,32 @@ class AsyncEngine:
             command = self._commands.get()
             is_idle = False
             if isinstance(command, _Add):
-                engine.add(command.request)
+                self._add(engine, command.request)
             elif isinstance(command, _Abort):
                 engine.abort(command.request_id)
 
-    def _die(self, engine: Engine) -> None:
-        self.status = "dead"
-        message = "the server is shutting down" if self._is_stopping else f"the engine has died: {self.error}"
-        self._deliver(engine.fail_all(message))
-        self._fail_unqueued(message)
-
-    def _fail_unqueued(self, message: str) -> None:
-        """Requests that were submitted and never reached the engine get their terminal event too."""
-        self._deliver([Failed(request_id, message) for request_id in list(self._sinks)])
+    def _add(self, engine: Engine, request: Request) -> None:
+        try:
+            engine.add(request)
+        except Exception as error:  # it was checked before: a fault of ours, and this request's alone
+            logger.error("request %s cannot be added", request.request_id, exc_info=error)
+            self._deliver([failed(request.request_id)])
 
     def _deliver(self, events: list[Event]) -> None:
-        by_request: dict[str, list[Event]] = {}
-        for event in events:
-            by_request.setdefault(event.request_id, []).append(event)
-        for request_id, own in by_request.items():
-            sink = self._sinks.get(request_id)
-            if sink is None:
-                continue
-            if isinstance(own[-1], TERMINAL):
-                del self._sinks[request_id]
-            try:
-                sink.loop.call_soon_threadsafe(sink.put, own)
-            except RuntimeError:  # the client's event loop is gone, and the client with it
-                logger.debug("nobody is left to read request %s", request_id)
+        """Hand a step's events to every loop that has requests; each picks out its own."""
+        if not events:
+            return
+        for box in self._boxes():
+            if not box.hand_over(events):  # its loop is gone, and with it whoever listened there
+                with self._lock:
+                    self._mailboxes.pop(box.loop, None)
+                for request_id in box.request_ids:
+                    self.abort(request_id)
+
+    def _end_all(self, end: Callable[[str], Failed]) -> None:
+        for box in self._boxes():
+            box.end_all(end)
+
+    def _boxes(self) -> list[Mailbox]:
+        with self._lock:
+            return list(self._mailboxes.values())

@@ -6,25 +6,28 @@ import logging
 import secrets
 import time
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from functools import partial
+from typing import TypeVar
 
 import torch
 
 from trimtab.guidance.bank import HeadBank
-from trimtab.guidance.errors import HeadError
 from trimtab.server.engine.block_manager import BlockManager
 from trimtab.server.engine.cache_size import resolve_num_blocks
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.detokenizer import Decode
+from trimtab.server.engine.failure import failed, is_device_fault
 from trimtab.server.engine.info import EngineInfo, HeadInfo
 from trimtab.server.engine.lane import Choice, Lane, Phase
+from trimtab.server.engine.live_request import LiveRequest
 from trimtab.server.engine.loading import load
 from trimtab.server.engine.memory import measure_blocks
 from trimtab.server.engine.model_runner import ModelRunner
 from trimtab.server.engine.policy import Policy
 from trimtab.server.engine.reply import Measured, Reply, Scores
 from trimtab.server.engine.request import Aborted, Event, Failed, Finished, InvalidRequestError, Request
+from trimtab.server.engine.request_check import check_request
 from trimtab.server.engine.row_needs import RowNeeds
 from trimtab.server.engine.sampler import Sampler
 from trimtab.server.engine.scheduler import Purpose, Row, Scheduler, Step
@@ -32,30 +35,7 @@ from trimtab.server.engine.step_result import StepResult
 from trimtab.server.engine.warm_up import warm_up
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(slots=True, eq=False)
-class LiveRequest:
-    """A request that has not had its terminal event."""
-
-    request: Request
-    choices: tuple[Choice, ...]
-    replies: tuple[Reply, ...]
-    needs: RowNeeds
-    head_weights: list[float]
-    seed: int
-
-    @property
-    def is_done(self) -> bool:
-        return all(choice.phase is Phase.DONE for choice in self.choices)
-
-    def finished(self) -> Finished:
-        return Finished(
-            self.request.request_id,
-            num_prompt_tokens=len(self.request.prompt_token_ids),
-            num_cached_tokens=self.choices[0].num_cached_tokens,
-            num_completion_tokens=sum(len(reply.token_ids) for reply in self.replies),
-        )
+Read = TypeVar("Read")
 
 
 class Engine:
@@ -65,13 +45,11 @@ class Engine:
         """config: resolved."""
         self.policy, self.bank, self.config = policy, bank, config
         num_blocks = resolve_num_blocks(config, policy, partial(measure_blocks, policy, bank, config))
-        blocks = BlockManager(num_blocks, config.block_size, config.prefix_caching)
-        self.scheduler = Scheduler(blocks, config.max_num_seqs, config.token_budget)
         self.runner = ModelRunner(policy, config, num_blocks, len(bank.names))
-        self.sampler = Sampler(policy, bank, self.runner.state, config.strict)
+        self._live: dict[str, LiveRequest] = {}
+        self._start_over()
         if policy.device.type == "cuda":
             warm_up(self.sampler, policy, bank, self.runner.state)
-        self._live: dict[str, LiveRequest] = {}
         self._launched: deque[StepResult] = deque()
         self._pending_events: list[Event] = []
         # A reward part reads one token past the reply, so one position is kept for it.
@@ -106,51 +84,23 @@ class Engine:
 
     def check(self, request: Request) -> None:
         """Raise InvalidRequestError for what can never be served. Reads only what never changes."""
-        num_prompt, limit = len(request.prompt_token_ids), self._max_model_len
-        if num_prompt == 0:
-            raise InvalidRequestError("prompt: is empty; give at least one token", "prompt")
-        if num_prompt >= limit:
-            raise InvalidRequestError(
-                f"prompt: has {num_prompt} tokens, but this model's context holds {limit} with the reply; "
-                "shorten it",
-                "prompt",
-            )
-        if num_prompt + request.sampling.max_tokens > limit:
-            raise InvalidRequestError(
-                f"max_tokens: {request.sampling.max_tokens} with a prompt of {num_prompt} tokens exceeds "
-                f"the context of {limit}; ask for at most {limit - num_prompt}",
-                "max_tokens",
-            )
-        vocab_size = self.policy.vocab_size
-        if not all(0 <= token < vocab_size for token in request.prompt_token_ids):
-            raise InvalidRequestError(f"prompt: token ids must be 0…{vocab_size - 1}", "prompt")
-        if not all(0 <= token < vocab_size for token, _ in request.sampling.logit_bias):
-            raise InvalidRequestError(f"logit_bias: token ids must be 0…{vocab_size - 1}", "logit_bias")
-        self._check_heads(request)
-
-    def _check_heads(self, request: Request) -> None:
-        guidance = request.guidance
-        for name, _ in guidance.heads:
-            if name not in self.bank.names:
-                loaded = ", ".join(self.bank.names) or "none"
-                raise InvalidRequestError(
-                    f"guidance.heads.{name}: no such head; loaded are: {loaded}", "guidance.heads"
-                )
-        if guidance.strength and not guidance.heads:
-            raise InvalidRequestError(
-                "guidance.heads: name at least one head, or set strength 0", "guidance.heads"
-            )
-        if guidance.strength:
-            try:
-                self.bank.check([(name, weight) for name, weight in guidance.heads if weight])
-            except HeadError as error:
-                raise InvalidRequestError(f"guidance.heads: {error}", "guidance.heads") from error
+        check_request(request, self.bank, self._max_model_len, self.policy.vocab_size)
 
     def add(self, request: Request) -> None:
-        """Queue a request. Raises InvalidRequestError at once for what can never be served."""
+        """Queue a request. Raises InvalidRequestError at once for what can never be served; whatever is
+        raised, nothing of the request is left."""
         self.check(request)
         if request.request_id in self._live:
             raise InvalidRequestError(f"request_id: '{request.request_id}' is in use", "request_id")
+        live = self._new_live(request)
+        try:
+            self.scheduler.add(live.choices)
+        except BaseException:
+            self._release(live)
+            raise
+        self._live[request.request_id] = live
+
+    def _new_live(self, request: Request) -> LiveRequest:
         leader = Choice(request, 0, (Lane(list(request.prompt_token_ids)),))
         others = [
             Choice(request, i, (Lane(list(request.prompt_token_ids)),), leader)
@@ -158,7 +108,7 @@ class Engine:
         ]
         choices = (leader, *others)
         seed = request.sampling.seed
-        self._live[request.request_id] = LiveRequest(
+        return LiveRequest(
             request,
             choices,
             tuple(Reply(request, c.index, self.policy.eos_token_ids, self._decode) for c in choices),
@@ -166,7 +116,6 @@ class Engine:
             self.bank.weights_row(request.guidance.heads),
             seed if seed is not None else secrets.randbits(64) - 2**63,
         )
-        self.scheduler.add(choices)
 
     def abort(self, request_id: str) -> None:
         """End a request; its Aborted event comes with the next step. Unknown or finished ids are ignored."""
@@ -175,42 +124,62 @@ class Engine:
             self._end(live, Aborted(request_id))
 
     def step(self) -> list[Event]:
-        """Schedule, run, sample; then read and post-process the oldest launched step."""
-        step = self.scheduler.schedule()
-        if step.rows:
-            self._launch(step)
-        keep = (self.config.async_depth or 0) if step.rows else 0
-        assert step.rows or step.preempted or self._launched or self._pending_events or not self._live
+        """Schedule, run, sample; then read and post-process the oldest launched step.
+
+        What goes wrong ends the requests that it concerns with Failed. Raises only where the engine cannot
+        go on: the device has failed.
+        """
+        if self._is_suspect:  # something failed since the last step
+            self._start_over()
+        step = self._schedule()
+        keep = (self.config.async_depth or 0) if step.rows and self._launch(step) else 0
         while len(self._launched) > keep:
             self._postprocess(self._launched.popleft())
+        if self._is_suspect:
+            self._start_over()
         events, self._pending_events = self._pending_events, []
         return events
 
-    def fail_all(self, message: str) -> list[Event]:
-        """End every request with an error: the engine cannot go on."""
-        for live in list(self._live.values()):
-            self._end(live, Failed(live.request.request_id, message))
-        events, self._pending_events = self._pending_events, []
-        return events
+    def _schedule(self) -> Step:
+        try:
+            step = self.scheduler.schedule()
+            assert step.rows or step.preempted or self._launched or self._pending_events or not self._live
+            self._admit(step)
+        except Exception as error:
+            self._contain_step(error, self._considered())
+            return Step()
+        return step
 
-    def _launch(self, step: Step) -> None:
+    def _considered(self) -> list[str]:
+        """Whom the scheduler had come to when it failed; everyone if that is unknown."""
+        culprit = self.scheduler.considered
+        if culprit is not None and culprit.request.request_id in self._live:
+            return [culprit.request.request_id]
+        return list(self._live)
+
+    def _admit(self, step: Step) -> None:
+        for choice in step.admitted:
+            live = self._live.get(choice.request.request_id)
+            if live is None:  # another choice of it has just failed here
+                continue
+            try:
+                spent_kl = live.replies[choice.index].kl
+                self.runner.state.admit(choice, live.seed, live.head_weights, spent_kl)
+            except Exception as error:
+                self._contain(error, (choice.request.request_id,))
+        step.rows = [row for row in step.rows if row.choice.phase is not Phase.DONE]
+
+    def _launch(self, step: Step) -> bool:
         try:
             result = self._run(step)
-        except RuntimeError as error:
-            if isinstance(error, torch.AcceleratorError):
-                raise
-            logger.exception("a step failed; its requests end with an error")
-            for request_id in {row.choice.request.request_id for row in step.rows}:
-                self._end(self._live[request_id], Failed(request_id, f"the model failed: {error}"))
-            return
-        self.scheduler.advance(step)
+            self.scheduler.advance(step)
+        except Exception as error:
+            self._contain_step(error, {row.choice.request.request_id for row in step.rows})
+            return False
         self._launched.append(result)
+        return True
 
     def _run(self, step: Step) -> StepResult:
-        for choice in step.admitted:
-            live = self._live[choice.request.request_id]
-            spent_kl = live.replies[choice.index].kl
-            self.runner.state.admit(choice, live.seed, live.head_weights, spent_kl)
         hidden = self.runner.run(step)
         drawing = [row for row in step.rows if row.purpose is Purpose.DRAW]
         judging = [row for row in step.rows if row.purpose is Purpose.REWARD]
@@ -221,13 +190,30 @@ class Engine:
         return StepResult.send(drawing, needs, drawn, judging, rewards, self.policy.device)
 
     def _postprocess(self, result: StepResult) -> None:
-        for row, reward in result.read_rewards():
-            live = self._live.get(row.choice.request.request_id)
-            if live is not None and row.choice.phase is not Phase.DONE:
-                self._complete(live, row.choice, self._scores(live, reward))
-        for row, token in result.read_draws(self.bank.names):
+        try:
+            rewards = list(result.read_rewards())
+            draws = list(result.read_draws(self.bank.names))
+        except Exception as error:
+            rows = (*result.judging, *result.drawing)
+            self._contain(error, {row.choice.request.request_id for row in rows})
+            return
+        for row, reward in rewards:
+            if row.choice.phase is not Phase.DONE:
+                self._process(row, self._judge, reward)
+        for row, token in draws:
             if row.choice.phase is not Phase.DONE and not row.choice.is_finishing:
-                self._take(self._live[row.choice.request.request_id], row, token)
+                self._process(row, self._take, token)
+
+    def _process(self, row: Row, work: Callable[[LiveRequest, Row, Read], None], read: Read) -> None:
+        """What is done for one row alone, and fails for its request alone."""
+        request_id = row.choice.request.request_id
+        try:
+            work(self._live[request_id], row, read)
+        except Exception as error:
+            self._contain(error, (request_id,))
+
+    def _judge(self, live: LiveRequest, row: Row, reward: list[float]) -> None:
+        self._complete(live, row.choice, self._scores(live, reward))
 
     def _take(self, live: LiveRequest, row: Row, token: Measured) -> None:
         choice, reply = row.choice, live.replies[row.choice.index]
@@ -256,25 +242,68 @@ class Engine:
 
     def _complete(self, live: LiveRequest, choice: Choice, reward: Scores) -> None:
         self._pending_events.append(live.replies[choice.index].done(reward))
-        self.scheduler.finish(choice)
+        self._finish(choice)
         if live.is_done:
             self._end(live, live.finished())
 
     def _end(self, live: LiveRequest, event: Finished | Aborted | Failed) -> None:
         """The one place where a request gets its terminal event."""
-        for choice in live.choices:
-            if choice.phase is not Phase.DONE:
-                self.scheduler.finish(choice)
         del self._live[live.request.request_id]
         self._pending_events.append(event)
+        self._release(live)
+
+    def _release(self, live: LiveRequest) -> None:
+        for choice in live.choices:
+            if choice.phase is not Phase.DONE:
+                self._finish(choice)
+
+    def _finish(self, choice: Choice) -> None:
+        """Free a choice's blocks and slots. Never raises: if one cannot be freed the schedule starts over."""
+        try:
+            self.scheduler.finish(choice)
+        except Exception:
+            logger.exception("a choice of %s cannot be released", choice.request.request_id)
+            choice.phase, self._is_suspect = Phase.DONE, True
 
     def _fail_poisoned(self, live: LiveRequest) -> None:
-        """NaN in the cache would pass through even a masked key: scrub what this request alone held."""
-        own = [
-            block for c in live.choices for lane in c.lanes for block in self.scheduler.blocks.forget(lane)
-        ]
-        self.runner.cache.clear_blocks(own)
-        self._end(live, Failed(live.request.request_id, "the model produced no finite logits"))
+        self._scrub([live])
+        self._end(live, failed(live.request.request_id, "the model produced no finite logits"))
+
+    def _scrub(self, lives: Iterable[LiveRequest]) -> None:
+        """NaN in the cache would pass through even a masked key: clear what these requests alone held."""
+        lanes = [lane for live in lives for choice in live.choices for lane in choice.lanes]
+        self.runner.cache.clear_blocks([b for lane in lanes for b in self.scheduler.blocks.forget(lane)])
+
+    def _contain(self, error: Exception, request_ids: Iterable[str]) -> None:
+        """End the requests that an error concerns. Raises it when the device has not survived it."""
+        if is_device_fault(error, self.policy.device):
+            raise error
+        lives = [self._live[name] for name in request_ids if name in self._live]
+        names = ", ".join(live.request.request_id for live in lives)
+        logger.error("an error ends %s", names or "no request", exc_info=error)
+        for live in lives:
+            self._end(live, failed(live.request.request_id))
+
+    def _contain_step(self, error: Exception, request_ids: Iterable[str]) -> None:
+        """The same for one that has left a step half done. Whoever still lives begins again, as after a
+        preemption, with a schedule and device state that are known to be right."""
+        concerned = [name for name in request_ids if name in self._live]
+        try:
+            self._scrub(self._live[name] for name in concerned)
+        except Exception:
+            logger.exception("cache blocks of a failed step cannot be cleared")
+        self._contain(error, concerned)
+        self._start_over()
+
+    def _start_over(self) -> None:
+        config, state = self.config, self.runner.state
+        blocks = BlockManager(self.runner.cache.num_blocks, config.block_size, config.prefix_caching)
+        self.scheduler = Scheduler(blocks, config.max_num_seqs, config.token_budget)
+        self.sampler = Sampler(self.policy, self.bank, state, config.strict)
+        state.forget_notes()
+        choices = [choice for live in self._live.values() for choice in live.choices]
+        self.scheduler.resume(choice for choice in choices if choice.phase is not Phase.DONE)
+        self._is_suspect = False
 
     def _scores(self, live: LiveRequest, row: list[float]) -> Scores:
         return tuple((self.bank.names[i], row[i]) for i in live.needs.judging)

@@ -27,6 +27,11 @@ class Lane:
     num_synced_blocks: int = 0
     slot: int | None = None
 
+    def start_over(self) -> None:
+        """Forget the cache and the device; the tokens stay."""
+        self.blocks, self.chain, self.slot = [], [], None
+        self.num_computed = self.num_synced_blocks = 0
+
     @property
     def length(self) -> int:
         return len(self.tokens) + self.num_inflight
@@ -63,6 +68,13 @@ class Choice:
     phase: Phase = Phase.WAITING
     num_cached_tokens: int = 0
     num_preemptions: int = 0
+
+    def start_over(self) -> None:
+        """Wait to be computed from the first token, as after a preemption."""
+        for lane in self.lanes:
+            lane.start_over()
+        self.num_preemptions += self.phase is Phase.RUNNING
+        self.phase = Phase.WAITING
 
     @property
     def lane(self) -> Lane:

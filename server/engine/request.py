@@ -6,14 +6,20 @@ adding a transport and nothing else.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Literal
 
 MAX_STRENGTH = 10.0
+MIN_STRENGTH = 1e-6  # what lies below moves no fp32 logit, and counts as 0
+MIN_TEMPERATURE = 1e-6  # what lies below draws what 0 draws, and counts as that
+MAX_TOP_K = 2**31 - 1
 MAX_LOGPROBS = 20
 MAX_CHOICES = 128
+MAX_LOGIT_BIAS = 2**16
+MAX_REPETITION = 100.0  # and its inverse is the least
 FinishReason = Literal["stop", "length"]
+FailureReason = Literal["failed", "shutdown"]
 
 
 class InvalidRequestError(ValueError):
@@ -25,7 +31,15 @@ class InvalidRequestError(ValueError):
 
 
 class EngineUnavailableError(RuntimeError):
-    """The engine is still loading, or has died; the message says which and why."""
+    """The engine is still loading, stops, or has died; the message says which."""
+
+
+def shown(value: object) -> str:
+    """A value as an error quotes it: in a line, whatever its length."""
+    if isinstance(value, int) and abs(value) >= 10**40:  # of more than 4300 digits Python writes none
+        return f"an integer of about {int(value.bit_length() * 0.30103) + 1} digits"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def _check(ok: bool, param: str, message: str) -> None:
@@ -33,19 +47,40 @@ def _check(ok: bool, param: str, message: str) -> None:
         raise InvalidRequestError(f"{param}: {message}", param)
 
 
-def _in_range(x: float, low: float, high: float) -> bool:
-    return math.isfinite(x) and low <= x <= high
+def _is_integer(value: object, low: int, high: int | None) -> bool:
+    is_integer = isinstance(value, Integral) and not isinstance(value, bool)
+    return is_integer and low <= value and (high is None or value <= high)  # type: ignore[operator]
+
+
+def _is_number(value: object, low: float, high: float) -> bool:
+    """False for nan, which is in no range."""
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    return is_number and low <= value <= high  # type: ignore[operator]
+
+
+def _check_integer(value: object, low: int, high: int | None, param: str, allowed: str) -> None:
+    if not _is_integer(value, low, high):
+        raise InvalidRequestError(f"{param}: must be {allowed}, got {shown(value)}", param)
+
+
+def _check_number(value: object, low: float, high: float, param: str, allowed: str) -> None:
+    if not _is_number(value, low, high):
+        raise InvalidRequestError(f"{param}: must be {allowed}, got {shown(value)}", param)
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How tokens are drawn. On a row: logit_bias, penalties, guidance, temperature, min_p, top_k, top_p.
 
-    temperature: 0 is greedy (argmax of the guided logits, lowest id on a tie).
+    Every number is held to a range in which the device's int64 and fp32 hold it.
+
+    temperature: 0 is greedy (argmax of the guided logits, lowest id on a tie), and so is what lies below
+    MIN_TEMPERATURE.
     top_k: 0 keeps the whole vocabulary.
     seed: None asks the engine to draw one.
     logprobs: None for none; k reports the drawn token's log-probability and the k most likely ones.
     stop: strings that end the reply and are removed from it.
+    logit_bias: (token, bias) pairs of distinct tokens, at most MAX_LOGIT_BIAS.
     """
 
     max_tokens: int = 16
@@ -64,27 +99,37 @@ class SamplingParams:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        _check(self.max_tokens >= 1, "max_tokens", f"must be at least 1, got {self.max_tokens}")
-        _check(_in_range(self.temperature, 0, 100), "temperature", f"must be 0…100, got {self.temperature}")
-        _check(0 < self.top_p <= 1, "top_p", f"must be above 0 and at most 1, got {self.top_p}")
-        _check(self.top_k >= 0, "top_k", f"must be 0 (off) or more, got {self.top_k}")
-        _check(_in_range(self.min_p, 0, 1), "min_p", f"must be 0…1, got {self.min_p}")
+        _check_integer(self.max_tokens, 1, None, "max_tokens", "at least 1")
+        _check_integer(self.top_k, 0, MAX_TOP_K, "top_k", f"0 (off) to {MAX_TOP_K}")
+        _check_integer(self.n, 1, MAX_CHOICES, "n", f"1…{MAX_CHOICES}")
         if self.seed is not None:
-            _check(-(2**63) <= self.seed < 2**63, "seed", f"must fit in 64 bits, got {self.seed}")
-        _check(1 <= self.n <= MAX_CHOICES, "n", f"must be 1…{MAX_CHOICES}, got {self.n}")
-        _check(all(self.stop), "stop", "must not contain an empty string")
+            _check_integer(self.seed, -(2**63), 2**63 - 1, "seed", "an integer that fits in 64 bits")
         if self.logprobs is not None:
-            _check(0 <= self.logprobs <= MAX_LOGPROBS, "top_logprobs", f"must be 0…{MAX_LOGPROBS}")
-        for token, bias in self.logit_bias:
-            _check(_in_range(bias, -100, 100), "logit_bias", f"token {token} must be -100…100, got {bias}")
+            _check_integer(self.logprobs, 0, MAX_LOGPROBS, "top_logprobs", f"0…{MAX_LOGPROBS}")
+        _check_number(self.temperature, 0, 100, "temperature", "0…100")
+        _check_number(self.top_p, 0, 1, "top_p", "above 0 and at most 1")
+        _check(self.top_p > 0, "top_p", f"must be above 0 and at most 1, got {shown(self.top_p)}")
+        _check_number(self.min_p, 0, 1, "min_p", "0…1")
         for name in ("presence_penalty", "frequency_penalty"):
-            value = getattr(self, name)
-            _check(_in_range(value, -2, 2), name, f"must be -2…2, got {value}")
-        _check(
-            math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0,
-            "repetition_penalty",
-            f"must be above 0, got {self.repetition_penalty}",
+            _check_number(getattr(self, name), -2, 2, name, "-2…2")
+        low, high = 1 / MAX_REPETITION, MAX_REPETITION
+        _check_number(
+            self.repetition_penalty, low, high, "repetition_penalty", f"above 0, {low:g}…{high:g} (1 is off)"
         )
+        _check(all(self.stop), "stop", "must not contain an empty string")
+        self._check_logit_bias()
+        if self.temperature < MIN_TEMPERATURE:
+            object.__setattr__(self, "temperature", 0.0)
+
+    def _check_logit_bias(self) -> None:
+        given, param = self.logit_bias, "logit_bias"
+        _check(len(given) <= MAX_LOGIT_BIAS, param, f"has {len(given)} tokens, of at most {MAX_LOGIT_BIAS}")
+        for token, bias in given:
+            is_id = type(token) is int and token >= 0
+            if not (is_id and type(bias) in (int, float) and -100 <= bias <= 100):
+                what = f"token {shown(token)} must be an id with a bias of -100…100, got {shown(bias)}"
+                raise InvalidRequestError(f"{param}: {what}", param)
+        _check(len({token for token, _ in given}) == len(given), param, "names a token twice")
 
     @property
     def has_penalties(self) -> bool:
@@ -97,26 +142,26 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class Guidance:
-    """Which heads steer, how hard. Strength 0 measures the named heads and steers nothing."""
+    """Which heads steer, how hard. Strength 0 measures the named heads and steers nothing; a strength or
+    weight below MIN_STRENGTH counts as 0."""
 
     strength: float = 0.0
     heads: tuple[tuple[str, float], ...] = ()
     trace: bool = False
 
     def __post_init__(self) -> None:
-        _check(
-            _in_range(self.strength, -MAX_STRENGTH, MAX_STRENGTH),
-            "guidance.strength",
-            f"must be a number in -{MAX_STRENGTH:g}…{MAX_STRENGTH:g}, got {self.strength}",
-        )
+        allowed = f"a number in -{MAX_STRENGTH:g}…{MAX_STRENGTH:g}"
+        _check_number(self.strength, -MAX_STRENGTH, MAX_STRENGTH, "guidance.strength", allowed)
         for name, weight in self.heads:
-            _check(
-                _in_range(weight, -MAX_STRENGTH, MAX_STRENGTH),
-                f"guidance.heads.{name}",
-                f"must be a number in -{MAX_STRENGTH:g}…{MAX_STRENGTH:g}, got {weight}",
-            )
+            _check_number(weight, -MAX_STRENGTH, MAX_STRENGTH, f"guidance.heads.{name}", allowed)
         names = [name for name, _ in self.heads]
         _check(len(set(names)) == len(names), "guidance.heads", "names a head twice")
+        object.__setattr__(self, "strength", _settled(self.strength))
+        object.__setattr__(self, "heads", tuple((name, _settled(weight)) for name, weight in self.heads))
+
+
+def _settled(number: float) -> float:
+    return number if abs(number) >= MIN_STRENGTH else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,10 +253,15 @@ class Aborted:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """Terminal: the engine could not go on with this request; the message says why."""
+    """Terminal: the engine could not go on with this request. The message may be shown to whoever sent it:
+    what went wrong inside is in the log alone.
+
+    reason: "shutdown" when it was the server that was told to stop.
+    """
 
     request_id: str
     message: str
+    reason: FailureReason = "failed"
 
 
 Event = Delta | ChoiceDone | Finished | Aborted | Failed

@@ -65,6 +65,8 @@ class Scheduler:
         self.max_num_batched_tokens = max_num_batched_tokens
         self.waiting: deque[Choice] = deque()
         self.running: list[Choice] = []
+        self.considered: Choice | None = None
+        """Whom `schedule` has come to: when it raises, whose fault that is."""
         self._free_slots = list(range(max_num_seqs - 1, -1, -1))
 
     def __bool__(self) -> bool:
@@ -78,12 +80,22 @@ class Scheduler:
             else:
                 choice.leader.followers.append(choice)
 
+    def resume(self, choices: Iterable[Choice]) -> None:
+        """Enqueue choices that another scheduler has begun with, to be computed anew. Those that still wait
+        for their leader's prompt go on waiting."""
+        for choice in choices:
+            choice.start_over()
+            if choice.leader is None or choice not in choice.leader.followers:
+                self.waiting.append(choice)
+
     def schedule(self) -> Step:
         """Pick the rows of the next step: decoding choices first, then prefills, then the waiting queue."""
         step = Step()
+        self.considered = None
         budget = self.max_num_batched_tokens
         for is_decoding in (True, False):
             for choice in list(self.running):
+                self.considered = choice
                 is_turn = self._is_decoding(choice) == is_decoding
                 if is_turn and choice.phase is Phase.RUNNING and self._has_work(choice):
                     budget -= self._schedule_running(step, choice, budget)
@@ -164,7 +176,7 @@ class Scheduler:
 
     def _admit(self, step: Step, budget: int) -> None:
         while self.waiting and budget > 0:
-            choice = self.waiting[0]
+            choice = self.considered = self.waiting[0]
             if len(choice.lanes) > len(self._free_slots) or choice.has_inflight:
                 return
             self._find_prefix(choice)

@@ -90,6 +90,10 @@ class StepState:
             self._admissions[lane.slot] = _Admission(ints, floats)
             self._token_writes[lane.slot] = (0, list(lane.tokens))
 
+    def forget_notes(self) -> None:
+        """Drop what was noted and not written: every lane is to be admitted again."""
+        self._admissions, self._token_writes = {}, {}
+
     def rewrite_last_token(self, lane: Lane) -> None:
         """Note that a running lane's last token is the host's, whatever the device has drawn there."""
         if lane.slot is not None:

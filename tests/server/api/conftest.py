@@ -25,6 +25,7 @@ from trimtab.server.engine.request import (
     Delta,
     Event,
     Failed,
+    FailureReason,
     Finished,
     FinishReason,
     GuidanceSummary,
@@ -70,6 +71,7 @@ class EchoEngine:
     info: EngineInfo
     status: str = "ready"
     fail_after: int | None = None
+    failure_reason: FailureReason = "failed"
     hold_after: int | None = None
     bug: Exception | None = None
     submitted: list[Request] = field(default_factory=list)
@@ -97,7 +99,7 @@ class EchoEngine:
                     raise self.bug
                 if position == self.fail_after:
                     del self.running[name]
-                    yield Failed(name, "the tensor is on fire")
+                    yield Failed(name, "the tensor is on fire", self.failure_reason)
                     return
                 if position == self.hold_after:
                     await stopped.wait()

@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 
+from trimtab.server.api import strict_json
+from trimtab.server.engine.request import MAX_LOGIT_BIAS, InvalidRequestError, SamplingParams
+
 pytestmark = pytest.mark.anyio
 
 USER = {"role": "user", "content": "hello"}
@@ -40,12 +43,19 @@ CHAT: list[tuple[dict[str, Any], str, str]] = [
     ({"top_p": 0}, "top_p", "above 0"),
     ({"top_p": NAN}, "top_p", "finite"),
     ({"top_k": -1}, "top_k", "-1"),
+    ({"top_k": 2**31}, "top_k", "2147483647"),
+    ({"top_k": 2**63}, "top_k", "9223372036854775808"),
+    ({"top_k": 10**4000}, "top_k", "digits"),
+    ({"temperature": 10**4000}, "temperature", ""),
+    ({"temperature": 1e308}, "temperature", "0…100"),
     ({"top_k": 1.5}, "top_k", "integer"),
     ({"min_p": 2}, "min_p", "2"),
     ({"n": 0}, "n", "1…128"),
     ({"n": "2"}, "n", "integer"),
     ({"n": NAN}, "n", "integer"),
-    ({"seed": 2**64}, "seed", "64 bits"),
+    ({"n": 2**63}, "n", "1…128"),
+    ({"seed": 2**63}, "seed", "64 bits"),
+    ({"seed": -(2**63) - 1}, "seed", "64 bits"),
     ({"stop": ""}, "stop", "empty"),
     ({"stop": [3]}, "stop[0]", "string"),
     ({"stop": 3}, "stop", "list"),
@@ -59,9 +69,21 @@ CHAT: list[tuple[dict[str, Any], str, str]] = [
     ({"logit_bias": {"5": 101}}, "logit_bias", "-100…100"),
     ({"logit_bias": {"257": 1}}, "logit_bias", "0…256"),
     ({"logit_bias": {"x": 1}}, "logit_bias", "no token id"),
+    ({"logit_bias": {"9" * 5000: 1}}, "logit_bias", "no token id"),
+    ({"logit_bias": {"05": 1}}, "logit_bias", "no token id"),
+    ({"logit_bias": {" 5": 1}}, "logit_bias", "no token id"),
+    ({"logit_bias": {"+5": 1}}, "logit_bias", "no token id"),
+    ({"logit_bias": {"5_0": 1}}, "logit_bias", "no token id"),
+    ({"logit_bias": {"\u0665": 1}}, "logit_bias", "no token id"),
+    ({"logit_bias": {"-0": 1}}, "logit_bias", "no token id"),
+    ({"logit_bias": {"": 1}}, "logit_bias", "no token id"),
     ({"presence_penalty": 3}, "presence_penalty", "-2…2"),
     ({"frequency_penalty": -3}, "frequency_penalty", "-2…2"),
     ({"repetition_penalty": 0}, "repetition_penalty", "above 0"),
+    ({"repetition_penalty": 1e-40}, "repetition_penalty", "0.01…100"),
+    ({"repetition_penalty": 1e300}, "repetition_penalty", "0.01…100"),
+    ({"guidance": {"strength": 1e300}}, "guidance.strength", "-10…10"),
+    ({"guidance": {"heads": {"kind": -1e39}}}, "guidance.heads.kind", "-10…10"),
     ({"stream": "yes"}, "stream", "boolean"),
     ({"stream_options": {"include_usage": True}}, "stream_options", "stream: true"),
     ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x", "unknown field"),
@@ -90,6 +112,13 @@ COMPLETIONS: list[tuple[dict[str, Any], str, str]] = [
     ({"prompt": [-1]}, "prompt", "0…256"),
     ({"prompt": "a", "logprobs": 21}, "logprobs", "0…20"),
     ({"prompt": "a", "logprobs": True}, "logprobs", "integer"),
+    ({"prompt": "a", "logprobs": 10**4000}, "logprobs", "digits"),
+    ({"prompt": ["a"] * 2049}, "prompt", "2049 prompts"),
+    ({"prompt": [2**63]}, "prompt", "0…256"),
+    ({"prompt": [10**4000]}, "prompt", "0…256"),
+    ({"prompt": "a", "best_of": True}, "best_of", "not supported"),
+    ({"prompt": "a", "best_of": 1.0}, "best_of", "not supported"),
+    ({"prompt": "a", "echo": 0}, "echo", "not supported"),
     ({"prompt": "a", "echo": True}, "echo", "not supported"),
     ({"prompt": "a", "best_of": 2}, "best_of", "not supported"),
     ({"prompt": "a", "suffix": "b"}, "suffix", "not supported"),
@@ -132,12 +161,62 @@ async def test_completions_refuse_and_name_the_field(client, body, param, says):
         (b'"hello"', "JSON object", None),
         (b"null", "JSON object", None),
         (b"\xff\xfe", "", None),
-        (b'{"seed": ' + b"9" * 5000 + b"}", "", None),
+        (b'{"messages": "\xff"}', "UTF-8", None),
         (b"[" * 100_000, "", None),
     ],
 )
 async def test_a_body_that_is_no_json_object_is_refused(client, content, says, code):
     await assert_refused(client, "/v1/chat/completions", content, 400, None, says, code)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ('"seed": 1, "seed": 1', "seed"),
+        ('"logit_bias": {"5": 1, "6": 1, "5": -1}', "logit_bias.5"),
+        ('"guidance": {"heads": {"kind": 1, "kind": 2}}', "guidance.heads.kind"),
+        ('"stop": "a", "stop": ["b"]', "stop"),
+        ('"metadata": [{"a": 1}, {"a": {"b": 1, "b": 1}}]', "metadata[1].a.b"),
+        ('"messages": [{"role": "user", "content": "a", "role": "system"}]', "messages[0].role"),
+    ],
+)
+async def test_a_key_given_twice_is_refused_and_none_wins(client, fields, param):
+    content = b'{"messages": [{"role": "user", "content": "a"}], ' + fields.encode() + b"}"
+    says = "given twice"
+    await assert_refused(client, "/v1/chat/completions", content, 400, param, says)
+
+
+@pytest.mark.parametrize("digits", ["9" * 5000, "-" + "9" * 5000, "1" + "0" * 100_000])
+@pytest.mark.parametrize("field", ["top_k", "seed", "n", "min_p", "temperature", "repetition_penalty"])
+async def test_an_integer_of_any_length_is_refused_by_the_name_of_its_field(client, field, digits):
+    content = b'{"messages": [{"role": "user", "content": "a"}], "%s": %s}' % (
+        field.encode(),
+        digits.encode(),
+    )
+    await assert_refused(client, "/v1/chat/completions", content, 400, field, "")
+
+
+async def test_a_bias_for_more_tokens_than_are_allowed_is_refused():
+    with pytest.raises(InvalidRequestError, match="65537 tokens") as error:
+        SamplingParams(logit_bias=tuple((token, 1.0) for token in range(MAX_LOGIT_BIAS + 1)))
+    assert error.value.param == "logit_bias"
+
+
+async def test_a_body_without_end_is_refused_before_it_is_read(client, monkeypatch):
+    monkeypatch.setattr(strict_json, "MAX_BODY_MIB", 1)
+    sent = 0
+
+    async def without_end():
+        nonlocal sent
+        while True:
+            sent += 1
+            yield b" " * 2**16
+
+    response = await client.post(
+        "/v1/chat/completions", content=without_end(), headers={"content-type": "application/json"}
+    )
+    assert (response.status_code, response.json()["error"]["code"]) == (413, "body_too_large")
+    assert sent < 20
 
 
 @pytest.mark.parametrize("depth", [100, 500, 800, 850, 900, 925, 950, 975, 1000, 2000])
@@ -170,6 +249,15 @@ async def test_another_model_is_not_found(client, model):
     await assert_refused(client, "/v1/chat/completions", body, 404, "model", "'echo'", "model_not_found")
     await assert_refused(
         client, "/v1/completions", {"prompt": "a", "model": ""}, 404, "model", "'echo'", "model_not_found"
+    )
+
+
+@pytest.mark.parametrize("digits", ["9" * 19, "9" * 4000, "9" * 100_000])
+async def test_a_reply_of_any_length_is_refused_with_the_room_there_is(client, digits):
+    content = b'{"prompt": "a", "max_tokens": %s}' % digits.encode()
+    says = "ask for at most 99"
+    await assert_refused(
+        client, "/v1/completions", content, 400, "max_tokens", says, "context_length_exceeded"
     )
 
 

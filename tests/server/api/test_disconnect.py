@@ -89,9 +89,18 @@ async def test_a_failed_request_is_a_500_in_openais_shape(client, engine):
 async def test_a_failure_in_a_stream_is_an_error_chunk_and_the_end(client, engine):
     engine.fail_after = 2
     response = await client.post(CHAT, json={**BODY, "stream": True})
-    lines = [line for line in response.text.split("\n\n") if line]
-    assert len(lines) == 1 + 2 + 1
-    assert json.loads(lines[-1].removeprefix("data: "))["error"]["message"] == "the tensor is on fire"
+    *chunks, error, done = [line for line in response.text.split("\n\n") if line]
+    assert len(chunks) == 1 + 2
+    assert json.loads(error.removeprefix("data: "))["error"]["message"] == "the tensor is on fire"
+    assert done == "data: [DONE]"
+
+
+@pytest.mark.anyio
+async def test_a_request_ended_by_a_shutdown_is_to_be_sent_again(client, engine):
+    engine.fail_after, engine.failure_reason = 2, "shutdown"
+    response = await client.post(CHAT, json=BODY)
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "shutting_down")
+    assert int(response.headers["retry-after"]) > 0
 
 
 @pytest.mark.anyio
@@ -108,7 +117,7 @@ def test_our_own_bugs_are_told_without_detail_and_logged_with_it(engine, serve, 
     engine.bug = ZeroDivisionError("secret")
     response = httpx.post(url + CHAT, json={**BODY, "stream": stream})
     lines = response.text.strip().split("\n\n")
-    error = json.loads(lines[-1].removeprefix("data: "))["error"]
+    error = json.loads(lines[-2 if stream else -1].removeprefix("data: "))["error"]
     assert response.status_code == (200 if stream else 500)
     assert (error["type"], error["param"], error["code"]) == ("server_error", None, None)
     assert "secret" not in response.text

@@ -21,6 +21,7 @@ async def assert_unavailable(client, reason):
     for method, path in ROUTES:
         response = await client.request(method, path, json=BODY)
         assert response.status_code == 503
+        assert response.headers["retry-after"] == health.headers["retry-after"] == "5"
         error = response.json()["error"]
         assert (error["type"], error["code"]) == ("server_error", "not_ready")
         assert reason in error["message"]
@@ -35,7 +36,10 @@ async def test_everything_is_503_until_the_engine_is_connected(engine):
         assert (await client.post("/v1/chat/completions", json=BODY)).status_code == 200
 
 
-@pytest.mark.parametrize(("status", "reason"), [("starting", "loading"), ("dead", "died")])
+STATUSES = [("starting", "loading"), ("stopping", "shutting down"), ("dead", "died")]
+
+
+@pytest.mark.parametrize(("status", "reason"), STATUSES)
 async def test_an_engine_that_cannot_serve_is_503_with_a_reason(client, engine, status, reason):
     engine.status = status
     await assert_unavailable(client, reason)

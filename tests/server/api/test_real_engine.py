@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+import torch
 from tiny_models import SIZES, byte_tokenizer, save_random_head, save_random_model
 from transformers import LlamaConfig
 
@@ -182,21 +183,22 @@ def test_a_client_that_leaves_frees_the_engine(start, monkeypatch):
 
 def test_an_engine_that_dies_fails_what_runs_and_turns_the_rest_away(start, monkeypatch, caplog):
     engine, client = start()
-    step, died = engine.engine.step, threading.Event()
+    run, died = engine.engine.runner.run, threading.Event()
 
-    def die_when_told() -> Any:
+    def die_when_told(step: Any) -> Any:
         if died.is_set():
-            raise RuntimeError("out of memory")
+            raise torch.AcceleratorError("an illegal access")
         time.sleep(0.02)
-        return step()
+        return run(step)
 
-    monkeypatch.setattr(engine.engine, "step", die_when_told)
+    monkeypatch.setattr(engine.engine.runner, "run", die_when_told)
     with client.stream("POST", CHAT, json={**GREEDY, "max_tokens": 100, "stream": True}) as response:
         received = chunks(response)
         next(received)
         died.set()
         *_, last = received
-    assert "out of memory" in last["error"]["message"]
+    assert "illegal" not in last["error"]["message"]
+    assert "illegal" in caplog.text
     health = client.get("/health")
     assert (health.status_code, "died" in health.json()["reason"]) == (503, True)
     refused = client.post(CHAT, json=GREEDY)

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+import torch
 
 from trimtab.server.engine.async_engine import AsyncEngine
 from trimtab.server.engine.engine import Engine
@@ -91,24 +95,157 @@ def test_a_bad_request_is_refused_at_once_and_the_others_go_on(running: AsyncEng
     assert isinstance(go(work())[-1], Finished)
 
 
-def test_a_dying_engine_ends_every_request_and_says_so(running: AsyncEngine, monkeypatch: pytest.MonkeyPatch):
+def fail_with(error: BaseException) -> Callable[..., None]:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    return fail
+
+
+def test_a_dying_engine_ends_every_request_and_keeps_its_reason_to_the_log(
+    running: AsyncEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
     async def work() -> list[list[Event]]:
-        first = running.submit(request("first", 100))
-        await anext(first)
-
-        def die() -> None:
-            raise AssertionError("a bug of ours")
-
-        monkeypatch.setattr(running.engine.scheduler, "schedule", die)
-        rest = [event async for event in first]
-        return [rest]
+        streams = [running.submit(request(str(i), 100)) for i in range(3)]
+        for stream in streams:
+            await anext(stream)
+        monkeypatch.setattr(running.engine.runner, "run", fail_with(torch.AcceleratorError("a secret")))
+        return [[event async for event in stream] for stream in streams]
 
     for events in go(work()):
-        assert isinstance(events[-1], Failed)
-        assert "a bug of ours" in events[-1].message
+        assert [type(event) for event in events if isinstance(event, TERMINAL)] == [Failed]
+        assert "secret" not in events[-1].message
     assert running.status == "dead"
-    with pytest.raises(EngineUnavailableError, match="a bug of ours"):
+    with pytest.raises(EngineUnavailableError) as refused:
         _ = running.info
+    assert "secret" not in str(refused.value)
+    assert "a secret" in caplog.text
+
+
+def test_a_request_that_cannot_be_added_fails_alone(running: AsyncEngine, monkeypatch: pytest.MonkeyPatch):
+    add = running.engine.add
+
+    def add_all_but_one(asked: Request) -> None:
+        if asked.request_id == "bad":
+            raise KeyError("a secret")
+        add(asked)
+
+    monkeypatch.setattr(running.engine, "add", add_all_but_one)
+
+    async def work() -> list[list[Event]]:
+        return await asyncio.gather(*(collect(running, request(name)) for name in ("bad", "good", "fine")))
+
+    bad, *others = go(work())
+    assert [type(event) for event in bad] == [Failed]
+    assert "secret" not in bad[0].message
+    assert [type(events[-1]) for events in others] == [Finished, Finished]
+
+
+class StubEngine:
+    """Draws nothing: every request has one Delta at each step. Dies at the step it is told."""
+
+    def __init__(self, lifetime: int) -> None:
+        self.lifetime, self.live = lifetime, set[str]()
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.live)
+
+    def check(self, _: Request) -> None: ...
+
+    def add(self, request: Request) -> None:
+        self.live.add(request.request_id)
+
+    def abort(self, request_id: str) -> None:
+        self.live.discard(request_id)
+
+    def step(self) -> list[Event]:
+        self.lifetime -= 1
+        if self.lifetime < 0:
+            raise torch.AcceleratorError("a secret")
+        return [Delta(request_id, 0, "x", ()) for request_id in self.live]
+
+
+@pytest.mark.parametrize("end", ["death", "stop"])
+def test_a_request_that_races_the_end_is_refused_or_gets_its_terminal_event(end: str):
+    async def submit_all(engine: AsyncEngine, name: int) -> int:
+        """How many were taken."""
+        for i in range(1000):
+            try:
+                events = engine.submit(request(f"{name} {i}"))
+            except EngineUnavailableError:
+                return i
+            if i % 7 == 0:
+                assert [isinstance(event, TERMINAL) async for event in events][-1]
+                continue
+            streams.append(events)
+            await asyncio.sleep(0)
+        raise AssertionError("nobody said that it is over")
+
+    streams: list[AsyncIterator[Event]] = []
+
+    async def work(engine: AsyncEngine) -> None:
+        stopping = threading.Timer(0.002, engine.stop)
+        if end == "stop":
+            stopping.start()
+        await asyncio.gather(*(submit_all(engine, name) for name in range(3)))
+        for stream in streams:
+            assert sum([isinstance(event, TERMINAL) async for event in stream]) == 1
+        stopping.join() if end == "stop" else None
+
+    for turn in range(30):
+        streams.clear()
+        engine = AsyncEngine(lambda: StubEngine(3 * turn if end == "death" else 10**9))  # type: ignore[return-value, arg-type]  # noqa: B023
+        engine.start()
+        engine.wait_until_loaded()
+        go(work(engine))
+        engine.stop()
+
+
+def test_a_step_wakes_each_event_loop_once(running: AsyncEngine, monkeypatch: pytest.MonkeyPatch):
+    steps, step = [0], running.engine.step
+    monkeypatch.setattr(running.engine, "step", lambda: (steps.__setitem__(0, steps[0] + 1), step())[1])
+    wakes = [0]
+
+    async def work() -> list[list[Event]]:
+        loop = asyncio.get_running_loop()
+        call = loop.call_soon_threadsafe
+
+        def count(*args: Any, **options: Any) -> Any:
+            wakes[0] += threading.current_thread().name == "trimtab-engine"
+            return call(*args, **options)
+
+        monkeypatch.setattr(loop, "call_soon_threadsafe", count)
+        return await asyncio.gather(*(collect(running, request(str(i), 20)) for i in range(8)))
+
+    assert len(go(work())) == 8
+    assert 0 < wakes[0] <= steps[0]
+
+
+def test_two_loops_each_get_their_own_events(running: AsyncEngine):
+    async def work(name: str) -> list[list[Event]]:
+        return await asyncio.gather(*(collect(running, request(f"{name}{i}", 12)) for i in range(4)))
+
+    with ThreadPoolExecutor(2) as pool:
+        for name, results in zip("ab", pool.map(lambda name: go(work(name)), "ab"), strict=True):
+            for i, events in enumerate(results):
+                assert {event.request_id for event in events} == {f"{name}{i}"}
+                assert isinstance(events[-1], Finished)
+
+
+def test_requests_of_a_loop_that_is_gone_are_aborted(running: AsyncEngine):
+    loop = asyncio.new_event_loop()
+
+    async def leave_behind() -> None:
+        await anext(running.submit(request("left behind", 100)))
+
+    loop.run_until_complete(leave_behind())
+    loop.close()
+    deadline = time.monotonic() + 10
+    while running.engine.has_work and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not running.engine.has_work
+    assert isinstance(go(collect(running, request("left behind")))[-1], Finished)
 
 
 def test_nothing_is_served_before_the_engine_is_ready_or_after_loading_failed():
@@ -124,15 +261,51 @@ def test_nothing_is_served_before_the_engine_is_ready_or_after_loading_failed():
     assert engine.status == "dead"
 
 
-def test_stopping_ends_live_requests_with_an_error_event(make_engine: Callable[..., Engine]):
+def test_stopping_ends_live_requests_with_an_error_event_even_in_a_step_that_lasts(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+):
     engine = AsyncEngine(make_engine)
     engine.start()
     engine.wait_until_loaded()
+    release = threading.Event()
 
     async def work() -> list[Event]:
         events = engine.submit(request("live", 100))
         await anext(events)
-        await asyncio.get_running_loop().run_in_executor(None, engine.stop)
+        monkeypatch.setattr(engine.engine, "step", lambda: (release.wait(30), [])[1])
+        await asyncio.get_running_loop().run_in_executor(None, engine.stop, 0.1)
+        with pytest.raises(EngineUnavailableError, match="shutting down"):
+            engine.submit(request("late"))
         return [event async for event in events]
 
-    assert isinstance(go(work())[-1], Failed)
+    last = go(work())[-1]
+    assert isinstance(last, Failed)
+    assert last.reason == "shutdown"
+    release.set()
+
+
+def test_an_engine_that_is_stopped_while_it_loads_admits_nothing(make_engine: Callable[..., Engine]):
+    release = threading.Event()
+    engine = AsyncEngine(lambda: (release.wait(30), make_engine())[1])
+    engine.start()
+    engine.stop(0.01)
+    release.set()
+    engine.wait_until_loaded()
+
+    async def work() -> None:
+        engine.submit(request("late"))
+
+    with pytest.raises(EngineUnavailableError, match="shutting down"):
+        go(work())
+
+
+def test_an_engine_that_admits_no_more_goes_on_with_what_it_has(running: AsyncEngine):
+    async def work() -> list[Event]:
+        events = running.submit(request("live", 50))
+        await anext(events)
+        running.stop_admitting()
+        with pytest.raises(EngineUnavailableError, match="shutting down"):
+            running.submit(request("late"))
+        return [event async for event in events]
+
+    assert isinstance(go(work())[-1], Finished)

@@ -1,0 +1,233 @@
+"""An exception in any function of a step ends the requests it concerns, and nothing else."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import CodeType
+
+import pytest
+import torch
+from fault_injection import Fault, calls_of, name_of
+from tiny_models import save_random_head
+from triton.compiler.errors import CompilationError
+from triton.runtime.errors import OutOfResources
+
+from trimtab.server.engine.engine import Engine
+from trimtab.server.engine.failure import failed
+from trimtab.server.engine.reply import Reply
+from trimtab.server.engine.request import TERMINAL, Delta, Event, Failed, Guidance, Request, SamplingParams
+from trimtab.server.engine.step_result import StepResult
+
+Make = Callable[..., Engine]
+Replies = dict[tuple[str, int], list[int]]
+PROMPT = tuple(range(40, 60))
+OURS = ("/server/engine/", "/trimtab/kernels/", "/wt-", "/guidance/bank.py", "/kernels/")
+CONTAINMENT = {"step", "_schedule", "_launch", "_postprocess", "_process", "_end", "_release", "_finish"}
+"""Functions of the engine that end requests for others: a fault at their own call is none of a row's."""
+
+ERRORS: dict[str, Callable[[], Exception]] = {
+    "runtime": lambda: RuntimeError("secret"),
+    "memory": lambda: MemoryError("secret"),
+    "out of memory": lambda: torch.OutOfMemoryError("secret"),
+    "assertion": lambda: AssertionError("secret"),
+    "overflow": lambda: OverflowError("secret"),
+    "key": lambda: KeyError("secret"),
+    "recursion": lambda: RecursionError("secret"),
+    "stop iteration": lambda: StopIteration("secret"),
+    "triton resources": lambda: OutOfResources(1, 0, "secret"),
+    "triton compiler": lambda: CompilationError("secret", None, "secret"),
+}
+
+
+# A fault at the end of a generator that nobody reads on can be told to no one.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(scope="module")
+def heads(llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ...]:
+    folder = tmp_path_factory.mktemp("heads")
+    return (
+        save_random_head(folder, llama_folder, "kind", "tied", 1),
+        save_random_head(folder, llama_folder, "brief", "lowrank", 2, parts="a"),
+    )
+
+
+@pytest.fixture(params=[0, 1], ids=["depth 0", "depth 1"])
+def engine(request: pytest.FixtureRequest, make_engine: Make, heads: tuple[Path, ...]) -> Engine:
+    """So small that requests wait for a slot, prompts come in chunks, and choices are preempted."""
+    return make_engine(
+        heads=heads, max_num_seqs=4, num_blocks=24, max_num_batched_tokens=16, async_depth=request.param
+    )
+
+
+def workload() -> list[Request]:
+    """Every kind of row: plain, steered, judged, penalised, traced, truncated, with stops, in choices."""
+    kind, both = Guidance(2.0, (("kind", 1.0),), trace=True), Guidance(-1.0, (("kind", 1.0), ("brief", 0.5)))
+    options = [
+        ({"temperature": 0}, Guidance()),
+        ({"n": 3, "stop": ("never", "a")}, Guidance(1.5, (("brief", 1.0),))),
+        ({"top_p": 0.9, "top_k": 40, "logprobs": 3}, kind),
+        ({"presence_penalty": 1.0, "logit_bias": ((50, 4.0),), "min_p": 0.01}, Guidance()),
+        ({"repetition_penalty": 1.2, "ignore_eos": False}, both),
+        ({}, Guidance(0.0, (("kind", 1.0),))),
+    ]
+    return [
+        Request(
+            f"request {i}",
+            PROMPT[: 12 + i],
+            SamplingParams(**{"max_tokens": 18, "seed": i, "ignore_eos": True, **sampling}),  # type: ignore[arg-type]
+            guidance,
+        )
+        for i, (sampling, guidance) in enumerate(options)
+    ]
+
+
+def run(engine: Engine, requests: list[Request]) -> list[Event]:
+    """What AsyncEngine does, in this thread: a request that cannot be added has failed."""
+    events: list[Event] = []
+    for request in requests:
+        try:
+            engine.add(request)
+        except Exception:
+            events.append(failed(request.request_id))
+    for _ in range(2000):
+        if not engine.has_work:
+            return events
+        events += engine.step()
+    raise AssertionError("the engine does not come to an end")
+
+
+def replies(events: list[Event]) -> Replies:
+    tokens: Replies = {}
+    for event in events:
+        if isinstance(event, Delta):
+            tokens.setdefault((event.request_id, event.index), []).extend(t.token_id for t in event.tokens)
+    return tokens
+
+
+def failures(events: list[Event]) -> set[str]:
+    return {event.request_id for event in events if isinstance(event, Failed)}
+
+
+def assert_contained(engine: Engine, events: list[Event], want: Replies) -> set[str]:
+    """One terminal event each; the replies of the others are right, and everything is free. Who failed."""
+    terminal = [event for event in events if isinstance(event, TERMINAL)]
+    assert sorted(event.request_id for event in terminal) == [f"request {i}" for i in range(6)]
+    ended = failures(events)
+    assert not any("secret" in event.message for event in events if isinstance(event, Failed))
+    got = replies(events)
+    assert {k: v for k, v in got.items() if k[0] not in ended} == {
+        k: v for k, v in want.items() if k[0] not in ended
+    }
+    scheduler = engine.scheduler
+    assert not scheduler
+    assert scheduler.blocks.num_free == scheduler.blocks.num_usable
+    assert len(scheduler._free_slots) == scheduler.max_num_seqs
+    return ended
+
+
+def functions_of_a_step(engine: Engine) -> dict[CodeType, int]:
+    """Those that the workload calls, each with the number of its calls; lambdas and the like included."""
+    requests = workload()
+    with calls_of(OURS) as calls:
+        run(engine, requests)
+    return {
+        code: count
+        for code, count in sorted(calls.items(), key=lambda item: name_of(item[0]))
+        if "/tests/" not in code.co_filename
+        and not (code.co_filename.endswith("engine/engine.py") and code.co_name in CONTAINMENT)
+        and code.co_name not in ("has_work", "failed")
+    }
+
+
+def strike_each(engine: Engine, every: int) -> Iterator[tuple[str, set[str]]]:
+    """A fault in every so-many-th function that a step calls, late in the work; who failed of it."""
+    want = replies(run(engine, workload()))
+    kinds = itertools.cycle(ERRORS)
+    for code, count in list(functions_of_a_step(engine).items())[::every]:
+        kind = next(kinds)
+        requests = workload()
+        with Fault(code, count // 2, ERRORS[kind]()) as fault:
+            events = run(engine, requests)
+        told = f"{kind} in {name_of(code)}"
+        assert fault.has_struck, told
+        try:
+            ended = assert_contained(engine, events, want)
+            again = run(engine, workload())
+            assert assert_contained(engine, again, want) == set()
+        except AssertionError as error:
+            raise AssertionError(f"after {told}: {error}") from error
+        yield told, ended
+
+
+def test_a_fault_in_some_functions_of_a_step_ends_the_requests_it_concerns(engine: Engine, caplog):
+    caplog.set_level(logging.CRITICAL)
+    struck = dict(strike_each(engine, every=30))
+    assert len(struck) > 5
+    assert any(struck.values())
+
+
+@pytest.mark.slow
+def test_a_fault_in_any_function_of_a_step_ends_the_requests_it_concerns(engine: Engine, caplog):
+    caplog.set_level(logging.CRITICAL)
+    struck = dict(strike_each(engine, every=1))
+    for told, ended in struck.items():
+        print(told, sorted(ended))
+
+
+def test_a_reply_that_cannot_be_decoded_ends_alone(engine: Engine, monkeypatch: pytest.MonkeyPatch):
+    want = replies(run(engine, workload()))
+    token = want["request 0", 0][3]
+    others = {name for name, index in want if token in want[name, index]}
+    backend = type(engine)._decode.fget(engine)  # type: ignore[attr-defined]
+
+    def decode(ids: list[int]) -> str:
+        if token in ids:
+            raise ZeroDivisionError("secret")
+        return backend(ids)
+
+    monkeypatch.setattr(type(engine), "_decode", property(lambda _: decode))
+    assert assert_contained(engine, run(engine, workload()), want) == others
+    assert len(others) < len(workload())
+
+
+def test_a_fault_that_stays_ends_every_request_and_goes_with_its_cause(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+):
+    want = replies(run(engine, workload()))
+    for owner, name in (
+        (type(engine.scheduler), "schedule"),
+        (engine.runner, "run"),
+        (engine.runner.state, "admit"),
+        (engine.runner.state, "write"),
+        (type(engine.sampler), "draw"),
+        (type(engine.scheduler.blocks), "extend"),
+        (type(engine.scheduler.blocks), "register"),
+        (Reply, "push"),
+        (StepResult, "read_draws"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, _fail)
+            assert failures(run(engine, workload())) == {request.request_id for request in workload()}, name
+        assert assert_contained(engine, run(engine, workload()), want) == set(), name
+
+
+def _fail(*_: object, **__: object) -> None:
+    raise OutOfResources(1, 0, "secret")
+
+
+@pytest.mark.parametrize("place", ["run", "draw", "push"])
+def test_a_fault_of_the_device_is_the_end_of_the_engine(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, place: str
+):
+    owner = {"run": engine.runner, "draw": engine.sampler, "push": Reply}[place]
+
+    def fail(*_: object, **__: object) -> None:
+        raise torch.AcceleratorError("secret")
+
+    monkeypatch.setattr(owner, place, fail)
+    with pytest.raises(torch.AcceleratorError):
+        run(engine, workload())
