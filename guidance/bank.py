@@ -62,8 +62,14 @@ class HeadBank:
     """
 
     def __init__(
-        self, heads: Sequence[tuple[Head, Manifest]], hidden_size: int, *, device: torch.device | str
+        self,
+        heads: Sequence[tuple[Head, Manifest]],
+        hidden_size: int,
+        *,
+        device: torch.device | str,
+        vocab_size: int | None = None,
     ) -> None:
+        """vocab_size: V of the logits that the heads steer, where heads have rows for padding beyond it."""
         self.manifests = tuple(manifest for _, manifest in heads)
         self.names = tuple(manifest.name for manifest in self.manifests)
         self.has_advantage = tuple(head.advantage is not None for head, _ in heads)
@@ -73,7 +79,9 @@ class HeadBank:
         advantages = [head.advantage for head, _ in heads]
         self._tied = _stack(advantages, self.manifests, TiedAdvantage)
         self._lowrank = _stack(advantages, self.manifests, LowRankAdvantage)
-        self._lowrank_up = {i: a.up for i, a in enumerate(advantages) if isinstance(a, LowRankAdvantage)}
+        self._lowrank_up = {
+            i: a.up[:vocab_size] for i, a in enumerate(advantages) if isinstance(a, LowRankAdvantage)
+        }
         self._stacked_up: tuple[tuple[int, ...], Tensor] | None = None
         self._values = _gather([head.value for head, _ in heads], self.manifests, hidden_size, device)
         self._rewards = _gather([head.reward for head, _ in heads], self.manifests, hidden_size, device)
@@ -86,6 +94,7 @@ class HeadBank:
         *,
         device: torch.device | str,
         dtype: torch.dtype,
+        vocab_size: int | None = None,
     ) -> HeadBank:
         """Reads the heads and makes sure that each fits the policy. dtype: that of h; scalars stay float32.
 
@@ -100,7 +109,7 @@ class HeadBank:
                     f"{owner[manifest.name]} and {folder} are both named {manifest.name!r}: load one of them"
                 )
             owner[manifest.name] = Path(folder)
-        return cls(heads, policy.hidden_size, device=device)
+        return cls(heads, policy.hidden_size, device=device, vocab_size=vocab_size)
 
     @torch.no_grad()
     def put_advantage(self, name: str, advantage: Advantage) -> None:
@@ -116,11 +125,12 @@ class HeadBank:
         if adapters is None or index not in adapters.members:
             raise HeadError(f"head {name!r} has an advantage of another form: load one of this form")
         slot, rank = adapters.members.index(index), advantage.down.shape[0]
-        pairs = [(adapters.down[slot, :rank], advantage.down)]
+        pairs: list[tuple[Tensor, Tensor]] = [(adapters.down[slot, :rank], advantage.down)]
         if adapters.up is not None:
             pairs.append((adapters.up[slot, :, :rank], advantage.up))
         else:
-            pairs.append((self._lowrank_up[index], advantage.up))
+            mine = self._lowrank_up[index]
+            pairs.append((mine, advantage.up[: len(mine)]))
         if any(mine.shape != new.shape for mine, new in pairs) or adapters.down[slot, rank:].any():
             raise HeadError(f"head {name!r} has an advantage of another size: load one of rank {rank}")
         for mine, new in pairs:

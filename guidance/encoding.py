@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from trimtab.guidance.errors import DataError, PolicyError
-from trimtab.guidance.message import Message, Prompt
-
-_MARK = "TRIMTAB"
+from trimtab.guidance.chat_template import encode_chat
+from trimtab.guidance.errors import DataError
+from trimtab.guidance.message import Prompt
+from trimtab.guidance.reply_ends import end_of_reply
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,44 +71,13 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[i
 
     Raises:
         PolicyError: messages, and the tokenizer has no chat template.
-        DataError: the template refuses the messages; or no token comes before the reply to predict it.
+        DataError: the template refuses the messages, or fails at them; or no token comes before the reply
+            to predict it.
     """
     if isinstance(prompt, str):
         ids = tokenizer(prompt)["input_ids"]
     else:
-        text = _render(tokenizer, prompt, add_generation_prompt=True)
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = encode_chat(tokenizer, [{"role": m.role, "content": m.content} for m in prompt])
     if not ids:
         raise DataError("prompt is empty and the tokenizer puts no token before it")
     return tuple(ids)
-
-
-def end_of_reply(tokenizer: PreTrainedTokenizerBase, *, is_chat: bool) -> int:
-    """The token that ends a reply: in a chat what the template writes after it, else end-of-sequence.
-
-    Raises:
-        PolicyError: the tokenizer has neither.
-    """
-    if is_chat:
-        chat = (Message("user", "a"), Message("assistant", _MARK))
-        after = _render(tokenizer, chat, add_generation_prompt=False).partition(_MARK)[2]
-        ids = tokenizer(after, add_special_tokens=False)["input_ids"]
-        if ids and ids[0] in tokenizer.all_special_ids:
-            return int(ids[0])
-    if tokenizer.eos_token_id is None:
-        raise PolicyError("the tokenizer has no eos_token: set the token that ends a reply")
-    return int(tokenizer.eos_token_id)
-
-
-def _render(
-    tokenizer: PreTrainedTokenizerBase, messages: tuple[Message, ...], *, add_generation_prompt: bool
-) -> str:
-    if not tokenizer.chat_template:
-        raise PolicyError("prompts are messages and the tokenizer has no chat template: give it one")
-    plain = [{"role": message.role, "content": message.content} for message in messages]
-    try:
-        return str(
-            tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=add_generation_prompt)
-        )
-    except TemplateError as error:
-        raise DataError(f"the chat template refuses the messages ({error})") from error

@@ -13,3 +13,7 @@ class PolicyError(ValueError):
 
 class DataError(ValueError):
     """Data rows that cannot be read as asked."""
+
+
+class ChatTemplateError(DataError):
+    """A chat template that refuses a conversation, or fails at it; the message holds the template's words."""

@@ -132,7 +132,7 @@ class RowEncoder:
 
     def __init__(self, policy: Policy) -> None:
         self._replies = ReplyEncoder(policy.tokenizer)
-        self._vocab_size = policy.identity.vocab_size
+        self._vocab_size = policy.vocab_size
 
     def encode(self, row: Any) -> Any:
         return _ENCODE[type(row)](self, row)

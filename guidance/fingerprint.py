@@ -21,7 +21,8 @@ _PROBE = "The rain (in Spain) didn't stop: 12.5 km, 3 naïve cafés,\n\ttwo  spa
 
 @dataclass(frozen=True, slots=True)
 class PolicyIdentity:
-    """hidden_size d and vocab_size V are those of the output embedding W [V, d]."""
+    """hidden_size and vocab_size are those of the checkpoint's output embedding [vocab_size, hidden_size], of
+    which the last rows may be padding: see guidance.policy.cut_padding."""
 
     base_model: BaseModel
     hidden_size: int

@@ -45,8 +45,8 @@ class LowRankAdvantage(nn.Module):
         return self.activation(h @ self.down.T)
 
     def vocabulary(self, lm_head: Tensor) -> Tensor:
-        """[V, r]"""
-        return self.up
+        """[V, r]: the head may have rows for what the policy is padded with."""
+        return self.up[: len(lm_head)]
 
     def forward(self, h: Tensor, lm_head: Tensor) -> Tensor:
         return self.column(h) @ self.vocabulary(lm_head).T

@@ -15,17 +15,30 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from trimtab.guidance.errors import PolicyError
 from trimtab.guidance.fingerprint import PolicyIdentity, identify
-from trimtab.guidance.locate import must_be_local
+from trimtab.guidance.locate import must_be_local, name_of
+from trimtab.guidance.reply_ends import reply_ends
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """has_linear_tail: logits are exactly h Wᵀ; else (softcap, scale, bias) the model's own tail runs."""
+    """V counts the tokens of the tokenizer; rows of the checkpoint that pad its matrices are left out.
+
+    has_linear_tail: logits are exactly h Wᵀ; else (softcap, scale, bias) the model's own tail runs.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     identity: PolicyIdentity
     has_linear_tail: bool
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The tokens that end a reply."""
+        return reply_ends(self.model, self.tokenizer)
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.lm_head)
 
     @property
     def lm_head(self) -> Tensor:
@@ -45,8 +58,10 @@ class Policy:
         return z.float()
 
 
-def load_policy(path: str | Path, *, device: str = "auto") -> Policy:
+def load_policy(path: str | Path, *, device: str = "auto", with_padding: bool = False) -> Policy:
     """Loads a folder or hub id: float32 on a CPU, the checkpoint's own dtype elsewhere.
+
+    with_padding: keep the checkpoint's matrices as they are, to save them again.
 
     Raises:
         PolicyError: one line that names the model and the fix.
@@ -63,13 +78,35 @@ def load_policy(path: str | Path, *, device: str = "auto") -> Policy:
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise PolicyError(f"model '{path}' cannot be loaded ({reason}): name a causal LM's folder") from error
-    return as_policy(model.to(device), tokenizer, name=Path(path).name)
+    return as_policy(model.to(device), tokenizer, name=name_of(path), with_padding=with_padding)
 
 
-def as_policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str) -> Policy:
-    """Freezes a loaded model. Raises PolicyError where it has no output embedding."""
+def as_policy(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str, with_padding: bool = False
+) -> Policy:
+    """Freezes a loaded model, and cuts the padding off its output embedding unless that is to stay.
+
+    Raises PolicyError where it has none.
+    """
     model.eval().requires_grad_(False)
-    return Policy(model, tokenizer, identify(model, tokenizer, name), has_linear_tail(model))
+    identity = identify(model, tokenizer, name)
+    if not with_padding:
+        cut_padding(model, tokenizer)
+    return Policy(model, tokenizer, identity, has_linear_tail(model))
+
+
+def cut_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Leaves out the last rows of the output embedding, which a checkpoint is padded with and no token has:
+    none of them is ever drawn, nor counted in a probability. Memory is shared with what there was."""
+    layer = model.get_output_embeddings()
+    num_tokens = max(tokenizer.get_vocab().values(), default=0) + 1
+    if num_tokens >= len(layer.weight):
+        return
+    assert layer is not model.get_input_embeddings(), f"{type(model).__name__} has one module for both ends"
+    layer.weight = nn.Parameter(layer.weight.detach()[:num_tokens], requires_grad=False)
+    if getattr(layer, "bias", None) is not None:
+        layer.bias = nn.Parameter(layer.bias.detach()[:num_tokens], requires_grad=False)
+    layer.out_features = num_tokens
 
 
 @contextmanager

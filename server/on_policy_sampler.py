@@ -68,7 +68,12 @@ class EngineSampler:
             vocab_size=identity.vocab_size,
             base_model=identity.base_model,
         )
-        bank = HeadBank([(head, manifest)], identity.hidden_size, device=engine_policy.device)
+        bank = HeadBank(
+            [(head, manifest)],
+            identity.hidden_size,
+            device=engine_policy.device,
+            vocab_size=engine_policy.vocab_size,
+        )
         return cls(Engine(engine_policy, bank, engine_config), RowEncoder(policy), scorer, config)
 
     @property

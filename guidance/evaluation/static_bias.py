@@ -156,7 +156,7 @@ def _credits(rollout: RolloutItem, discount: float) -> Floats:
 
 
 def _as_vector(bias: Sequence[tuple[int, float]], policy: Policy) -> Tensor:
-    vector = torch.zeros(policy.identity.vocab_size)
+    vector = torch.zeros(policy.vocab_size)
     for token, b in bias:
         vector[token] = b
     return vector.to(policy.device)

@@ -48,7 +48,7 @@ def tune(config: LoraConfig) -> Tuned:
 
 def train_adapter(config: LoraConfig) -> tuple[dict[str, float], ...]:
     """Writes config.adapter_folder; returns what the trainer logged."""
-    policy = load_policy(config.model, device=config.device)
+    policy = load_policy(config.model, device=config.device, with_padding=True)
     load, make = TRAINERS[config.method]
     rows = load(config, policy)
     logger.info("%s on %d rows of %s", config.method, len(rows), config.rows)
@@ -76,7 +76,7 @@ def merge(config: LoraConfig, scale: float, folder: Path) -> Path:
         raise PolicyError(
             f"{config.adapter_folder} holds no {_WEIGHTS_FILE}: name the folder that training wrote"
         )
-    policy = load_policy(config.model, device=config.device)
+    policy = load_policy(config.model, device=config.device, with_padding=True)
     try:
         model = PeftModel.from_pretrained(policy.model, config.adapter_folder, local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:

@@ -103,11 +103,9 @@ def _judge(seen: Candidates, value: Scalar, reward: Scalar | None, ends: Tensor)
 
 
 def _end_ids(policy: Policy, items: Sequence[RolloutItem]) -> Tensor:
-    """The tokens that end a reply: the model's own, and those that the rollouts end with."""
-    named = policy.model.generation_config.eos_token_id
-    own = {named} if isinstance(named, int) else set(named or ())
+    """The tokens that end a reply: the policy's own, and those that the rollouts end with."""
     drawn = {item.reply.reply_ids[-1] for item in items if not item.reply.is_cut}
-    return torch.tensor(sorted(own | drawn))
+    return torch.tensor(sorted({*policy.end_ids, *drawn}))
 
 
 def _sample_positions(reply: EncodedReply, count: int, seed: int) -> list[int]:

@@ -36,4 +36,6 @@ def connect(
     """Gives the application its engine. Raises ConfigError for defaults that its heads cannot honour."""
     info = engine.info
     resolved = resolve_config(config or ApiConfig(), info)
+    if resolved.chat_template is not None:
+        tokenizer.chat_template = resolved.chat_template
     app.state.service = Service(engine, info, tokenizer, TokenText(tokenizer), resolved)

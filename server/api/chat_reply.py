@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from trimtab.server.api.generation import Choice
 from trimtab.server.api.guidance_reply import Json, jsonable_logprob
@@ -21,7 +21,7 @@ class ChatReply(ReplyFormat):
         return {
             "index": index,
             "message": {"role": "assistant", "content": choice.text, "refusal": None},
-            "logprobs": self.logprobs_or_none(index, choice.tokens),
+            "logprobs": self.logprobs_or_none(choice.tokens, choice.offsets),
             "finish_reason": choice.finish_reason,
         }
 
@@ -29,12 +29,12 @@ class ChatReply(ReplyFormat):
         return _chunk(index, {"role": "assistant", "content": ""})
 
     def delta(self, index: int, event: Delta) -> Json:
-        return _chunk(index, {"content": event.text}, self.logprobs_or_none(index, event.tokens))
+        return _chunk(index, {"content": event.text}, self.logprobs_or_none(event.tokens, event.offsets))
 
     def closing(self, index: int, event: ChoiceDone) -> Json:
         return _chunk(index, {}, finish_reason=event.finish_reason)
 
-    def logprobs_json(self, index: int, tokens: Iterable[TokenRecord]) -> Json:
+    def logprobs_json(self, tokens: Sequence[TokenRecord], offsets: Sequence[int]) -> Json:
         content = [
             self._entry(token.token_id, token.logprob)
             | {"top_logprobs": [self._entry(token_id, logprob) for token_id, logprob in token.top_logprobs]}

@@ -1,11 +1,11 @@
-"""Messages to prompt tokens, by the model's chat template."""
+"""A chat request's messages as prompt tokens, by the model's chat template."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import jinja2
-
+from trimtab.guidance.chat_template import encode_chat
+from trimtab.guidance.errors import ChatTemplateError
 from trimtab.server.api.protocol import Message
 from trimtab.server.api.tokenizer import Tokenizer
 from trimtab.server.engine.request import InvalidRequestError
@@ -13,22 +13,19 @@ from trimtab.server.engine.request import InvalidRequestError
 _TEMPLATE_ROLE = {"developer": "system"}
 
 
-def render_chat(tokenizer: Tokenizer, messages: Sequence[Message], template: str | None) -> list[int]:
+def render_chat(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
     """Token ids of the conversation up to where the assistant's reply begins.
 
-    template: Jinja text that replaces the tokenizer's. Raises InvalidRequestError when there is none, or
-    when it refuses the conversation.
+    Raises InvalidRequestError when there is no template, or when it refuses the conversation or fails at it.
     """
-    if template is None and tokenizer.chat_template is None:
+    if not tokenizer.chat_template:
         raise InvalidRequestError(
             "messages: this model has no chat template; start the server with --chat-template FILE, or use"
             " /v1/completions",
             "messages",
         )
-    rows = [{"role": _TEMPLATE_ROLE.get(m.role, m.role), "content": m.text} for m in messages]
+    turns = [{"role": _TEMPLATE_ROLE.get(m.role, m.role), "content": m.text} for m in messages]
     try:
-        return tokenizer.apply_chat_template(
-            rows, chat_template=template, add_generation_prompt=True, tokenize=True, return_dict=False
-        )
-    except jinja2.TemplateError as error:
-        raise InvalidRequestError(f"messages: the chat template refuses them: {error}", "messages") from error
+        return encode_chat(tokenizer, turns)
+    except ChatTemplateError as error:
+        raise InvalidRequestError(f"messages: {error}", "messages") from error

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+from trimtab.server.api.generation_defaults import SamplingDefaults
 from trimtab.server.engine.info import EngineInfo
 from trimtab.server.engine.request import MAX_STRENGTH
 
@@ -17,11 +18,14 @@ class ApiConfig:
     """default_head: None for the only one loaded. default_strength: of requests without a `guidance` object.
 
     chat_template: Jinja text that replaces the tokenizer's.
+    generation_config: where sampling_defaults come from: "auto", "none", or a file or its folder.
     """
 
     default_head: str | None = None
     default_strength: float = 0.0
     chat_template: str | None = None
+    generation_config: str = "auto"
+    sampling_defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
 
 
 def resolve_config(config: ApiConfig, info: EngineInfo) -> ApiConfig:

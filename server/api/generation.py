@@ -41,10 +41,11 @@ class Usage:
 
 @dataclass(slots=True)
 class Choice:
-    """A whole reply, gathered from its events."""
+    """A whole reply, gathered from its events. offsets: see Delta."""
 
     text: str = ""
     tokens: list[TokenRecord] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     summary: GuidanceSummary | None = None
 
@@ -111,6 +112,7 @@ class Generation:
                 case Delta():
                     choice.text += event.text
                     choice.tokens.extend(event.tokens)
+                    choice.offsets.extend(event.offsets)
                 case ChoiceDone():
                     choice.finish_reason = event.finish_reason
                     choice.summary = event.summary

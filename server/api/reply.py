@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 from trimtab.server.api.generation import Choice, Usage
@@ -56,9 +56,9 @@ class ReplyFormat(ABC):
         """A choice's last chunk: why it ended, and the summary."""
         return self.closing(index, event) | {"guidance": summary_json(event.summary)}
 
-    def logprobs_or_none(self, index: int, tokens: Iterable[TokenRecord]) -> Json | None:
+    def logprobs_or_none(self, tokens: Sequence[TokenRecord], offsets: Sequence[int]) -> Json | None:
         """None when the request did not ask for them."""
-        return self.logprobs_json(index, tokens) if self.logprobs else None
+        return self.logprobs_json(tokens, offsets) if self.logprobs else None
 
     def _guidance(self, choice: Choice) -> Json:
         assert choice.summary is not None, "a finished request has a summary for every choice"
@@ -82,8 +82,8 @@ class ReplyFormat(ABC):
         """The choice of a stream's last chunk, without its guidance."""
 
     @abstractmethod
-    def logprobs_json(self, index: int, tokens: Iterable[TokenRecord]) -> Json:
-        """Log-probabilities of the tilt; called once for every token of a choice, in order."""
+    def logprobs_json(self, tokens: Sequence[TokenRecord], offsets: Sequence[int]) -> Json:
+        """Log-probabilities of the tilt. offsets: where in the choice's text each token begins."""
 
 
 def usage_json(usage: Usage) -> Json:

@@ -31,10 +31,8 @@ async def create_chat_completion(
     service.check_model(body.model)
     info = service.info
     guidance = resolve_guidance(body.guidance, service.config, info)
-    prompt = await asyncio.to_thread(
-        render_chat, service.tokenizer, body.messages, service.config.chat_template
-    )
-    sampling = chat_sampling(body, len(prompt), info)
+    prompt = await asyncio.to_thread(render_chat, service.tokenizer, body.messages)
+    sampling = chat_sampling(body, len(prompt), info, service.config.sampling_defaults)
     reply = ChatReply(info.model_name, service.token_text, logprobs=bool(body.logprobs), trace=guidance.trace)
     generation = Generation(service.engine, [Request(reply.reply_id, tuple(prompt), sampling, guidance)])
     if body.stream:

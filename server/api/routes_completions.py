@@ -32,7 +32,8 @@ async def create_completion(
     info = service.info
     guidance = resolve_guidance(body.guidance, service.config, info)
     prompts = await asyncio.to_thread(_tokenise, service.tokenizer, body.prompt, info.vocab_size)
-    sampling = completion_sampling(body, max(len(prompt) for prompt in prompts), info)
+    longest = max(len(prompt) for prompt in prompts)
+    sampling = completion_sampling(body, longest, info, service.config.sampling_defaults)
     reply = CompletionReply(
         info.model_name, service.token_text, logprobs=body.logprobs is not None, trace=guidance.trace
     )

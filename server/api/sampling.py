@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from trimtab.server.api.errors import ContextLengthError
+from trimtab.server.api.generation_defaults import SamplingDefaults
 from trimtab.server.api.protocol import ChatRequest, CompletionRequest, GenerationRequest
 from trimtab.server.engine.info import EngineInfo
 from trimtab.server.engine.request import MAX_LOGPROBS, InvalidRequestError, SamplingParams, shown
@@ -25,8 +26,10 @@ _SAME_NAME = (
 )
 
 
-def chat_sampling(body: ChatRequest, prompt_length: int, info: EngineInfo) -> SamplingParams:
-    """Without a limit the reply may use what the prompt leaves of the context.
+def chat_sampling(
+    body: ChatRequest, prompt_length: int, info: EngineInfo, defaults: SamplingDefaults
+) -> SamplingParams:
+    """Without a limit the reply may use what the prompt leaves of the context, or the model's own default.
 
     Raises InvalidRequestError for a value out of range, ContextLengthError for what cannot fit.
     """
@@ -34,10 +37,14 @@ def chat_sampling(body: ChatRequest, prompt_length: int, info: EngineInfo) -> Sa
     asked = body.max_tokens if body.max_tokens is not None else body.max_completion_tokens
     room = _room("messages", prompt_length, info)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    return _sampling(body, info, _fitting(asked, named, room, prompt_length, info) or room, logprobs)
+    usual = min(defaults.max_new_tokens or room, room)
+    limit = _fitting(asked, named, room, prompt_length, info) or usual
+    return _sampling(body, info, defaults, limit, logprobs)
 
 
-def completion_sampling(body: CompletionRequest, prompt_length: int, info: EngineInfo) -> SamplingParams:
+def completion_sampling(
+    body: CompletionRequest, prompt_length: int, info: EngineInfo, defaults: SamplingDefaults
+) -> SamplingParams:
     """Without a limit the reply has at most 16 tokens, as OpenAI's reference says. Raises like chat_sampling.
 
     prompt_length: of the longest prompt.
@@ -47,19 +54,24 @@ def completion_sampling(body: CompletionRequest, prompt_length: int, info: Engin
         got = shown(body.logprobs)
         raise InvalidRequestError(f"logprobs: must be 0…{MAX_LOGPROBS}, got {got}", "logprobs")
     asked = _fitting(body.max_tokens, "max_tokens", room, prompt_length, info)
-    return _sampling(body, info, asked or min(COMPLETION_MAX_TOKENS, room), body.logprobs)
+    return _sampling(body, info, defaults, asked or min(COMPLETION_MAX_TOKENS, room), body.logprobs)
 
 
 def _sampling(
-    body: GenerationRequest, info: EngineInfo, max_tokens: int, logprobs: int | None
+    body: GenerationRequest,
+    info: EngineInfo,
+    defaults: SamplingDefaults,
+    max_tokens: int,
+    logprobs: int | None,
 ) -> SamplingParams:
-    given: dict[str, Any] = {name: getattr(body, name) for name in _SAME_NAME}
+    asked = {name: getattr(body, name) for name in _SAME_NAME}
+    given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     return SamplingParams(
         max_tokens=max_tokens,
         logprobs=logprobs,
         stop=tuple(body.stop or ()),
         logit_bias=_logit_bias(body.logit_bias or {}, info.vocab_size),
-        **{name: value for name, value in given.items() if value is not None},
+        **(defaults.sampling | given),
     )
 
 

@@ -33,8 +33,8 @@ class Service:
 
     @property
     def can_chat(self) -> bool:
-        """Whether there is a chat template, the model's or the server's."""
-        return self.config.chat_template is not None or self.tokenizer.chat_template is not None
+        """Whether there is a chat template."""
+        return bool(self.tokenizer.chat_template)
 
     def check_model(self, asked: str | None) -> None:
         """Raises ModelNotFoundError for any other model than the one served."""

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Protocol
 
 
 class Tokenizer(Protocol):
     """The part of transformers' PreTrainedTokenizerBase that the API uses."""
 
-    chat_template: str | None
+    chat_template: Any
     added_tokens_decoder: dict[int, Any]
+    special_tokens_map: Any
 
     def encode(self, text: str) -> list[int]: ...
 
     def convert_ids_to_tokens(self, ids: int) -> str | None: ...
 
-    def apply_chat_template(
-        self,
-        conversation: Sequence[dict[str, str]],
-        *,
-        chat_template: str | None,
-        add_generation_prompt: bool,
-        tokenize: bool,
-        return_dict: bool,
-    ) -> list[int]: ...
+    def __call__(self, text: str, *, add_special_tokens: bool) -> Any: ...

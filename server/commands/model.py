@@ -26,6 +26,9 @@ class ModelConfig(EngineConfig):
     one loaded.
     default_strength: of requests without guidance; by default 1 with the bundled heads, else 0.
     chat_template: file with a Jinja chat template that replaces the model's.
+    generation_config: where requests have their sampling defaults from (temperature, top_p, top_k, min_p,
+    repetition_penalty, and max_new_tokens for chats): "auto" is the model's own generation_config.json,
+    "none" no file, and anything else names such a file, or its folder.
     served_model_name: what requests call the model; by default the folder's name.
     """
 
@@ -33,6 +36,7 @@ class ModelConfig(EngineConfig):
     default_head: str | None = None
     default_strength: float | None = None
     chat_template: Path | None = None
+    generation_config: str = "auto"
 
 
 def resolve_engine(config: EngineConfig) -> EngineConfig:
@@ -54,7 +58,7 @@ def resolve_api(config: ModelConfig) -> ApiConfig:
         head = head or BUNDLED_DEFAULT_HEAD
         strength = 1.0 if strength is None else strength
     template = None if config.chat_template is None else _read(config.chat_template)
-    return ApiConfig(head, strength or 0.0, template)
+    return ApiConfig(head, strength or 0.0, template, config.generation_config)
 
 
 def _head_names(config: EngineConfig) -> list[str]:

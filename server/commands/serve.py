@@ -113,10 +113,15 @@ def welcome(service: Service, url: str, seconds: float) -> str:
     info, config = service.info, service.config
     heads = ", ".join(head.name for head in info.heads) or "none (add some with --heads FOLDER)"
     default = f"{config.default_head or 'no head'} at strength {config.default_strength:g}"
+    sampling = str(config.sampling_defaults)
+    if sampling:
+        source = config.sampling_defaults.source
+        sampling = f"sampling {sampling}, by {source} (--generation-config none goes without)\n"
     return (
         f"model    {info.model_name}, {info.max_model_len} tokens of context\n"
         f"heads    {heads}\n"
         f"default  {default}\n"
+        f"{sampling}"
         f"ready    {url}/v1 after {seconds:.1f} s\n\n"
         f"try      {_example(service, url)}\n"
     )

@@ -8,12 +8,20 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import uvicorn
 
 from trimtab.server.api.app import connect, create_waiting_app
 from trimtab.server.api.config import ApiConfig
+from trimtab.server.api.generation_defaults import (
+    FILE,
+    GenerationConfigError,
+    SamplingDefaults,
+    read_defaults,
+)
 from trimtab.server.api.service import Service
 from trimtab.server.commands.errors import EngineDiedError, UserError
 from trimtab.server.engine.config import EngineConfig
@@ -84,7 +92,8 @@ class ModelServer:
 
     async def _load(self, serving: asyncio.Task[None]) -> AsyncEngine | None:
         """The engine once it has loaded, or failed to; None when told to stop meanwhile."""
-        starting = asyncio.create_task(asyncio.to_thread(_start_engine, self._engine_config))
+        template = self._api_config.chat_template
+        starting = asyncio.create_task(asyncio.to_thread(_start_engine, self._engine_config, template))
         while not self._num_stops and not serving.done():
             if starting.done() and starting.result().status != "starting":
                 return starting.result()
@@ -98,7 +107,9 @@ class ModelServer:
             engine.wait_until_loaded()
         except ModelError as error:
             raise UserError(str(error)) from error
-        connect(self._app, engine, engine.engine.policy.tokenizer, self._api_config)
+        defaults = find_defaults(self._engine_config.model, self._api_config.generation_config)
+        api_config = replace(self._api_config, sampling_defaults=defaults)
+        connect(self._app, engine, engine.engine.policy.tokenizer, api_config)
         on_ready(self._app.state.service)
 
     async def _end(self, engine: AsyncEngine) -> None:
@@ -129,11 +140,31 @@ class _HttpServer(uvicorn.Server):
         return len(self.server_state.tasks)
 
 
-def _start_engine(config: EngineConfig) -> AsyncEngine:
+def find_defaults(model: str | Path, generation_config: str) -> SamplingDefaults:
+    """The sampling defaults that a loaded model comes with, or of what is named in their place.
+
+    Raises UserError for a file that cannot be read or honoured.
+    """
+    from transformers.utils import cached_file  # noqa: PLC0415 (loaded with the engine)
+
+    path: str | Path | None = generation_config
+    if generation_config == "none":
+        path = None
+    elif generation_config == "auto":
+        path = cached_file(model, FILE, local_files_only=True, _raise_exceptions_for_missing_entries=False)
+    elif Path(generation_config).is_dir():
+        path = Path(generation_config) / FILE
+    try:
+        return SamplingDefaults() if path is None else read_defaults(Path(path))
+    except GenerationConfigError as error:
+        raise UserError(str(error)) from error
+
+
+def _start_engine(config: EngineConfig, chat_template: str | None) -> AsyncEngine:
     """Importing torch and transformers takes seconds, in which the port should answer."""
     from trimtab.server.engine.async_engine import AsyncEngine  # noqa: PLC0415
     from trimtab.server.engine.engine import Engine  # noqa: PLC0415
 
-    engine = AsyncEngine(lambda: Engine.from_config(config))
+    engine = AsyncEngine(lambda: Engine.from_config(config, chat_template))
     engine.start()
     return engine

@@ -1,74 +1,173 @@
-"""Token ids to text, one token at a time, never half a character; and stop strings."""
+"""Token ids to text, one token at a time, never half a character."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import InitVar, dataclass, field
+import codecs
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Protocol
 
 REPLACEMENT = "\ufffd"
-MAX_CHARACTER_TOKENS = 4
 NUM_CONTEXT_TOKENS = 5
+MAX_HELD = 3  # marks at the end of a text that more bytes may still make one character
+MAX_WINDOW = 16
+KEPT_WINDOW = 8  # tokens: as many as MAX_HELD marks can be made of, and some to their left
 Decode = Callable[[Sequence[int]], str]
 
+_new_utf8_decoder = codecs.getincrementaldecoder("utf-8")
 
-@dataclass(slots=True)
-class Detokenizer:
-    """Decodes a growing reply. `decode` maps ids to text, special tokens left out; `context` is the end of
-    the prompt.
 
-    Text is the difference between decoding a window of recent tokens with and without the newest ones, so
-    that tokenizers whose pieces depend on their neighbours (leading spaces) come out right.
+class Detokenizer(Protocol):
+    """Reads a reply as it grows: what `push` and a last `flush` return joins to the text of all its tokens.
+
+    offset: where in that text the token begins that was pushed last, in characters.
     """
 
-    decode: Decode
-    context: InitVar[Sequence[int]] = ()
-    _window: list[int] = field(init=False)
-    _num_read: int = field(init=False)
+    offset: int
 
-    def __post_init__(self, context: Sequence[int]) -> None:
-        self._window = list(context)
-        self._num_read = len(context)
+    @property
+    def pending(self) -> str:
+        """Whole characters that are held back because the next token may still undo them."""
+        ...
 
     def push(self, token_id: int) -> str:
-        """The text that this token completes; empty while a character is still incomplete."""
-        self._window.append(token_id)
-        before = self.decode(self._window[: self._num_read])
-        text = self.decode(self._window)
-        num_pending = len(self._window) - self._num_read
-        if text.endswith(REPLACEMENT) and num_pending < MAX_CHARACTER_TOKENS:
-            return ""
-        self._window = self._window[self._num_read :]
-        self._num_read = len(self._window)
-        return text[len(before) :]
-
-
-@dataclass(slots=True)
-class StopMatcher:
-    """Cuts text at the first stop string, holding back any end that may become one."""
-
-    stop: tuple[str, ...]
-    _held: str = ""
-
-    def push(self, text: str) -> tuple[str, bool]:
-        """(text that is safe to emit, whether a stop string was met)."""
-        if not self.stop:
-            return text, False
-        self._held += text
-        found = [at for at in (self._held.find(stop) for stop in self.stop) if at >= 0]
-        if found:
-            safe, self._held = self._held[: min(found)], ""
-            return safe, True
-        keep = max(self._overlap(stop) for stop in self.stop)
-        cut = len(self._held) - keep
-        safe, self._held = self._held[:cut], self._held[cut:]
-        return safe, False
+        """The text that is certain since this token."""
+        ...
 
     def flush(self) -> str:
-        """What was held back, once no more text can come."""
+        """What was held back, once no token can come any more."""
+        ...
+
+
+class ByteDetokenizer:
+    """For vocabularies whose tokens are bytes of UTF-8: holds back a character's first bytes and no more.
+
+    pieces: the bytes of each token; none where decoding leaves it out.
+    """
+
+    pending = ""
+
+    def __init__(self, pieces: Mapping[int, bytes]) -> None:
+        self._pieces, self._utf8 = pieces, _new_utf8_decoder("replace")
+        self.offset = self._length = 0
+
+    def push(self, token_id: int) -> str:
+        piece = self._pieces[token_id]
+        begun: bytes = self._utf8.getstate()[0]
+        self.offset = self._length + bool(begun and piece and not _goes_on(begun, piece))
+        text = self._utf8.decode(piece)
+        self._length += len(text)
+        return text
+
+    def flush(self) -> str:
+        return self._utf8.decode(b"", final=True)
+
+
+class WindowDetokenizer:
+    """For any other vocabulary: text is what decoding a window of recent tokens gives beyond what was read.
+
+    decode: ids to text; where it leaves out tokens, so does the window. context: the end of the prompt, by
+    which tokenizers whose pieces depend on what stands before them (leading spaces) come out right.
+    byte_of: tokens that are one byte each, as SentencePiece falls back to. A run of them decodes as a whole:
+    to its characters, or, with any byte amiss, to as many marks; so it is held back until it ends.
+    skipped: tokens known to decode to nothing.
+    """
+
+    def __init__(
+        self,
+        decode: Decode,
+        context: Sequence[int] = (),
+        *,
+        byte_of: Mapping[int, int] | None = None,
+        skipped: Collection[int] = (),
+    ) -> None:
+        self._decode, self._byte_of, self._skipped = decode, byte_of or {}, skipped
+        self._max_held = 0 if self._byte_of else MAX_HELD
+        self._window, self._run = list(context), _ByteRun()
+        self._known = decode(self._window) if self._window else ""
+        self._held = ""
+        self._length = self.offset = 0
+
+    @property
+    def pending(self) -> str:
+        return self._run.text if self._run.is_whole else ""
+
+    def push(self, token_id: int) -> str:
+        if token_id in self._skipped:
+            self.offset = self._length + self._run.num_characters
+            return ""
+        byte = self._byte_of.get(token_id)
+        if byte is None:
+            return self._read(token_id)
+        self.offset = self._length + self._run.num_begun
+        self._run.push(token_id, byte)
+        return ""
+
+    def flush(self) -> str:
         held, self._held = self._held, ""
+        if self._run.ids:
+            self._window += self._run.ids
+            held = self._decode(self._window)[len(self._known) :]
+            self._run = _ByteRun()
         return held
 
-    def _overlap(self, stop: str) -> int:
-        """Length of the longest end of the held text that a stop string begins with."""
-        longest = min(len(stop) - 1, len(self._held))
-        return next((n for n in range(longest, 0, -1) if self._held.endswith(stop[:n])), 0)
+    def _read(self, token_id: int) -> str:
+        self.offset = self._length + self._run.num_characters
+        self._window += [*self._run.ids, token_id]
+        self._run = _ByteRun()
+        text = self._decode(self._window)
+        new = self._certain(text)[len(self._known) :] if text.startswith(self._known) else ""
+        self._known += new
+        self._held = text[len(self._known) :]
+        self._length += len(new)
+        if len(self._window) > MAX_WINDOW:
+            del self._window[:-KEPT_WINDOW]
+            self._known = self._certain(self._decode(self._window))
+        return new
+
+    def _certain(self, text: str) -> str:
+        """What no later token undoes. In a window that begins within a character, its bytes are marks."""
+        num_marks = len(text) - len(text.rstrip(REPLACEMENT))
+        return text[: len(text) - min(num_marks, self._max_held)]
+
+
+class _ByteRun:
+    """Tokens of a byte each that follow one another. text: the whole characters that they begin with.
+
+    is_whole: they are characters and nothing else, so far.
+    """
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.text = ""
+        self.is_whole = self._is_valid = True
+        self._utf8 = _new_utf8_decoder("strict")
+
+    @property
+    def num_characters(self) -> int:
+        """Of what the run decodes to if it ends here."""
+        return len(self.text) if self.is_whole else len(self.ids)
+
+    @property
+    def num_begun(self) -> int:
+        """Of what it decodes to before the character that its next byte may belong to."""
+        return len(self.text) if self._is_valid else len(self.ids)
+
+    def push(self, token_id: int, byte: int) -> None:
+        self.ids.append(token_id)
+        if not self._is_valid:
+            return
+        try:
+            self.text += self._utf8.decode(bytes([byte]))
+        except UnicodeDecodeError:
+            self._is_valid = self.is_whole = False
+        else:
+            self.is_whole = not self._utf8.getstate()[0]
+
+
+def _goes_on(begun: bytes, piece: bytes) -> bool:
+    """Whether a piece's first byte continues the character that was begun."""
+    try:
+        _new_utf8_decoder("strict").decode(begun + piece[:1])
+    except UnicodeDecodeError:
+        return False
+    return True

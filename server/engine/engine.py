@@ -16,7 +16,6 @@ from trimtab.guidance.bank import HeadBank
 from trimtab.server.engine.block_manager import BlockManager
 from trimtab.server.engine.cache_size import resolve_num_blocks
 from trimtab.server.engine.config import EngineConfig
-from trimtab.server.engine.detokenizer import Decode
 from trimtab.server.engine.failure import failed, is_device_fault
 from trimtab.server.engine.info import EngineInfo, HeadInfo
 from trimtab.server.engine.lane import Choice, Lane, Phase
@@ -25,7 +24,7 @@ from trimtab.server.engine.loading import load
 from trimtab.server.engine.memory import measure_blocks
 from trimtab.server.engine.model_runner import ModelRunner
 from trimtab.server.engine.policy import Policy
-from trimtab.server.engine.reply import Measured, Reply, Scores
+from trimtab.server.engine.reply import Measured, Reply, Scores, new_replies
 from trimtab.server.engine.request import Aborted, Event, Failed, Finished, InvalidRequestError, Request
 from trimtab.server.engine.request_check import check_request
 from trimtab.server.engine.row_needs import RowNeeds
@@ -56,12 +55,13 @@ class Engine:
         self._max_model_len = policy.max_model_len - any(bank.has_reward)
 
     @classmethod
-    def from_config(cls, config: EngineConfig) -> Engine:
-        """Load the policy and the heads, and check that the policy is served right.
+    def from_config(cls, config: EngineConfig, chat_template: str | None = None) -> Engine:
+        """Load the policy and the heads, and check that the policy is served right. chat_template: replaces
+        the tokenizer's.
 
         Raises ModelError or HeadError with one line that names the thing and the fix.
         """
-        return cls(*load(config))
+        return cls(*load(config, chat_template))
 
     @property
     def info(self) -> EngineInfo:
@@ -111,7 +111,7 @@ class Engine:
         return LiveRequest(
             request,
             choices,
-            tuple(Reply(request, c.index, self.policy.eos_token_ids, self._decode) for c in choices),
+            new_replies(request, self.policy.eos_token_ids, self.policy.text),
             RowNeeds.of(request, self.bank),
             self.bank.weights_row(request.guidance.heads),
             seed if seed is not None else secrets.randbits(64) - 2**63,
@@ -307,9 +307,3 @@ class Engine:
 
     def _scores(self, live: LiveRequest, row: list[float]) -> Scores:
         return tuple((self.bank.names[i], row[i]) for i in live.needs.judging)
-
-    @property
-    def _decode(self) -> Decode:
-        tokenizer = self.policy.tokenizer
-        backend = getattr(tokenizer, "backend_tokenizer", None) or tokenizer
-        return lambda ids: backend.decode(ids, skip_special_tokens=True)

@@ -11,29 +11,33 @@ from trimtab.server.engine.policy import ModelError, Policy, load_policy
 from trimtab.server.engine.self_check import self_check
 
 
-def load(config: EngineConfig) -> tuple[Policy, HeadBank, EngineConfig]:
-    """The policy, its heads, and the configuration resolved for its device.
+def load(config: EngineConfig, chat_template: str | None = None) -> tuple[Policy, HeadBank, EngineConfig]:
+    """The policy, its heads, and the configuration resolved for its device. chat_template: replaces the
+    tokenizer's.
 
     Raises ModelError or HeadError with one line that names the thing and the fix.
     """
     config = _resolve(config)
-    is_rounded = config.dtype == "float16"
     policy = load_policy(
         config.model,
         name=config.served_model_name,
         device=config.device,
-        dtype="auto" if is_rounded else config.dtype,
+        dtype=config.dtype,
         max_model_len=config.max_model_len,
-        pack_weights=config.pack_weights and not is_rounded,
+        pack_weights=config.pack_weights,
+        chat_template=chat_template,
     )
     if policy.device.type == "cuda":
         torch.cuda.set_device(policy.device)  # of this thread, which runs the engine
-    if is_rounded:  # only after loading: small weights lose bits that heads know the policy by
-        for parameter in policy.model.parameters():
-            parameter.data = parameter.data.to(torch.float16)
     policy.compiled_decode = compile_decode(policy, config)
     self_check(policy, config)
-    bank = HeadBank.load(config.heads, policy.identity, device=policy.device, dtype=policy.dtype)
+    bank = HeadBank.load(
+        config.heads,
+        policy.identity,
+        device=policy.device,
+        dtype=policy.dtype,
+        vocab_size=policy.vocab_size,
+    )
     return policy, bank, config
 
 

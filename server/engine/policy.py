@@ -7,7 +7,7 @@ import logging
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,15 +22,16 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from trimtab.guidance.encoding import end_of_reply
 from trimtab.guidance.errors import PolicyError
 from trimtab.guidance.fingerprint import PolicyIdentity, identify
-from trimtab.guidance.locate import must_be_local
-from trimtab.guidance.policy import has_linear_tail, output_embedding_input
+from trimtab.guidance.locate import must_be_local, name_of
+from trimtab.guidance.policy import cut_padding, has_linear_tail, output_embedding_input
+from trimtab.guidance.reply_ends import end_of_reply, reply_ends
 from trimtab.server.engine.attention import UnsupportedAttentionError
 from trimtab.server.engine.attention_probe import probe_layers
 from trimtab.server.engine.kv_cache import LayerShape
 from trimtab.server.engine.packed_linear import can_pack, pack, pack_linears, packed_linear
+from trimtab.server.engine.text_decoder import TextDecoder
 
 if TYPE_CHECKING:
     from trimtab.server.engine.compiled_decode import CompiledDecode
@@ -63,6 +64,8 @@ class Policy:
     """An unmodified Hugging Face causal LM.
 
     identity: what heads and features know the policy by, taken from its weights as they were loaded.
+    eos_token_ids: the tokens that end any reply.
+    vocab_size: V, the tokens of the tokenizer: see guidance.policy.cut_padding.
     reply_end_id: the token that ends a reply, appended before a reward part reads it; None without one.
     has_linear_tail: logits are exactly `h Wᵀ`; otherwise they go through the model's own tail (softcap,
     scale, bias), and the model is always run to its end.
@@ -79,6 +82,10 @@ class Policy:
     has_linear_tail: bool = False
     packed_lm_head: Tensor | None = None
     compiled_decode: CompiledDecode | None = None
+    text: TextDecoder = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.text = TextDecoder(self.tokenizer)
 
     @property
     def device(self) -> torch.device:
@@ -153,11 +160,16 @@ def load_policy(
     dtype: str = "auto",
     max_model_len: int | None = None,
     pack_weights: bool = True,
+    chat_template: str | None = None,
 ) -> Policy:
     """Load a folder or hub id.
 
-    pack_weights: see packed_linear. Raises ModelError with one line that names the model and the fix.
+    dtype: float16 is rounded to after loading: small weights lose bits that heads know the policy by.
+    pack_weights: see packed_linear. chat_template: replaces the tokenizer's.
+    Raises ModelError with one line that names the model and the fix.
     """
+    is_rounded = dtype == "float16"
+    name = name or name_of(path)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
@@ -168,23 +180,30 @@ def load_policy(
         raise ModelError(str(error)) from None
     config = _load_config(path, local)
     _refuse_by_config(str(path), config)
-    if dtype == "auto":
+    if dtype == "auto" or is_rounded:
         dtype = "float32" if device == "cpu" else str(config.dtype or torch.bfloat16).removeprefix("torch.")
     model = _load_model(path, getattr(torch, dtype), local).to(device).eval().requires_grad_(False)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=local)
     except (OSError, ValueError) as error:
         raise ModelError(f"model '{path}' has no tokenizer that loads: {_first_line(error)}") from error
+    if chat_template is not None:
+        tokenizer.chat_template = chat_template
     limit = _pin_rope(str(path), model, max_model_len)
     with refusing(f"model '{path}' ({type(model).__name__})"):
+        identity = identify(model, tokenizer, name)
+        if is_rounded:
+            for parameter in model.parameters():
+                parameter.data = parameter.data.to(torch.float16)
+        cut_padding(model, tokenizer)
         policy = Policy(
-            name=name or Path(path).name,
-            identity=identify(model, tokenizer, name or Path(path).name),
+            name=name,
+            identity=identity,
             model=model,
             tokenizer=tokenizer,
             layers=_discover_layers(model, limit),
             max_model_len=limit,
-            eos_token_ids=_eos_token_ids(model),
+            eos_token_ids=reply_ends(model, tokenizer),
         )
         policy.has_linear_tail = has_linear_tail(model) and _body_feeds_lm_head(model)
     policy.reply_end_id = _reply_end_id(tokenizer)
@@ -239,13 +258,6 @@ def _load_model(path: str | Path, dtype: torch.dtype, local: bool) -> PreTrained
             "it cannot be served"
         )
     return model
-
-
-def _eos_token_ids(model: PreTrainedModel) -> tuple[int, ...]:
-    eos = model.generation_config.eos_token_id if model.generation_config else None
-    if eos is None:
-        eos = model.config.get_text_config().eos_token_id
-    return () if eos is None else tuple(eos) if isinstance(eos, (list, tuple)) else (eos,)
 
 
 def _reply_end_id(tokenizer: PreTrainedTokenizerBase) -> int | None:

@@ -18,6 +18,8 @@ MAX_LOGPROBS = 20
 MAX_CHOICES = 128
 MAX_LOGIT_BIAS = 2**16
 MAX_REPETITION = 100.0  # and its inverse is the least
+MAX_STOPS = 64
+MAX_STOP_LENGTH = 256
 FinishReason = Literal["stop", "length"]
 FailureReason = Literal["failed", "shutdown"]
 
@@ -79,7 +81,8 @@ class SamplingParams:
     top_k: 0 keeps the whole vocabulary.
     seed: None asks the engine to draw one.
     logprobs: None for none; k reports the drawn token's log-probability and the k most likely ones.
-    stop: strings that end the reply and are removed from it.
+    stop: strings that end the reply and are removed from it; one that is exactly a special token ends it at
+    that token. At most MAX_STOPS, of MAX_STOP_LENGTH characters.
     logit_bias: (token, bias) pairs of distinct tokens, at most MAX_LOGIT_BIAS.
     """
 
@@ -116,10 +119,17 @@ class SamplingParams:
         _check_number(
             self.repetition_penalty, low, high, "repetition_penalty", f"above 0, {low:g}…{high:g} (1 is off)"
         )
-        _check(all(self.stop), "stop", "must not contain an empty string")
+        self._check_stop()
         self._check_logit_bias()
         if self.temperature < MIN_TEMPERATURE:
             object.__setattr__(self, "temperature", 0.0)
+
+    def _check_stop(self) -> None:
+        _check(all(self.stop), "stop", "must not contain an empty string")
+        _check(len(self.stop) <= MAX_STOPS, "stop", f"has {len(self.stop)} strings, of at most {MAX_STOPS}")
+        longest = max(map(len, self.stop), default=0)
+        what = f"has a string of {longest} characters, of at most {MAX_STOP_LENGTH}"
+        _check(longest <= MAX_STOP_LENGTH, "stop", what)
 
     def _check_logit_bias(self) -> None:
         given, param = self.logit_bias, "logit_bias"
@@ -215,12 +225,16 @@ class GuidanceSummary:
 @dataclass(frozen=True, slots=True)
 class Delta:
     """New text of one choice (possibly empty: half a character, or text that may become a stop string)
-    with the tokens drawn since its last delta."""
+    with the tokens drawn since its last delta.
+
+    offsets: of each token, where in the choice's text it begins, in characters.
+    """
 
     request_id: str
     index: int
     text: str
     tokens: tuple[TokenRecord, ...]
+    offsets: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from trimtab.guidance.encoding import ReplyEncoder, encode_prompt, end_of_reply
+from trimtab.guidance.encoding import ReplyEncoder, encode_prompt
 from trimtab.guidance.errors import DataError, PolicyError
 from trimtab.guidance.message import Message
+from trimtab.guidance.reply_ends import end_of_reply
 
 CHAT = (Message("system", "a b"), Message("user", "c"))
 

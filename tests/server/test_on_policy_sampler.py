@@ -95,7 +95,7 @@ def test_the_kl_of_drawn_replies_is_what_the_engine_measured(form: str, config: 
 
 def test_replies_follow_from_weights_and_seed_alone(config: TrainConfig, policy: Policy):
     sampler, items = EngineSampler.load(config, policy), prompts(policy)
-    plain = Head(Parts(advantage=config.advantage.part()), 32, 260)
+    plain = Head(Parts(advantage=config.advantage.part()), 32, VOCAB_SIZE)
     head = random_head(config, policy, config.advantage.form)
     first = sampler.sample(head, 1.0, items, 2, seed=7)
     assert sampler.sample(plain, 1.0, items, 2, seed=7) != first

@@ -13,7 +13,7 @@ from trimtab.guidance.head import Head
 from trimtab.guidance.manifest import AdvantagePart, Manifest, Parts, ScalarPart
 from trimtab.guidance.store import save_head
 
-VOCAB_SIZE = 260
+VOCAB_SIZE = 259
 EOS = 257
 SIZES = {
     "vocab_size": VOCAB_SIZE,

@@ -121,7 +121,7 @@ class EchoEngine:
             base_top = ((65, -0.5), (66, -1.5), (67, float("-inf")))
             trace = TokenTrace(values, 0.25, request.guidance.strength, 2.0, -1.25, False, base_top)
         record = TokenRecord(token, -1.0, top, trace)
-        return Delta(request.request_id, index, self.tokenizer.decode([token]), (record,))
+        return Delta(request.request_id, index, self.tokenizer.decode([token]), (record,), (position,))
 
     def _choice_done(self, request: Request, index: int, length: int, reason: FinishReason) -> ChoiceDone:
         values = tuple((head, 0.5) for head, _ in request.guidance.heads)

@@ -1,0 +1,265 @@
+"""A Jinja environment for chat templates, which come with models: as transformers compiles them, and bounded
+in time and in memory."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.runtime import Context
+from jinja2.sandbox import MAX_RANGE, ImmutableSandboxedEnvironment
+from jinja2.visitor import NodeTransformer
+
+MAX_SECONDS = 5.0  # of the rendering thread's own time
+MAX_CHARACTERS = 1 << 24
+MAX_BITS = 1 << 12
+_TEXTS_FROM = frozenset({"string", "tojson", "pprint", "join", "urlencode", "format", "replace"})
+_MAY_NAME_ANY_NUMBER = frozenset({"default", "d", "int", "float"})
+_WIDE = re.compile(r"\d{6,}|\{[^{}]*:[^{}]*\{|%[^a-zA-Z%]*\*")
+
+
+class TemplateLimitError(jinja2.TemplateRuntimeError):
+    """A template that would take too long, or make too long a text."""
+
+
+@functools.lru_cache(maxsize=16)
+def compile_template(text: str) -> jinja2.Template:
+    """Raises what a template that is none makes Jinja raise."""
+    return _environment().from_string(text)
+
+
+def render(text: str, variables: Mapping[str, Any]) -> str:
+    """The rendered template. Raises what is wrong with it: jinja2.TemplateError, or any error of Python's."""
+    template = compile_template(text)
+    _clock.start()
+    try:
+        return template.render(variables)
+    finally:
+        _clock.stop()
+
+
+class _Clock(threading.local):
+    """How long the thread that asks may go on."""
+
+    deadline = float("inf")
+
+    def start(self) -> None:
+        self.deadline = time.thread_time() + MAX_SECONDS
+
+    def stop(self) -> None:
+        self.deadline = float("inf")
+
+    def check(self) -> str:
+        """Raises TemplateLimitError when time is up."""
+        if time.thread_time() > self.deadline:
+            raise TemplateLimitError(f"it takes longer than {MAX_SECONDS:g} s")
+        return ""
+
+
+_clock = _Clock()
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Every loop and call looks at the clock, and what would make a long text is asked for its length."""
+
+    intercepted_binops = frozenset({"+", "*", "**", "%"})
+
+    def __init__(self) -> None:
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+        self.finalize = _bounded_value
+        self.globals.pop("lipsum")
+        self.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
+        self.filters["tojson"] = _to_json
+        self.filters = {name: _bounded_filter(name, call) for name, call in self.filters.items()}
+
+    def concat(self, parts: Iterable[str]) -> str:
+        """In place of "".join: of whatever the template writes."""
+        kept, length = [], 0
+        for part in parts:
+            kept.append(part)
+            length += len(part)
+            _check_length(length)
+        return "".join(kept)
+
+    def join(self, *parts: object) -> str:
+        """In place of the operator ~."""
+        return self.concat(str(_bounded_value(part)) for part in parts)
+
+    def spend(self) -> str:
+        return _clock.check()
+
+    def call(self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+        _clock.check()
+        owner = getattr(__obj, "__self__", None)
+        if isinstance(owner, str | bytes | int | float):
+            _check_method(owner, getattr(__obj, "__name__", ""), (*args, *kwargs.values()))
+        return super().call(__context, __obj, *args, **kwargs)
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        _check_operands(operator, left, right)
+        return super().call_binop(context, operator, left, right)
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        bounded: nodes.Template = _Bounds().visit(super()._parse(source, name, filename))
+        bounded.set_environment(self)
+        return bounded
+
+
+class _Bounds(NodeTransformer):
+    """Makes a template look at the clock wherever it may go round again, and join texts by our own means."""
+
+    def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802 (Jinja's name)
+        return self._spending(node)
+
+    def visit_Macro(self, node: nodes.Macro) -> nodes.Node:  # noqa: N802
+        return self._spending(node)
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        return _call("join", node.nodes, node.lineno)
+
+    def _spending(self, node: nodes.For | nodes.Macro) -> nodes.Node:
+        self.generic_visit(node)
+        node.body.insert(0, nodes.ExprStmt(_call("spend", [], node.lineno), lineno=node.lineno))
+        return node
+
+
+def _call(name: str, arguments: list[nodes.Expr], line: int) -> nodes.Call:
+    method = nodes.EnvironmentAttribute(name, lineno=line)
+    return nodes.Call(method, arguments, [], None, None, lineno=line)
+
+
+class _Generation(Extension):
+    """{% generation %} … {% endgeneration %}, which marks the assistant's words for training elsewhere."""
+
+    tags = {"generation"}  # noqa: RUF012 (Jinja's way)
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body, lineno=line)
+
+
+@functools.cache
+def _environment() -> _Sandbox:
+    return _Sandbox()
+
+
+def _raise_exception(message: object) -> None:
+    raise jinja2.TemplateError(str(message))
+
+
+def _strftime_now(format: str) -> str:
+    return datetime.now().strftime(format)
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Without the escapes for HTML that Jinja's own has."""
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+def _bounded_filter(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(call)
+    def bounded(*args: Any, **kwargs: Any) -> Any:
+        _clock.check()
+        takes_context = hasattr(call, "jinja_pass_arg")
+        value, *options = args[1:] if takes_context else args
+        options += kwargs.values()
+        if name not in _MAY_NAME_ANY_NUMBER:
+            _check_numbers(options)
+        if name in _TEXTS_FROM:
+            _bounded_value(value)
+        if name in ("join", "replace", "format"):
+            _check_made(name, value, options)
+        return call(*args, **kwargs)
+
+    return bounded
+
+
+def _check_method(owner: object, name: str, arguments: tuple[Any, ...]) -> None:
+    if name in ("format", "format_map"):
+        if isinstance(owner, str) and _WIDE.search(owner):
+            raise TemplateLimitError("it formats by a width that is too large")
+        return
+    _check_numbers(arguments)
+    if name in ("join", "replace"):
+        first = arguments[0] if arguments else ()
+        _check_made(name, *((first, [owner]) if name == "join" else (owner, [*arguments])))
+
+
+def _check_made(kind: str, value: Any, options: list[Any]) -> None:
+    """Of a text put together from others."""
+    if kind == "format":
+        _check_formatted(value, tuple(options))
+    elif kind == "replace" and len(options) >= 2:
+        text, old, new = str(value), str(options[0]), str(options[1])
+        _check_length(len(text) + text.count(old) * len(new))
+    elif kind == "join" and options and hasattr(value, "__len__"):
+        _check_length(len(value) * len(str(options[0])))
+
+
+def _check_formatted(text: Any, values: Any) -> None:
+    if not isinstance(text, str):
+        return
+    if _WIDE.search(text):
+        raise TemplateLimitError("it formats by a width that is too large")
+    _check_length(len(text) + text.count("%") * len(str(_bounded_value(values))))
+
+
+def _check_operands(operator: str, left: Any, right: Any) -> None:
+    if operator == "%":
+        _check_formatted(left, right)
+    elif isinstance(left, int) and isinstance(right, int):
+        bits = left.bit_length(), right.bit_length()
+        made = {"*": sum(bits), "**": bits[0] * max(right, 0), "+": max(bits)}[operator]
+        if made > MAX_BITS:
+            raise TemplateLimitError(f"it makes a number of more than {MAX_BITS} bits")
+    elif operator == "*":
+        times, value = (left, right) if isinstance(left, int) else (right, left)
+        if isinstance(times, int) and hasattr(value, "__len__"):
+            _check_length(len(value) * max(times, 0))
+    elif operator == "+" and hasattr(left, "__len__") and hasattr(right, "__len__"):
+        _check_length(len(left) + len(right))
+
+
+def _check_numbers(values: Iterable[Any]) -> None:
+    """Of options that say how wide or how many."""
+    if any(isinstance(value, int) and abs(value) > MAX_RANGE for value in values):
+        raise TemplateLimitError(f"it gives a number beyond {MAX_RANGE} as a width or count")
+
+
+def _check_length(length: int) -> None:
+    if length > MAX_CHARACTERS:
+        raise TemplateLimitError(f"it makes a text of more than {MAX_CHARACTERS} characters")
+
+
+def _bounded_value(value: Any) -> Any:
+    """The value, whose text is not too long: lists may hold the same list many times over."""
+    waiting, length = [value], 0
+    while waiting:
+        item = waiting.pop()
+        length += len(item) if isinstance(item, str) else 1
+        _check_length(length)
+        if isinstance(item, Mapping):
+            waiting += [*item.keys(), *item.values()]
+        elif isinstance(item, list | tuple | set | frozenset):
+            waiting += item
+    return value
