@@ -14,6 +14,7 @@ from typing import Any
 
 import jinja2
 from jinja2 import nodes
+from jinja2.compiler import CodeGenerator, Frame
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.runtime import Context
@@ -23,6 +24,7 @@ from jinja2.visitor import NodeTransformer
 MAX_SECONDS = 5.0  # of the rendering thread's own time
 MAX_CHARACTERS = 1 << 24
 MAX_BITS = 1 << 12
+MAX_ITEMS = 1 << 20
 _TEXTS_FROM = frozenset({"string", "tojson", "pprint", "join", "urlencode", "format", "replace"})
 _MAY_NAME_ANY_NUMBER = frozenset({"default", "d", "int", "float"})
 _WIDE = re.compile(r"\d{6,}|\{[^{}]*:[^{}]*\{|%[^a-zA-Z%]*\*")
@@ -69,9 +71,21 @@ class _Clock(threading.local):
 _clock = _Clock()
 
 
+class _Code(CodeGenerator):
+    """Joins texts by the environment's own means."""
+
+    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:  # noqa: N802
+        self.write("environment.join(")
+        for part in node.nodes:
+            self.visit(part, frame)
+            self.write(", ")
+        self.write(")")
+
+
 class _Sandbox(ImmutableSandboxedEnvironment):
     """Every loop and call looks at the clock, and what would make a long text is asked for its length."""
 
+    code_generator_class = _Code
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
     def __init__(self) -> None:
@@ -95,8 +109,17 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         """In place of the operator ~."""
         return self.concat(str(_bounded_value(part)) for part in parts)
 
-    def spend(self) -> str:
+    @property
+    def tick(self) -> str:
+        """What every round of a loop reads."""
         return _clock.check()
+
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """What is called in place of a text's own `format`."""
+        call = super().wrap_str_format(value)
+        if call is not None:
+            _check_format(value.__self__)
+        return call
 
     def call(self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         _clock.check()
@@ -110,33 +133,25 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
-        bounded: nodes.Template = _Bounds().visit(super()._parse(source, name, filename))
+        bounded: nodes.Template = _Ticks().visit(super()._parse(source, name, filename))
         bounded.set_environment(self)
         return bounded
 
 
-class _Bounds(NodeTransformer):
-    """Makes a template look at the clock wherever it may go round again, and join texts by our own means."""
+class _Ticks(NodeTransformer):
+    """Makes a template look at the clock wherever it may go round again."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:  # noqa: N802 (Jinja's name)
-        return self._spending(node)
+        return self._ticking(node)
 
     def visit_Macro(self, node: nodes.Macro) -> nodes.Node:  # noqa: N802
-        return self._spending(node)
+        return self._ticking(node)
 
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
+    def _ticking(self, node: nodes.For | nodes.Macro) -> nodes.Node:
         self.generic_visit(node)
-        return _call("join", node.nodes, node.lineno)
-
-    def _spending(self, node: nodes.For | nodes.Macro) -> nodes.Node:
-        self.generic_visit(node)
-        node.body.insert(0, nodes.ExprStmt(_call("spend", [], node.lineno), lineno=node.lineno))
+        tick = nodes.EnvironmentAttribute("tick", lineno=node.lineno)
+        node.body.insert(0, nodes.ExprStmt(tick, lineno=node.lineno))
         return node
-
-
-def _call(name: str, arguments: list[nodes.Expr], line: int) -> nodes.Call:
-    method = nodes.EnvironmentAttribute(name, lineno=line)
-    return nodes.Call(method, arguments, [], None, None, lineno=line)
 
 
 class _Generation(Extension):
@@ -195,10 +210,6 @@ def _bounded_filter(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _check_method(owner: object, name: str, arguments: tuple[Any, ...]) -> None:
-    if name in ("format", "format_map"):
-        if isinstance(owner, str) and _WIDE.search(owner):
-            raise TemplateLimitError("it formats by a width that is too large")
-        return
     _check_numbers(arguments)
     if name in ("join", "replace"):
         first = arguments[0] if arguments else ()
@@ -219,9 +230,13 @@ def _check_made(kind: str, value: Any, options: list[Any]) -> None:
 def _check_formatted(text: Any, values: Any) -> None:
     if not isinstance(text, str):
         return
-    if _WIDE.search(text):
-        raise TemplateLimitError("it formats by a width that is too large")
+    _check_format(text)
     _check_length(len(text) + text.count("%") * len(str(_bounded_value(values))))
+
+
+def _check_format(text: str) -> None:
+    if _WIDE.search(text):
+        raise TemplateLimitError("it formats by a width that is too large, or that it works out")
 
 
 def _check_operands(operator: str, left: Any, right: Any) -> None:
@@ -253,9 +268,12 @@ def _check_length(length: int) -> None:
 
 def _bounded_value(value: Any) -> Any:
     """The value, whose text is not too long: lists may hold the same list many times over."""
-    waiting, length = [value], 0
+    waiting, length, num_items = [value], 0, 0
     while waiting:
         item = waiting.pop()
+        num_items += 1
+        if num_items > MAX_ITEMS:
+            raise TemplateLimitError(f"it writes a list of more than {MAX_ITEMS} items")
         length += len(item) if isinstance(item, str) else 1
         _check_length(length)
         if isinstance(item, Mapping):

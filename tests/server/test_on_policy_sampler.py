@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from on_policy_cases import make_config
-from tiny_models import SIZES, save_random_head, save_random_model
+from tiny_models import SIZES, VOCAB_SIZE, save_random_head, save_random_model
 from transformers import LlamaConfig
 
 from trimtab.guidance.examples import PromptItem

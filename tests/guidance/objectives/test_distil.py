@@ -69,14 +69,16 @@ def test_the_reward_judges_the_end_of_a_reply_and_without_one_nobody_does(has_re
     config = make_config("advantage", "distil")
     config = dataclasses.replace(config, advantage=dataclasses.replace(config.advantage, top_k=V))
     head, items = make_head(config, policy), make_items("rollouts", 4)
-    after_end = head.reward(h_of_tokens(policy)[EOS])
+    ends = torch.tensor(policy.end_ids)  # the model's, and the chat template's
+    assert len(ends) == 2 and EOS in ends
+    after_end = head.reward(h_of_tokens(policy))
     head.reward = head.reward if has_reward else None
     batch = make_objective("advantage", config, head, policy, items).collate(items)
-    is_end = batch["tokens"] == EOS
-    assert is_end.any(1).all()
+    is_end = torch.isin(batch["tokens"], ends)
+    assert (is_end.sum(1) == 2).all()
     assert torch.equal(batch["weight"] == 0, is_end & (not has_reward))
     if has_reward:
-        want = after_end.expand(int(is_end.sum()))
+        want = after_end[batch["tokens"][is_end]]
         torch.testing.assert_close(batch["target"][is_end], want, rtol=1e-4, atol=1e-5)
 
 
