@@ -29,6 +29,7 @@ def check_destination(folder: Path) -> None:
 
 def save_head(folder: Path, head: Head, manifest: Manifest) -> None:
     """Writes the head as `folder`, replacing an older one; a failure leaves the old head as it was."""
+    folder = folder.resolve()  # `.` has no name and no parent
     check_destination(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))

@@ -75,9 +75,12 @@ _FIELDS: Mapping[str, type] = {
 def _number(path: Path, name: str, stated: Mapping[str, Any]) -> Any:
     value, kind = stated[name], _FIELDS[name]
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or (kind is int and value != int(value)):
+    if not is_number or (kind is int and value % 1 != 0):
         raise _error(path, f"{name} must be a{' whole' if kind is int else ''} number, got {value!r}")
-    return kind(value)
+    try:
+        return kind(value)
+    except OverflowError as error:
+        raise _error(path, f"{name} is too large") from error
 
 
 def _check(path: Path, defaults: SamplingDefaults) -> None:

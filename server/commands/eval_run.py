@@ -21,6 +21,7 @@ from trimtab.guidance.evaluation.tables import Table, all_tables
 from trimtab.guidance.features import FeatureSource, StreamedFeatures
 from trimtab.guidance.head import Head
 from trimtab.guidance.items import PairItem
+from trimtab.guidance.locate import name_of
 from trimtab.guidance.manifest import Manifest
 from trimtab.guidance.policy import Policy, load_policy
 from trimtab.guidance.store import load_head
@@ -105,15 +106,15 @@ def _subject(config: EvalConfig, engine_config: EngineConfig) -> Subject:
     )
     values = {name: getattr(config, name) for name in shown} | {"gold": config.gold_scorer}
     settings = {name: _text(value) for name, value in values.items() if value not in ("", None, ())}
-    heads = tuple(folder.name for folder in engine_config.heads)
-    return Subject(engine_config.served_model_name or Path(config.model).name, heads, settings)
+    heads = tuple(map(name_of, engine_config.heads))
+    return Subject(engine_config.served_model_name or name_of(config.model), heads, settings)
 
 
 def _text(value: object) -> str:
     """Paths by their last part: a report names no machine's folders."""
     if isinstance(value, tuple):
         return ", ".join(map(_text, value))
-    return value.name if isinstance(value, Path) else str(value)
+    return name_of(value) if isinstance(value, Path) else str(value)
 
 
 def _preferences(materials: Materials) -> PreferenceReport:

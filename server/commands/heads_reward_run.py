@@ -14,7 +14,7 @@ from trimtab.guidance.examples import load_items
 from trimtab.guidance.features import FeatureCache
 from trimtab.guidance.head import Head, LinearScalar
 from trimtab.guidance.held_out import score_ends, standard_units
-from trimtab.guidance.locate import must_be_local
+from trimtab.guidance.locate import must_be_local, name_of
 from trimtab.guidance.manifest import Manifest, load_manifest
 from trimtab.guidance.policy import Policy, load_policy
 from trimtab.guidance.publish.export_card import export_card
@@ -56,7 +56,7 @@ def import_(config: ImportRewardConfig) -> None:
     check_destination(config.out)
     policy = load_policy(_model(config.model), device=config.device)
     classifier = read_classifier(config.source, policy)
-    trained_on = config.trained_on or f"imported from {Path(config.source).name}"
+    trained_on = config.trained_on or f"imported from {name_of(config.source)}"
     head, manifest = as_head(classifier, policy, name=config.name, trained_on=trained_on)
     if config.rollouts is not None:
         manifest = _fit_units(config, config.rollouts, head, manifest, policy)

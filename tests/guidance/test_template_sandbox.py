@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import time
 
 import jinja2
@@ -11,14 +12,19 @@ from trimtab.guidance.template_sandbox import TemplateLimitError, render
 
 TURNS = [{"role": "user", "content": "a <b> & é"}, {"role": "assistant", "content": " c\n"}]
 HONEST = {
-    "blocks are trimmed": "{% for m in messages %}\n  {% if true %}\n{{ m.role }}\n  {% endif %}\n{% endfor %}\n",
-    "loop controls": "{% for m in messages %}{% if loop.last %}{% break %}{% endif %}{{ m.role }}{% endfor %}",
-    "macros": "{% macro f(x, n=2) %}[{{ x * n }}]{% endmacro %}{% for m in messages %}{{ f(m.role) }}{% endfor %}",
-    "namespaces": "{% set s = namespace(n=0) %}{% for m in messages %}{% set s.n = s.n + 1 %}{% endfor %}{{ s.n }}",
+    "blocks are trimmed": "{% for m in messages %}\n  {% if true %}"
+    "\n{{ m.role }}\n  {% endif %}\n{% endfor %}\n",
+    "loop controls": "{% for m in messages %}{% if loop.last %}"
+    "{% break %}{% endif %}{{ m.role }}{% endfor %}",
+    "macros": "{% macro f(x, n=2) %}[{{ x * n }}]{% endmacro %}"
+    "{% for m in messages %}{{ f(m.role) }}{% endfor %}",
+    "namespaces": "{% set s = namespace(n=0) %}{% for m in messages %}"
+    "{% set s.n = s.n + 1 %}{% endfor %}{{ s.n }}",
     "json": "{{ messages | tojson }}{{ {'é': '<'} | tojson(indent=2) }}",
     "joins": "{{ 'a' ~ 1 ~ none }}{{ [1, 2] | join(', ') }}{{ 'x'.join(['1', '2']) }}{{ 'a' + 'b' }}",
     "formats": "{{ '%s-%02d' % ('a', 7) }}{{ '{:>5}|{}'.format('b', 1700000000) }}{{ '%s' | format('c') }}",
-    "filters": "{{ ' x ' | trim }}{{ 'ab' | replace('a', 'c') }}{{ [3, 1] | sort | first }}{{ 'a\nb' | indent(4) }}",
+    "filters": "{{ ' x ' | trim }}{{ 'ab' | replace('a', 'c') }}{"
+    "{ [3, 1] | sort | first }}{{ 'a\nb' | indent(4) }}",
     "generation": "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}",
     "arithmetic": "{{ 2 ** 10 + 7 * 6 - 5 % 3 }}{{ range(3) | list }}{{ [0] * 3 }}{{ 1.5 * 2 }}",
     "defaults": "{{ x | default(123456789) }}{{ messages | length }}{{ (7654321 | string).zfill(9) }}",
@@ -37,8 +43,8 @@ def test_honest_templates_give_what_transformers_gives(name: str):
 
 GREEDY = {
     "a loop in a loop": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-    "macros that call each other": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}"
-    "{{ f(60) }}",
+    "macros that call each other": "{% macro f(n) %}{% if n %}"
+    "{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
     "a range": "{% for i in range(10 ** 9) %}{% endfor %}",
     "a filter over filters": "{% for i in range(99999) %}{{ range(99999) | sum }}{% endfor %}",
     "a product": "{{ 'a' * 10 ** 10 }}",
@@ -52,7 +58,8 @@ GREEDY = {
     "an old format with a width of its own": "{{ '%*d' % (10 ** 10, 1) }}",
     "doubling": "{% set s = namespace(x='a') %}{% for i in range(60) %}{% set s.x = s.x ~ s.x %}{% endfor %}",
     "adding": "{% set s = namespace(x='a') %}{% for i in range(60) %}{% set s.x = s.x + s.x %}{% endfor %}",
-    "nesting": "{% set s = namespace(x=[1]) %}{% for i in range(60) %}{% set s.x = [s.x, s.x] %}{% endfor %}{{ s.x }}",
+    "nesting": "{% set s = namespace(x=[1]) %}{% for i in range(60) %}"
+    "{% set s.x = [s.x, s.x] %}{% endfor %}{{ s.x }}",
     "replacing": "{% set x = 'a' * 100000 %}{{ x.replace('a', x) }}",
     "the filter that replaces": "{% set x = 'a' * 100000 %}{{ x | replace('a', x) }}",
     "joining": "{% set x = 'a' * 100000 %}{{ x | join(x) }}",
@@ -74,10 +81,8 @@ def test_a_template_that_would_take_the_machine_is_stopped(name: str, monkeypatc
 
 def test_the_machine_is_out_of_a_templates_reach():
     for template in ("{{ ''.__class__ }}", "{{ messages.append(1) }}", "{{ self.__init__.__globals__ }}"):
-        try:
+        with contextlib.suppress(jinja2.TemplateError):
             assert render(template, {"messages": [{"role": "user"}]}) == ""
-        except jinja2.TemplateError:
-            pass
 
 
 def test_each_rendering_has_its_own_time(monkeypatch: pytest.MonkeyPatch):
