@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -46,16 +47,25 @@ def _turn_end(tokenizer: PreTrainedTokenizerBase) -> TurnEnd | None:
     try:
         return turn_end(tokenizer)
     except ChatTemplateError as error:
-        logger.warning("no end of a turn is known but the tokenizer's end of sequence: %s", error)
+        _warn(str(error))
         return None
+
+
+@functools.lru_cache(maxsize=16)
+def _warn(problem: str) -> None:
+    """Once, however often the ends are asked for."""
+    logger.warning("no end of a turn is known but the tokenizer's end of sequence: %s", problem)
 
 
 def _of_model(model: PreTrainedModel) -> list[int]:
     """What generation_config.json and config.json say, or a model that was made in memory."""
-    generation, stated = model.generation_config, _stated_config(model)
+    stated = _stated_config(model)
     named = [*_ids(stated.get("eos_token_id")), *_ids(stated.get("text_config", {}).get("eos_token_id"))]
-    if generation is not None and not getattr(generation, "_from_model_config", False):
-        named += _ids(generation.eos_token_id)
+    generation = model.generation_config
+    if generation is not None:
+        derived = getattr(generation, "_from_model_config", False)
+        usual = _ids(model.config.get_text_config().eos_token_id) if derived else []
+        named += [token for token in _ids(generation.eos_token_id) if token not in usual]
     return named
 
 

@@ -9,8 +9,8 @@ from typing import Protocol
 REPLACEMENT = "\ufffd"
 NUM_CONTEXT_TOKENS = 5
 MAX_HELD = 3  # marks at the end of a text that more bytes may still make one character
-MAX_WINDOW = 16
 KEPT_WINDOW = 8  # tokens: as many as MAX_HELD marks can be made of, and some to their left
+KEPT_PIECES = 1  # token, where each is whole characters
 Decode = Callable[[Sequence[int]], str]
 
 _new_utf8_decoder = codecs.getincrementaldecoder("utf-8")
@@ -68,7 +68,8 @@ class WindowDetokenizer:
     decode: ids to text; where it leaves out tokens, so does the window. context: the end of the prompt, by
     which tokenizers whose pieces depend on what stands before them (leading spaces) come out right.
     byte_of: tokens that are one byte each, as SentencePiece falls back to. A run of them decodes as a whole:
-    to its characters, or, with any byte amiss, to as many marks; so it is held back until it ends.
+    to its characters, or, with any byte amiss, to as many marks; so it is held back until it ends. All other
+    tokens are then whole characters; None where that is not known.
     skipped: tokens known to decode to nothing.
     """
 
@@ -81,7 +82,7 @@ class WindowDetokenizer:
         skipped: Collection[int] = (),
     ) -> None:
         self._decode, self._byte_of, self._skipped = decode, byte_of or {}, skipped
-        self._max_held = 0 if self._byte_of else MAX_HELD
+        self._max_held, self._kept = (MAX_HELD, KEPT_WINDOW) if byte_of is None else (0, KEPT_PIECES)
         self._window, self._run = list(context), _ByteRun()
         self._known = decode(self._window) if self._window else ""
         self._held = ""
@@ -111,16 +112,19 @@ class WindowDetokenizer:
         return held
 
     def _read(self, token_id: int) -> str:
-        self.offset = self._length + self._run.num_characters
-        self._window += [*self._run.ids, token_id]
-        self._run = _ByteRun()
+        self.offset = self._length
+        if self._run.ids:
+            self.offset += self._run.num_characters
+            self._window += self._run.ids
+            self._run = _ByteRun()
+        self._window.append(token_id)
         text = self._decode(self._window)
         new = self._certain(text)[len(self._known) :] if text.startswith(self._known) else ""
         self._known += new
         self._held = text[len(self._known) :]
         self._length += len(new)
-        if len(self._window) > MAX_WINDOW:
-            del self._window[:-KEPT_WINDOW]
+        if len(self._window) > 2 * self._kept:
+            del self._window[: -self._kept]
             self._known = self._certain(self._decode(self._window))
         return new
 

@@ -77,9 +77,9 @@ class TextDecoder:
         return _Pieces(self._backend, self._special)
 
     @cached_property
-    def _byte_of(self) -> dict[int, int]:
-        if self._backend is None or "ByteFallback" not in self._decoders:
-            return {}
+    def _byte_of(self) -> dict[int, int] | None:
+        if self._backend is None or "ByteFallback" not in self._decoders or "ByteLevel" in self._decoders:
+            return None
         vocabulary = self._backend.get_vocab(with_added_tokens=False)
         found = ((token_id, byte_piece(piece)) for piece, token_id in vocabulary.items())
         return {token_id: byte for token_id, byte in found if byte is not None}

@@ -10,7 +10,7 @@ from tiny_models import SIZES, save_random_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig
 
 from trimtab.guidance.policy import load_policy
-from trimtab.guidance.reply_ends import end_of_reply, reply_ends
+from trimtab.guidance.reply_ends import _warn, end_of_reply, reply_ends
 
 TURN = "{% for m in messages %}{{ m.content }}<turn>{% endfor %}"
 EOS_ID, TURN_ID = cut_bytes().convert_tokens_to_ids(["<eos>", "<turn>"])
@@ -31,6 +31,11 @@ def with_template(folder: Path, template: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.chat_template = template
     tokenizer.save_pretrained(folder)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_was_told_before() -> None:
+    _warn.cache_clear()
 
 
 def ends(folder: Path) -> tuple[int, ...]:
@@ -54,6 +59,9 @@ def test_what_is_usual_for_an_architecture_is_no_end_where_a_file_names_one(fold
     assert LlamaConfig().eos_token_id == 2
     drop(folder / "config.json", "eos_token_id")
     assert ends(folder) == (80, 90, EOS_ID)
+    stated = {"_from_model_config": True, "eos_token_id": [2, 90]}
+    (folder / "generation_config.json").write_text(json.dumps(stated))
+    assert ends(folder) == (90, EOS_ID)
     (folder / "generation_config.json").unlink()
     assert ends(folder) == (EOS_ID,)
 
