@@ -37,7 +37,7 @@ class Turn:
 
 def head(config: SpeedConfig, model: Path, scratch: Path) -> Turn:
     """DPO of an advantage on features of the frozen policy."""
-    policy, pairs = load_policy(model, device=config.device), draw_pairs(config)
+    policy, pairs = load_policy(model, device=config.device, with_padding=True), draw_pairs(config)
     idle = peak_bytes(config.device)
     start = time.perf_counter()
     features = FeatureCache(policy, show_progress=False)
@@ -70,7 +70,7 @@ def lora(config: SpeedConfig, model: Path, scratch: Path) -> Turn:
     """TRL's DPOTrainer with peft adapters on every linear layer, as `trimtab train --lora` runs it."""
     from trimtab.guidance.lora.trainers import dpo_trainer  # noqa: PLC0415 (only here, for the other's memory)
 
-    policy, pairs = load_policy(model, device=config.device), draw_pairs(config)
+    policy, pairs = load_policy(model, device=config.device, with_padding=True), draw_pairs(config)
     idle = peak_bytes(config.device)
     settings = LoraConfig(
         model=model,

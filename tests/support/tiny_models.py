@@ -13,7 +13,7 @@ from trimtab.guidance.head import Head
 from trimtab.guidance.manifest import AdvantagePart, Manifest, Parts, ScalarPart
 from trimtab.guidance.store import save_head
 
-VOCAB_SIZE = 259
+VOCAB_SIZE = 260
 EOS = 257
 SIZES = {
     "vocab_size": VOCAB_SIZE,
@@ -36,7 +36,11 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>"
+        tokenizer_object=tokenizer,
+        bos_token="<bos>",
+        eos_token="<eos>",
+        pad_token="<pad>",
+        additional_special_tokens=["<spare>"],
     )
 
 

@@ -230,8 +230,8 @@ def test_a_short_reply_in_a_poisoned_block_reads_no_leftover(make_engine: Make):
         (Request("r", ()), "prompt", "at least one"),
         (Request("r", tuple(range(128))), "prompt", "128 tokens"),
         (Request("r", PROMPT, SamplingParams(max_tokens=200)), "max_tokens", "at most 108"),
-        (Request("r", (1, 999)), "prompt", "0…258"),
-        (Request("r", PROMPT, SamplingParams(logit_bias=((999, 1.0),))), "logit_bias", "0…258"),
+        (Request("r", (1, 999)), "prompt", "0…259"),
+        (Request("r", PROMPT, SamplingParams(logit_bias=((999, 1.0),))), "logit_bias", "0…259"),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
