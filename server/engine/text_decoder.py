@@ -26,12 +26,12 @@ def _printable_bytes() -> dict[str, int]:
     return {chr(byte): byte for byte in kept} | {chr(256 + i): byte for i, byte in enumerate(moved)}
 
 
-_BYTE_OF = _printable_bytes()
+BYTE_OF = _printable_bytes()
 
 
 def byte_level_bytes(piece: str) -> bytes:
     """The bytes of a byte-level piece; one that holds anything else stands for itself."""
-    found = [_BYTE_OF.get(character, -1) for character in piece]
+    found = [BYTE_OF.get(character, -1) for character in piece]
     return piece.encode() if -1 in found else bytes(found)
 
 

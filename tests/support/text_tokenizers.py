@@ -6,11 +6,11 @@ from tokenizers import AddedToken, Tokenizer, decoders, models
 from tokenizers.decoders import Decoder
 from transformers import PreTrainedTokenizerFast
 
-from trimtab.server.engine.text_decoder import _BYTE_OF
+from trimtab.server.engine.text_decoder import BYTE_OF
 
 TEXT = "日本語テスト!😀é\ufffd a"
 SPECIAL = ["<eos>", "<turn>"]
-_CHARACTER_OF = {byte: character for character, byte in _BYTE_OF.items()}
+_CHARACTER_OF = {byte: character for character, byte in BYTE_OF.items()}
 
 
 def cut_bytes() -> PreTrainedTokenizerFast:
