@@ -58,9 +58,11 @@ class TextDecoder:
         """Of one reply to a prompt."""
         if self._decoders == ["ByteLevel"]:
             return ByteDetokenizer(self._pieces)
-        return WindowDetokenizer(
-            self.decode, prompt[-NUM_CONTEXT_TOKENS:], byte_of=self._byte_of, skipped=self._special
-        )
+        end = len(prompt)
+        while end and prompt[end - 1] in (self._byte_of or ()):
+            end -= 1  # bytes of the prompt's decode together with those that follow them
+        context = prompt[max(0, end - NUM_CONTEXT_TOKENS) : end]
+        return WindowDetokenizer(self.decode, context, byte_of=self._byte_of, skipped=self._special)
 
     @property
     def decode(self) -> Decode:

@@ -122,6 +122,16 @@ def test_a_leading_space_is_kept_after_a_prompt_and_left_out_at_the_beginning_of
     assert "".join(read(text, [world, mark], prompt=(hello,))) == " world!"
 
 
+@given(raw=st.binary(min_size=1, max_size=6), tail=st.binary(max_size=4))
+@settings(max_examples=100, deadline=None)
+def test_the_bytes_that_a_prompt_ends_with_cost_no_text_of_the_reply(raw: bytes, tail: bytes):
+    tokenizer = byte_fallback()
+    hello, mark = tokenizer.convert_tokens_to_ids(["▁Hello", "!"])
+    text, ids = TextDecoder(tokenizer), [*(1 + byte for byte in raw), mark]
+    prompt = (hello, *(1 + byte for byte in tail))
+    assert "".join(read(text, ids, prompt)) == text.decode(ids)
+
+
 @pytest.mark.parametrize("prompt", ["context", ""])
 @given(text=st.text(max_size=40))
 @settings(max_examples=100, deadline=None)
