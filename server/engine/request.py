@@ -234,7 +234,7 @@ class Delta:
     index: int
     text: str
     tokens: tuple[TokenRecord, ...]
-    offsets: tuple[int, ...]
+    offsets: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
