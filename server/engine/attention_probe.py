@@ -39,7 +39,9 @@ class _Recorder:
         self, *, batch_size: int, q_length: int, kv_length: int, mask_function: MaskRule, **kwargs: Any
     ) -> Tensor:
         device, dtype = kwargs.get("device", "cpu"), kwargs.get("dtype", torch.float32)
-        mask = torch.zeros(batch_size, 1, q_length, 1, device=device, dtype=dtype).expand(-1, -1, -1, kv_length)
+        mask = torch.zeros(batch_size, 1, q_length, 1, device=device, dtype=dtype).expand(
+            -1, -1, -1, kv_length
+        )
         self.masks.append((mask, mask_function))
         return mask
 

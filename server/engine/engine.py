@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 import time
 from collections import deque
@@ -213,13 +214,20 @@ class Engine:
             self._contain(error, (request_id,))
 
     def _judge(self, live: LiveRequest, row: Row, reward: list[float]) -> None:
-        self._complete(live, row.choice, self._scores(live, reward))
+        scores = self._scores(live, reward)
+        if all(math.isfinite(score) for _, score in scores):
+            self._complete(live, row.choice, scores)
+        else:
+            self._fail_unmeasured(live)
 
     def _take(self, live: LiveRequest, row: Row, token: Measured) -> None:
         choice, reply = row.choice, live.replies[row.choice.index]
         token_id = token.record.token_id
         if token_id < 0:
             self._fail_poisoned(live)
+            return
+        if not token.is_finite:
+            self._fail_unmeasured(live)
             return
         for lane in choice.lanes:
             lane.tokens.append(token_id)
@@ -268,6 +276,12 @@ class Engine:
     def _fail_poisoned(self, live: LiveRequest) -> None:
         self._scrub([live])
         self._end(live, failed(live.request.request_id, "the model produced no finite logits"))
+
+    def _fail_unmeasured(self, live: LiveRequest) -> None:
+        """A head's weights can be finite and what they sum up to not; JSON has no word for that."""
+        names = ", ".join(self.bank.names[i] for i in {*live.needs.measuring, *live.needs.judging})
+        message = f"a head gave a number that is not finite ({names})"
+        self._end(live, failed(live.request.request_id, message))
 
     def _scrub(self, lives: Iterable[LiveRequest]) -> None:
         """NaN in the cache would pass through even a masked key: clear what these requests alone held."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
@@ -29,6 +30,10 @@ class Measured:
     strength: float
     flip: bool
     value: Scores
+
+    @property
+    def is_finite(self) -> bool:
+        return math.isfinite(self.kl) and all(math.isfinite(score) for _, score in self.value)
 
 
 @dataclass(slots=True)

@@ -11,10 +11,12 @@ from types import CodeType
 import pytest
 import torch
 from fault_injection import Fault, calls_of, name_of
+from safetensors.torch import load_file, save_file
 from tiny_models import save_random_head
 from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources
 
+from trimtab.server.engine.detokenizer import Detokenizer
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.failure import failed
 from trimtab.server.engine.reply import Reply
@@ -24,7 +26,7 @@ from trimtab.server.engine.step_result import StepResult
 Make = Callable[..., Engine]
 Replies = dict[tuple[str, int], list[int]]
 PROMPT = tuple(range(40, 60))
-OURS = ("/server/engine/", "/trimtab/kernels/", "/wt-", "/guidance/bank.py", "/kernels/")
+OURS = ("/server/engine/", "/guidance/bank.py", "/kernels/")
 CONTAINMENT = {"step", "_schedule", "_launch", "_postprocess", "_process", "_end", "_release", "_finish"}
 """Functions of the engine that end requests for others: a fault at their own call is none of a row's."""
 
@@ -182,14 +184,15 @@ def test_a_reply_that_cannot_be_decoded_ends_alone(engine: Engine, monkeypatch: 
     want = replies(run(engine, workload()))
     token = want["request 0", 0][3]
     others = {name for name, index in want if token in want[name, index]}
-    backend = type(engine)._decode.fget(engine)  # type: ignore[attr-defined]
+    detokenizer = type(engine.policy.text.detokenizer(PROMPT))
+    push = detokenizer.push
 
-    def decode(ids: list[int]) -> str:
-        if token in ids:
+    def fail(self: Detokenizer, token_id: int) -> str:
+        if token_id == token:
             raise ZeroDivisionError("secret")
-        return backend(ids)
+        return push(self, token_id)
 
-    monkeypatch.setattr(type(engine), "_decode", property(lambda _: decode))
+    monkeypatch.setattr(detokenizer, "push", fail)
     assert assert_contained(engine, run(engine, workload()), want) == others
     assert len(others) < len(workload())
 
@@ -231,3 +234,28 @@ def test_a_fault_of_the_device_is_the_end_of_the_engine(
     monkeypatch.setattr(owner, place, fail)
     with pytest.raises(torch.AcceleratorError):
         run(engine, workload())
+
+
+@pytest.mark.parametrize("part", ["value", "reward"])
+def test_a_head_whose_number_is_not_finite_fails_its_request_alone(
+    part: str, llama_folder: Path, tmp_path: Path, make_engine: Make
+):
+    """Finite weights, as a head's on disk must be, whose sum is not."""
+    folder = save_random_head(tmp_path, llama_folder, "loud", "tied", 1)
+    tensors = load_file(folder / "head.safetensors")
+    for name, tensor in tensors.items():
+        if name.startswith(part):
+            tensor.fill_(3e38)
+    save_file(tensors, folder / "head.safetensors")
+    engine = make_engine(heads=(folder,), max_num_seqs=4)
+    sampling = SamplingParams(max_tokens=3, temperature=0, ignore_eos=True)
+    asks = Request("asks", PROMPT, sampling, Guidance(0.0, (("loud", 1.0),)))
+    events = run(engine, [asks, Request("plain", PROMPT, sampling)])
+    ends = [event for event in events if isinstance(event, TERMINAL)]
+    assert {event.request_id: type(event).__name__ for event in ends} == {
+        "asks": "Failed",
+        "plain": "Finished",
+    }
+    (asked,) = (event for event in ends if isinstance(event, Failed))
+    assert "loud" in asked.message
+    assert not engine.scheduler.running
