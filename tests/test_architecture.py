@@ -21,7 +21,10 @@ FORBIDDEN = {
     "server/engine": ("trimtab.server.api", "trimtab.server.cli", "trimtab.server.commands", *HTTP),
     "server/api": ("trimtab.kernels", "trimtab.server.commands", "torch"),
 }
-TORCH_FREE = ("lane", "block_manager", "scheduler", "request", "info", "reply", "detokenizer", "row_needs")
+TORCH_FREE = (
+    *("lane", "block_manager", "scheduler", "waiting_line", "request", "info", "reply", "detokenizer"),
+    "row_needs",
+)
 POLICY_TRAINING = ("corpus", "tokenizer", "policy")
 
 

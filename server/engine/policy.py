@@ -30,7 +30,7 @@ from trimtab.guidance.policy import has_linear_tail, output_embedding_input
 from trimtab.server.engine.attention import UnsupportedAttentionError
 from trimtab.server.engine.attention_probe import probe_layers
 from trimtab.server.engine.kv_cache import LayerShape
-from trimtab.server.engine.packed_linear import can_pack, pack, pack_linears, packed_linear
+from trimtab.server.engine.packed_linear import can_pack, pack_policy, packed_linear
 
 if TYPE_CHECKING:
     from trimtab.server.engine.compiled_decode import CompiledDecode
@@ -189,8 +189,7 @@ def load_policy(
         policy.has_linear_tail = has_linear_tail(model) and _body_feeds_lm_head(model)
     policy.reply_end_id = _reply_end_id(tokenizer)
     if pack_weights and can_pack(policy.device, policy.dtype):
-        policy.packed_lm_head = pack(policy.lm_head)
-        pack_linears(model)
+        policy.packed_lm_head = pack_policy(model)
     return policy
 
 
