@@ -22,16 +22,8 @@ FORBIDDEN = {
     "server/api": ("trimtab.kernels", "trimtab.server.commands", "torch"),
 }
 TORCH_FREE = (
-    "lane",
-    "block_manager",
-    "scheduler",
-    "request",
-    "info",
-    "reply",
-    "detokenizer",
-    "row_needs",
-    "stop_strings",
-    "text_decoder",
+    *("lane", "block_manager", "scheduler", "waiting_line", "request", "info", "reply", "detokenizer"),
+    *("row_needs", "stop_strings", "text_decoder"),
 )
 POLICY_TRAINING = ("corpus", "tokenizer", "policy")
 

@@ -6,38 +6,38 @@ import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 from torch import Tensor
 
 from trimtab.server.engine.block_manager import NULL_BLOCK
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.device_copy import StaticInputs
 from trimtab.server.engine.scheduler import Purpose, Row, Step
-from trimtab.server.engine.step_state import StepState
+from trimtab.server.engine.step_state import DRAWN, StepState
 
-MAX_SECTIONS = 9  # of one entry per token at most: four of TokenInputs, two of outputs, three of DrawInputs
+MAX_SECTIONS = 8  # of one entry per token at most: four of TokenInputs, two of outputs, two of DrawInputs
 
 
 @dataclass(frozen=True, slots=True)
 class TokenInputs:
-    """Of each token, [T] views of the static buffer: its lane's slot and position, and where its id and its
-    key and value are, in the flattened token table and cache."""
+    """Of each token, [T] views of the static buffer: its lane's slot and position, its id (DRAWN for one
+    that only the device knows), and where its key and value are in the flattened cache."""
 
     slots: Tensor
     positions: Tensor
-    token_places: Tensor
+    ids: Tensor
     cache_slots: Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class DrawInputs:
-    """Of each drawing row, [B] views: its slot, and the drawn token's position and place in the token table.
+    """Of each drawing row, [B] views: its slot, and the drawn token's position.
 
     host_slots, host_positions: the same on the host.
     """
 
     slots: Tensor
     positions: Tensor
-    places: Tensor
     host_slots: Sequence[int]
     host_positions: Sequence[int]
 
@@ -75,13 +75,13 @@ def decode_buckets(max_num_seqs: int) -> tuple[int, ...]:
 
 @dataclass(slots=True)
 class _Lists:
-    """The batch under construction, on the host."""
+    """The batch under construction, on the host. ids, blocks: of each token; slots, starts, num_tokens: of
+    each row."""
 
+    ids: list[int] = field(default_factory=list)
+    blocks: list[int] = field(default_factory=list)
     slots: list[int] = field(default_factory=list)
-    positions: list[int] = field(default_factory=list)
-    token_places: list[int] = field(default_factory=list)
-    cache_slots: list[int] = field(default_factory=list)
-    row_slots: list[int] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
     num_tokens: list[int] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
     draws: list[int] = field(default_factory=list)
@@ -89,6 +89,7 @@ class _Lists:
     read: list[int] = field(default_factory=list)
     draw_slots: list[int] = field(default_factory=list)
     draw_positions: list[int] = field(default_factory=list)
+    num_padding: int = 0
 
 
 class BatchBuilder:
@@ -103,99 +104,119 @@ class BatchBuilder:
         self._state, self._is_strict = state, config.strict
         self.buckets = decode_buckets(config.max_num_seqs) if config.padding == "buckets" else ()
         self._budget, self._max_outputs = config.token_budget, config.max_num_seqs + 1
-        self._inputs = StaticInputs(MAX_SECTIONS * (self._budget + 1), state.device)
-        self._row_length = state.tokens.shape[1]
+        self._inputs = StaticInputs(MAX_SECTIONS * (self._budget + 2), state.device)
 
     def build(self, step: Step) -> Batch:
-        lists = _Lists()
-        for row in step.rows:
+        are_plain = [row.is_plain for row in step.rows]
+        num_plain = are_plain.index(False) if False in are_plain else len(are_plain)
+        lists = _plain(step.rows[:num_plain])
+        for row in step.rows[num_plain:]:
             self._add(lists, row)
-        draw_places = [
-            slot * self._row_length + position
-            for slot, position in zip(lists.draw_slots, lists.draw_positions, strict=True)
-        ]
         outputs = lists.draws + lists.judged
         if self._is_strict:
-            self._pad_to_one_shape(lists, outputs, draw_places)
+            self._pad_to_one_shape(lists, outputs)
         else:
             self._pad_to_bucket(lists)
         outputs.extend(lists.read)
-        num_tokens, num_outputs, num_draws = len(lists.slots), len(outputs), len(draw_places)
-        filled = self._inputs.fill(
-            lists.slots
-            + lists.positions
-            + lists.token_places
-            + lists.cache_slots
-            + outputs
-            + lists.draw_slots
-            + lists.draw_positions
-            + draw_places
-        )
-        tokens, asked, draws = filled.split([4 * num_tokens, num_outputs, 3 * num_draws])
-        slots, positions, places = draws.view(3, num_draws)
+        others = (outputs, lists.draw_slots, lists.draw_positions)
+        views = self._inputs.fill([*self._of_tokens(lists), *(np.array(x, dtype=np.int64) for x in others)])
         return Batch(
-            TokenInputs(*tokens.view(4, num_tokens)),
-            RowSpans(lists.row_slots, lists.num_tokens, lists.ends),
-            asked,
+            TokenInputs(*views[:4]),
+            RowSpans(lists.slots, lists.num_tokens, lists.ends),
+            views[4],
             len(lists.read),
-            DrawInputs(slots, positions, places, lists.draw_slots, lists.draw_positions),
+            DrawInputs(views[5], views[6], lists.draw_slots, lists.draw_positions),
         )
 
     def decode_inputs(self, size: int) -> TokenInputs:
         """Where `build` puts the tokens of a decode step of this many rows: always the same addresses."""
-        return TokenInputs(*self._inputs.device_buffer[: 4 * size].view(4, size))
+        return TokenInputs(*self._inputs.views([size] * 4))
 
     def fill_padding(self, size: int) -> None:
         """Make the next decode step one of this many padding rows."""
         lists = _Lists()
         self._add_padding(lists, [1] * size, 1)
-        self._inputs.fill(lists.slots + lists.positions + lists.token_places + lists.cache_slots)
+        self._inputs.fill(self._of_tokens(lists))
+
+    def _of_tokens(self, lists: _Lists) -> tuple[np.ndarray, ...]:
+        """The sections of TokenInputs."""
+        slots, starts, num_tokens, ids, blocks = (
+            np.array(x, dtype=np.int64)
+            for x in (lists.slots, lists.starts, lists.num_tokens, lists.ids, lists.blocks)
+        )
+        positions = starts
+        if len(ids) > len(starts):
+            firsts = np.cumsum(num_tokens) - num_tokens
+            slots, positions = np.repeat(slots, num_tokens), np.repeat(starts - firsts, num_tokens)
+            positions = positions + np.arange(len(ids))
+            positions[len(ids) - lists.num_padding :] = 0
+        size = self._state.block_size
+        return slots, positions, ids, blocks * size + positions % size
 
     def _add(self, lists: _Lists, row: Row) -> None:
-        slot, start, end, num_tokens = row.lane.slot, row.start, row.end, row.num_tokens
-        assert slot is not None
-        blocks, size, first = row.lane.blocks, self._state.block_size, len(lists.slots)
-        place = slot * self._row_length
-        lists.slots.extend([slot] * num_tokens)
-        lists.positions.extend(range(start, end))
-        lists.token_places.extend(range(place + start, place + end))
-        lists.cache_slots.extend([blocks[at // size] * size + at % size for at in range(start, end)])
-        lists.row_slots.append(slot)
+        lane, start, num_tokens = row.lane, row.start, row.num_tokens
+        first, end = len(lists.ids), start + num_tokens
+        assert lane.slot is not None
+        lists.slots.append(lane.slot)
+        lists.starts.append(start)
         lists.num_tokens.append(num_tokens)
         lists.ends.append(end)
-        wanted = [first + at for at in row.output_positions]
-        if row.purpose is Purpose.REWARD:
-            lists.judged.extend(wanted)
-        elif row.purpose is Purpose.FEATURES:
-            lists.read.extend(wanted)
-        elif wanted:
-            lists.draws.extend(wanted)
-            lists.draw_slots.append(slot)
-            lists.draw_positions.append(end)
+        size = self._state.block_size
+        if num_tokens == 1:
+            lists.ids.append(lane.tokens[start] if start < len(lane.tokens) else DRAWN)
+            lists.blocks.append(lane.blocks[start // size])
+        else:
+            known = lane.tokens[start:end]
+            lists.ids.extend(known)
+            lists.ids.extend([DRAWN] * (num_tokens - len(known)))
+            lists.blocks.extend([lane.blocks[at // size] for at in range(start, end)])
+        if row.purpose is Purpose.DRAW:
+            if row.output_positions:
+                lists.draws.extend([first + at for at in row.output_positions])
+                lists.draw_slots.append(lane.slot)
+                lists.draw_positions.append(end)
+        elif row.output_positions:
+            read = lists.judged if row.purpose is Purpose.REWARD else lists.read
+            read.extend([first + at for at in row.output_positions])
 
     def _add_padding(self, lists: _Lists, num_tokens: Sequence[int], end: int) -> None:
         """Rows of padding: their token is at position 0 of a slot that no lane has, in the null block."""
-        slot, total = self._state.padding_slot, sum(num_tokens)
-        lists.slots.extend([slot] * total)
-        lists.positions.extend([0] * total)
-        lists.token_places.extend([slot * self._row_length] * total)
-        lists.cache_slots.extend([NULL_BLOCK * self._state.block_size] * total)
-        lists.row_slots.extend([slot] * len(num_tokens))
+        lists.num_padding = total = sum(num_tokens)
+        lists.ids.extend([0] * total)
+        lists.blocks.extend([NULL_BLOCK] * total)
+        lists.slots.extend([self._state.padding_slot] * len(num_tokens))
+        lists.starts.extend([0] * len(num_tokens))
         lists.num_tokens.extend(num_tokens)
         lists.ends.extend([end] * len(num_tokens))
 
     def _pad_to_bucket(self, lists: _Lists) -> None:
         num_rows = len(lists.num_tokens)
-        if self.buckets and num_rows == len(lists.slots) and num_rows <= self.buckets[-1]:
+        if self.buckets and num_rows == len(lists.ids) and num_rows <= self.buckets[-1]:
             size = self.buckets[bisect.bisect_left(self.buckets, num_rows)]
             self._add_padding(lists, [1] * (size - num_rows), 1)
 
-    def _pad_to_one_shape(self, lists: _Lists, outputs: list[int], draw_places: list[int]) -> None:
-        num_missing = self._budget + 1 - len(lists.slots)
-        self._add_padding(lists, [num_missing], 0)
+    def _pad_to_one_shape(self, lists: _Lists, outputs: list[int]) -> None:
+        self._add_padding(lists, [self._budget + 1 - len(lists.ids)], 0)
         outputs.extend([self._budget] * (self._max_outputs - len(outputs)))
-        slot, unread = self._state.padding_slot, self._row_length - 1
-        num_missing = self._max_outputs - len(draw_places)
-        draw_places.extend([slot * self._row_length + unread] * num_missing)
-        lists.draw_slots.extend([slot] * num_missing)
-        lists.draw_positions.extend([unread] * num_missing)
+        num_missing = self._max_outputs - len(lists.draw_slots)
+        lists.draw_slots.extend([self._state.padding_slot] * num_missing)
+        lists.draw_positions.extend([0] * num_missing)
+
+
+def _plain(rows: Sequence[Row]) -> _Lists:
+    """Rows that are plain (see Row): by columns, since they may be hundreds."""
+    lanes, starts = [row.lane for row in rows], [row.start for row in rows]
+    slots = [lane.slot for lane in lanes if lane.slot is not None]
+    ends = [start + 1 for start in starts]
+    assert len(slots) == len(lanes)
+    return _Lists(
+        ids=[lane.tokens[-1] if not lane.num_inflight else DRAWN for lane in lanes],
+        blocks=[lane.blocks[-1] for lane in lanes],
+        slots=slots,
+        starts=starts,
+        num_tokens=[1] * len(rows),
+        ends=ends,
+        draws=list(range(len(rows))),
+        draw_slots=slots.copy(),
+        draw_positions=ends.copy(),
+    )

@@ -16,7 +16,11 @@ ChainKey = tuple[int, tuple[int, ...]]
 
 
 class OutOfBlocksError(Exception):
-    """The pool cannot give what was asked; nothing was changed."""
+    """The pool cannot give what was asked, for want of `num_missing` blocks; nothing was changed."""
+
+    def __init__(self, num_missing: int) -> None:
+        super().__init__(f"{num_missing} more blocks are needed")
+        self.num_missing = num_missing
 
 
 class BlockManager:
@@ -26,6 +30,8 @@ class BlockManager:
     tokens). Uids are never reused and the dict compares the tokens themselves, so a hit is the same prefix
     and never a hash collision. Registered blocks that no lane refers to stay until they are evicted, the
     least recently used first.
+
+    num_freed: blocks that have become free so far. Nothing else makes room for who found too little.
     """
 
     def __init__(self, num_blocks: int, block_size: int, prefix_caching: bool = True) -> None:
@@ -41,6 +47,7 @@ class BlockManager:
         self._keys: dict[int, ChainKey] = {}
         self._uids: dict[int, int] = {}
         self._next_uid = 1
+        self.num_freed = 0
 
     @property
     def num_free(self) -> int:
@@ -67,6 +74,24 @@ class BlockManager:
             lane.chain.append(uid)
         lane.num_computed = len(lane.blocks) * size
 
+    def next_key(self, lane: Lane) -> ChainKey:
+        """Under what the block would be registered that follows those `match_prefix` gave the lane."""
+        start = len(lane.blocks) * self.block_size
+        return lane.chain[-1] if lane.chain else 0, tuple(lane.tokens[start : start + self.block_size])
+
+    def is_registered(self, key: ChainKey) -> bool:
+        return key in self._by_key
+
+    def append(self, lane: Lane) -> bool:
+        """`extend` by one token where that takes a new block at most, as most decode steps do; else False."""
+        last, blocks = lane.num_computed // self.block_size, lane.blocks
+        if len(lane.chain) > last:
+            return False
+        if last == len(blocks) and self.num_free:
+            blocks.append(self._take())
+            return True
+        return last == len(blocks) - 1 and self._ref_counts[blocks[-1]] == 1 and blocks[-1] not in self._keys
+
     def extend(self, lane: Lane, num_tokens: int) -> list[tuple[int, int]]:
         """Make positions `num_computed … num_tokens − 1` of the lane writable.
 
@@ -76,8 +101,9 @@ class BlockManager:
         first = lane.num_computed // self.block_size
         shared = [i for i in range(first, len(lane.blocks)) if self._ref_counts[lane.blocks[i]] > 1]
         num_new = self.num_needed(num_tokens) - len(lane.blocks)
-        if len(shared) + max(num_new, 0) > self.num_free:
-            raise OutOfBlocksError
+        num_missing = len(shared) + max(num_new, 0) - self.num_free
+        if num_missing > 0:
+            raise OutOfBlocksError(num_missing)
         for block in lane.blocks[first:]:
             if self._ref_counts[block] == 1:
                 self._unregister(block)
@@ -156,6 +182,7 @@ class BlockManager:
             assert self._ref_counts[block] > 0, "block freed twice"
             self._ref_counts[block] -= 1
             if self._ref_counts[block] == 0:
+                self.num_freed += 1
                 if block in self._keys:
                     self._evictable[block] = None
                 else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Self
 
@@ -26,7 +27,11 @@ def index_tensor(values: Sequence[int], device: torch.device) -> Tensor:
 
 
 class StaticInputs:
-    """One i64 tensor on the device at a fixed address, filled anew each step in a single copy."""
+    """One i64 tensor on the device at a fixed address, filled anew each step in a single copy.
+
+    Each section begins at a multiple of 16 bytes, whatever the lengths of those before it: Triton compiles
+    a kernel once more for a pointer that is none.
+    """
 
     def __init__(self, capacity: int, device: torch.device) -> None:
         self.device_buffer = torch.zeros(capacity, dtype=torch.long, device=device)
@@ -40,18 +45,30 @@ class StaticInputs:
         self._host_arrays = [buffer.numpy() for buffer in self._host_buffers]
         self._next = 0
 
-    def fill(self, values: Sequence[int]) -> Tensor:
-        """The device's view [N] of the values, valid until the next call."""
-        n, at = len(values), self._next
+    def fill(self, sections: Sequence[np.ndarray]) -> list[Tensor]:
+        """The device's views of the sections, valid until the next call."""
+        at = self._next
         if self._is_cuda:
             self._copied[at].synchronize()  # long since done, unless steps were launched and never read
-        self._host_arrays[at][:n] = values
-        view = self.device_buffer[:n]
+        end = 0
+        for section in sections:
+            self._host_arrays[at][end : end + len(section)] = section
+            end += aligned_length(len(section))
         if self._is_cuda:
-            view.copy_(self._host_buffers[at][:n], non_blocking=True)
+            self.device_buffer[:end].copy_(self._host_buffers[at][:end], non_blocking=True)
             self._copied[at].record()
             self._next = (at + 1) % NUM_HOST_BUFFERS
-        return view
+        return self.views([len(section) for section in sections])
+
+    def views(self, lengths: Sequence[int]) -> list[Tensor]:
+        """Where `fill` puts sections of these lengths: always the same addresses."""
+        starts = itertools.accumulate(map(aligned_length, lengths), initial=0)
+        return [self.device_buffer[start : start + n] for start, n in zip(starts, lengths, strict=False)]
+
+
+def aligned_length(num_longs: int) -> int:
+    """With how many a section of so many i64 is as long as a multiple of 16 bytes."""
+    return num_longs + num_longs % 2
 
 
 class HostCopies:

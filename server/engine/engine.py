@@ -246,7 +246,6 @@ class Engine:
         if not reply.ended_with_eos and end_id is not None:
             tokens.append(end_id)
         self.scheduler.begin_finishing(choice, tokens)
-        self.runner.state.rewrite_last_token(choice.lane)
 
     def _complete(self, live: LiveRequest, choice: Choice, reward: Scores) -> None:
         self._pending_events.append(live.replies[choice.index].done(reward))

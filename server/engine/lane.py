@@ -52,10 +52,13 @@ class Choice:
     """One reply of a request. `lanes[0]` is drawn from; the others are companions, which give logits and
     receive the drawn token. All lanes of a choice draw in the same step or not at all.
 
+    lane: the first of `lanes`. max_length: of it, with the longest reply. is_single: it is drawn from, and
+    alone.
     leader: the choice whose prompt this one shares; it is forked from there when that still lives.
     is_finishing: the reply is complete; one more step feeds its last token to the reward parts.
     read_at: ascending positions of the lane whose h is asked for. With any, the lane holds the prompt and a
     whole reply, nothing is drawn, and the choice is over once the last of them is computed.
+    is_short: whether one step could hold what the choice has to compute before it draws (see Scheduler).
     """
 
     request: Request
@@ -68,6 +71,17 @@ class Choice:
     phase: Phase = Phase.WAITING
     num_cached_tokens: int = 0
     num_preemptions: int = 0
+    is_short: bool = True
+    lane: Lane = field(init=False)
+    num_prompt_tokens: int = field(init=False)
+    max_length: int = field(init=False)
+    is_single: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.lane = self.lanes[0]
+        self.num_prompt_tokens = len(self.request.prompt_token_ids)
+        self.max_length = self.num_prompt_tokens + self.request.sampling.max_tokens
+        self.is_single = len(self.lanes) == 1 and not self.read_at
 
     def start_over(self) -> None:
         """Wait to be computed from the first token, as after a preemption."""
@@ -75,14 +89,6 @@ class Choice:
             lane.start_over()
         self.num_preemptions += self.phase is Phase.RUNNING
         self.phase = Phase.WAITING
-
-    @property
-    def lane(self) -> Lane:
-        return self.lanes[0]
-
-    @property
-    def num_prompt_tokens(self) -> int:
-        return len(self.request.prompt_token_ids)
 
     @property
     def num_drawn(self) -> int:
@@ -99,4 +105,4 @@ class Choice:
 
     @property
     def can_draw(self) -> bool:
-        return not self.is_reading and self.num_drawn < self.request.sampling.max_tokens
+        return not self.is_reading and self.lane.length < self.max_length

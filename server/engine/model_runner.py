@@ -15,6 +15,7 @@ from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.fused_layers import fuse_layers
 from trimtab.server.engine.fused_norms import fuse_norms
 from trimtab.server.engine.graphs import CudaRecorder, DecodeGraphs, Recorder
+from trimtab.server.engine.host_memory import keep_freed_memory
 from trimtab.server.engine.host_waits import HostWaitError
 from trimtab.server.engine.kv_cache import KVCache
 from trimtab.server.engine.policy import ModelError, Policy
@@ -60,6 +61,8 @@ class ModelRunner:
             fuse_norms(policy.model)
             if isinstance(self._attention, TritonAttention):
                 fuse_layers(policy.model, self._attention.rotate_and_attend)
+        else:
+            keep_freed_memory()
         self._all_rows = torch.arange(config.max_num_seqs, device=policy.device)
         self._batches = BatchBuilder(self.state, config)
         self._graphs: DecodeGraphs | None = None
@@ -76,7 +79,7 @@ class ModelRunner:
     def run(self, step: Step) -> Hidden:
         """Run all rows of a step whose admitted choices the step state knows of."""
         self.cache.copy_blocks(step.copies)
-        self.state.write(row.lane for row in step.rows)
+        self.state.write([row.lane for row in step.rows])
         batch = self._batches.build(step)
         h, logits = self._forward(batch)
         return Hidden(h, logits, batch.draws, batch.num_read)
@@ -118,7 +121,7 @@ class ModelRunner:
 
     def _run_compiled(self, compiled: CompiledDecode, batch: Batch) -> Tensor:
         tokens, state = batch.tokens, self.state
-        input_ids = state.tokens.view(-1).index_select(0, tokens.token_places)
+        input_ids = state.input_ids(tokens.slots, tokens.ids)
         num_blocks = -(-max(batch.rows.ends) // state.block_size)
         tables = state.block_tables.index_select(0, tokens.slots)[:, :num_blocks]
         h = compiled.run(input_ids, tokens.positions, tokens.cache_slots, tables, self.cache)
@@ -127,5 +130,5 @@ class ModelRunner:
     def _run_policy(
         self, tokens: TokenInputs, outputs: Tensor, num_read: int = 0
     ) -> tuple[Tensor, Tensor | None]:
-        input_ids = self.state.tokens.view(-1).index_select(0, tokens.token_places)
+        input_ids = self.state.input_ids(tokens.slots, tokens.ids)
         return self.policy.forward(input_ids[None], tokens.positions[None], outputs, num_read)

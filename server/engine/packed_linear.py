@@ -10,6 +10,7 @@ import functools
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 
 def can_pack(device: torch.device, dtype: torch.dtype) -> bool:
@@ -35,8 +36,17 @@ def packed_linear(packed: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
     return out
 
 
-def pack_linears(model: nn.Module) -> None:
-    """Compute every `nn.Linear` of the model from a packed copy of its weight from now on."""
+def pack_linears(model: nn.Module) -> dict[nn.Module, Tensor]:
+    """Compute every `nn.Linear` of the model from a packed copy of its weight from now on. Returns them."""
+    packed: dict[nn.Module, Tensor] = {}
     for module in model.modules():
         if type(module) is nn.Linear:
-            module.forward = functools.partial(packed_linear, pack(module.weight), module.bias)  # type: ignore[method-assign]
+            packed[module] = pack(module.weight)
+            module.forward = functools.partial(packed_linear, packed[module], module.bias)  # type: ignore[method-assign]
+    return packed
+
+
+def pack_policy(model: PreTrainedModel) -> Tensor:
+    """`pack_linears` of a language model, whose packed output embedding is returned: by far the largest."""
+    packed, lm_head = pack_linears(model), model.get_output_embeddings()
+    return packed[lm_head] if lm_head in packed else pack(lm_head.weight)

@@ -30,7 +30,7 @@ from trimtab.guidance.reply_ends import end_of_reply, reply_ends
 from trimtab.server.engine.attention import UnsupportedAttentionError
 from trimtab.server.engine.attention_probe import probe_layers
 from trimtab.server.engine.kv_cache import LayerShape
-from trimtab.server.engine.packed_linear import can_pack, pack, pack_linears, packed_linear
+from trimtab.server.engine.packed_linear import can_pack, pack_policy, packed_linear
 from trimtab.server.engine.text_decoder import TextDecoder
 
 if TYPE_CHECKING:
@@ -208,8 +208,7 @@ def load_policy(
         policy.has_linear_tail = has_linear_tail(model) and _body_feeds_lm_head(model)
     policy.reply_end_id = _reply_end_id(tokenizer)
     if pack_weights and can_pack(policy.device, policy.dtype):
-        policy.packed_lm_head = pack(policy.lm_head)
-        pack_linears(model)
+        policy.packed_lm_head = pack_policy(model)
     return policy
 
 

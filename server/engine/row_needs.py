@@ -23,7 +23,7 @@ class RowNeeds:
     measuring: tuple[int, ...]
     judging: tuple[int, ...]
     steering: tuple[int, ...]
-    logit_bias: tuple[tuple[int, float], ...]
+    has_bias: bool
     has_penalties: bool
     truncates: bool
     is_greedy: bool
@@ -38,7 +38,7 @@ class RowNeeds:
             measuring=tuple(i for i in sorted(named) if bank.has_value[i]),
             judging=tuple(i for i in sorted(named) if bank.has_reward[i]),
             steering=tuple(sorted(i for i, w in named.items() if w)) if guidance.strength else (),
-            logit_bias=sampling.logit_bias,
+            has_bias=bool(sampling.logit_bias),
             has_penalties=sampling.has_penalties,
             truncates=sampling.truncates,
             is_greedy=sampling.temperature == 0,
@@ -51,13 +51,13 @@ class RowNeeds:
 class BatchNeeds:
     """What rows that are drawn together ask of the sampler. guided … traced: the rows that ask for each.
 
-    active: heads that any row is steered by. logit_bias: of each penalised row.
+    active: heads that any row is steered by.
     """
 
     guided: tuple[int, ...]
     active: tuple[int, ...]
     penalised: tuple[int, ...]
-    logit_bias: tuple[tuple[tuple[int, float], ...], ...]
+    biases: bool
     top: tuple[int, ...]
     num_top: int
     traced: tuple[int, ...]
@@ -69,12 +69,11 @@ class BatchNeeds:
     @classmethod
     def of(cls, needs: Sequence[RowNeeds]) -> BatchNeeds:
         rows = list(enumerate(needs))
-        penalised = tuple(i for i, need in rows if need.has_penalties or need.logit_bias)
         return cls(
             guided=tuple(i for i, need in rows if need.steering),
             active=tuple(sorted({head for need in needs for head in need.steering})),
-            penalised=penalised,
-            logit_bias=tuple(needs[i].logit_bias for i in penalised),
+            penalised=tuple(i for i, need in rows if need.has_penalties),
+            biases=any(need.has_bias for need in needs),
             top=tuple(i for i, need in rows if need.num_top),
             num_top=max(need.num_top for need in needs),
             traced=tuple(i for i, need in rows if need.trace),
@@ -87,4 +86,4 @@ class BatchNeeds:
     @property
     def needs_logits(self) -> bool:
         """Whether anything but a draw and its statistics is asked for, which takes logits in memory."""
-        return bool(self.penalised or self.top or self.traced or self.truncates)
+        return bool(self.penalised or self.biases or self.top or self.traced or self.truncates)

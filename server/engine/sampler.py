@@ -13,7 +13,7 @@ from trimtab.guidance.bank import HeadBank
 from trimtab.kernels.dispatch import choose_head_path
 from trimtab.kernels.guided_head import guided_head
 from trimtab.kernels.guided_logits import GuidedDraw, guided_logits, tilted_logits
-from trimtab.kernels.penalties import apply_penalties
+from trimtab.kernels.penalties import add_bias, apply_penalties
 from trimtab.kernels.wide_product import wide_product
 from trimtab.server.engine.batch import DrawInputs
 from trimtab.server.engine.device_copy import index_tensor
@@ -21,6 +21,7 @@ from trimtab.server.engine.model_runner import Hidden
 from trimtab.server.engine.policy import Policy
 from trimtab.server.engine.row_needs import BatchNeeds, RowNeeds
 from trimtab.server.engine.step_state import RowSettings, StepState
+from trimtab.server.engine.token_counts import CountedRows, Entries
 
 NUM_BASE_TOP = 3
 
@@ -46,17 +47,30 @@ class Drawn:
 
 
 @dataclass(frozen=True, slots=True)
+class _Penalised:
+    """Rows i64[R] with penalties, where their counts are, and their settings [R]."""
+
+    rows: Tensor
+    counted: CountedRows
+    repetition: Tensor
+    presence: Tensor
+    frequency: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class _Roster:
     """Everything about the drawing rows that stays while the same choices draw together, B rows.
 
     guided: i64[G], or None when every row is guided. advantage_row: i64[B], each row's place among them.
+    bias: see RowBias.gather.
     """
 
     needs: BatchNeeds
     settings: RowSettings
     guided: Tensor | None
     advantage_row: Tensor | None
-    penalised: Tensor
+    bias: tuple[Tensor, Tensor] | None
+    penalised: _Penalised | None
     top: Tensor
     traced: Tensor
 
@@ -94,14 +108,19 @@ class Sampler:
             needs_logits=roster.needs.needs_logits or hidden.logits is not None,
             strict=self._is_strict,
         )
-        scores = None
+        scores = entries = None
         if path == "fused":
             draw = self._draw_fused(hidden.h, draws, roster)
         else:
             scores = self._score(hidden, roster)
-            self._penalise(scores.z, draws, roster)
+            entries = self._penalise(scores.z, draws, roster)
             draw = self._draw(scores, draws, roster)
-        self._state.tokens.view(-1).index_copy_(0, draws.places, draw.token.clamp(min=0))
+        drawn = draw.token.clamp(min=0)
+        self._state.last_tokens.index_copy_(0, draws.slots, drawn)
+        if roster.penalised is not None and entries is not None:
+            self._state.counts.add(
+                roster.penalised.counted, entries, drawn.index_select(0, roster.penalised.rows)
+            )
         if roster.needs.guided:
             self._state.spent_kl.index_add_(0, draws.slots, draw.kl)
         return self._measure(draw, scores, hidden.h, roster)
@@ -130,13 +149,22 @@ class Sampler:
                 places[row] = place
             advantage_row = index_tensor(places, device)
             guided = None if len(batch.guided) == num_rows else index_tensor(batch.guided, device)
+        settings = self._state.settings(draws.slots)
         return _Roster(
             batch,
-            self._state.settings(draws.slots),
+            settings,
             guided,
             advantage_row,
-            *(index_tensor(rows, device) for rows in (batch.penalised, batch.top, batch.traced)),
+            self._state.biases.gather(draws.host_slots, self._policy.vocab_size) if batch.biases else None,
+            self._new_penalised(draws, batch, settings) if batch.penalised else None,
+            *(index_tensor(rows, device) for rows in (batch.top, batch.traced)),
         )
+
+    def _new_penalised(self, draws: DrawInputs, needs: BatchNeeds, settings: RowSettings) -> _Penalised:
+        rows = index_tensor(needs.penalised, self._state.device)
+        asked = (settings.repetition, settings.presence, settings.frequency)
+        counted = self._state.counts.locate([draws.host_slots[row] for row in needs.penalised])
+        return _Penalised(rows, counted, *(values.index_select(0, rows) for values in asked))
 
     def _strict_needs(self, needs: BatchNeeds, num_rows: int) -> BatchNeeds:
         active = tuple(head for head, has in enumerate(self._bank.has_advantage) if has)
@@ -154,8 +182,11 @@ class Sampler:
         if column is None:
             z, tied = self._policy_logits(h, logits), None
         elif logits is None:  # both columns in one reading of lm_head
-            both = self._project(torch.cat([h, column.to(h.dtype)]))
-            z, tied = both[: len(h)], both[len(h) :]
+            # Where a row of logits is no multiple of 16 bytes, four are: a kernel is compiled once more for
+            # a pointer that is none.
+            padding = h[:0] if self._policy.vocab_size % 4 == 0 else h[:1].expand(-len(h) % 4, -1)
+            both = self._project(torch.cat([h, padding, column.to(h.dtype)]))
+            z, tied = both[: len(h)], both[len(h) + len(padding) :]
         else:
             z, tied = logits.float(), self._project(column.to(h.dtype))
         lowrank = self._bank.lowrank_advantage(h_guided, weights, needs.active)
@@ -171,23 +202,28 @@ class Sampler:
             return wide_product(columns, self._policy.lm_head)
         return self._policy.project(columns).float()
 
-    def _penalise(self, z: Tensor, draws: DrawInputs, roster: _Roster) -> None:
-        needs, rows = roster.needs, roster.penalised
-        if not needs.penalised:
-            return
-        settings = roster.settings
-        longest = max(draws.host_positions[row] for row in needs.penalised)
+    def _penalise(self, z: Tensor, draws: DrawInputs, roster: _Roster) -> Entries | None:
+        """Bias, then penalties, in place. Returns what the penalised rows' histories hold."""
+        if roster.bias is not None:
+            add_bias(z, *roster.bias)
+        penalised = roster.penalised
+        if penalised is None:
+            return None
+        entries = self._state.counts.gather(
+            penalised.counted,
+            draws.positions.index_select(0, penalised.rows),
+            [draws.host_positions[row] for row in roster.needs.penalised],
+        )
         apply_penalties(
             z,
-            rows=rows,
-            tokens=self._state.tokens[:, :longest].index_select(0, draws.slots.index_select(0, rows)),
-            prompt_lengths=settings.prompt_lengths.index_select(0, rows),
-            lengths=draws.positions.index_select(0, rows),
-            repetition=settings.repetition.index_select(0, rows),
-            presence=settings.presence.index_select(0, rows),
-            frequency=settings.frequency.index_select(0, rows),
-            logit_bias=needs.logit_bias,
+            rows=penalised.rows,
+            tokens=entries.tokens,
+            counts=entries.counts,
+            repetition=penalised.repetition,
+            presence=penalised.presence,
+            frequency=penalised.frequency,
         )
+        return entries
 
     def _draw(self, scores: _Scores, draws: DrawInputs, roster: _Roster) -> GuidedDraw:
         needs, settings = roster.needs, roster.settings

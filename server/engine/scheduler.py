@@ -6,13 +6,16 @@ The scheduler decides from its queues alone, so that several ranks with the same
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import chain
 
-from trimtab.server.engine.block_manager import BlockManager, OutOfBlocksError
+from trimtab.server.engine.block_manager import BlockManager, ChainKey, OutOfBlocksError
 from trimtab.server.engine.lane import Choice, Lane, Phase
+from trimtab.server.engine.waiting_line import WaitingLine
+
+SHORT_SHARE = 4  # see Scheduler
 
 
 class Purpose(Enum):
@@ -24,11 +27,12 @@ class Purpose(Enum):
     FEATURES = "features"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Row:
-    """Consecutive tokens of one lane in one step.
+    """Consecutive tokens of one lane in one step. Never changed; frozen, it would take twice as long to make.
 
     output_positions: offsets within the row whose hidden states are asked for.
+    is_plain: a single token, of the lane's last block, after which one is drawn; as most rows are.
     """
 
     choice: Choice
@@ -37,6 +41,7 @@ class Row:
     num_tokens: int
     purpose: Purpose
     output_positions: tuple[int, ...] = ()
+    is_plain: bool = False
 
     @property
     def end(self) -> int:
@@ -46,7 +51,7 @@ class Row:
 @dataclass(slots=True)
 class Step:
     """One step's work. copies: (source, destination) blocks to copy first, in order.
-    admitted: choices whose tokens the device does not hold yet."""
+    admitted: choices that the device does not know of yet."""
 
     rows: list[Row] = field(default_factory=list)
     copies: list[tuple[int, int]] = field(default_factory=list)
@@ -58,16 +63,37 @@ class Step:
         return sum(row.num_tokens for row in self.rows)
 
 
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """A waiting choice that found too few blocks. It cannot do better before the pool has freed so many in
+    all, or holds more of its prefix, unless it is to compute fewer tokens."""
+
+    choice: Choice
+    budget: int
+    num_freed: int
+    next_keys: tuple[ChainKey, ...]
+
+
 class Scheduler:
+    """running, waiting: in the order of arrival, a preempted choice before all that wait.
+
+    A choice is *short* if one step could hold its prompt, and long otherwise. Of the tokens that decoding
+    leaves, the long ones let a SHORT_SHARE-th to the short ones as long as any of these are behind them.
+    So a short prompt whose slots and blocks are free begins at once, whatever long ones came before it, and
+    draws after ⌈n / share⌉ steps, with n the tokens of the short prompts up to it. Within short and long
+    alike the first come is the first served.
+    """
+
     def __init__(self, blocks: BlockManager, max_num_seqs: int, max_num_batched_tokens: int) -> None:
         self.blocks = blocks
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
-        self.waiting: deque[Choice] = deque()
-        self.running: list[Choice] = []
+        self.waiting = WaitingLine(max_num_batched_tokens)
+        self.running: dict[Choice, None] = {}
         self.considered: Choice | None = None
         """Whom `schedule` has come to: when it raises, whose fault that is."""
         self._free_slots = list(range(max_num_seqs - 1, -1, -1))
+        self._refusal: _Refusal | None = None
 
     def __bool__(self) -> bool:
         return bool(self.waiting or self.running)
@@ -90,29 +116,36 @@ class Scheduler:
 
     def schedule(self) -> Step:
         """Pick the rows of the next step: decoding choices first, then prefills, then the waiting queue."""
-        step = Step()
+        step, prefilling = Step(), []
         self.considered = None
         budget = self.max_num_batched_tokens
-        for is_decoding in (True, False):
-            for choice in list(self.running):
-                self.considered = choice
-                is_turn = self._is_decoding(choice) == is_decoding
-                if is_turn and choice.phase is Phase.RUNNING and self._has_work(choice):
-                    budget -= self._schedule_running(step, choice, budget)
-        if not step.preempted:
-            self._admit(step, budget)
+        for choice in tuple(self.running):
+            if choice.phase is not Phase.RUNNING:
+                continue
+            self.considered = choice
+            if budget > 0 and self._draws_next(choice):
+                lane = choice.lane
+                step.rows.append(Row(choice, lane, lane.num_computed, 1, Purpose.DRAW, (0,), is_plain=True))
+                budget -= 1
+            elif not _is_decoding(choice):
+                prefilling.append(choice)
+            elif _has_work(choice):
+                budget -= self._schedule_running(step, choice, budget)
+        if budget > 0 and (prefilling or self.waiting):
+            self._prefill(step, prefilling, budget)
         return step
 
     def advance(self, step: Step) -> None:
         """Account for a launched step: its tokens count as computed, its drawn tokens as in flight."""
         for row in step.rows:
-            row.lane.num_computed = row.end
+            lane = row.lane
+            lane.num_computed = row.start + row.num_tokens
             if row.purpose is Purpose.DRAW:
-                row.lane.num_inflight += 1
-            self.blocks.register(row.lane)
-        for row in step.rows:
+                lane.num_inflight += 1
+            if lane.num_computed // self.blocks.block_size > len(lane.chain):
+                self.blocks.register(lane)
             if row.choice.followers and row.output_positions:
-                self.waiting.extendleft(reversed(row.choice.followers))
+                self.waiting.put_first(row.choice.followers)
                 row.choice.followers = []
 
     def begin_finishing(self, choice: Choice, tokens: list[int]) -> None:
@@ -130,28 +163,55 @@ class Scheduler:
         """End a choice, wherever it is: its blocks and slots are free afterwards."""
         self._release(choice)
         if choice in self.running:
-            self.running.remove(choice)
+            del self.running[choice]
         elif choice in self.waiting:
             self.waiting.remove(choice)
+        if self._refusal is not None and self._refusal.choice is choice:
+            self._refusal = None
         choice.followers = []
         choice.phase = Phase.DONE
 
-    def _is_decoding(self, choice: Choice) -> bool:
-        return all(lane.remaining <= 1 for lane in choice.lanes) or choice.is_finishing
+    def _draws_next(self, choice: Choice) -> bool:
+        """Whether a choice draws without any more ado, as most do in most steps. Reserves the block."""
+        lane = choice.lane
+        length = len(lane.tokens) + lane.num_inflight
+        is_decoding = choice.is_single and not choice.is_finishing and length - lane.num_computed == 1
+        return is_decoding and length < choice.max_length and self.blocks.append(lane)
 
-    def _has_work(self, choice: Choice) -> bool:
-        is_wanted = choice.is_reading or choice.is_finishing or choice.can_draw
-        return choice.lane.remaining > 0 and is_wanted
+    def _prefill(self, step: Step, prefilling: list[Choice], budget: int) -> None:
+        spare = self._spare(prefilling, budget)
+        for choice in prefilling:
+            self.considered = choice
+            limit = budget if choice.is_short else budget - spare
+            if choice.phase is Phase.RUNNING and limit > 0 and _has_work(choice):
+                num_tokens = self._schedule_running(step, choice, limit)
+                budget -= num_tokens
+                if choice.is_short:
+                    spare = max(spare - num_tokens, 0)
+        if not step.preempted:
+            self._admit(step, budget, spare)
+
+    def _spare(self, prefilling: list[Choice], budget: int) -> int:
+        """Tokens that long prompts let to short ones in this step."""
+        share, wanted = -(-budget // SHORT_SHARE), 0
+        can_admit = self._free_slots and self._refusal is None
+        for choice in chain(prefilling, self.waiting.short if can_admit else ()):
+            if wanted >= share:
+                return share
+            if choice.is_short:
+                wanted += sum(lane.remaining for lane in choice.lanes)
+        return min(wanted, share)
 
     def _schedule_running(self, step: Step, choice: Choice, budget: int) -> int:
         while choice.phase is Phase.RUNNING:
             rows = plan_rows(choice, budget)
-            copies = self._reserve(rows)
-            if copies is not None:
-                step.copies.extend(copies)
-                step.rows.extend(rows)
-                return sum(row.num_tokens for row in rows)
-            self._preempt(step, self._victim(step))
+            try:
+                self._reserve(rows, step.copies)
+            except OutOfBlocksError:
+                self._preempt(step, self._victim(step))
+                continue
+            step.rows.extend(rows)
+            return sum(row.num_tokens for row in rows)
         return 0
 
     def _victim(self, step: Step) -> Choice:
@@ -161,8 +221,8 @@ class Scheduler:
 
     def _preempt(self, step: Step, choice: Choice) -> None:
         self._release(choice)
-        self.running.remove(choice)
-        self.waiting.appendleft(choice)
+        del self.running[choice]
+        self.waiting.put_first([choice])
         choice.phase = Phase.WAITING
         choice.num_preemptions += 1
         step.preempted.append(choice)
@@ -174,23 +234,61 @@ class Scheduler:
                 self._free_slots.append(lane.slot)
                 lane.slot = None
 
-    def _admit(self, step: Step, budget: int) -> None:
-        while self.waiting and budget > 0:
-            choice = self.considered = self.waiting[0]
+    def _admit(self, step: Step, budget: int, spare: int) -> None:
+        while (choice := self._next_waiting(budget, spare)) is not None:
+            self.considered = choice
+            limit = budget if choice.is_short else budget - spare
             if len(choice.lanes) > len(self._free_slots) or choice.has_inflight:
                 return
-            self._find_prefix(choice)
-            rows = plan_rows(choice, budget)
-            copies = self._reserve(rows)
-            if copies is None:
-                for lane in choice.lanes:
-                    self.blocks.free(lane)
+            rows = self._try_to_start(step, choice, limit)
+            if rows is None:
                 return
-            self._start(choice)
-            step.admitted.append(choice)
-            step.copies.extend(copies)
             step.rows.extend(rows)
-            budget -= sum(row.num_tokens for row in rows)
+            num_tokens = sum(row.num_tokens for row in rows)
+            budget -= num_tokens
+            if choice.is_short:
+                spare = max(spare - num_tokens, 0)
+
+    def _next_waiting(self, budget: int, spare: int) -> Choice | None:
+        """The first that waits; but the first short one where no tokens are left for long ones."""
+        if not self.waiting or budget <= 0:
+            return None
+        first = self.waiting[0]
+        return first if first.is_short or budget > spare else next(iter(self.waiting.short), None)
+
+    def _try_to_start(self, step: Step, choice: Choice, budget: int) -> list[Row] | None:
+        """Rows of a choice that runs from now on, or None where blocks are wanting."""
+        if self._is_still_refused(choice, budget):
+            return None
+        self._find_prefix(choice)
+        rows, copies = plan_rows(choice, budget), list[tuple[int, int]]()
+        try:
+            self._reserve(rows, copies)
+        except OutOfBlocksError as error:
+            self._refuse(choice, budget, error.num_missing)
+            return None
+        self._refusal = None
+        self._start(choice)
+        step.admitted.append(choice)
+        step.copies.extend(copies)
+        return rows
+
+    def _refuse(self, choice: Choice, budget: int, num_missing: int) -> None:
+        next_keys = tuple(self.blocks.next_key(lane) for lane in choice.lanes)
+        for lane in choice.lanes:
+            self.blocks.free(lane)
+        self._refusal = _Refusal(choice, budget, self.blocks.num_freed + num_missing, next_keys)
+
+    def _is_still_refused(self, choice: Choice, budget: int) -> bool:
+        """Whether to look for the prefix once more would be in vain."""
+        refusal = self._refusal
+        return (
+            refusal is not None
+            and refusal.choice is choice
+            and budget >= refusal.budget
+            and self.blocks.num_freed < refusal.num_freed
+            and not any(self.blocks.is_registered(key) for key in refusal.next_keys)
+        )
 
     def _find_prefix(self, choice: Choice) -> None:
         leader, lane = choice.leader, choice.lane
@@ -204,22 +302,31 @@ class Scheduler:
             choice.num_cached_tokens = lane.num_computed
 
     def _start(self, choice: Choice) -> None:
-        self.waiting.popleft()
-        self.running.append(choice)
+        self.waiting.remove(choice)
+        self.running[choice] = None
         for lane in choice.lanes:
             lane.slot = self._free_slots.pop()
             lane.num_synced_blocks = 0
         choice.phase = Phase.RUNNING
 
-    def _reserve(self, rows: list[Row]) -> list[tuple[int, int]] | None:
-        """Blocks for all rows of one choice, or for none of them."""
-        copies: list[tuple[int, int]] = []
-        try:
-            for row in rows:
-                copies.extend(self.blocks.extend(row.lane, row.end))
-        except OutOfBlocksError:
-            return None
-        return copies
+    def _reserve(self, rows: list[Row], copies: list[tuple[int, int]]) -> None:
+        """Blocks for all rows of one choice. copies: gets those to copy first.
+
+        Raises OutOfBlocksError where the pool has too few: make room and plan again, or free the lanes.
+        """
+        for row in rows:
+            copies.extend(self.blocks.extend(row.lane, row.end))
+
+
+def _is_decoding(choice: Choice) -> bool:
+    """Whether all that is left to compute is the last token, or what ends a reply that is to be judged."""
+    most = 2 if choice.is_finishing else 1
+    return all(lane.remaining <= most for lane in choice.lanes)
+
+
+def _has_work(choice: Choice) -> bool:
+    is_wanted = choice.is_reading or choice.is_finishing or choice.can_draw
+    return choice.lane.remaining > 0 and is_wanted
 
 
 def plan_rows(choice: Choice, budget: int) -> list[Row]:

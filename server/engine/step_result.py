@@ -61,23 +61,22 @@ class StepResult:
         if drawn is None:
             return
         self.copies.wait()
-        tokens = drawn.tokens.tolist()
         logprobs, base_logprobs, kls, flips, *others = drawn.statistics.tolist()
         entropies = others[0] if others else None
         values = drawn.values.tolist() if drawn.values is not None else None
         tops = _read_top(drawn.top_rows, drawn.top_ids, drawn.top_logprobs)
         base_tops = _read_top(drawn.traced, drawn.base_top_ids, drawn.base_top_logprobs)
-        for i, (row, need) in enumerate(zip(self.drawing, self.needs, strict=True)):
+        columns = (drawn.tokens.tolist(), logprobs, kls, flips)  # behind those of the rows padding's, if any
+        rows = enumerate(zip(self.drawing, self.needs, *columns, strict=False))
+        for i, (row, need, token, logprob, kl, flips_here) in rows:
             strength = row.choice.request.guidance.strength if need.steering else 0.0
             value = tuple((head_names[j], values[i][j]) for j in need.measuring) if values else ()
-            trace, flip = None, bool(flips[i])
+            trace, flip = None, flips_here != 0
             if need.trace:
                 assert entropies is not None
-                trace = TokenTrace(
-                    value, kls[i], strength, entropies[i], base_logprobs[i], flip, base_tops[i]
-                )
-            record = TokenRecord(tokens[i], logprobs[i], tops.get(i, ())[: need.num_top], trace)
-            yield row, Measured(record, kls[i], strength, flip, value)
+                trace = TokenTrace(value, kl, strength, entropies[i], base_logprobs[i], flip, base_tops[i])
+            top = tops[i][: need.num_top] if need.num_top else ()
+            yield row, Measured(TokenRecord(token, logprob, top, trace), kl, strength, flip, value)
 
 
 def _add_all(copies: HostCopies, drawn: Drawn) -> Drawn:

@@ -36,8 +36,7 @@ class TritonAttention(PagedAttention):
         super().__init__(cache, state)
         choose_backend(state.device, "triton")
         self._splits_keys = not is_strict
-        num_rows = state.tokens.shape[0]
-        self._row_starts = torch.arange(num_rows + 1, dtype=torch.int32, device=state.device)
+        self._row_starts = torch.arange(state.num_slots + 1, dtype=torch.int32, device=state.device)
 
     def prepare(self, tokens: TokenInputs, rows: RowSpans) -> None:
         if rows.are_single:

@@ -72,10 +72,9 @@ def _needs(bank: HeadBank, sampling: SamplingParams, steering: tuple[str, ...], 
 
 
 def _padding(policy: Policy, state: StepState, rows: int) -> Hidden:
-    slot, length = state.padding_slot, state.tokens.shape[1]
-    host_slots, host_positions = [slot] * rows, [length - 1] * rows
+    host_slots, host_positions = [state.padding_slot] * rows, [0] * rows
     slots, positions = (index_tensor(values, state.device) for values in (host_slots, host_positions))
-    draws = DrawInputs(slots, positions, slots * length + positions, host_slots, host_positions)
+    draws = DrawInputs(slots, positions, host_slots, host_positions)
     h = torch.zeros(rows, policy.lm_head.shape[1], dtype=policy.dtype, device=state.device)
     logits = None if policy.has_linear_tail else h.new_zeros(rows, policy.vocab_size)
     return Hidden(h, logits, draws)

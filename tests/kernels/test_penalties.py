@@ -7,7 +7,7 @@ import torch
 from host_waits import no_host_wait
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trimtab.kernels.penalties import apply_penalties
+from trimtab.kernels.penalties import add_bias, apply_penalties, count_drawn
 
 
 class LargestTensor(TorchDispatchMode):
@@ -27,6 +27,12 @@ class LargestTensor(TorchDispatchMode):
 OFF = {"repetition": 1.0, "presence": 0.0, "frequency": 0.0}
 
 
+def entries(prompt: list[int], reply: list[int]) -> tuple[list[int], list[int]]:
+    """The distinct tokens of a history, and how often each is in the reply."""
+    tokens = list(dict.fromkeys(prompt + reply))
+    return tokens, [reply.count(token) for token in tokens]
+
+
 def penalised(
     logits: list[float],
     prompt: list[int],
@@ -34,17 +40,13 @@ def penalised(
     bias: list[tuple[int, float]] | None = None,
     **settings: float,
 ) -> list[float]:
-    history = prompt + reply
     row = torch.tensor([logits])
+    if bias:
+        add_bias(row, torch.tensor([token for token, _ in bias]), torch.tensor([value for _, value in bias]))
+    tokens, counts = entries(prompt, reply)
     values = {name: torch.tensor([value]) for name, value in {**OFF, **settings}.items()}
     apply_penalties(
-        row,
-        rows=torch.tensor([0]),
-        tokens=torch.tensor([history]),
-        prompt_lengths=torch.tensor([len(prompt)]),
-        lengths=torch.tensor([len(history)]),
-        logit_bias=[bias or []],
-        **values,
+        row, rows=torch.tensor([0]), tokens=torch.tensor([tokens]), counts=torch.tensor([counts]), **values
     )
     return row[0].tolist()
 
@@ -80,22 +82,20 @@ def test_negative_penalties_encourage():
     assert penalised([0.0, 0.0], [], [1], presence=-0.5, frequency=-0.25) == [0.0, 0.75]
 
 
-def test_rows_are_penalised_by_their_own_history_and_padding_counts_for_nothing():
+def test_rows_are_penalised_by_their_own_history_and_an_entry_may_be_repeated():
     logits = torch.ones(4, 5)
     apply_penalties(
         logits,
-        rows=torch.tensor([3, 1, 0]),
-        tokens=torch.tensor([[0, 1, 1, 4], [2, 3, 99, -7], [1, 1, 1, 1]]),
-        prompt_lengths=torch.tensor([1, 1, 0]),
-        lengths=torch.tensor([4, 2, 0]),
-        repetition=torch.tensor([1.0, 2.0, 9.0]),
-        presence=torch.tensor([0.0, 0.25, 9.0]),
-        frequency=torch.tensor([0.5, 0.0, 9.0]),
-        logit_bias=[[], [(4, 2.0)], [(0, -1.0)]],
+        rows=torch.tensor([3, 1]),
+        tokens=torch.tensor([[0, 1, 4, 1], [2, 3, 2, 2]]),
+        counts=torch.tensor([[0, 2, 1, 2], [0, 1, 0, 0]]),
+        repetition=torch.tensor([1.0, 2.0]),
+        presence=torch.tensor([0.0, 0.25]),
+        frequency=torch.tensor([0.5, 0.0]),
     )
     assert logits.tolist() == [
-        [0.0, 1.0, 1.0, 1.0, 1.0],
-        [1.0, 1.0, 0.5, 0.25, 3.0],
+        [1.0, 1.0, 1.0, 1.0, 1.0],
+        [1.0, 1.0, 0.5, 0.25, 1.0],
         [1.0, 1.0, 1.0, 1.0, 1.0],
         [1.0, 0.0, 1.0, 1.0, 0.5],
     ]
@@ -112,20 +112,27 @@ def test_a_long_reply_is_counted_exactly():
     )
 
 
+def test_a_drawn_token_is_counted_wherever_it_is_and_added_where_it_is_new():
+    tokens, counts = torch.tensor([[7, 8, 7], [5, 5, 5]]), torch.tensor([[1, 0, 1], [2, 2, 2]])
+    table = torch.full((4, 2, 4), -9)
+    table[[3, 1], 0, :3], table[[3, 1], 1, :3] = tokens, counts
+    count_drawn(table, torch.tensor([3, 1]), tokens, counts, torch.tensor([3, 1]), torch.tensor([7, 6]))
+    assert table[3].tolist() == [[7, 8, 7, 7], [2, 0, 2, 2]], "an old token repeats the first entry"
+    assert table[1].tolist() == [[5, 6, 5, -9], [2, 1, 2, -9]]
+    assert (table[[0, 2]] == -9).all()
+
+
 def test_the_host_waits_for_nothing_and_no_table_is_as_wide_as_the_vocabulary():
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    num_rows, history, vocab_size = 3, 20, 50_000
-    one, many = torch.ones(num_rows, device=device), torch.full((num_rows,), history, device=device)
+    num_rows, width, vocab_size = 3, 20, 50_000
+    rows, one = torch.arange(num_rows, device=device), torch.ones(num_rows, device=device)
     logits = torch.zeros(num_rows, vocab_size, device=device)
-    arguments = {
-        "rows": torch.arange(num_rows, device=device),
-        "tokens": torch.randint(vocab_size, (num_rows, history), device=device),
-        "prompt_lengths": many // 2,
-        "lengths": many,
-        "repetition": 1.5 * one,
-        "presence": one,
-        "frequency": one,
-    }
+    tokens = torch.randint(vocab_size, (num_rows, width), device=device)
+    table = torch.zeros(num_rows, 2, width + 1, dtype=torch.long, device=device)
     with no_host_wait(), LargestTensor() as largest:
-        apply_penalties(logits, **arguments, logit_bias=[[(1, 2.0)], [], [(5, 1.0), (7, -1.0)]])
-    assert largest.num_elements <= 2 * num_rows * history
+        add_bias(logits, rows * vocab_size, one)
+        apply_penalties(
+            logits, rows=rows, tokens=tokens, counts=tokens, repetition=one, presence=one, frequency=one
+        )
+        count_drawn(table, rows, tokens, tokens, width + 0 * rows, rows)
+    assert largest.num_elements <= 2 * num_rows * (width + 1)

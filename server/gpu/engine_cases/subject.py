@@ -19,7 +19,7 @@ from trimtab.server.engine.compiled_decode import compile_decode
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.kv_cache import LayerShape
-from trimtab.server.engine.packed_linear import can_pack, pack, pack_linears
+from trimtab.server.engine.packed_linear import can_pack, pack_policy
 from trimtab.server.engine.policy import Policy
 
 FORMS = ("lowrank", "tied")
@@ -72,8 +72,7 @@ class Subject:
         self.has_linear_tail = has_linear_tail(self.model)
         self._packed_lm_head = None
         if pack_weights and can_pack(device, dtype):
-            self._packed_lm_head = pack(self.model.get_output_embeddings().weight)
-            pack_linears(self.model)
+            self._packed_lm_head = pack_policy(self.model)
 
     def policy(self) -> Policy:
         size = self.size

@@ -1,12 +1,12 @@
-"""Logit bias and penalties on the device against the same on the host."""
+"""Logit bias, penalties and token counts on the device against the same on the host."""
 
 from __future__ import annotations
 
-from typing import Any
-
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from trimtab.kernels.penalties import apply_penalties
+from trimtab.kernels.penalties import add_bias, apply_penalties, count_drawn
 from trimtab.server.gpu.findings import Findings
 from trimtab.server.gpu.inputs import LOGIT_SCALE, Source
 from trimtab.server.gpu.machine import Machine
@@ -20,26 +20,42 @@ def check_penalties(machine: Machine, sizes: KernelSizes, findings: Findings) ->
     for _, vocab in sizes.head_shapes:
         source, num_rows = Source(machine.device, seed=vocab), max(sizes.check_rows)
         logits = source.normal(num_rows, vocab, scale=LOGIT_SCALE)
-        lengths = source.integers(0, HISTORY + 1, num_rows - 1)
-        history: dict[str, Any] = {
-            "rows": source.permutation(num_rows)[: num_rows - 1],
-            "tokens": source.integers(0, min(vocab, 50), num_rows - 1, HISTORY),
-            "prompt_lengths": lengths // 2,
-            "lengths": lengths,
-            "repetition": source.cycle((1.0, 1.3, 0.8), num_rows - 1),
-            "presence": source.cycle((0.0, 0.5, -1.0), num_rows - 1),
-            "frequency": source.cycle((0.2, 0.0), num_rows - 1),
-        }
-        none: list[tuple[tuple[int, float], ...]] = [()] * (num_rows - 1)
-        biases = [((row % vocab, 2.0), ((row + 7) % vocab, -100.0)) for row in range(num_rows - 1)]
+        rows = source.permutation(num_rows)[: num_rows - 1]
+        inputs = _inputs(source, rows, vocab)
+        on_host = {name: value.cpu() for name, value in inputs.items()}
         expected, found = logits.cpu(), logits.clone()
-        apply_penalties(expected, **_on_host(history), logit_bias=biases)
-        apply_penalties(found, **history, logit_bias=biases)
+        expected_table, table = _penalise(expected, on_host), _penalise(found, inputs)
         findings.require("penalised logits", (found.cpu() - expected).abs(), ERROR)
+        findings.require("token counts", (table.cpu() - expected_table).abs().float(), 0.0)
         with machine.host_waits() as waits:
-            apply_penalties(found, **history, logit_bias=none)
-        findings.require_no_waits("host waits of a call without a bias", waits)
+            _penalise(found, inputs)
+        findings.require_no_waits("host waits of bias, penalties and counts", waits)
 
 
-def _on_host(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: value.cpu() if isinstance(value, Tensor) else value for name, value in values.items()}
+def _inputs(source: Source, rows: Tensor, vocab: int) -> dict[str, Tensor]:
+    num_rows, device = len(rows), rows.device
+    # One token in steps of 7 from a start of each row's own, so that a row holds it once.
+    at = torch.arange(HISTORY, device=device) * 7 + source.integers(0, vocab, num_rows, 1)
+    return {
+        "rows": rows,
+        "tokens": at % vocab,
+        "counts": at % vocab % 4,
+        "drawn": source.integers(0, vocab, num_rows),
+        "places": rows * vocab + at[:, 0] % vocab,
+        "bias": source.cycle((2.0, -100.0), num_rows),
+        "repetition": source.cycle((1.0, 1.3, 0.8), num_rows),
+        "presence": source.cycle((0.0, 0.5, -1.0), num_rows),
+        "frequency": source.cycle((0.2, 0.0), num_rows),
+    }
+
+
+def _penalise(logits: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+    """Bias and penalise the logits in place. Returns the table of counts after the drawn tokens."""
+    inputs = dict(inputs)
+    drawn, tokens, counts = inputs.pop("drawn"), inputs["tokens"], inputs["counts"]
+    add_bias(logits, inputs.pop("places"), inputs.pop("bias"))
+    apply_penalties(logits, **inputs)
+    table = torch.stack([F.pad(tokens, (0, 1)), F.pad(counts, (0, 1))], 1)
+    entries = torch.full_like(drawn, tokens.shape[1])
+    count_drawn(table, torch.arange(len(drawn), device=drawn.device), tokens, counts, entries, drawn)
+    return table

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -39,7 +41,7 @@ def new_step(state: StepState, specs: list[Spec]) -> Step:
         lane = Lane(tokens, list(range(next_block, next_block + num_blocks)), num_computed=start, slot=slot)
         next_block += num_blocks
         choice = Choice(Request(str(slot), tuple(tokens)), 0, (lane,))
-        state.admit(choice, slot, [], 0.0)
+        state.admit(choice, slot, [0.5] * state.num_heads, 0.0)
         step.rows.append(Row(choice, lane, start, n, *(purpose or [Purpose.DRAW]), (n - 1,)))  # type: ignore[arg-type]
     state.write(row.lane for row in step.rows)
     return step
@@ -50,8 +52,14 @@ def build(specs: list[Spec], **options: object) -> tuple[StepState, Batch]:
     return state, new_builder(state, **options).build(new_step(state, specs))
 
 
+def views(batch: Batch) -> list[torch.Tensor]:
+    """All that a kernel may be given of a batch."""
+    of_tokens = [getattr(batch.tokens, field.name) for field in fields(batch.tokens)]
+    return [*of_tokens, batch.outputs, batch.draws.slots, batch.draws.positions]
+
+
 def ids(state: StepState, batch: Batch) -> list[int]:
-    return state.tokens.view(-1)[batch.tokens.token_places].tolist()
+    return state.input_ids(batch.tokens.slots, batch.tokens.ids).tolist()
 
 
 def test_rows_are_packed_with_their_tokens_positions_and_cache_slots():
@@ -79,8 +87,33 @@ def test_drawing_rows_come_before_judged_ones_and_know_where_their_token_goes():
     assert batch.outputs.tolist() == [0, 4, 3]
     assert batch.draws.slots.tolist() == batch.draws.host_slots == [0, 2]
     assert batch.draws.positions.tolist() == batch.draws.host_positions == [6, 10]
-    state.tokens.view(-1)[batch.draws.places] = torch.tensor([77, 78])
-    assert (state.tokens[0, 6], state.tokens[2, 10]) == (77, 78)
+    assert ids(state, batch) == [5, 100, 101, 102, 209]
+
+
+def test_a_token_that_only_the_device_knows_is_the_one_drawn_last_in_its_slot():
+    state = new_state()
+    step = new_step(state, [(5, 1), (9, 1), (3, 2, Purpose.FEATURES)])
+    state.last_tokens.copy_(torch.arange(9) + 70)
+    for row in (step.rows[1], step.rows[2]):
+        row.lane.tokens.pop()
+        row.lane.num_inflight = 1
+    for is_plain in (False, True):
+        step.rows[0].is_plain = step.rows[1].is_plain = is_plain
+        assert ids(state, new_builder(state).build(step)) == [5, 71, 203, 72]
+
+
+@pytest.mark.parametrize("padding", ["none", "buckets"])
+@pytest.mark.parametrize("num_rows", range(1, 9))
+def test_plain_rows_are_laid_out_by_columns_as_by_rows(num_rows: int, padding: str):
+    state = new_state()
+    step = new_step(state, [(7 * i % 11, 1) for i in range(num_rows)])
+    found = []
+    for num_plain in (0, num_rows // 2, num_rows):
+        for row in step.rows[:num_plain]:
+            row.is_plain = True
+        batch = new_builder(state, padding=padding).build(step)
+        found.append([view.tolist() for view in views(batch)] + [batch.rows, batch.draws.host_slots])
+    assert found[0] == found[1] == found[2]
 
 
 def test_decode_steps_are_padded_to_a_bucket_and_padding_writes_to_the_null_block():
@@ -97,7 +130,7 @@ def test_decode_steps_are_padded_to_a_bucket_and_padding_writes_to_the_null_bloc
 def test_under_strict_every_step_has_one_shape(specs: list[Spec]):
     state, batch = build(specs, strict=True)
     assert len(batch.tokens.slots) == BUDGET + 1
-    assert len(batch.outputs) == len(batch.draws.places) == 9
+    assert len(batch.outputs) == len(batch.draws.slots) == 9
     real = sum(n for _, n, *_ in specs)
     assert batch.tokens.slots[real:].tolist() == [state.padding_slot] * (BUDGET + 1 - real)
     assert batch.outputs[len(specs) :].tolist() == [BUDGET] * (9 - len(specs)), "a padding token's"
@@ -110,12 +143,26 @@ def test_the_buffers_keep_their_addresses_from_step_to_step():
     pointers = set()
     for specs in ([(5, 1), (0, 1), (3, 1)], [(0, 7)], [(7, 1), (9, 1), (1, 1)], [(2, 1)] * 4):
         batch = builder.build(new_step(state, specs))  # type: ignore[arg-type]
-        fields = (batch.tokens.slots, batch.tokens.positions, batch.tokens.token_places)
         if len(batch.tokens.slots) == 4:
-            pointers.add(tuple(field.data_ptr() for field in (*fields, batch.tokens.cache_slots)))
+            pointers.add(tuple(view.data_ptr() for view in views(batch)[:4]))
     static = builder.decode_inputs(4)
-    fields = (static.slots, static.positions, static.token_places, static.cache_slots)
-    assert pointers == {tuple(field.data_ptr() for field in fields)}
+    assert pointers == {tuple(getattr(static, field.name).data_ptr() for field in fields(static))}
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("num_rows", range(1, 18))
+def test_every_pointer_that_a_kernel_is_given_is_a_multiple_of_16_bytes(num_rows: int, strict: bool):
+    state = StepState(17, 63, SIZE, num_heads=3, device=torch.device("cpu"))
+    options = EngineConfig("", max_num_seqs=17, max_num_batched_tokens=64, strict=strict)
+    builder = BatchBuilder(state, options.resolved("cpu"))
+    for extra in range(4):  # tokens of a prompt beside the decoding rows
+        rows: list[Spec] = [(5, 1)] * (num_rows - 1) + [(0, 1 + extra)]
+        batch = builder.build(new_step(state, rows))
+        settings = state.settings(batch.draws.slots)
+        asked = [getattr(settings, field.name) for field in fields(settings)]
+        assert all(len(values) == len(batch.draws.slots) for values in asked)
+        misplaced = [t for t in (*asked, *views(batch), state.spent_kl) if t.data_ptr() % 16]
+        assert not misplaced
 
 
 def test_what_the_host_notes_reaches_its_own_slots_in_one_write():
@@ -126,12 +173,8 @@ def test_what_the_host_notes_reaches_its_own_slots_in_one_write():
     assert settings.seeds.tolist() == [2, 0]
     assert settings.prompt_lengths.tolist() == [10, 6]
     lane = step.rows[1].lane
-    lane.tokens[-1] = 55
-    state.rewrite_last_token(lane)
-    assert state.tokens[1, :3].tolist() == [100, 101, 102], "noted, not written"
     lane.blocks.append(30)
     state.write([lane])
-    assert state.tokens[1, :3].tolist() == [100, 101, 55]
     assert state.block_tables[1, :3].tolist() == [3, 30, NULL_BLOCK]
     assert state.version == before, "no row's settings have changed"
 
@@ -143,7 +186,6 @@ def test_the_last_admission_to_a_slot_counts():
         state.admit(Choice(Request(str(seed), (seed,)), 0, (lane,)), seed, [], 0.5)
     state.write([])
     assert state.settings(torch.tensor([3])).seeds.tolist() == [6]
-    assert state.tokens[3, 0] == 6
     assert state.spent_kl[3] == 0.5
 
 

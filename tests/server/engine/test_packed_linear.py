@@ -1,8 +1,11 @@
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from trimtab.server.engine.packed_linear import can_pack, pack_linears
+from trimtab.server.engine.policy import load_policy
 
 pytestmark = pytest.mark.skipif(
     not can_pack(torch.device("cpu"), torch.float32), reason="this torch has no oneDNN packed product"
@@ -26,3 +29,11 @@ def test_packed_products_equal_the_plain_ones(rows: int, has_bias: bool):
 def test_only_fp32_on_a_cpu_is_packed():
     assert not can_pack(torch.device("meta"), torch.float32)
     assert not can_pack(torch.device("cpu"), torch.bfloat16)
+
+
+def test_the_output_embedding_is_packed_once(llama_folder: Path):
+    policy = load_policy(llama_folder)
+    lm_head = policy.model.get_output_embeddings()
+    assert lm_head.forward.args[0] is policy.packed_lm_head
+    h = torch.randn(2, policy.lm_head.shape[1])
+    assert torch.allclose(policy.project(h), nn.functional.linear(h, policy.lm_head), atol=1e-5)

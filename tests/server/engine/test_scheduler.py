@@ -267,3 +267,89 @@ def test_every_position_is_read_though_drawing_choices_preempt(seed: int):
     assert any(each.num_preemptions for each in readers)
     for each in readers:
         assert found[each.request.request_id][-len(each.read_at) :] == list(each.read_at)
+
+
+def long_prompts(scheduler: Scheduler, count: int, num_tokens: int = 1000) -> None:
+    for i in range(count):
+        scheduler.add([choice(f"long{i}", num_tokens, max_tokens=50)])
+
+
+@pytest.mark.parametrize("num_decoding", [0, 3])
+def test_a_short_prompt_beside_200_long_ones_draws_within_a_bounded_number_of_steps(num_decoding: int):
+    budget = 32
+    scheduler = make(num_blocks=100_000, max_num_seqs=300, budget=budget)
+    scheduler.add([choice(f"old{i}", 2, max_tokens=999) for i in range(num_decoding)])
+    run(scheduler)
+    long_prompts(scheduler, 200)
+    run(scheduler)
+    shorts = [choice("a", 5), choice("b", 20), choice("c", 1)]
+    for short in shorts:
+        scheduler.add([short])
+    share = -(-(budget - num_decoding) // 4)
+    drawn: list[str] = []
+    for num_steps in range(1, 10):
+        step = run(scheduler)
+        drawn += [row.choice.request.request_id for row in step.rows if row.purpose is Purpose.DRAW]
+        assert step.num_tokens == budget, "nothing of the step is wasted"
+        for short, num_tokens in zip(shorts, (5, 25, 26), strict=True):
+            if num_steps >= -(-num_tokens // share):
+                assert short.request.request_id in drawn
+    first = [drawn.index(short.request.request_id) for short in shorts]
+    assert first == sorted(first), "first come, first served among the short ones"
+
+
+def test_long_prompts_keep_three_quarters_while_short_ones_keep_coming():
+    scheduler = make(num_blocks=100_000, max_num_seqs=300, budget=40)
+    long_prompts(scheduler, 3, 300)
+    shares = []
+    for i in range(40):
+        scheduler.add([choice(f"s{i}", 39, max_tokens=1)])
+        step = run(scheduler)
+        shares.append(sum(n for name, n in shape(step) if name.startswith("long")))
+    assert sum(share >= 30 for share in shares[:30]) >= 28, "less where one long prompt follows another"
+
+
+def test_a_long_prompt_alone_or_beside_long_ones_takes_the_whole_step():
+    scheduler = make(num_blocks=100_000, budget=40)
+    long_prompts(scheduler, 3, 100)
+    assert [shape(run(scheduler)) for _ in range(3)] == [
+        [("long0", 40)],
+        [("long0", 40)],
+        [("long0", 20), ("long1", 20)],
+    ]
+
+
+def test_a_short_prompt_does_not_pass_a_long_one_that_waits_for_blocks():
+    scheduler = make(num_blocks=28, budget=16)
+    long_prompts(scheduler, 2, 100)
+    while not any(name == "long1" for name, _ in shape(run(scheduler))):
+        if scheduler._refusal is not None:
+            scheduler.add([choice("short", 3)])
+            for _ in range(5):
+                assert "short" not in dict(shape(run(scheduler)))
+            return
+    raise AssertionError("long1 found blocks")
+
+
+def test_a_preempted_choice_that_is_to_be_judged_does_not_stand_in_the_way_of_decoding():
+    scheduler = make(num_blocks=200, budget=16)
+    judged = choice("judged", 60, max_tokens=1)
+    decoding = [choice(f"d{i}", 2, max_tokens=90) for i in range(4)]
+    for each in (judged, *decoding):
+        scheduler.add([each])
+    while judged.can_draw:
+        step = scheduler.schedule()
+        scheduler.advance(step)
+        read(step)
+    scheduler.begin_finishing(judged, [*judged.lane.tokens, 42])
+    scheduler._preempt(Step(), judged)
+    scheduler.blocks = BlockManager(200, SIZE)  # nothing of it is cached any more
+    for each in decoding:
+        each.lane.blocks, each.lane.chain, each.lane.num_computed = [], [], 0
+    while judged.is_finishing and judged.lane.remaining > 2:
+        step = scheduler.schedule()
+        scheduler.advance(step)
+        ready = [c for c in decoding if c.lane.remaining == 1]
+        drawn = [row.choice for row in step.rows if row.purpose is Purpose.DRAW]
+        assert all(each in drawn for each in ready if each.phase is Phase.RUNNING)
+        read(step)

@@ -102,9 +102,9 @@ def test_no_request_launches_a_program_that_warm_up_did_not(
 
 def test_warm_up_changes_no_lane_and_no_settings(engine: Engine):
     state = engine.runner.state
-    before = state.tokens[:-1].clone()
+    before = state.last_tokens[:-1].clone()
     warm(engine)
-    assert torch.equal(state.tokens[:-1], before)
+    assert torch.equal(state.last_tokens[:-1], before)
     assert engine.scheduler.schedule().rows == []
 
 
