@@ -39,8 +39,11 @@ def search_slots(keys, weights, target):
 
 
 @jit
-def search_row(logits, vocab_size, top, inverse, cut, target, by_mass: tl.constexpr, block: tl.constexpr):
-    """`search_slots` over the row's tokens from cut on, two bits to a reading.
+def search_row(
+    logits, slots, vocab_size, top, inverse, cut, target, by_mass: tl.constexpr, block: tl.constexpr
+):  # fmt: skip
+    """`search_slots` over the row's tokens from cut on: two bits to a reading, until those that share the
+    leading bits fit the slots, which is nearly always after half of the bits.
 
     Weights are 1; or, by mass, probabilities, and target then is the share of them to keep.
     """
@@ -51,24 +54,61 @@ def search_row(logits, vocab_size, top, inverse, cut, target, by_mass: tl.conste
             x = tl.load(logits + start + lane, mask=start + lane < vocab_size, other=float("-inf"))
             total += tl.where(x >= cut, tl.exp((x - top) * inverse), 0.0)
         target = tl.maximum(target * tl.sum(total, 0), 1e-30)
-    found, step = tl.full((), 0, tl.uint32), tl.full((), 0x40000000, tl.uint32)
-    while step > 0:
-        first = tl.zeros((block,), tl.float32)
-        second, third = first, first
-        for start in range(0, vocab_size, block):
-            x = tl.load(logits + start + lane, mask=start + lane < vocab_size, other=float("-inf"))
-            weight = tl.where((x >= cut) & (x > float("-inf")), 1.0, 0.0)
-            if by_mass:
-                weight *= tl.exp((x - top) * inverse)
-            keys = ordered_keys(x)
-            first += tl.where(keys >= found + step, weight, 0.0)
-            second += tl.where(keys >= found + 2 * step, weight, 0.0)
-            third += tl.where(keys >= found + 3 * step, weight, 0.0)
-        bits = tl.where(tl.sum(second, 0) >= target, 2, tl.where(tl.sum(first, 0) >= target, 1, 0))
-        bits = tl.where(tl.sum(third, 0) >= target, 3, bits)
-        found += bits.to(tl.uint32) * step
+    found, above = tl.full((), 0, tl.uint32), tl.full((), 0.0, tl.float32)
+    step = tl.full((), 0x40000000, tl.uint32)
+    while step > 0x4000:
+        found, above = _narrow(
+            logits, vocab_size, top, inverse, cut, target, found, above, step, by_mass, block
+        )
         step = step >> 2
+    tl.debug_barrier()  # whoever reads the slots has done so
+    count = 0
+    for start in range(0, vocab_size, block):
+        x = tl.load(logits + start + lane, mask=start + lane < vocab_size, other=float("-inf"))
+        shares = (ordered_keys(x) & 0xFFFF0000) == found
+        kept = (shares & (x >= cut) & (x > float("-inf"))).to(tl.int32)
+        slot = count + tl.cumsum(kept, 0) - 1
+        tl.store(slots + slot, x, mask=(kept > 0) & (slot < block))
+        count += tl.sum(kept, 0)
+    tl.debug_barrier()  # what one thread put into a slot another reads
+    if count <= block:
+        x = tl.load(slots + lane, mask=lane < count, other=float("-inf"))
+        weights = tl.where(x > float("-inf"), 1.0, 0.0)
+        if by_mass:
+            weights *= tl.exp((x - top) * inverse)
+        key = search_slots(ordered_keys(x), weights, target - above)
+        found = tl.maximum(found, key)  # rounding may leave the slots short of what the readings counted
+    else:
+        while step > 0:
+            found, above = _narrow(
+                logits, vocab_size, top, inverse, cut, target, found, above, step, by_mass, block
+            )
+            step = step >> 2
     return found
+
+
+@jit
+def _narrow(
+    logits, vocab_size, top, inverse, cut, target, found, above, step, by_mass: tl.constexpr,
+    block: tl.constexpr,
+):  # fmt: skip
+    """One reading: two more bits of the key, and the weight of what lies above all keys that have them."""
+    lane = tl.arange(0, block)
+    first = tl.zeros((block,), tl.float32)
+    second, third = first, first
+    for start in range(0, vocab_size, block):
+        x = tl.load(logits + start + lane, mask=start + lane < vocab_size, other=float("-inf"))
+        weight = tl.where((x >= cut) & (x > float("-inf")), 1.0, 0.0)
+        if by_mass:
+            weight *= tl.exp((x - top) * inverse)
+        keys = ordered_keys(x)
+        first += tl.where(keys >= found + step, weight, 0.0)
+        second += tl.where(keys >= found + 2 * step, weight, 0.0)
+        third += tl.where(keys >= found + 3 * step, weight, 0.0)
+    one, two, three = tl.sum(first, 0), tl.sum(second, 0), tl.sum(third, 0)
+    bits = tl.where(three >= target, 3, tl.where(two >= target, 2, tl.where(one >= target, 1, 0)))
+    above = tl.where(bits == 3, above, tl.where(bits == 2, three, tl.where(bits == 1, two, one)))
+    return found + bits.to(tl.uint32) * step, above
 
 
 @jit

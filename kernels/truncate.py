@@ -99,19 +99,19 @@ def _reference_draw(
 
 
 @jit
-def _top_k(logits, vocab_size, top, inverse, cut, x, has_k, k, block: tl.constexpr):
+def _top_k(logits, slots, vocab_size, top, inverse, cut, x, has_k, k, block: tl.constexpr):
     """The threshold of the k likeliest of those from cut on. x: the tokens in slots; has_k: k are there."""
     k = k.to(tl.float32)
     if has_k:
         key = search_slots(ordered_keys(x), tl.where(x > float("-inf"), 1.0, 0.0), k)
     else:
-        key = search_row(logits, vocab_size, top, inverse, cut, k, by_mass=False, block=block)
+        key = search_row(logits, slots, vocab_size, top, inverse, cut, k, by_mass=False, block=block)
     return at_least(key, cut)
 
 
 @jit
 def _top_p(
-    logits, vocab_size, top, inverse, cut, threshold, floor, total, x, p, block: tl.constexpr
+    logits, slots, vocab_size, top, inverse, cut, threshold, floor, total, x, p, block: tl.constexpr
 ):  # fmt: skip
     """The threshold of p of the mass from `threshold` on.
 
@@ -124,7 +124,7 @@ def _top_p(
     if (whole | (threshold == cut)) & (collected >= target):
         key = search_slots(ordered_keys(x), weights, target)
     else:
-        key = search_row(logits, vocab_size, top, inverse, threshold, p, by_mass=True, block=block)
+        key = search_row(logits, slots, vocab_size, top, inverse, threshold, p, by_mass=True, block=block)
     return at_least(key, threshold)
 
 
@@ -195,11 +195,15 @@ def _rows(
     if top_k is not None:
         k = tl.load(top_k + row)
         if cuts & (k > 0) & (k < vocab_size):
-            threshold = _top_k(logits, vocab_size, top, inverse, cut, x, fits & (count >= k), k, block)
+            threshold = _top_k(
+                logits, slot_values, vocab_size, top, inverse, cut, x, fits & (count >= k), k, block
+            )
     if top_p is not None:
         p = tl.load(top_p + row)
         if cuts & (p < 1):
-            threshold = _top_p(logits, vocab_size, top, inverse, cut, threshold, floor, total, x, p, block)
+            threshold = _top_p(
+                logits, slot_values, vocab_size, top, inverse, cut, threshold, floor, total, x, p, block
+            )
 
     if draws:
         seed, position, choice = tl.load(seeds + row), tl.load(positions + row), tl.load(choices + row)
