@@ -72,7 +72,7 @@ class _Recorder:
         for index, (built, rule) in enumerate(self.masks):
             if mask is not None and _is_unchanged(mask, built):
                 if index not in self.windows:
-                    self.windows[index] = window_of(rule, self.longest, name)
+                    self.windows[index] = window_of(rule, self.longest, name, built.device)
                 return self.windows[index]
         if mask is None:
             raise UnsupportedAttentionError(f"{name} gets no mask from transformers' mask builder")
@@ -122,33 +122,36 @@ def _refuse_by_config(config: Any, longest: int) -> None:
         )
 
 
-def window_of(rule: MaskRule, longest: int, name: str) -> int | None:
+def window_of(rule: MaskRule, longest: int, name: str, device: torch.device | str = "cpu") -> int | None:
     """The sliding window that a causal mask has, None for one that hides no past position.
 
     Raises UnsupportedAttentionError with `name` where the rule is another one anywhere that is looked at.
     """
-    keys = torch.arange(longest)
-    seen = _sees(rule, name, keys.new_tensor([longest - 1])[:, None], keys[None])[0]
+    every = torch.arange(longest, device=device)
+    seen = _sees(rule, name, every[-1:, None], every[None])[0]
     window = None if bool(seen.all()) else int(seen.sum())
-    for queries, keys in _samples(longest, window or longest):
-        seen = _sees(rule, name, queries, keys)
+    for queries, keys in _samples(longest, window or longest, device):
         wanted = keys <= queries
         if window is not None:
             wanted &= keys > queries - window
-        wrong = (seen != wanted).nonzero()
-        if len(wrong):
-            row, column = wrong[0].tolist()
-            query, key = int(queries[row, 0]), int(keys.expand(len(queries), -1)[row, column])
-            verb = "shows" if seen[row, column] else "hides"
-            raise UnsupportedAttentionError(
-                f"the mask of {name} is neither causal nor a sliding window: it {verb} position {key} "
-                f"{'to' if verb == 'shows' else 'from'} a token at {query}"
-            )
+        _hold_equal(_sees(rule, name, queries, keys), wanted, queries, keys, name)
     return window
 
 
+def _hold_equal(seen: Tensor, wanted: Tensor, queries: Tensor, keys: Tensor, name: str) -> None:
+    wrong = (seen != wanted).nonzero()
+    if len(wrong) == 0:
+        return
+    row, column = wrong[0].tolist()
+    query, key = int(queries[row, 0]), int(keys.expand_as(seen)[row, column])
+    difference = f"shows position {key} to" if seen[row, column] else f"hides position {key} from"
+    raise UnsupportedAttentionError(
+        f"the mask of {name} is neither causal nor a sliding window: it {difference} a token at {query}"
+    )
+
+
 def _sees(rule: MaskRule, name: str, queries: Tensor, keys: Tensor) -> Tensor:
-    first = torch.zeros((), dtype=torch.long)
+    first = torch.zeros((), dtype=torch.long, device=queries.device)
     try:
         seen = rule(first, first, queries, keys)
     except Exception as error:  # whatever a rule of the model's own making runs into
@@ -156,7 +159,7 @@ def _sees(rule: MaskRule, name: str, queries: Tensor, keys: Tensor) -> Tensor:
     return seen.bool().expand(torch.broadcast_shapes(queries.shape, keys.shape))
 
 
-def _samples(longest: int, window: int) -> list[tuple[Tensor, Tensor]]:
+def _samples(longest: int, window: int, device: torch.device | str) -> list[tuple[Tensor, Tensor]]:
     """Queries [Q, 1] and keys [1 | Q, K]: some queries with all keys, and many with keys where a rule may
     change: nearby, at the window's edge, at powers of two, and anywhere."""
     generator = torch.Generator().manual_seed(0)
@@ -169,4 +172,4 @@ def _samples(longest: int, window: int) -> list[tuple[Tensor, Tensor]]:
     ).clamp(0, longest - 1)
     every = torch.arange(longest)[None]
     few = torch.tensor([longest - 1, longest // 2, *drawn[:2]])[:, None]
-    return [(few, every), (queries, keys)]
+    return [(few.to(device), every.to(device)), (queries.to(device), keys.to(device))]

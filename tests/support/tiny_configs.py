@@ -122,17 +122,31 @@ _LISTS_OF_KINDS = (
 _WINDOWED = ("full_attention", "sliding_attention")
 """Kinds of layers of a type that has a window and by default none that uses it."""
 
-_SSM_HEADS = {"mamba_n_heads": 8, "mamba_d_head": HEAD_DIM, "mamba_d_ssm": 64}
-_NGRAMS = {"ngram_vocab_size_base": 512, "linear_num_key_heads": 2}
+_INDEXER = {
+    "indexer_n_heads": 2,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 8,
+    "indexer_budget": 8,
+    "indexer_compress_ratio": 2,
+    "layer_types": ["linear_attention", "indexed_attention"] * 2,
+}
+_ROPE = {"rope_type": "default", "rope_theta": 1e4}
 OVERRIDES: dict[str, dict[str, Any]] = {
-    "cohere_compass_text": {"layer_types": ["full_attention"] * NUM_LAYERS},
-    "dory": {"n_input_layers": 1, "n_recurrent_layers": 2, "n_output_layers": 1},
-    "falcon_h1": _SSM_HEADS,
-    "gemma4_assistant": {},
+    "cohere_compass_text": {"rope_parameters": dict.fromkeys(_WINDOWED, _ROPE)},
+    "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0}},
+    "dory": {
+        "layer_types": None,
+        "num_hidden_layers": 8,
+        "n_input_layers": 2,
+        "n_recurrent_layers": 4,
+        "n_output_layers": 2,
+    },
+    "falcon_h1": {"mamba_n_heads": 8, "mamba_d_head": HEAD_DIM, "mamba_d_ssm": 64},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "mamba2": {"num_heads": 8},
+    "minimax_m3_vl_text": {"layer_types": ["full_attention", "minimax_m3_sparse"] * 2},
     "reformer": {"axial_pos_shape": [8, 16], "axial_pos_embds_dim": [16, 16]},
-    "qwen4_exp_text": _NGRAMS,
+    "qwen4_exp_text": _INDEXER,
     "xmod": {"default_language": "en_XX"},
     "zamba": {"attention_head_dim": 16, "attention_hidden_size": 64},
     "zamba2": {"attention_head_dim": 16, "attention_hidden_size": 64},

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from tiny_models import SIZES, save_random_model
-from transformers import Gemma2Config, MistralConfig
+from transformers import Gemma2Config, MistralConfig, PhimoeConfig
 
 from trimtab.guidance.bank import HeadBank
 from trimtab.server.engine.config import EngineConfig
@@ -29,6 +29,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_random_model(config, tmp_path_factory.mktemp("gemma2"))
 
 
+@pytest.fixture(scope="module")
+def window_in_the_mask_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = PhimoeConfig(**{**SIZES, "num_hidden_layers": 2}, sliding_window=9, num_local_experts=2)
+    return save_random_model(config, tmp_path_factory.mktemp("phimoe"))
+
+
 def run(folder: Path, requests: list[Request], **options: object) -> list[CompletedChoice]:
     config = EngineConfig(folder, block_size=8, max_num_seqs=4, max_num_batched_tokens=16, **options)  # type: ignore[arg-type]
     policy = load_policy(folder)
@@ -37,15 +43,19 @@ def run(folder: Path, requests: list[Request], **options: object) -> list[Comple
     return [completion.choices[0] for completion in generate(engine, requests)]
 
 
-def request(name: str, num_prompt: int, max_tokens: int) -> Request:
+def ask(name: str, num_prompt: int, max_tokens: int) -> Request:
     sampling = SamplingParams(max_tokens=max_tokens, seed=num_prompt, ignore_eos=True)
     return Request(name, tuple(range(40, 40 + num_prompt)), sampling)
 
 
-REQUESTS = [request("long", 20, 2), request("short", 3, 4), request("late", 9, 2)]
+REQUESTS = [ask("long", 20, 2), ask("short", 3, 4), ask("late", 9, 2)]
 
 
-def test_chunked_mixed_and_decode_steps_give_the_tokens_of_sdpa(folder: Path):
+@pytest.mark.parametrize("policy", ["folder", "window_in_the_mask_alone"])
+def test_chunked_mixed_and_decode_steps_give_the_tokens_of_sdpa(
+    policy: str, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue(policy)
     ours, theirs = (run(folder, REQUESTS, attention=name) for name in ("triton", "sdpa"))
     assert [choice.token_ids for choice in ours] == [choice.token_ids for choice in theirs]
     for mine, other in zip(ours, theirs, strict=True):
