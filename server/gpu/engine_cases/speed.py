@@ -114,8 +114,12 @@ def _profile(
 
 
 def describe(engine: Engine) -> str:
-    config = engine.config
-    return f"attention {config.attention}, CUDA graphs {config.cuda_graphs}, async depth {config.async_depth}"
+    config, layers = engine.config, getattr(engine.policy.model.base_model, "layers", ())
+    num_fused = sum("forward" in vars(layer) for layer in layers)
+    return (
+        f"attention {config.attention}, CUDA graphs {config.cuda_graphs}, async depth {config.async_depth}, "
+        f"{num_fused} of {len(layers)} layers fused"
+    )
 
 
 def take_turns(
