@@ -361,7 +361,9 @@ def _block_b(inputs: HeadInputs) -> int:
 
 def _num_stages(block_b: int, dtype: torch.dtype) -> int:
     """Blocks in flight, such that two programs fit into the 227 KiB of an SM: one reads, one measures."""
-    return 4 if block_b <= 32 and dtype != torch.float32 else 3
+    if dtype == torch.float32:
+        return 3
+    return {16: 5, 32: 4}.get(block_b, 3)
 
 
 def head_partials(inputs: HeadInputs, pivot: Tensor | None, vocab_offset: int = 0) -> TilePartials:
