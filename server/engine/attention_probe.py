@@ -90,7 +90,7 @@ def probe_layers(model: PreTrainedModel, longest: int) -> dict[int, LayerShape]:
     Leaves the model with eager attention. Raises UnsupportedAttentionError for a layer whose
     attention paged attention cannot do at every one of these lengths.
     """
-    _refuse_by_config(model.config.get_text_config(), longest)
+    _refuse_by_config(model.config.get_text_config())
     recorder = _Recorder(longest)
     name = f"trimtab_probe_{next(_names)}"
     AttentionInterface.register(name, recorder.attend)
@@ -107,18 +107,17 @@ def probe_layers(model: PreTrainedModel, longest: int) -> dict[int, LayerShape]:
     return recorder.shapes
 
 
-def _refuse_by_config(config: Any, longest: int) -> None:
+def _refuse_by_config(config: Any) -> None:
     kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or ()
-    unknown = sorted({str(kind) for kind in kinds} - LAYER_KINDS)
-    if unknown:
+    others = [str(kind) for kind in kinds if kind not in LAYER_KINDS]
+    if others:
         raise UnsupportedAttentionError(
-            f"it has layers of type {', '.join(unknown)}; only full_attention and sliding_attention can be "
-            "served"
+            f"only {len(kinds) - len(others)} of its {len(kinds)} layers have full or sliding attention; "
+            f"layers of type {', '.join(sorted(set(others)))} cannot be served"
         )
-    if getattr(config, "attn_temperature_tuning", False) and longest >= config.floor_scale:
+    if getattr(config, "attn_temperature_tuning", False):
         raise UnsupportedAttentionError(
-            "it scales attention by a token's place in the batch (attn_temperature_tuning); give a "
-            f"--max-model-len of at most {config.floor_scale - 1}"
+            "it scales attention by a token's place in the batch, not its position (attn_temperature_tuning)"
         )
 
 

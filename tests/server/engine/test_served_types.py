@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from served_types import Outcome, outcome_of
-from tiny_configs import CAUSAL_LM_TYPES, FAR, NEAR
+from tiny_configs import CAUSAL_LM_TYPES, FAR, NEAR, NUM_LAYERS
 
 REACHES = {"near": NEAR, "far": FAR}
 LAYER_TYPES, BACKEND, SINKS = "layers of type", "AttentionInterface", "s_aux"
@@ -85,6 +85,14 @@ def test_rotary_scaled_by_the_longest_position_is_refused_where_it_would_be(tmp_
     outcome = outcome_of("phimoe", tmp_path, FAR, {"rope_parameters": scaled})
     assert outcome.kind == "refused"
     assert "--max-model-len" in outcome.detail
+
+
+def test_scales_by_a_tokens_place_in_the_batch_are_refused(tmp_path: Path) -> None:
+    full = {"layer_types": ["full_attention"] * NUM_LAYERS, "no_rope_layers": [0] * NUM_LAYERS}
+    outcome = outcome_of("llama4_text", tmp_path, FAR, full)
+    assert "attn_temperature_tuning" in outcome.detail
+    outcome = outcome_of("llama4_text", tmp_path / "off", FAR, full | {"attn_temperature_tuning": False})
+    assert outcome.kind == "right", outcome.detail
 
 
 WINDOWS_IN_THE_MASK_ALONE = ["phimoe", "qwen2_moe"]
