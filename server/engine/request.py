@@ -200,7 +200,7 @@ class TokenTrace:
     base_top: tuple[tuple[int, float], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: made for every token of every row, in a third of the time
 class TokenRecord:
     """One drawn token. logprob and top_logprobs are of the tilt, before temperature and truncation."""
 
@@ -222,7 +222,7 @@ class GuidanceSummary:
     flips: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: made for every token of every row, in a third of the time
 class Delta:
     """New text of one choice (possibly empty: half a character, or text that may become a stop string)
     with the tokens drawn since its last delta.

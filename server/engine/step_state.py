@@ -115,18 +115,22 @@ class StepState:
         self.counts.write()
         if not table_at and not slots:
             return
+        if not slots:  # as in most steps
+            self._write_blocks(*to_device(np.array((table_at, blocks), dtype=np.int64), self.device))
+            return
         ints = [value for field in zip(*(a.ints for a in admitted), strict=True) for value in field]
         floats = [value for field in zip(*(a.floats for a in admitted), strict=True) for value in field]
         packed = [np.array(part, dtype=np.int64) for part in (table_at, blocks, slots, ints)]
         packed.append(np.array(floats, dtype=np.float64).view(np.int64))
         arrived = to_device(np.concatenate(packed), self.device).split([len(part) for part in packed])
-        if table_at:
-            self.block_tables.view(-1).index_copy_(0, arrived[0], arrived[1])
-        if slots:
-            self.version += 1
-            self._ints.index_copy_(1, arrived[2], arrived[3].view(NUM_INTS, -1))
-            settings = arrived[4].view(torch.float64).float()
-            self._floats.index_copy_(1, arrived[2], settings.view(len(self._floats), -1))
+        self._write_blocks(arrived[0], arrived[1])
+        self.version += 1
+        self._ints.index_copy_(1, arrived[2], arrived[3].view(NUM_INTS, -1))
+        settings = arrived[4].view(torch.float64).float()
+        self._floats.index_copy_(1, arrived[2], settings.view(len(self._floats), -1))
+
+    def _write_blocks(self, places: Tensor, blocks: Tensor) -> None:
+        self.block_tables.view(-1).index_copy_(0, places, blocks)
 
     def settings(self, slots: Tensor) -> RowSettings:
         """Of the rows in these slots [B], while `version` stays; each field at a multiple of 16 bytes."""
