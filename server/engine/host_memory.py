@@ -12,8 +12,8 @@ def keep_freed_memory() -> None:
     """Let this process keep up to KEPT_BYTES that it has freed.
 
     Logits take megabytes, which glibc maps anew for every step and unmaps after it: thousands of page faults,
-    each of which fills a page with zeros. Changes no result; does nothing with another C library. Threads that
-    begin afterwards share the main thread's memory: one of their own would keep 64 MB at most.
+    each of which fills a page with zeros. Changes no result; does nothing with another C library. Threads
+    that begin afterwards share the main thread's memory: one of their own would keep 64 MB at most.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
