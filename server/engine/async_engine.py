@@ -12,6 +12,7 @@ from typing import Literal
 
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.failure import failed, shut_down
+from trimtab.server.engine.host_memory import keep_freed_memory
 from trimtab.server.engine.info import EngineInfo
 from trimtab.server.engine.mailbox import Mailbox
 from trimtab.server.engine.request import (
@@ -63,6 +64,7 @@ class AsyncEngine:
         self.error: BaseException | None = None
 
     def start(self) -> None:
+        keep_freed_memory()
         self._thread.start()
 
     def wait_until_loaded(self) -> None:

@@ -331,25 +331,25 @@ def test_a_short_prompt_does_not_pass_a_long_one_that_waits_for_blocks():
     raise AssertionError("long1 found blocks")
 
 
-def test_a_preempted_choice_that_is_to_be_judged_does_not_stand_in_the_way_of_decoding():
-    scheduler = make(num_blocks=200, budget=16)
+def test_a_preempted_choice_that_is_to_be_judged_is_read_again_in_its_turn():
+    scheduler = Scheduler(BlockManager(200, SIZE, prefix_caching=False), 8, 16)
     judged = choice("judged", 60, max_tokens=1)
-    decoding = [choice(f"d{i}", 2, max_tokens=90) for i in range(4)]
-    for each in (judged, *decoding):
-        scheduler.add([each])
+    scheduler.add([judged])
     while judged.can_draw:
-        step = scheduler.schedule()
-        scheduler.advance(step)
-        read(step)
+        read(run_only(scheduler))
+    scheduler.add([choice("earlier", 300)])
+    run(scheduler)
     scheduler.begin_finishing(judged, [*judged.lane.tokens, 42])
     scheduler._preempt(Step(), judged)
-    scheduler.blocks = BlockManager(200, SIZE)  # nothing of it is cached any more
-    for each in decoding:
-        each.lane.blocks, each.lane.chain, each.lane.num_computed = [], [], 0
-    while judged.is_finishing and judged.lane.remaining > 2:
-        step = scheduler.schedule()
-        scheduler.advance(step)
-        ready = [c for c in decoding if c.lane.remaining == 1]
-        drawn = [row.choice for row in step.rows if row.purpose is Purpose.DRAW]
-        assert all(each in drawn for each in ready if each.phase is Phase.RUNNING)
-        read(step)
+    begun = Step()
+    scheduler._admit(begun, budget=4, spare=0)
+    scheduler.advance(begun)
+    assert shape(begun) == [("judged", 4)]
+    assert shape(run(scheduler)) == [("earlier", 16)]
+
+
+def run_only(scheduler: Scheduler) -> Step:
+    """A launched step of which nothing is read."""
+    step = scheduler.schedule()
+    scheduler.advance(step)
+    return step
