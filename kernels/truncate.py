@@ -230,6 +230,8 @@ def _launch(
 ) -> Tensor:
     """The rows' thresholds; with keys (seeds, positions, choices) their tokens."""
     assert guided.stride(1) == 1
+    if keys is None and top_k is None and top_p is None:
+        return _reference(guided, temperature, min_p, None, None)  # a maximum, with nothing to search
     num_rows, vocab_size = guided.shape
     out = torch.empty_like(temperature if keys is None else keys[0])
     slots = torch.empty(2, num_rows, BLOCK_V, dtype=torch.int32, device=guided.device)

@@ -15,6 +15,7 @@ import pytest
 PROGRAM = Path(__file__).parent / "compile_kernels.py"
 CAPABILITIES = (90, 80)
 Programs = dict[int, list[dict[str, Any]]]
+pytestmark = pytest.mark.timeout(900)  # two minutes of two quiet cores
 
 
 def begin(folder: Path, capability: int, *flags: str) -> subprocess.Popen[str]:
