@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 PROGRAM = """
 import json, os, sys
@@ -50,8 +53,17 @@ def run(folder: Path, mode: str) -> dict[str, object]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_a_cache_filled_here_and_moved_is_used_there_and_changes_nothing_else(tmp_path: Path):
-    filled = run(tmp_path / "here", "fill")
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, object]]:
+    folder = tmp_path_factory.mktemp("cache")
+    return folder, run(folder, "fill")
+
+
+def test_a_cache_filled_here_and_moved_is_used_there_and_changes_nothing_else(
+    cache: tuple[Path, dict[str, object]], tmp_path: Path
+):
+    folder, filled = cache
+    shutil.copytree(folder, tmp_path / "here")
     assert filled["programs"]
     assert filled["errors"] == []
     assert {path.suffix for path in (tmp_path / "here").glob("*/*")} <= {".json", ".cubin", ".so"}
@@ -63,8 +75,8 @@ def test_a_cache_filled_here_and_moved_is_used_there_and_changes_nothing_else(tm
     assert adopted["kernel"] == "JITFunction"
 
 
-def test_a_cache_of_another_triton_serves_nothing(tmp_path: Path):
-    run(tmp_path / "cache", "fill")
+def test_a_cache_of_another_triton_serves_nothing(cache: tuple[Path, dict[str, object]], tmp_path: Path):
+    shutil.copytree(cache[0], tmp_path / "cache")
     for folder in (tmp_path / "cache").iterdir():
         folder.rename(folder.with_name(folder.name[::-1]))
     assert run(tmp_path / "cache", "adopt")["serves"] is False
