@@ -8,6 +8,7 @@ from typing import Protocol
 
 REPLACEMENT = "\ufffd"
 NUM_CONTEXT_TOKENS = 5
+SPACE = 0x20
 MAX_HELD = 3  # marks at the end of a text that more bytes may still make one character
 KEPT_WINDOW = 8  # tokens: as many as MAX_HELD marks can be made of, and some to their left
 KEPT_PIECES = 1  # token, where each is whole characters
@@ -90,7 +91,7 @@ class WindowDetokenizer:
 
     @property
     def pending(self) -> str:
-        return self._run.text if self._run.is_whole else ""
+        return self._run.text[self._run.num_lost :] if self._run.is_whole else ""
 
     def push(self, token_id: int) -> str:
         if token_id in self._skipped:
@@ -99,6 +100,8 @@ class WindowDetokenizer:
         byte = self._byte_of.get(token_id)
         if byte is None:
             return self._read(token_id)
+        if not self._run.ids and byte == SPACE:
+            self._run.num_lost = 1 - (len(self._decode([*self._window, token_id])) - len(self._known))
         self.offset = self._length + self._run.num_begun
         self._run.push(token_id, byte)
         return ""
@@ -137,24 +140,26 @@ class WindowDetokenizer:
 class _ByteRun:
     """Tokens of a byte each that follow one another. text: the whole characters that they begin with.
 
-    is_whole: they are characters and nothing else, so far.
+    is_whole: they are characters and nothing else, so far. num_lost: 1 where the decoder drops the space that
+    they begin with, as it does before the first word of a text.
     """
 
     def __init__(self) -> None:
         self.ids: list[int] = []
         self.text = ""
+        self.num_lost = 0
         self.is_whole = self._is_valid = True
         self._utf8 = _new_utf8_decoder("strict")
 
     @property
     def num_characters(self) -> int:
         """Of what the run decodes to if it ends here."""
-        return len(self.text) if self.is_whole else len(self.ids)
+        return len(self.text) - self.num_lost if self.is_whole else len(self.ids)
 
     @property
     def num_begun(self) -> int:
         """Of what it decodes to before the character that its next byte may belong to."""
-        return len(self.text) if self._is_valid else len(self.ids)
+        return max(0, len(self.text) - self.num_lost) if self._is_valid else len(self.ids)
 
     def push(self, token_id: int, byte: int) -> None:
         self.ids.append(token_id)

@@ -174,6 +174,17 @@ def test_offsets_count_the_characters_of_the_text():
     assert offsets(TextDecoder(pieces), [*smile, ids[2]]) == [0, 0, 0, 0, 1]
 
 
+def test_a_space_that_the_decoder_drops_at_the_start_of_a_text_counts_for_no_offset():
+    pieces = byte_fallback()
+    space, letter, mark = 1 + ord(" "), 1 + ord("a"), pieces.convert_tokens_to_ids("!")
+    text = TextDecoder(pieces)
+    assert text.decode([space, letter, mark]) == "a!"
+    assert offsets(text, [space, letter, mark]) == [0, 0, 1]
+    assert offsets(text, [space, mark]) == [0, 0]
+    assert offsets(text, [letter, space, mark]) == [0, 1, 2]
+    assert offsets(text, [mark, space, letter, mark]) == [0, 1, 2, 3]
+
+
 @pytest.mark.parametrize("folder", [STORIES, SMOLLM2], ids=["stories656K", "SmolLM2"])
 def test_real_tokenizers_are_read_right(folder: Path):
     if not folder.exists():
