@@ -188,7 +188,7 @@ def test_a_space_that_the_decoder_drops_at_the_start_of_a_text_counts_for_no_off
 @pytest.mark.parametrize("folder", [STORIES, SMOLLM2], ids=["stories656K", "SmolLM2"])
 def test_real_tokenizers_are_read_right(folder: Path):
     if not folder.exists():
-        pytest.skip(f"{folder} is not here")
+        pytest.skip(f"no model at {folder}; TRIMTAB_SMOLLM2 names the folder of SmolLM2")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     text = TextDecoder(tokenizer)
     for said in (TEXT, "Once upon a time, there was a café.\n\n  Two spaces 🙂 and\ttabs", "🙂" * 30):
