@@ -16,10 +16,10 @@ import time
 from pathlib import Path
 
 from trimtab.server.gpu import cache
-from trimtab.server.gpu.machine import missing_gpu, open_gpu, open_rehearsal
+from trimtab.server.gpu.machine import missing_gpu, open_gpu, open_rehearsal, process_age
 from trimtab.server.gpu.registry import PARTS, ordered_cases
 from trimtab.server.gpu.report import Report
-from trimtab.server.gpu.runner import Runner
+from trimtab.server.gpu.runner import STOP_SECONDS, Runner
 
 BUDGET = 420.0
 MAX_JOBS = 16
@@ -31,7 +31,7 @@ def main() -> int:
     if reason is not None:
         print(f"error: {reason}", file=sys.stderr)
         return 1
-    start = time.monotonic()
+    deadline = time.monotonic() + options.budget - process_age()
     report = Report(_command(options), options.rehearse, options.out)
     if not options.rehearse:
         _prepare_cache(options, report)
@@ -41,7 +41,7 @@ def main() -> int:
         if options.part in (part, "all") and name in (options.only or (name,))
     }
     open_machine = open_rehearsal if options.rehearse else open_gpu
-    left = options.budget - (time.monotonic() - start)
+    left = deadline - time.monotonic() - STOP_SECONDS
     Runner(cases, open_machine, seconds=left).run(report, say=lambda line: print(line, flush=True))
     report.save()
     print(json.dumps(report.as_dict(), allow_nan=False), flush=True)

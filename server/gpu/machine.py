@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
 import platform
 import warnings
 from collections.abc import Callable, Hashable, Iterator
@@ -89,6 +90,17 @@ class Machine:
                 torch.cuda.set_sync_debug_mode("default")
                 # Not what torch says once of the mode itself.
                 waits += [warning for warning in caught if "called a synchronizing" in str(warning.message)]
+
+
+def process_age() -> float:
+    """Seconds since this process began: what imports take on a cold machine counts, too. 0 where the system
+    does not tell."""
+    try:
+        uptime = float(Path("/proc/uptime").read_text().split()[0])
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return max(0.0, uptime - int(fields[19]) / os.sysconf("SC_CLK_TCK"))
 
 
 def missing_gpu() -> str | None:

@@ -56,6 +56,14 @@ def test_a_bare_checkout_without_the_http_stack_rehearses_and_ends_with_one_json
     assert str(tmp_path) not in run.stdout, "reports are committed, and carry no path"
 
 
+def test_the_budget_counts_from_the_start_of_the_process():
+    """Importing torch takes longer than this one, and leaves no time for a case."""
+    run = suite("--rehearse", "--budget", "5.5", "--part", "kernels", "--only", "store_kv")
+    report = json.loads(run.stdout.splitlines()[-1])
+    assert report["cases"]["kernels"]["store_kv"]["status"] == "not run"
+    assert run.returncode == 1, "an unanswered check is no success"
+
+
 def test_a_case_that_does_not_exist_is_refused():
     run = suite("--rehearse", "--only", "nothing")
     assert run.returncode == 2
