@@ -22,6 +22,15 @@ def _reference(x: Tensor, weight: Tensor, eps: float, residual: Tensor | None) -
     return total, weight * scaled.to(x.dtype)
 
 
+@jit
+def _sum(x, residual, at, inside, adds: tl.constexpr):
+    values = tl.load(x + at, mask=inside, other=0.0)
+    if adds:
+        more = tl.load(residual + at, mask=inside, other=0.0)
+        values = (values.to(tl.float32) + more.to(tl.float32)).to(values.dtype)
+    return values
+
+
 @partial(jit, unspecialised=("x_stride", "residual_stride"))
 def _rows(
     x, residual, weight, total, out, x_stride, residual_stride,
@@ -35,10 +44,8 @@ def _rows(
     for start in tl.static_range(0, size, block):
         at = start + tl.arange(0, block)
         inside = at < size
-        values = tl.load(x + at, mask=inside, other=0.0)
+        values = _sum(x, residual, at, inside, adds)
         if adds:
-            more = tl.load(residual + at, mask=inside, other=0.0)
-            values = (values.to(tl.float32) + more.to(tl.float32)).to(values.dtype)
             tl.store(total + row * size + at, values, mask=inside)
         wide = values.to(tl.float32)
         squares += wide * wide
@@ -46,10 +53,7 @@ def _rows(
     for start in tl.static_range(0, size, block):
         at = start + tl.arange(0, block)
         inside = at < size
-        values = tl.load(x + at, mask=inside, other=0.0)
-        if adds:
-            more = tl.load(residual + at, mask=inside, other=0.0)
-            values = (values.to(tl.float32) + more.to(tl.float32)).to(values.dtype)
+        values = _sum(x, residual, at, inside, adds)
         scaled = (values.to(tl.float32) * scale).to(values.dtype).to(tl.float32)
         gain = tl.load(weight + at, mask=inside, other=0.0).to(tl.float32)
         tl.store(out + row * size + at, (gain * scaled).to(values.dtype), mask=inside)
