@@ -131,21 +131,6 @@ def _pick(table: Tensor, tokens: Tensor) -> Tensor:
     return table.gather(1, tokens[:, None])[:, 0]
 
 
-def advantage_scale(part: Advantage, policy: Policy, replies: Iterable[ReplyFeatures]) -> float:
-    """1/RMS of Ā under π₀ over the replies' positions: the scale of an advantage trained by regression, whose
-    units are those of the reward. One trained as a tilt has scale 1.
-
-    Raises:
-        DataError: the advantage is zero everywhere.
-    """
-    mean_square = tilt_statistics(part, policy, replies).variance.double().mean().item()
-    if not mean_square > 0:
-        raise DataError(
-            "the advantage has learned nothing, it is 0 at all held-out positions: train it longer"
-        )
-    return float(mean_square**-0.5)
-
-
 def slope(x: Tensor, y: Tensor) -> float | None:
     """The least-squares slope of y on x, with intercept; None where x does not vary. x, y: [N]."""
     x, y = x.double(), y.double()

@@ -63,9 +63,12 @@ class AdvantagePart:
     """A(s, ·), one number for every next token: it steers.
 
     loss, tau: what trained it, and its KL temperature.
-    scale: multiplies the advantage, so that strength 1 is "as trained".
+    scale: multiplies the advantage, so that a unit of strength costs the same for every head; see
+    trimtab.guidance.scale.
+    kl_per_token: nats that strength 1 spends at a held-out position, on average.
+    optimum: of a loss that has one, the strength at which it was trained.
     value_per_advantage: standard units that V gains per unit of scaled, centred advantage of the drawn
-    token (held-out slope); None where it was not measured.
+    token (held-out slope). The last three are None where they were not measured.
     """
 
     form: str = "lowrank"
@@ -74,6 +77,8 @@ class AdvantagePart:
     loss: str = "dpo"
     tau: float = 0.1
     scale: float = 1.0
+    kl_per_token: float | None = None
+    optimum: float | None = None
     value_per_advantage: float | None = None
 
     def __post_init__(self) -> None:
@@ -83,8 +88,9 @@ class AdvantagePart:
         _check_text(self.loss, "loss")
         _check_number(self.tau, "tau", positive=True)
         _check_number(self.scale, "scale", positive=True)
-        if self.value_per_advantage is not None:
-            _check_number(self.value_per_advantage, "value_per_advantage")
+        for key in ("kl_per_token", "optimum", "value_per_advantage"):
+            if getattr(self, key) is not None:
+                _check_number(getattr(self, key), key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +175,9 @@ class Manifest:
         data = dataclasses.asdict(self)
         data["parts"] = {name: part for name, part in data["parts"].items() if part is not None}
         for part in data["parts"].values():
+            for key in ("kl_per_token", "optimum"):  # older files have none
+                if key in part and part[key] is None:
+                    del part[key]
             if part.get("bins") == 0:  # a plain scalar's file is as it was before there were bins
                 del part["bins"], part["low"], part["high"]
         return json.dumps(data, indent=2, allow_nan=False) + "\n"

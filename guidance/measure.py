@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from itertools import combinations
 
@@ -16,7 +17,6 @@ from trimtab.guidance.head import Head, Scalar
 from trimtab.guidance.held_out import (
     TiltStatistics,
     accuracy,
-    advantage_scale,
     better_of_lengths,
     fetch_in_chunks,
     score_ends,
@@ -31,7 +31,10 @@ from trimtab.guidance.manifest import Manifest, Parts
 from trimtab.guidance.objectives.rollouts import returns_of
 from trimtab.guidance.plan import Plan
 from trimtab.guidance.rollout_rewards import reads_columns
+from trimtab.guidance.scale import KL_PER_TOKEN, fit_scale
 from trimtab.guidance.train_config import TrainConfig
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,16 +59,18 @@ def measure(measured: Measured, plan: Plan, units: tuple[float, float]) -> Manif
     Raises:
         DataError: a part that was trained has learned nothing.
     """
+    measured = _scaled(measured, plan)
     parts, metrics = measured.parts, _counts(measured.examples)
     units = _units(measured) or units
     metrics |= _pair_metrics(measured) | _label_metrics(measured) | _rollout_metrics(measured)
     if parts.advantage is not None:
-        is_regression = "advantage" in plan and not plan["advantage"].is_tilt
-        scale = _scale(measured) if is_regression else parts.advantage.scale
-        along = _along(measured, measured.replies, scale)
-        metrics |= {"kl_per_token": along.kl.mean().item(), "flip_rate": along.flip.float().mean().item()}
-        slope = _value_per_advantage(measured, along, units)
-        advantage = dataclasses.replace(parts.advantage, scale=scale, value_per_advantage=slope)
+        along = _along(measured, measured.replies)
+        metrics["flip_rate"] = along.flip.float().mean().item()
+        advantage = dataclasses.replace(
+            parts.advantage,
+            kl_per_token=along.kl.mean().item(),
+            value_per_advantage=_value_per_advantage(measured, along, units),
+        )
         parts = dataclasses.replace(parts, advantage=advantage)
     identity, config = measured.features.policy.identity, measured.config
     return Manifest(
@@ -79,6 +84,25 @@ def measure(measured: Measured, plan: Plan, units: tuple[float, float]) -> Manif
         trained_on=config.trained_on or _describe(measured.examples, config),
         metrics=metrics,
     )
+
+
+def _scaled(measured: Measured, plan: Plan) -> Measured:
+    """With the scale of an advantage that this run has trained; says where it is too weak to have one."""
+    part, method = measured.head.advantage, plan.get("advantage")
+    if part is None or method is None:
+        return measured
+    assert measured.parts.advantage is not None
+    found = fit_scale(part, measured.features, measured.replies, is_tilt=method.is_tilt)
+    if found.is_weak:
+        logger.warning(
+            "%s: the advantage is too weak, no multiple of it spends %g nats a token: its scale stays 1; "
+            "train it longer or faster, or on more data",
+            measured.config.name,
+            KL_PER_TOKEN,
+        )
+    optimum = 1 / found.scale if method.is_tilt else None
+    advantage = dataclasses.replace(measured.parts.advantage, scale=found.scale, optimum=optimum)
+    return dataclasses.replace(measured, parts=dataclasses.replace(measured.parts, advantage=advantage))
 
 
 def _units(measured: Measured) -> tuple[float, float] | None:
@@ -159,21 +183,16 @@ def _scores(
 
 
 def _log_ratios(measured: Measured, replies: Sequence[EncodedReply]) -> Tensor:
-    assert measured.parts.advantage is not None
-    along = _along(measured, replies, measured.parts.advantage.scale)
+    along = _along(measured, replies)
     return sum_by_reply(along.log_ratio, torch.tensor([reply.num_drawn for reply in replies]))
 
 
-def _along(measured: Measured, replies: Sequence[EncodedReply], scale: float) -> TiltStatistics:
+def _along(measured: Measured, replies: Sequence[EncodedReply]) -> TiltStatistics:
+    """Of the tilt at strength 1."""
     assert measured.head.advantage is not None
-    fetched = fetch_in_chunks(measured.features, replies)
+    assert measured.parts.advantage is not None
+    fetched, scale = fetch_in_chunks(measured.features, replies), measured.parts.advantage.scale
     return tilt_statistics(measured.head.advantage, measured.features.policy, fetched, scale=scale)
-
-
-def _scale(measured: Measured) -> float:
-    assert measured.head.advantage is not None
-    fetched = fetch_in_chunks(measured.features, measured.replies)
-    return advantage_scale(measured.head.advantage, measured.features.policy, fetched)
 
 
 def _value_per_advantage(

@@ -56,7 +56,7 @@ class Method:
     options: fields of the part's configuration that are handed to the loss, by name; settings: those that
     the objective reads. A part's other options belong to other methods.
     needs: another part of the head that must be there, trained before. has_rewards: its rollouts must be
-    scored. is_tilt: an advantage that is trained as a tilt, at strength 1; else its scale is measured.
+    scored. is_tilt: an advantage that is trained as a tilt, and has a strength that is its optimum.
     """
 
     rows: Rows

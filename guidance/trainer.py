@@ -134,9 +134,13 @@ def _begin(config: TrainConfig, policy: Policy, plan: Plan) -> tuple[Head, Parts
 
 @torch.no_grad()
 def _fold(advantage: Advantage, stored: AdvantagePart | None, config: TrainConfig) -> None:
-    """A tilt is trained at strength 1 and has scale 1: it begins with the scale that its weights had."""
+    """A tilt is trained with its weights as they are: it begins at the strength that was its optimum, and one
+    that had none at a unit of strength."""
     if stored is not None:
-        advantage.up.mul_(stored.scale * config.on_policy.start_strength)
+        strength = config.on_policy.start_strength
+        if strength is None:
+            strength = 1.0 if stored.optimum is None else stored.optimum
+        advantage.up.mul_(stored.scale * strength)
 
 
 def _check_form(folder: Path, part: str, stored: object, wanted: object) -> None:

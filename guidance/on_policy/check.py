@@ -33,7 +33,7 @@ def check_on_policy(config: TrainConfig, *, has_reward: bool) -> None:
             f"advantage.loss={loss} needs something to score replies: give --on-policy.score, or add reward "
             "to --parts"
         )
-    if settings.start_strength != 1 and config.start_from is None:
+    if settings.start_strength is not None and config.start_from is None:
         raise DataError("on_policy.start_strength is of the head that --start-from names: give one, or none")
     if loss in ("rloo", "grpo") and settings.num_replies < 2:
         raise DataError(f"advantage.loss={loss} compares replies: give --on-policy.num-replies 2 or more")

@@ -17,7 +17,7 @@ class OnPolicyConfig:
     score: `function:MODULE:FUNCTION`, called with (prompt, reply) or (prompt, reply, tokens), which returns a
     number or one per token; `reward:FOLDER`, the reward part of a head; or `judge:URL`. Without it the head's
     own reward part scores.
-    start_strength: at which the head of start_from begins.
+    start_strength: at which the head of start_from begins; by default at its optimum, or without one at 1.
     num_prompts: of an iteration.
     num_replies: to each of its prompts; rloo and grpo compare them.
     max_tokens: of a reply.
@@ -34,7 +34,7 @@ class OnPolicyConfig:
     """
 
     score: str = ""
-    start_strength: float = 1.0
+    start_strength: float | None = None
     num_prompts: int = 128
     num_replies: int = 4
     max_tokens: int = 128
@@ -53,7 +53,7 @@ class OnPolicyConfig:
                 raise ValueError(f"on_policy.{name} must be at least 1, got {getattr(self, name)}")
         if not (self.max_kl > 0 and math.isfinite(self.max_kl)):
             raise ValueError(f"on_policy.max_kl must be a number above 0, got {self.max_kl}")
-        if not 0 < abs(self.start_strength) < math.inf:
+        if self.start_strength is not None and not 0 < abs(self.start_strength) < math.inf:
             raise ValueError(f"on_policy.start_strength must be a number but 0, got {self.start_strength}")
         if not 0 <= self.lam <= 1:
             raise ValueError(f"on_policy.lam must be in 0…1, got {self.lam}")

@@ -26,12 +26,11 @@ ACCURACIES = {
 }
 """Metrics with what they are called, and the one that reads nothing but length."""
 FIGURES = {
-    "kl_per_token": "KL at strength 1 (nats per token of given replies)",
-    "kl_per_reply": "KL at strength 1 (nats per reply of its own)",
+    "kl_per_reply": "KL where it was trained (nats per reply of its own)",
     "flip_rate": "tokens at which strength 1 prefers another than the policy does",
     "value_r2": "R² of the value",
     "reward_correlation": "correlation of the reward with that of the rollouts",
-    "score": "score of its replies at strength 1",
+    "score": "score of its replies where it was trained",
     "base_score": "score of the plain policy's replies",
 }
 """What other metrics are called; one that is not here goes by its own name."""
@@ -130,6 +129,10 @@ _SCALARS = {"value": "one number for every prefix", "reward": "one number for a 
 def _advantage(part: AdvantagePart) -> tuple[str, str, str]:
     slope = part.value_per_advantage
     told = "one number for every next token" + f", times a scale of {part.scale:.3g}"
+    if part.kl_per_token is not None:
+        told += f"; strength 1 spends {part.kl_per_token:.3g} nats a token of given replies"
+    if part.optimum is not None:
+        told += f"; it was trained at strength {part.optimum:.3g}"
     if slope is not None:
         told += f"; a unit of it raises the value by {slope:.3g}"
     trained = f"{part.loss}, τ = {part.tau:g}" if part.loss else "-"

@@ -17,6 +17,7 @@ from trimtab.guidance.manifest import MANIFEST_FILE, Manifest, load_manifest
 from trimtab.server.commands.errors import UsageError, UserError
 from trimtab.server.commands.flags import parse
 from trimtab.server.commands.heads_reward import ExportRewardConfig, ImportRewardConfig
+from trimtab.server.commands.heads_scale import RescaleConfig
 from trimtab.server.commands.heads_share import PullConfig, PushConfig
 from trimtab.server.commands.model import bundled_heads
 
@@ -58,6 +59,7 @@ ACTIONS: dict[str, type[Action]] = {
     "pull": PullConfig,
     "export-reward": ExportRewardConfig,
     "import-reward": ImportRewardConfig,
+    "rescale": RescaleConfig,
 }
 USAGE = """\
 usage: trimtab heads list [FOLDER ...]    lists head folders; without one, the bundled heads
@@ -66,6 +68,7 @@ usage: trimtab heads list [FOLDER ...]    lists head folders; without one, the b
        trimtab heads pull PLACE FOLDER    fetches a published one, and makes sure that it is whole
        trimtab heads export-reward HEAD   writes its reward as a transformers …ForSequenceClassification
        trimtab heads import-reward MODEL  makes a head with a reward of such a model
+       trimtab heads rescale HEAD         sets its scale anew, so that a unit of strength costs what it should
 
 `trimtab heads push --help` and so on list the options of each.
 """

@@ -12,7 +12,6 @@ from trimtab.guidance.features import FeatureCache
 from trimtab.guidance.head import Head
 from trimtab.guidance.held_out import (
     accuracy,
-    advantage_scale,
     better_of_lengths,
     fetch_in_chunks,
     score_ends,
@@ -96,36 +95,6 @@ def test_chunks_change_nothing(policy_folder: Path, monkeypatch: pytest.MonkeyPa
     pieces = tilt_statistics(head.advantage, policy, iter(replies))
     for name in ("log_ratio", "centred", "variance", "kl"):
         torch.testing.assert_close(getattr(pieces, name), getattr(whole, name))
-
-
-def test_a_scaled_advantage_has_an_rms_of_one_under_the_policy(policy_folder: Path):
-    policy = load_policy(policy_folder)
-    torch.manual_seed(0)
-    head = Head(Parts(AdvantagePart("lowrank", 4)), 32, 27)
-    torch.nn.init.normal_(head.advantage.up, std=3)
-    replies = [reply(3), reply(6)]
-    scale = advantage_scale(head.advantage, policy, replies)
-    assert scale == pytest.approx(
-        tilt_statistics(head.advantage, policy, replies).variance.mean().item() ** -0.5
-    )
-    assert tilt_statistics(
-        head.advantage, policy, replies, scale=scale
-    ).variance.mean().item() == pytest.approx(1)
-    scaled = Head(Parts(AdvantagePart("lowrank", 4)), 32, 27)
-    with torch.no_grad():
-        scaled.advantage.down.copy_(head.advantage.down)
-        scaled.advantage.up.copy_(scale * head.advantage.up)
-    found, want = (
-        tilt_statistics(head.advantage, policy, replies, scale=scale),
-        tilt_statistics(scaled.advantage, policy, replies),
-    )
-    torch.testing.assert_close(found.kl, want.kl, rtol=1e-4, atol=1e-6)
-
-
-def test_an_untrained_advantage_has_no_scale(policy_folder: Path):
-    policy = load_policy(policy_folder)
-    with pytest.raises(DataError, match="learned nothing"):
-        advantage_scale(Head(Parts(AdvantagePart()), 32, 27).advantage, policy, [reply(5)])
 
 
 def test_a_cut_reply_is_judged_after_its_end_and_forecast_at_its_drawn_tokens(policy_folder: Path):

@@ -19,6 +19,7 @@ from trimtab.guidance.features import FeatureCache
 from trimtab.guidance.manifest import Manifest
 from trimtab.guidance.part_trainer import PartTrainer
 from trimtab.guidance.policy import load_policy
+from trimtab.guidance.scale import KL_PER_TOKEN
 from trimtab.guidance.store import load_head
 from trimtab.guidance.train_config import (
     AdvantageConfig,
@@ -82,15 +83,16 @@ def test_a_trained_head_makes_the_preferred_token_likelier_on_prompts_it_never_s
     assert stored == manifest
     assert manifest.metrics["advantage_accuracy"] > 0.85
     assert manifest.metrics["reward_accuracy"] > 0.6
-    assert manifest.metrics["kl_per_token"] > 0
-    assert manifest.parts.advantage.scale == 1
+    part = manifest.parts.advantage
+    assert part.kl_per_token == pytest.approx(KL_PER_TOKEN, rel=0.02)
+    assert part.optimum == pytest.approx(1 / part.scale)
     assert manifest.parts.advantage.value_per_advantage is not None
 
     policy = load_policy(config.model)
     replies = [item.reply for item in load_examples(config, policy).rollouts.held_out]
     h = torch.cat(FeatureCache(policy, show_progress=False).get(replies))
     base = policy.logits(h)
-    tilt = base + head.advantage(h, policy.lm_head)
+    tilt = base + part.optimum * part.scale * head.advantage(h, policy.lm_head)
     wanted = policy.tokenizer.convert_tokens_to_ids(WANTED)
     gain = tilt.softmax(-1)[:, wanted].mean() / base.softmax(-1)[:, wanted].mean()
     assert gain > 1.5
