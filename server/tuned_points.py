@@ -34,7 +34,7 @@ def measure_points(config: TrainLoraConfig, prompts: Path, merged: Mapping[float
     """
     chosen = load_prompts(prompts, config.on_bad_rows, config.extra_columns).rows[: config.num_prompts]
     base = load_policy(config.model, device=config.device)
-    label = f"LoRA {config.method.upper()}" if config.adapter is None else "LoRA"
+    label = config.label or (f"LoRA {config.method.upper()}" if config.adapter is None else "LoRA")
     points = []
     for scale, folder in merged.items():
         replies = _sample(config, folder, chosen)

@@ -52,12 +52,21 @@ class EvalConfig(EngineConfig, JudgeConfig):
     strengths: points of each head's curve; the plain policy is always the first. By default about where the
     head costs as many nats as --at-kl says, the least less a fifth, the most and a quarter more.
     steer: one curve of several heads together, such as kind=1,concise=0.5, in place of one for each.
+    group: heads that differ by the seed of their training alone, as one curve: NAME=HEAD,HEAD,… by the heads'
+    names. The curve is their mean, and its intervals are over seeds and prompts.
     best_of: points of the best-of-n curves; as many plain replies as the largest are sampled to each prompt.
-    static_bias: JSON file {token id: bias} of a constant logit bias, or `fit`, which tunes one on --rollouts.
+    static_bias: JSON file {token id: bias} of a constant logit bias, or `fit`, which fits one to --rollouts
+    and writes it to static_bias.json.
     rollouts: scored plain rollouts of other prompts, which `--static-bias fit` reads.
     bias_discount: of rewards per token, where the static bias is fitted.
     bias_shrinkage: occurrences of average credit that each token is given beforehand.
+    bias_tokens: how many tokens the bias names, those that weigh most; `all` for every one that was seen.
+    tuning_prompts: rows {prompt}, none of them among --prompts, on which the best of all combinations of
+    --bias-discount, --bias-shrinkage and --bias-tokens is chosen: each first at one of --at-kl, the best of
+    them then at all.
+    tuning_replies: to each tuning prompt while all are tried; the best few get four times as many.
     bias_strengths: points of the static bias's curve; by default as --strengths.
+    baseline: the curve that others are compared with at equal KL; by default the static bias.
     external: JSON files of curves measured elsewhere, such as `trimtab train --lora` writes.
     at_kl: nats per reply at which curves are compared.
     sycophancy: YAML file of templates, or `packaged` for those that come along.
@@ -82,12 +91,17 @@ class EvalConfig(EngineConfig, JudgeConfig):
     proxy: str = ""
     strengths: tuple[float, ...] = ()
     steer: str = ""
+    group: tuple[str, ...] = ()
     best_of: tuple[int, ...] = (1, 2, 4, 8, 16)
     static_bias: str = ""
     rollouts: Path | None = None
-    bias_discount: float = 0.9
-    bias_shrinkage: float = 20.0
+    bias_discount: tuple[float, ...] = (0.9,)
+    bias_shrinkage: tuple[float, ...] = (20.0,)
+    bias_tokens: tuple[int | Literal["all"], ...] = (256,)
+    tuning_prompts: Path | None = None
+    tuning_replies: int = 2
     bias_strengths: tuple[float, ...] = ()
+    baseline: str = ""
     external: tuple[Path, ...] = ()
     at_kl: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
     sycophancy: str = ""
@@ -105,7 +119,7 @@ class EvalConfig(EngineConfig, JudgeConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check()
-        for name in ("num_prompts", "num_replies", "max_tokens"):
+        for name in ("num_prompts", "num_replies", "max_tokens", "tuning_replies"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -116,11 +130,31 @@ class EvalConfig(EngineConfig, JudgeConfig):
         for name in ("at_kl", "bias_strengths"):
             if not all(math.isfinite(x) and x > 0 for x in getattr(self, name)):
                 raise ValueError(f"{name} must hold numbers above 0")
-        if not 0 <= self.bias_discount <= 1 or not self.bias_shrinkage >= 0:
-            raise ValueError("bias_discount must be 0…1, bias_shrinkage 0 or more")
+        if self.group and self.steer:
+            raise ValueError("group makes one curve of heads apart, steer one of heads together: give one")
+        self._check_bias()
+        self._check_sections()
+
+    def _check_bias(self) -> None:
         if (self.static_bias == FIT) != (self.rollouts is not None):
             raise ValueError("static_bias fit and rollouts go together: the bias is fitted on the rollouts")
-        self._check_sections()
+        if not all(0 <= x <= 1 for x in self.bias_discount):
+            raise ValueError("bias_discount must hold numbers in 0…1")
+        if not all(math.isfinite(x) and x >= 0 for x in self.bias_shrinkage):
+            raise ValueError("bias_shrinkage must hold numbers of at least 0")
+        if not all(n == "all" or n >= 1 for n in self.bias_tokens):
+            raise ValueError("bias_tokens must hold numbers of at least 1, or all")
+        grids = (self.bias_discount, self.bias_shrinkage, self.bias_tokens)
+        if not all(grids):
+            raise ValueError("bias_discount, bias_shrinkage and bias_tokens need a value each")
+        has_choice = any(len(set(grid)) > 1 for grid in grids)
+        if has_choice and self.tuning_prompts is None:
+            raise ValueError("several settings of the static bias need --tuning-prompts to choose one on")
+        if self.tuning_prompts is not None and not (has_choice and self.static_bias == FIT and self.at_kl):
+            raise ValueError(
+                "tuning_prompts choose among settings of the static bias: give --static-bias fit, several of "
+                "--bias-discount, --bias-shrinkage or --bias-tokens, and --at-kl"
+            )
 
     def _check_sections(self) -> None:
         if not self.wanted:
@@ -136,8 +170,9 @@ class EvalConfig(EngineConfig, JudgeConfig):
                 raise ValueError(f"section {section} needs {flags[section]}")
             if section not in self.wanted and is_given:
                 raise ValueError(f"{flags[section]} is given, but sections leave {section} out")
-        frontier_only = {"gold": self.gold, "proxy": self.proxy, "static_bias": self.static_bias}
-        unused = [name for name, value in {**frontier_only, "external": self.external}.items() if value]
+        frontier_only: dict[str, object] = {"gold": self.gold, "proxy": self.proxy, "static_bias": self.static_bias}
+        frontier_only |= {"group": self.group, "baseline": self.baseline, "external": self.external}
+        unused = [name for name, value in frontier_only.items() if value]
         if unused and "frontier" not in self.wanted:
             raise ValueError(f"{unused[0]} needs the frontier, which needs --prompts")
 

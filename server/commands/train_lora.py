@@ -35,12 +35,14 @@ class TrainLoraConfig(LoraConfig):
     policy, with the texts: what `eval` draws beside a head's frontier.
     num_prompts: of the prompts, from the first. num_replies: to each prompt.
     reply_tokens: of a reply at most.
+    label: of the curve; by default after the method.
     """
 
     measure: Path | None = None
     num_prompts: int = 200
     num_replies: int = 1
     reply_tokens: int = 200
+    label: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,6 +51,8 @@ class TrainLoraConfig(LoraConfig):
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.measure is not None and not self.merge:
             raise ValueError("measure needs merged folders: give --merge")
+        if self.label and self.measure is None:
+            raise ValueError("label names the measured curve: give --measure")
 
 
 def main(prog: str, args: Sequence[str]) -> None:

@@ -15,15 +15,17 @@ from trimtab.server import cli
 from trimtab.server.commands.errors import UsageError
 from trimtab.server.commands.flags import parse
 from trimtab.server.gold.begun import write_begun
+from trimtab.server.gold.choose import chosen_lora
 from trimtab.server.gold.prompts import write_prompts
-from trimtab.server.gold.recipes import BEGUN_PROMPTS, Step, Task
+from trimtab.server.gold.recipes import BEGUN_PROMPTS, CHOSEN_LORA, LORA_CHOICE, Command, Task
 from trimtab.server.gold.reward import LEXICON_VARIABLE
 
 
 @dataclass(frozen=True)
 class GoldConfig:
-    """Runs the gold task: rollouts, features, heads by every method in both forms, LoRA, and an evaluation of
-    them all, each as the command that is printed. A step whose result is there is skipped, so a stopped run
+    """Runs the gold task: rollouts, features, heads by every method in both forms, those that are claimed by
+    three training seeds, an ablation, LoRA in five settings, and evaluations, each as the command that is
+    printed. A step whose result is there is skipped, so a stopped run
     goes on; steps.json says what ran and for how long.
 
     model: stories656K's folder.
@@ -64,17 +66,26 @@ def run(config: GoldConfig) -> int:
         if (not config.only or step.name in config.only) and not (config.out / step.result).exists():
             if BEGUN_PROMPTS in " ".join(step.command):
                 write_begun(config.out / "replies.parquet", config.out / BEGUN_PROMPTS, seed=config.seed)
-            print(f"trimtab {shlex.join(step.command)}", flush=True)
+            command = _settled(step.command, config.out)
+            print(f"trimtab {shlex.join(command)}", flush=True)
             started = time.monotonic()
-            if cli.main(step.command):
+            if cli.main(command):
                 return 1
-            _record(config.out / "steps.json", step, time.monotonic() - started)
+            _record(config.out / "steps.json", step.name, command, time.monotonic() - started)
     return 0
 
 
-def _record(path: Path, step: Step, seconds: float) -> None:
+def _settled(command: Command, out: Path) -> Command:
+    """The command with the setting of LoRA that was chosen in place of CHOSEN_LORA."""
+    if not any(CHOSEN_LORA in argument for argument in command):
+        return command
+    chosen = chosen_lora(out / LORA_CHOICE)
+    return tuple(argument.replace(CHOSEN_LORA, chosen) for argument in command)
+
+
+def _record(path: Path, step: str, command: Command, seconds: float) -> None:
     steps = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    steps[step.name] = {"command": f"trimtab {shlex.join(step.command)}", "seconds": round(seconds, 1)}
+    steps[step] = {"command": f"trimtab {shlex.join(command)}", "seconds": round(seconds, 1)}
     path.write_text(json.dumps(steps, indent=1) + "\n", encoding="utf-8")
 
 

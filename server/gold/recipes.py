@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 BY_REPLY = "function:trimtab.server.gold.reward:score"
 BY_TOKEN = "function:trimtab.server.gold.reward:score_tokens"
 FORMS = ("lowrank", "tied")
 REPLY_TOKENS, WINDOW_TOKENS = "200", "16"
-TRAIN_PROMPTS, JUDGE_PROMPTS, BEGUN_PROMPTS = "train.jsonl", "judge.jsonl", "begun.jsonl"
-LORA_POINTS = "lora/points.json"
+TRAIN_PROMPTS, TUNING_PROMPTS, JUDGE_PROMPTS = "train.jsonl", "tuning.jsonl", "judge.jsonl"
+BEGUN_PROMPTS = "begun.jsonl"
+CHOSEN_LORA = "{chosen}"
+"""In a command: the setting of LoRA that the tuning prompts chose, known once they have."""
+LORA_CHOICE, LORA_POINTS = "evaluation-lora/report.json", "lora/best/points.json"
+CLAIMED = ("mc-lowrank", "mc-windows-lowrank", "ppo-lowrank")
+"""Heads that the README claims something of: each trained with SEEDS."""
+SEEDS = (0, 1, 2)
+REFERENCE = "mc-lowrank"
+"""What the ablation changes one thing of at a time."""
 
 Command = tuple[str, ...]
 
@@ -41,12 +49,19 @@ class Task:
         yield from _rollouts(self)
         yield from _features(self)
         yield from _heads(self)
-        yield _lora(self)
+        yield from _seeds(self)
+        yield from _ablation(self)
+        yield from _lora(self)
+        yield _claims(self)
+        yield _ablation_evaluation(self)
         yield from (_evaluation(self, form) for form in FORMS)
 
     @property
     def common(self) -> Command:
         return ("--model", self.model, "--seed", str(self.seed))
+
+    def heads(self, names: Iterable[str]) -> Command:
+        return ("--heads", *(self.at(f"heads/{name}") for name in names))
 
 
 def _rollouts(task: Task) -> Iterator[Step]:
@@ -92,13 +107,14 @@ class Method:
     """How a head learns. rows: from which replies; "" for those that it samples itself.
 
     flags: what it takes beside them. pairs: the preferences among them, or "" for rewards. rates: the
-    advantage's learning rate, low-rank and tied.
+    advantage's learning rate, low-rank and tied. features: of the same replies, where they bear another name.
     """
 
     rows: str
     flags: Command
     pairs: str = ""
     rates: tuple[str, str] = ("1e-3", "1e-3")
+    features: str = ""
 
 
 _DPO = (
@@ -113,18 +129,21 @@ _ON_POLICY = (
     *("--advantage.optimiser.batch-size", "16", "--advantage.optimiser.epochs", "0.96"),
     *("--on-policy.num-prompts", "64"),
 )
+
+
+def _monte_carlo(discount: str) -> Command:
+    return (
+        *(*_Q, "--advantage.loss", "monte_carlo", "--advantage.discount", discount),
+        *("--value.discount", discount, "--advantage.optimiser.epochs", "4"),
+    )
+
+
 METHODS: Mapping[str, Method] = {
     "dpo": Method("windows", (*_DPO, "--advantage.tau", "5"), "windows.preference", ("3e-3", "1e-3")),
     "dpo-replies": Method(
         "replies", (*_DPO, "--advantage.tau", "0.3"), "judged.preference", ("3e-3", "1e-3")
     ),
-    "mc": Method(
-        "replies",
-        (
-            *(*_Q, "--advantage.loss", "monte_carlo", "--advantage.discount", "0.8"),
-            *("--value.discount", "0.8", "--advantage.optimiser.epochs", "4"),
-        ),
-    ),
+    "mc": Method("replies", _monte_carlo("0.8")),
     "mc-windows": Method("windows", (*_Q, *_MANY, "--advantage.loss", "monte_carlo")),
     "cdq": Method(
         "replies",
@@ -145,23 +164,61 @@ METHODS: Mapping[str, Method] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Ablation:
+    """REFERENCE with one thing changed; `mc-tied`, among the heads, is the one with another form."""
+
+    method: Method
+    rank: str = "128"
+
+
+ABLATIONS: Mapping[str, Ablation] = {
+    **{f"{REFERENCE}-gamma{g}": Ablation(Method("replies", _monte_carlo(g))) for g in ("0", "0.5", "0.9", "1")},
+    # Compare with gamma1: the same sum of the same rewards, but told once, at the end.
+    f"{REFERENCE}-whole": Ablation(Method("judged", _monte_carlo("1"), features="replies")),
+    f"{REFERENCE}-rank32": Ablation(METHODS["mc"], rank="32"),
+    f"{REFERENCE}-rank512": Ablation(METHODS["mc"], rank="512"),
+}
+
+
 def _heads(task: Task) -> Iterator[Step]:
     for name, method in METHODS.items():
         for form, rate in zip(FORMS, method.rates, strict=True):
-            yield _head(task, name, method, form, rate)
+            yield _head(task, f"{name}-{form}", method, form, rate)
 
 
-def _head(task: Task, method_name: str, method: Method, form: str, rate: str) -> Step:
-    name = f"{method_name}-{form}"
+def _seeds(task: Task) -> Iterator[Step]:
+    """The claimed heads again, from other training seeds and the same rollouts."""
+    for claimed in CLAIMED:
+        method_name, _, form = claimed.rpartition("-")
+        method = METHODS[method_name]
+        rate = method.rates[FORMS.index(form)]
+        for seed in SEEDS[1:]:
+            other = replace(task, seed=task.seed + seed)
+            yield _head(other, seeded(claimed, seed), method, form, rate)
+
+
+def seeded(name: str, seed: int) -> str:
+    """The name of a head from one of SEEDS; that of the first is the method's."""
+    return f"{name}-seed{seed}" if seed else name
+
+
+def _ablation(task: Task) -> Iterator[Step]:
+    for name, ablation in ABLATIONS.items():
+        method = ablation.method
+        yield _head(task, name, method, "lowrank", method.rates[0], ablation.rank)
+
+
+def _head(task: Task, name: str, method: Method, form: str, rate: str, rank: str = "128") -> Step:
     replies = ("--rollouts", task.at(f"{method.rows}.parquet"), "--features")
-    read = (*replies, task.at(f"features/{method.rows}")) if method.rows else ()
+    read = (*replies, task.at(f"features/{method.features or method.rows}")) if method.rows else ()
     prompts = () if method.rows else ("--prompts", task.at(TRAIN_PROMPTS), "--held-out", "0.05")
     pairs = ("--preferences", task.at(f"{method.pairs}.parquet")) if method.pairs else ()
     return Step(
         name,
         (
             *("train", *task.common, "--name", name, *prompts, *read, *pairs, *method.flags),
-            *("--advantage.form", form, "--advantage.rank", "128"),
+            *("--advantage.form", form, "--advantage.rank", rank),
             *("--advantage.optimiser.learning-rate", rate),
             *("--head-folder", task.at(f"heads/{name}"), "--run-folder", task.at(f"runs/{name}")),
         ),
@@ -169,29 +226,93 @@ def _head(task: Task, method_name: str, method: Method, form: str, rate: str) ->
     )
 
 
-def _lora(task: Task) -> Step:
-    return Step(
-        "lora",
+LORA_SETTINGS: Mapping[str, tuple[str, str]] = {
+    "lr1e-3-tau0.5": ("1e-3", "0.5"),
+    "lr3e-4-tau0.5": ("3e-4", "0.5"),
+    "lr3e-3-tau0.5": ("3e-3", "0.5"),
+    "lr1e-3-tau0.1": ("1e-3", "0.1"),
+    "lr1e-3-tau2": ("1e-3", "2"),
+}
+"""Learning rate and τ by the name of the setting, which is that of its folder and, after "LoRA ", its curve."""
+
+
+def _lora(task: Task) -> Iterator[Step]:
+    """Every setting on the tuning prompts; then the one that they choose on those that judge."""
+    tuning = ("--measure", task.at(TUNING_PROMPTS), "--num-replies", "6")
+    for name, (rate, tau) in LORA_SETTINGS.items():
+        trained = (
+            *("--preferences", task.at("windows.preference.parquet"), "--tau", tau, "--rank", "16"),
+            *("--learning-rate", rate, "--batch-size", "64", "--epochs", "1"),
+        )
+        measured = ("--label", f"LoRA {name}", "--out", task.at(f"lora/{name}"))
+        yield Step(
+            f"lora/{name}", _lora_command(task, trained, (*tuning, *measured)), f"lora/{name}/points.json"
+        )
+    yield Step(
+        "evaluation-lora",
         (
-            *("train", "--lora", *task.common, "--preferences", task.at("windows.preference.parquet")),
-            *("--tau", "0.5", "--rank", "16", "--learning-rate", "1e-3", "--batch-size", "64"),
-            *("--epochs", "1", "--merge", "--scales", "0.3", "0.6", "1.0", "1.5"),
-            *("--measure", task.at(JUDGE_PROMPTS), "--num-prompts", "272", "--num-replies", "2"),
-            *("--reply-tokens", REPLY_TOKENS, "--out", task.at("lora")),
+            *("eval", *task.common, "--prompts", task.at(TUNING_PROMPTS), "--gold", BY_REPLY),
+            *("--max-tokens", REPLY_TOKENS, "--num-replies", "6", "--best-of", "1", "2", "4", "8", "16"),
+            *("--external", *(task.at(f"lora/{name}/points.json") for name in LORA_SETTINGS)),
+            *("--max-num-seqs", "256", "--out", task.at("evaluation-lora")),
         ),
-        LORA_POINTS,
+        LORA_CHOICE,
+    )
+    judged = ("--measure", task.at(JUDGE_PROMPTS), "--num-replies", "4", "--label", "LoRA DPO, tuned")
+    adapter = ("--adapter", task.at(f"lora/{CHOSEN_LORA}/adapter"))
+    yield Step("lora", _lora_command(task, adapter, (*judged, "--out", task.at("lora/best"))), LORA_POINTS)
+
+
+def _lora_command(task: Task, trained: Command, measured: Command) -> Command:
+    return (
+        *("train", "--lora", *task.common, *trained),
+        *("--merge", "--scales", "0.25", "0.5", "1.0", "1.5", "2.5"),
+        *(*measured, "--reply-tokens", REPLY_TOKENS),
     )
 
 
-def _evaluation(task: Task, form: str) -> Step:
-    out = f"evaluation-{form}"
+def _claims(task: Task) -> Step:
+    """What the README claims: heads by three training seeds, and all that they must beat, each at its best."""
+    groups = {name: [seeded(name, seed) for seed in SEEDS] for name in CLAIMED}
+    out = "evaluation-claims"
     return Step(
         out,
         (
-            *("eval", *task.common, "--heads", *(task.at(f"heads/{name}-{form}") for name in METHODS)),
-            *("--prompts", task.at(JUDGE_PROMPTS), "--gold", BY_REPLY, "--max-tokens", REPLY_TOKENS),
-            *("--num-replies", "2", "--static-bias", "fit", "--rollouts", task.at("replies.parquet")),
-            *("--external", task.at(LORA_POINTS), "--max-num-seqs", "256", "--out", task.at(out)),
+            *("eval", *task.common, *task.heads(name for names in groups.values() for name in names)),
+            *("--group", *(f"{name}={','.join(names)}" for name, names in groups.items())),
+            *_judged_by_gold(task),
+            *("--best-of", "1", "2", "4", "8", "16", "32", "64", "--static-bias", "fit"),
+            *("--rollouts", task.at("replies.parquet"), "--bias-discount", "0", "0.5", "0.8", "0.9", "1"),
+            *("--bias-shrinkage", "5", "20", "100", "--bias-tokens", "16", "64", "256", "1024", "all"),
+            *("--tuning-prompts", task.at(TUNING_PROMPTS), "--external", task.at(LORA_POINTS)),
+            *("--out", task.at(out)),
         ),
         f"{out}/report.json",
     )
+
+
+def _ablation_evaluation(task: Task) -> Step:
+    """One thing changed at a time; other seeds of the reference say what a difference of nothing looks like."""
+    names = [*(seeded(REFERENCE, seed) for seed in SEEDS), "mc-tied", *ABLATIONS]
+    out = "evaluation-ablation"
+    flags = (*task.heads(names), "--baseline", REFERENCE, *_judged_by_gold(task), *_tuned_bias(task))
+    return Step(out, ("eval", *task.common, *flags, "--out", task.at(out)), f"{out}/report.json")
+
+
+def _evaluation(task: Task, form: str) -> Step:
+    """Every method, one training seed each."""
+    out = f"evaluation-{form}"
+    flags = (*task.heads(f"{name}-{form}" for name in METHODS), *_judged_by_gold(task), *_tuned_bias(task))
+    external = ("--external", task.at(LORA_POINTS))
+    return Step(out, ("eval", *task.common, *flags, *external, "--out", task.at(out)), f"{out}/report.json")
+
+
+def _judged_by_gold(task: Task) -> Command:
+    return (
+        *("--prompts", task.at(JUDGE_PROMPTS), "--gold", BY_REPLY, "--max-tokens", REPLY_TOKENS),
+        *("--num-replies", "4", "--max-num-seqs", "256"),
+    )
+
+
+def _tuned_bias(task: Task) -> Command:
+    return ("--static-bias", task.at("evaluation-claims/static_bias.json"))
