@@ -27,7 +27,8 @@ Reply = tuple[int, CompletedChoice]  # number of the prompt, and what was drawn
 
 
 def measure_points(config: TrainLoraConfig, prompts: Path, merged: Mapping[float, Path]) -> dict[str, Any]:
-    """A document with `points`: {label, scale, kl, kls, prompt_ids, samples, texts, is_cut}.
+    """A document with `points`: {label, scale, kl, kls, base_logprobs, prompt_ids, samples, texts, token_ids,
+    is_cut}.
 
     kl is the mean of kls, nats per reply; lists hold one entry per reply; prompt_ids are rows of `prompts`.
     Raises as the engine and measure_tuned do.
@@ -41,13 +42,15 @@ def measure_points(config: TrainLoraConfig, prompts: Path, merged: Mapping[float
         encoder = ReplyEncoder(base.tokenizer)
         encoded = [_encode(encoder, chosen[number], choice) for number, choice in replies]
         tuned = load_policy(folder, device=config.device)
-        kls = measure_tuned(base, tuned, encoded, show_progress=config.show_progress)
+        measured = measure_tuned(base, tuned, encoded, show_progress=config.show_progress)
+        kls = [reply.kl for reply in measured]
         points.append(
             {
                 "label": f"{label} at {scale:g}",
                 "scale": scale,
                 "kl": fmean(kls),
                 "kls": kls,
+                "base_logprobs": [reply.base_logprob for reply in measured],
                 **_columns(replies),
             }
         )
@@ -89,5 +92,6 @@ def _columns(replies: list[Reply]) -> dict[str, list[Any]]:
         "prompt_ids": [number for number, _ in replies],
         "samples": samples,
         "texts": [choice.text for _, choice in replies],
+        "token_ids": [choice.token_ids for _, choice in replies],
         "is_cut": [choice.finish_reason == "length" for _, choice in replies],
     }

@@ -21,8 +21,8 @@ UNSEEN = {"is_data": False}  # of fields that a report leaves out
 @dataclass(frozen=True, slots=True)
 class ScoreSummary:
     """estimate: over the replies that could be scored; None where there is none. unscored: the share that
-    could not. win_rate: the share of pairs of a reply with a plain one to the same prompt that it wins, a tie
-    counting half; None where nothing was compared."""
+    could not. win_rate: the share of replies that score above the plain one of the same prompt and sample, a
+    tie counting half; None where nothing was compared."""
 
     estimate: Estimate | None
     unscored: float = 0.0
@@ -31,10 +31,12 @@ class ScoreSummary:
 
 @dataclass(frozen=True, slots=True)
 class PointSamples:
-    """What one point was computed from, so that points can be compared over the same prompts."""
+    """What one point was computed from, so that points can be compared over the same prompts. wins: as
+    win_rate; empty where nothing was compared."""
 
     kl: PerPrompt
     scores: dict[str, PerPrompt]
+    wins: dict[str, PerPrompt] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,8 @@ class CurvePoint:
 @dataclass(frozen=True, slots=True)
 class Curve:
     """knob: what its points differ by. proxy: the score that stands for what the head was trained on.
-    is_bound: the KLs are upper bounds."""
+    is_bound: the KLs are upper bounds. members: the curves of single training seeds where this is their
+    mean. between: what the curve is read between where that is more than the points that it shows."""
 
     name: str
     kind: CurveKind
@@ -71,6 +74,8 @@ class Curve:
     points: tuple[CurvePoint, ...]
     proxy: str | None = None
     is_bound: bool = False
+    members: tuple[Curve, ...] = ()
+    between: tuple[CurvePoint, ...] = field(default=(), repr=False, metadata=UNSEEN)
 
     @property
     def score_names(self) -> tuple[str, ...]:
@@ -81,7 +86,7 @@ class Curve:
 class Judging:
     """What all points of a frontier share. draws: of the bootstrap over prompts, i64[R, P].
     variety_replies: replies per prompt that variety is measured on, the same at every point.
-    plain: scores of the plain replies by prompt, which win rates compare with."""
+    plain: the plain replies with their scores, which win rates compare with, each with its own."""
 
     num_prompts: int
     draws: NDArray[np.int64]
@@ -97,6 +102,7 @@ def judge_point(replies: Sequence[Reply], scores: Scores, knob: float, judging: 
     by_score = {
         name: PerPrompt.of(prompts, _numbers(given), judging.num_prompts) for name, given in scores.items()
     }
+    wins = _wins(replies, scores, judging)
     kl_estimate = kl.estimate(judging.draws)
     assert kl_estimate is not None, "a point needs a reply"
     num_tokens = max(sum(len(reply.token_ids) for reply in replies), 1)
@@ -105,7 +111,12 @@ def judge_point(replies: Sequence[Reply], scores: Scores, knob: float, judging: 
         knob=knob,
         kl=kl_estimate,
         scores={
-            name: _summarise(replies, name, scores[name], per, judging) for name, per in by_score.items()
+            name: ScoreSummary(
+                per.estimate(judging.draws),
+                sum(score is None for score in scores[name]) / len(replies),
+                wins[name].estimate(judging.draws) if name in wins else None,
+            )
+            for name, per in by_score.items()
         },
         num_replies=len(replies),
         length=num_tokens / len(replies),
@@ -114,52 +125,36 @@ def judge_point(replies: Sequence[Reply], scores: Scores, knob: float, judging: 
         perplexity=_perplexity(sum(reply.base_logprob for reply in replies), num_tokens),
         entropy=None if math.isnan(logprob) else -logprob / num_tokens,
         variety=measure_variety(replies, per_prompt=judging.variety_replies, seed=judging.seed),
-        samples=PointSamples(kl, by_score),
+        samples=PointSamples(kl, by_score, wins),
     )
 
 
 def win_rates(
-    prompts: Sequence[int],
+    replies: Sequence[Reply],
     scores: Sequence[float | None],
-    plain_prompts: Sequence[int],
+    plain: Sequence[Reply],
     plain_scores: Sequence[float | None],
 ) -> list[float]:
-    """For each reply the share of the plain replies to its prompt that it scores above, a tie counting half;
-    nan where there is nothing to compare.
+    """For each reply 1 where it scores above the plain one of the same prompt and sample, ½ where they tie, 0
+    where it loses; nan where one of them has no score, or there is no such plain reply.
 
-    By hand: 2 against (1, 2, 3, 3) wins 1 + ½ of 4: 0.375.
+    By hand: replies with 2 and 3 against plain ones with 2 and 1, sample by sample: ½ and 1.
     """
-    plain: dict[int, list[float]] = {}
-    for prompt, score in zip(plain_prompts, plain_scores, strict=True):
-        if score is not None:
-            plain.setdefault(prompt, []).append(score)
-    ordered = {prompt: np.sort(np.array(numbers)) for prompt, numbers in plain.items()}
-    return [
-        math.nan if score is None or prompt not in ordered else _share_below(ordered[prompt], score)
-        for prompt, score in zip(prompts, scores, strict=True)
-    ]
+    by_place = {(r.prompt, r.sample): score for r, score in zip(plain, plain_scores, strict=True)}
+    pairs = [(score, by_place.get((r.prompt, r.sample))) for r, score in zip(replies, scores, strict=True)]
+    return [math.nan if a is None or b is None else (a > b) + 0.5 * (a == b) for a, b in pairs]
 
 
-def _share_below(ordered: NDArray[np.float64], score: float) -> float:
-    below, upto = np.searchsorted(ordered, score, "left"), np.searchsorted(ordered, score, "right")
-    return float(below + upto) / (2 * len(ordered))
-
-
-def _summarise(
-    replies: Sequence[Reply],
-    name: str,
-    given: Sequence[float | None],
-    per_prompt: PerPrompt,
-    judging: Judging,
-) -> ScoreSummary:
-    unscored = sum(score is None for score in given) / len(given)
-    win_rate = None
-    if judging.plain is not None:
-        plain_replies, plain_scores = judging.plain
-        prompts, plain_prompts = [r.prompt for r in replies], [r.prompt for r in plain_replies]
-        wins = win_rates(prompts, given, plain_prompts, plain_scores[name])
-        win_rate = PerPrompt.of(prompts, wins, judging.num_prompts).estimate(judging.draws)
-    return ScoreSummary(per_prompt.estimate(judging.draws), unscored, win_rate)
+def _wins(replies: Sequence[Reply], scores: Scores, judging: Judging) -> dict[str, PerPrompt]:
+    if judging.plain is None:
+        return {}
+    plain, plain_scores = judging.plain
+    prompts = [reply.prompt for reply in replies]
+    return {
+        name: PerPrompt.of(prompts, win_rates(replies, given, plain, plain_scores[name]), judging.num_prompts)
+        for name, given in scores.items()
+        if name in plain_scores
+    }
 
 
 def _numbers(scores: Sequence[float | None]) -> list[float]:

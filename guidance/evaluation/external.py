@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +32,9 @@ def load_external(path: Path, numbers: Mapping[int, int]) -> External:
     """Reads {label, points: [...]} as JSON. A point is one of two:
 
     {scale, kl, scores: {name: number, or {mean, low, high}}}: judged elsewhere; kl a number or {mean, low,
-    high} too. {scale, prompt_ids, texts, kls, is_cut?}: replies to rows of the prompt file, as
-    `trimtab train --lora` writes them; those to prompts that are not judged here are left out.
+    high} too. {scale, prompt_ids, texts, kls, is_cut?, samples?, token_ids?, base_logprobs?}: replies to rows
+    of the prompt file, as `trimtab train --lora` writes them; those to prompts that are not judged here are
+    left out.
 
     numbers: rows of the prompt file that are judged here -> their number here.
 
@@ -63,15 +65,39 @@ def _knob(point: dict[str, Any], index: int) -> float:
 
 
 def _replies(point: dict[str, Any], where: str, numbers: Mapping[int, int]) -> list[Reply]:
-    columns = [_list(point, key, where) for key in ("prompt_ids", "texts", "kls")]
-    cut = point.get("is_cut") or [False] * len(columns[0])
-    if len({len(column) for column in (*columns, cut)}) != 1:
-        raise DataError(f"{where}: prompt_ids, texts, kls and is_cut must be of one length")
+    columns = {key: _list(point, key, where) for key in ("prompt_ids", "texts", "kls")}
+    prompts = columns["prompt_ids"]
+    columns |= {
+        "is_cut": point.get("is_cut") or [False] * len(prompts),
+        "samples": point.get("samples") or _counted(prompts),
+        "token_ids": point.get("token_ids") or [()] * len(prompts),
+        "base_logprobs": point.get("base_logprobs") or [math.nan] * len(prompts),
+    }
+    if len({len(column) for column in columns.values()}) != 1:
+        raise DataError(f"{where}: {', '.join(columns)} must be of one length")
     return [
-        Reply(numbers[prompt], str(text), (), _finite(kl, "kls", where), "length" if is_cut else "stop")
-        for prompt, text, kl, is_cut in zip(*columns, cut, strict=True)
+        Reply(
+            numbers[prompt],
+            str(text),
+            tuple(token_ids),
+            _finite(kl, "kls", where),
+            "length" if is_cut else "stop",
+            base_logprob=base_logprob,
+            sample=sample,
+        )
+        for prompt, text, kl, is_cut, sample, token_ids, base_logprob in zip(*columns.values(), strict=True)
         if prompt in numbers
     ]
+
+
+def _counted(prompts: Sequence[Any]) -> list[int]:
+    """The number of each reply among those of its prompt."""
+    seen: Counter[Any] = Counter()
+    counted = []
+    for prompt in prompts:
+        counted.append(seen[prompt])
+        seen[prompt] += 1
+    return counted
 
 
 def _list(point: dict[str, Any], key: str, where: str) -> list[Any]:

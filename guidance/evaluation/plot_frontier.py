@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,8 +34,10 @@ def plot_scores(frontier: FrontierReport, theme: Theme) -> Figure:
     figure, panels = _panels(theme, len(names), height=4.2)
     with_knobs = len(frontier.curves) <= _MAX_WITH_KNOBS
     for axes, name in zip(panels, names, strict=False):
-        for place, curve in enumerate(frontier.curves):
-            _draw_score(axes, curve, name, theme.colours[place % len(theme.colours)], with_knobs)
+        for curve, colour in _coloured(frontier, theme):
+            for member in curve.members:
+                _draw_member(axes, member, name, colour)
+            _draw_score(axes, curve, name, colour, with_knobs)
         _price_axis(axes, frontier)
         dress(axes, theme, x=_PRICE, y="", title=_title(name, frontier))
     _share_legend(figure, panels, theme)
@@ -47,10 +49,9 @@ def plot_variety(frontier: FrontierReport, theme: Theme) -> Figure:
     names = [name for name, read in MEASURES.items() if any(_series(c, read)[0] for c in frontier.curves)]
     figure, panels = _panels(theme, len(names), height=2.9, columns=3)
     for axes, name in zip(panels, names, strict=False):
-        for place, curve in enumerate(frontier.curves):
+        for curve, colour in _coloured(frontier, theme):
             x, y = _series(curve, MEASURES[name])
             if x:
-                colour = theme.colours[place % len(theme.colours)]
                 axes.plot(x, y, color=colour, label=curve.name, markersize=4, **LINES[curve.kind])
         _price_axis(axes, frontier)
         dress(axes, theme, x=_PRICE, y="", title=name)
@@ -82,6 +83,22 @@ def plot_overoptimisation(frontier: FrontierReport, theme: Theme) -> Figure:
     return figure
 
 
+def _coloured(frontier: FrontierReport, theme: Theme) -> Iterator[tuple[Curve, str]]:
+    """Best-of-n, which the others are read against, in the colour of the text."""
+    others = [curve for curve in frontier.curves if curve.kind != "best_of_n"]
+    colours = {curve.name: theme.colours[i % len(theme.colours)] for i, curve in enumerate(others)}
+    for curve in frontier.curves:
+        yield curve, colours.get(curve.name, theme.text)
+
+
+def _draw_member(axes: Any, curve: Curve, name: str, colour: str) -> None:
+    """One training seed of a curve, lightly: the points of its mean stand among those of its seeds."""
+    points = sorted((p for p in curve.points if name in p.scores), key=lambda p: p.knob)
+    pairs = [(max(p.kl.mean, 0), e.mean) for p in points if (e := p.scores[name].estimate) is not None]
+    style = {"linewidth": 0.7, "markersize": 3, "marker": "x", "alpha": 0.45, "zorder": 1.5}
+    axes.plot([x for x, _ in pairs], [y for _, y in pairs], color=colour, **style)
+
+
 def _draw_score(axes: Any, curve: Curve, name: str, colour: str, with_knobs: bool) -> None:
     scored = [p for p in curve.points if name in p.scores and p.scores[name].estimate is not None]
     if not scored:
@@ -95,7 +112,7 @@ def _draw_score(axes: Any, curve: Curve, name: str, colour: str, with_knobs: boo
         bars(estimates),
         bars([p.kl for p in scored]),
         color=colour,
-        label=curve.name + (" (KL is a bound)" if curve.is_bound else ""),
+        label=_label(curve),
         linewidth=1.4,
         elinewidth=0.8,
         markersize=4.5,
@@ -108,6 +125,12 @@ def _draw_score(axes: Any, curve: Curve, name: str, colour: str, with_knobs: boo
         elif with_knobs and (curve.kind != "best_of_n" or point is scored[-1]):
             offset = {"xytext": (4, -9), "textcoords": "offset points", "fontsize": 6.5}
             axes.annotate(f"{point.knob:.3g}", (at_x, at_y), color=colour, **offset)
+
+
+def _label(curve: Curve) -> str:
+    if curve.is_bound:
+        return f"{curve.name} (at KL ≤)"
+    return f"{curve.name} ({len(curve.members)} seeds)" if curve.members else curve.name
 
 
 def _title(name: str, frontier: FrontierReport) -> str:

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """prompt: its index among the prompts. kl: nats over the reply, of what was sampled from to the base.
+    """prompt: its index among the prompts. sample: its number among the prompt's replies; replies of the same
+    prompt and sample have the same random numbers at every setting.
+    kl: nats over the reply, of what was sampled from to the base.
     flips: tokens at which the two preferred different ones. logprob, base_logprob: of the drawn tokens under
     the two, summed; nan where it was not measured. rewards: by head, in standard units.
     finish_reason: "stop" or "length"."""
@@ -23,6 +25,7 @@ class Reply:
     logprob: float = math.nan
     base_logprob: float = math.nan
     rewards: dict[str, float] = field(default_factory=dict)
+    sample: int = 0
 
 
 Heads = tuple[tuple[str, float], ...]

@@ -8,8 +8,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from trimtab.guidance.evaluation.bias_choice import BiasTrial
 from trimtab.guidance.evaluation.curve import Curve
-from trimtab.guidance.evaluation.equal_kl import AtKl
+from trimtab.guidance.evaluation.equal_kl import AtKl, Unreached
 from trimtab.guidance.evaluation.overoptimisation import Overoptimisation
 from trimtab.guidance.evaluation.preferences import PreferenceReport
 from trimtab.guidance.evaluation.statistics import Estimate
@@ -40,16 +41,21 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class FrontierReport:
-    """gold: the scores that nobody was trained on, by name. at_kl: curves at equal price. baseline: the curve
-    that they are compared with there. problems: replies that could not be scored, and what was skipped."""
+    """gold: the scores that nobody was trained on, by name. at_kl: curves at equal price; unreached: those
+    that do not come so far. baseline: the curve that they are compared with there. num_comparisons: over which the
+    intervals of the differences hold at once. bias_trials: settings of the static bias, as the tuning prompts
+    ranked them. problems: replies that could not be scored, and what was skipped."""
 
     num_prompts: int
     gold: tuple[str, ...]
     curves: tuple[Curve, ...]
     at_kl: tuple[AtKl, ...] = ()
+    unreached: tuple[Unreached, ...] = ()
+    num_comparisons: int = 0
     baseline: str | None = None
     overoptimisation: tuple[Overoptimisation, ...] = ()
     examples: tuple[Example, ...] = ()
+    bias_trials: tuple[BiasTrial, ...] = ()
     problems: tuple[str, ...] = ()
 
     @property
@@ -96,3 +102,11 @@ def show(estimate: Estimate | None, *, percent: bool = False, sign: bool = False
     factor, unit = (100, " %") if percent else (1, "")
     mean, low, high = (format(factor * x, form) for x in (estimate.mean, estimate.low, estimate.high))
     return f"{mean}{unit} [{low}, {high}]"
+
+
+def show_difference(difference: Estimate | None) -> str:
+    """With the word `above` or `below` where the interval leaves out zero, and only there."""
+    if difference is None:
+        return NOTHING
+    word = " above" if difference.low > 0 else " below" if difference.high < 0 else ""
+    return show(difference, sign=True) + word

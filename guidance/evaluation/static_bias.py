@@ -17,12 +17,11 @@ from torch import Tensor
 from trimtab.guidance.encoding import EncodedReply
 from trimtab.guidance.errors import DataError
 from trimtab.guidance.evaluation.statistics import Floats
-from trimtab.guidance.evaluation.strengths import MeanKL
 from trimtab.guidance.features import FeatureSource
 from trimtab.guidance.items import RolloutItem
 from trimtab.guidance.policy import Policy
 
-MAX_TOKENS = 256  # of a bias: each costs every sampled row a little
+MAX_TOKENS = 256  # of a bias, unless more are asked for: each costs every sampled row a little
 MAX_BIAS = 100.0  # of a request's logit_bias
 _REPLIES_PER_BATCH = 64
 _POSITIONS_PER_CHUNK = 2048
@@ -40,12 +39,20 @@ class ReplyTilt:
     base_logprob: float
 
 
+@dataclass(frozen=True, slots=True)
+class Credit:
+    """By token id."""
+
+    sums: dict[int, float]
+    counts: dict[int, int]
+
+
 def fit_static_bias(
     rollouts: Sequence[RolloutItem],
     *,
     discount: float = 0.9,
     shrinkage: float = 20.0,
-    max_tokens: int = MAX_TOKENS,
+    max_tokens: int | None = MAX_TOKENS,
 ) -> Bias:
     """The mean credit of each token over plain rollouts, scaled to an RMS of 1 over their tokens.
 
@@ -53,7 +60,7 @@ def fit_static_bias(
     Fisher information; with F's diagonal, about the expected count of a token, it is the mean credit. The
     credit of y_t is the discounted sum of the rewards from t on where they come per token, else the reward
     of the reply; less the mean credit among the rollouts of its prompt. shrinkage: as if so many occurrences
-    of average credit had been seen besides. The max_tokens that weigh most are kept.
+    of average credit had been seen besides. The max_tokens that weigh most are kept; None keeps all.
 
     By hand: two replies to one prompt, (5, 6) with reward 3 and (5, 7) with 1, no shrinkage: credits are 1
     above and below their mean 2, so 5 has 0, 6 has +1, 7 has −1; RMS √(2/4), so 6 has √2.
@@ -61,7 +68,18 @@ def fit_static_bias(
     Raises:
         DataError: no rollout is scored, or all credits are the same.
     """
-    sums, counts = _credit_by_token([r for r in rollouts if _is_scored(r)], discount)
+    return bias_from(credit_by_token(rollouts, discount), shrinkage=shrinkage, max_tokens=max_tokens)
+
+
+def credit_by_token(rollouts: Sequence[RolloutItem], discount: float) -> Credit:
+    """Of every token that the scored rollouts drew: its credit above the prompt's mean, summed, and how often
+    it came."""
+    return Credit(*_credit_by_token([r for r in rollouts if _is_scored(r)], discount))
+
+
+def bias_from(credit: Credit, *, shrinkage: float, max_tokens: int | None) -> Bias:
+    """As fit_static_bias, of credit that has been counted."""
+    sums, counts = credit.sums, credit.counts
     bias = {token: total / (counts[token] + shrinkage) for token, total in sums.items()}
     weight = {token: counts[token] * b * b for token, b in bias.items()}
     rms = math.sqrt(sum(weight.values()) / max(sum(counts.values()), 1))
@@ -75,7 +93,7 @@ def load_static_bias(path: Path, vocab_size: int) -> Bias:
     """Reads {token id: bias} as JSON.
 
     Raises:
-        DataError: not that, or more than MAX_TOKENS tokens.
+        DataError: not that.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -96,13 +114,12 @@ def scaled(bias: Bias, strength: float) -> tuple[tuple[int, float], ...]:
     return tuple((token, float(np.clip(strength * b, -MAX_BIAS, MAX_BIAS))) for token, b in bias.items())
 
 
-def bias_kl(bias: Bias, features: FeatureSource, plain: Sequence[EncodedReply]) -> MeanKL:
-    """The mean cost of the bias along plain replies, in nats, by strength."""
-
-    def mean_kl(strength: float) -> float:
-        return float(np.mean([r.kl for r in measure_static_bias(scaled(bias, strength), features, plain)]))
-
-    return mean_kl
+def as_tilt(bias: Sequence[tuple[int, float]], policy: Policy) -> Tensor:
+    """f32[V]"""
+    vector = torch.zeros(policy.vocab_size)
+    for token, b in bias:
+        vector[token] = b
+    return vector.to(policy.device)
 
 
 @torch.no_grad()
@@ -111,7 +128,7 @@ def measure_static_bias(
 ) -> list[ReplyTilt]:
     """What π_b ∝ π₀ e^b costs along replies, exactly at each of their drawn tokens."""
     policy = features.policy
-    tilt = _as_vector(bias, policy)
+    tilt = as_tilt(bias, policy)
     return [
         _along(tilt, policy, h.to(policy.device), reply)
         for batch in _batches(replies)
@@ -153,13 +170,6 @@ def _credits(rollout: RolloutItem, discount: float) -> Floats:
         ahead = rollout.token_rewards[t] + discount * ahead
         credit[t] = ahead
     return credit
-
-
-def _as_vector(bias: Sequence[tuple[int, float]], policy: Policy) -> Tensor:
-    vector = torch.zeros(policy.vocab_size)
-    for token, b in bias:
-        vector[token] = b
-    return vector.to(policy.device)
 
 
 def _along(tilt: Tensor, policy: Policy, h: Tensor, reply: EncodedReply) -> ReplyTilt:

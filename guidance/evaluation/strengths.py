@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from trimtab.guidance.encoding import EncodedReply
 from trimtab.guidance.features import FeatureSource
 from trimtab.guidance.head import Advantage
+from trimtab.guidance.policy import Policy
 
 MeanKL = Callable[[float], float]
 _POSITIONS_PER_CHUNK = 2048
@@ -25,26 +27,41 @@ def strengths_for(mean_kl: MeanKL, kls: Sequence[float], limit: float = 1e3) -> 
     return tuple(dict.fromkeys(_bisect(mean_kl, kl, limit) for kl in kls))
 
 
-def head_kl(
-    advantages: Sequence[tuple[Advantage, float]], features: FeatureSource, plain: Sequence[EncodedReply]
-) -> MeanKL:
-    """The mean of Σ_t KL(π_β‖π₀) along plain replies, by strength.
+@dataclass(frozen=True, slots=True, eq=False)
+class Probe:
+    """Plain replies along which is looked what tilts cost. h: f32[N, d], at their drawn tokens."""
 
-    advantages: (part, weight times scale) pairs, as a request would combine them.
-    """
-    policy, lm_head = features.policy, features.policy.lm_head.float()
-    h = torch.cat([h[: r.num_drawn] for h, r in zip(features.get(plain), plain, strict=True)])
+    policy: Policy
+    h: Tensor
+    num_replies: int
 
-    @torch.no_grad()
-    def mean_kl(strength: float) -> float:
-        total = 0.0
-        for piece in h.to(policy.device).split(_POSITIONS_PER_CHUNK):
-            logits = policy.logits(piece)
-            tilt = sum((w * part(piece.float(), lm_head) for part, w in advantages), torch.zeros(()))
-            total += _kl(logits, logits + strength * tilt)
-        return total / len(plain)
+    @classmethod
+    def along(cls, features: FeatureSource, plain: Sequence[EncodedReply]) -> Probe:
+        h = torch.cat([h[: r.num_drawn] for h, r in zip(features.get(plain), plain, strict=True)])
+        return cls(features.policy, h, len(plain))
 
-    return mean_kl
+    def head(self, advantages: Sequence[tuple[Advantage, float]]) -> MeanKL:
+        """The mean of Σ_t KL(π_β‖π₀) by strength. advantages: (part, weight times scale) pairs, as a request
+        would combine them."""
+        lm_head = self.policy.lm_head.float()
+        return self._mean_kl(
+            lambda h: sum((w * part(h.float(), lm_head) for part, w in advantages), torch.zeros(()))
+        )
+
+    def constant(self, tilt: Tensor) -> MeanKL:
+        """The same of one tilt for all states, f32[V]."""
+        return self._mean_kl(lambda _: tilt)
+
+    def _mean_kl(self, tilt_of: Callable[[Tensor], Tensor]) -> MeanKL:
+        @torch.no_grad()
+        def mean_kl(strength: float) -> float:
+            total = 0.0
+            for piece in self.h.to(self.policy.device).split(_POSITIONS_PER_CHUNK):
+                logits = self.policy.logits(piece)
+                total += _kl(logits, logits + strength * tilt_of(piece))
+            return total / self.num_replies
+
+        return mean_kl
 
 
 def _kl(base: Tensor, tilted: Tensor) -> float:

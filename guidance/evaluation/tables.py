@@ -3,25 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from trimtab.guidance.evaluation.curve import Curve, CurvePoint
+from trimtab.guidance.evaluation.equal_kl_tables import equal_kl_tables
 from trimtab.guidance.evaluation.report import NOTHING, EvaluationReport, FrontierReport, show
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """name: in one word, for links. title, note: for readers. Every row has as many cells as columns."""
-
-    name: str
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    note: str = ""
-
-    def to_markdown(self) -> str:
-        lines = [self.columns, ("---",) * len(self.columns), *self.rows]
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+from trimtab.guidance.evaluation.table import Table, number
 
 
 def all_tables(report: EvaluationReport) -> list[Table]:
@@ -39,8 +25,7 @@ def all_tables(report: EvaluationReport) -> list[Table]:
 def frontier_tables(frontier: FrontierReport) -> list[Table]:
     """Scores against price, what it cost in variety, curves at equal KL, and where gold turns."""
     tables = [_scores(frontier), _variety(frontier)]
-    if frontier.at_kl:
-        tables.append(_at_kl(frontier))
+    tables += equal_kl_tables(frontier)
     if frontier.overoptimisation:
         tables.append(_overoptimisation(frontier))
     return tables
@@ -138,13 +123,13 @@ def _variety(frontier: FrontierReport) -> Table:
                 (
                     curve.name,
                     knob_text(curve, point),
-                    *(_number(n) for n in (within.distinct_1, within.distinct_2, within.self_bleu)),
-                    *(_number(n) for n in (across.distinct_1, across.distinct_2, across.self_bleu)),
-                    _number(point.entropy),
-                    _number(point.perplexity),
-                    _number(point.length, ".1f"),
-                    _number(point.stopped, ".0%"),
-                    _number(point.flip_rate, ".1%"),
+                    *(number(n) for n in (within.distinct_1, within.distinct_2, within.self_bleu)),
+                    *(number(n) for n in (across.distinct_1, across.distinct_2, across.self_bleu)),
+                    number(point.entropy),
+                    number(point.perplexity),
+                    number(point.length, ".1f"),
+                    number(point.stopped, ".0%"),
+                    number(point.flip_rate, ".1%"),
                 )
             )
     return Table(
@@ -164,27 +149,6 @@ def _variety(frontier: FrontierReport) -> Table:
         tuple(rows),
         "Within: among replies to one prompt; across: among first replies to all prompts; as many replies "
         "everywhere. Perplexity is the frozen policy's; flips are tokens at which it preferred another.",
-    )
-
-
-def _at_kl(frontier: FrontierReport) -> Table:
-    rows = tuple(
-        (
-            f"{found.kl:g}",
-            found.curve,
-            found.score,
-            f"{found.knob:.3g}",
-            show(found.estimate),
-            show(found.above_baseline, sign=True),
-        )
-        for found in sorted(frontier.at_kl, key=lambda found: (found.score, found.kl, found.curve))
-    )
-    return Table(
-        "equal-kl",
-        "At equal KL",
-        ("KL (nats)", "curve", "score", "at knob", "estimate", f"above {frontier.baseline or 'baseline'}"),
-        rows,
-        "Between a curve's points, linearly in √KL; differences over the same resamples of prompts.",
     )
 
 
@@ -254,7 +218,3 @@ def _sycophancy(report: EvaluationReport) -> Table:
         f"{found.num_facts} facts, {found.num_pairs} pairs of replies. Swayed by: what the user's opinion "
         "changes, over the same replies; above zero is sycophancy.",
     )
-
-
-def _number(value: float | None, form: str = ".2f") -> str:
-    return NOTHING if value is None else format(value, form)

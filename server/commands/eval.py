@@ -170,7 +170,11 @@ class EvalConfig(EngineConfig, JudgeConfig):
                 raise ValueError(f"section {section} needs {flags[section]}")
             if section not in self.wanted and is_given:
                 raise ValueError(f"{flags[section]} is given, but sections leave {section} out")
-        frontier_only: dict[str, object] = {"gold": self.gold, "proxy": self.proxy, "static_bias": self.static_bias}
+        frontier_only: dict[str, object] = {
+            "gold": self.gold,
+            "proxy": self.proxy,
+            "static_bias": self.static_bias,
+        }
         frontier_only |= {"group": self.group, "baseline": self.baseline, "external": self.external}
         unused = [name for name, value in frontier_only.items() if value]
         if unused and "frontier" not in self.wanted:

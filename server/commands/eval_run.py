@@ -17,7 +17,8 @@ from trimtab.guidance.evaluation.page import write_report
 from trimtab.guidance.evaluation.preferences import PreferenceReport, judge_preferences
 from trimtab.guidance.evaluation.report import EvaluationReport, Subject
 from trimtab.guidance.evaluation.sycophancy import SycophancyReport, judge_sycophancy, load_templates
-from trimtab.guidance.evaluation.tables import Table, all_tables
+from trimtab.guidance.evaluation.table import Table
+from trimtab.guidance.evaluation.tables import all_tables
 from trimtab.guidance.features import FeatureSource, StreamedFeatures
 from trimtab.guidance.head import Head
 from trimtab.guidance.items import PairItem
@@ -25,9 +26,10 @@ from trimtab.guidance.locate import name_of
 from trimtab.guidance.manifest import Manifest
 from trimtab.guidance.policy import Policy, load_policy
 from trimtab.guidance.store import load_head
-from trimtab.server.commands.eval import PACKAGED, EvalConfig
+from trimtab.server.commands.eval import FIT, PACKAGED, EvalConfig
 from trimtab.server.engine.config import EngineConfig
 
+_OF_FIT = ("bias_discount", "bias_shrinkage", "bias_tokens", "tuning_replies")  # settings of `fit` alone
 _MIN_WIDTH = 165  # of the tables; what is narrower breaks their numbers apart
 
 
@@ -91,19 +93,13 @@ def as_rich(table: Table) -> RichTable:
 
 def _subject(config: EvalConfig, engine_config: EngineConfig) -> Subject:
     shown = (
-        *(
-            "preferences",
-            "prompts",
-            "gold",
-            "proxy",
-            "strengths",
-            "steer",
-            "best_of",
-            "static_bias",
-            "rollouts",
-        ),
-        *("external", "sycophancy", "num_prompts", "num_replies", "max_tokens", "temperature", "seed"),
+        *("preferences", "prompts", "gold", "proxy", "strengths", "steer", "group", "best_of", "static_bias"),
+        *("rollouts", "bias_discount", "bias_shrinkage", "bias_tokens", "tuning_prompts", "tuning_replies"),
+        *("bias_strengths", "baseline", "external", "at_kl", "sycophancy", "num_prompts", "num_replies"),
+        *("max_tokens", "temperature", "seed"),
     )
+    if config.static_bias != FIT:
+        shown = tuple(name for name in shown if name not in _OF_FIT)
     values = {name: getattr(config, name) for name in shown} | {"gold": config.gold_scorer}
     settings = {name: _text(value) for name, value in values.items() if value not in ("", None, ())}
     heads = tuple(map(name_of, engine_config.heads))

@@ -56,19 +56,28 @@ class _Growing:
             self.logprob,
             self.base_logprob,
             dict(event.summary.reward),
+            event.index,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Sampler:
     """prompts: of the frontier, in order. sampling: of every reply; its seed is the evaluation's. measured:
-    heads whose reward part reads every reply."""
+    heads whose reward part reads every reply. rows: of the prompts in their file, which seed their replies;
+    by default their order."""
 
     engine: Engine
     prompts: tuple[Prompt, ...]
     encoded: tuple[tuple[int, ...], ...]
     sampling: SamplingParams
     measured: tuple[str, ...]
+    rows: tuple[int, ...] = ()
+    show_progress: bool = True
+
+    @property
+    def num_replies(self) -> int:
+        """To each prompt, usually."""
+        return self.sampling.n
 
     def sample(
         self, label: str, *, heads: Heads = (), strength: float = 0.0, num: int | None = None, bias: Bias = ()
@@ -81,11 +90,12 @@ class Sampler:
         watched = tuple((name, 0.0) for name in self.measured if name not in named)
         guidance = Guidance(strength, (*heads, *watched), trace=True)
         sampling = replace(self.sampling, n=num or self.sampling.n, logit_bias=bias)
+        seed, rows = (self.sampling.seed or 0) << 32, self.rows or range(len(self.encoded))
         requests = [
-            Request(str(i), ids, replace(sampling, seed=((self.sampling.seed or 0) << 32) + i), guidance)
-            for i, ids in enumerate(self.encoded)
+            Request(str(i), ids, replace(sampling, seed=seed + row), guidance)
+            for i, (row, ids) in enumerate(zip(rows, self.encoded, strict=True))
         ]
-        return _run(self.engine, requests, label)
+        return _run(self.engine, requests, label, self.show_progress)
 
     def encode(self, replies: Sequence[Reply]) -> list[EncodedReply]:
         """As they were drawn, each with the token that ends it."""
@@ -118,12 +128,12 @@ def fitting_prompts(
     return fitting, too_long
 
 
-def _run(engine: Engine, requests: Sequence[Request], label: str) -> list[Reply]:
+def _run(engine: Engine, requests: Sequence[Request], label: str, show_progress: bool) -> list[Reply]:
     for request in requests:
         engine.check(request)
     growing = {(r.request_id, i): _Growing() for r in requests for i in range(r.sampling.n)}
     done: dict[tuple[str, int], Reply] = {}
-    with tqdm(total=len(growing), desc=label, unit="reply") as bar:
+    with tqdm(total=len(growing), desc=label, unit="reply", disable=not show_progress) as bar:
         for event in _events(engine, deque(requests)):
             if isinstance(event, Delta):
                 growing[event.request_id, event.index].take(event)

@@ -23,7 +23,9 @@ def chosen_lora(report: Path) -> str:
     try:
         frontier = json.loads(report.read_text(encoding="utf-8"))["frontier"]
     except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{report} tells of no settings of LoRA ({error}): run step evaluation-lora") from error
+        raise DataError(
+            f"{report} tells of no settings of LoRA ({error}): run step evaluation-lora"
+        ) from error
     scores: defaultdict[str, list[float]] = defaultdict(list)
     for row in frontier["at_kl"]:
         if row["curve"].startswith(LABEL) and row["score"] == frontier["gold"][0]:

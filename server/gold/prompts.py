@@ -14,7 +14,7 @@ _NUM_WORDS, _NUM_CHARACTERS = 8, 200
 
 
 def load_prompts(stories: Path) -> dict[str, list[str]]:
-    """The first words of each story that begins in ASCII: prompts to train on, to choose settings on, to judge.
+    """The first words of stories that begin in ASCII: prompts to train on, to choose settings on, to judge.
 
     Many stories begin alike. Training sees prompts as often as they come; what settings are chosen on are
     prompts that training did not see, and what is judged on none that either saw, each once.

@@ -173,7 +173,10 @@ class Ablation:
 
 
 ABLATIONS: Mapping[str, Ablation] = {
-    **{f"{REFERENCE}-gamma{g}": Ablation(Method("replies", _monte_carlo(g))) for g in ("0", "0.5", "0.9", "1")},
+    **{
+        f"{REFERENCE}-gamma{g}": Ablation(Method("replies", _monte_carlo(g)))
+        for g in ("0", "0.5", "0.9", "1")
+    },
     # Compare with gamma1: the same sum of the same rewards, but told once, at the end.
     f"{REFERENCE}-whole": Ablation(Method("judged", _monte_carlo("1"), features="replies")),
     f"{REFERENCE}-rank32": Ablation(METHODS["mc"], rank="32"),
@@ -233,7 +236,7 @@ LORA_SETTINGS: Mapping[str, tuple[str, str]] = {
     "lr1e-3-tau0.1": ("1e-3", "0.1"),
     "lr1e-3-tau2": ("1e-3", "2"),
 }
-"""Learning rate and τ by the name of the setting, which is that of its folder and, after "LoRA ", its curve."""
+"""Learning rate and τ by the setting's name, which is its folder's and, after "LoRA ", its curve's."""
 
 
 def _lora(task: Task) -> Iterator[Step]:
@@ -272,7 +275,7 @@ def _lora_command(task: Task, trained: Command, measured: Command) -> Command:
 
 
 def _claims(task: Task) -> Step:
-    """What the README claims: heads by three training seeds, and all that they must beat, each at its best."""
+    """What the README claims: heads by three training seeds, and what they must beat, each at its best."""
     groups = {name: [seeded(name, seed) for seed in SEEDS] for name in CLAIMED}
     out = "evaluation-claims"
     return Step(
@@ -292,7 +295,7 @@ def _claims(task: Task) -> Step:
 
 
 def _ablation_evaluation(task: Task) -> Step:
-    """One thing changed at a time; other seeds of the reference say what a difference of nothing looks like."""
+    """One thing changed at a time; other seeds of the reference show how much a difference of nothing is."""
     names = [*(seeded(REFERENCE, seed) for seed in SEEDS), "mc-tied", *ABLATIONS]
     out = "evaluation-ablation"
     flags = (*task.heads(names), "--baseline", REFERENCE, *_judged_by_gold(task), *_tuned_bias(task))

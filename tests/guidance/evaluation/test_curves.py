@@ -82,10 +82,13 @@ def test_best_of_n_leaves_out_prompts_with_too_few_scored_replies():
     assert found.points[0].scores["gold"].estimate.mean == (2 + 5) / 2
 
 
-def test_win_rates_by_hand():
-    rates = win_rates([0, 0, 1, 2], [2.0, None, 1.0, 1.0], [0, 0, 0, 0, 1], [1.0, 2.0, 3.0, 3.0, None])
-    assert rates[0] == 0.375
-    assert all(math.isnan(rate) for rate in rates[1:])
+def test_a_reply_is_compared_with_the_plain_one_of_its_own_random_numbers():
+    places = [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
+    replies = [reply(prompt, sample=sample) for prompt, sample in reversed(places)]
+    plain = [reply(prompt, sample=sample) for prompt, sample in places[:-1]]
+    rates = win_rates(replies, [9.0, 1.0, 1.0, 3.0, 2.0], plain, [2.0, 1.0, 1.0, None])
+    assert rates[2:] == [0.5, 1.0, 0.5]
+    assert all(math.isnan(rate) for rate in rates[:2])
 
 
 def test_a_mean_over_resamples_of_prompts_keeps_each_prompts_replies_together():
@@ -99,10 +102,10 @@ def test_a_mean_over_resamples_of_prompts_keeps_each_prompts_replies_together():
 def test_curves_are_compared_between_their_points_linearly_in_root_kl():
     base = curve("bias", {0: 0.0, 1: 1.0, 3: 3.0})
     better = curve("head", {0: 0.0, 2: 4.0})
-    found = {
-        (at.curve, at.kl): at for at in at_equal_kl([base, better], "gold", [4, 16], DRAWS, baseline="bias")
-    }
+    compared = at_equal_kl([base, better], ["gold"], [4, 16], JUDGING, baseline="bias")
+    found = {(at.curve, at.kl): at for at in compared.found}
     assert set(found) == {("bias", 4), ("head", 4)}
+    assert [(u.curve, u.kl, u.most) for u in compared.unreached] == [("bias", 16, 9), ("head", 16, 4)]
     level = np.mean(np.arange(NUM_PROMPTS) / NUM_PROMPTS)
     assert found["bias", 4].estimate.mean == pytest.approx(2 + level)
     assert found["bias", 4].knob == pytest.approx(2)
@@ -112,7 +115,7 @@ def test_curves_are_compared_between_their_points_linearly_in_root_kl():
 
 def test_the_difference_of_two_curves_is_surer_than_the_curves():
     base, better = curve("bias", {0: 0.0, 2: 1.0}), curve("head", {0: 0.0, 2: 1.5})
-    _, head = at_equal_kl([base, better], "gold", [4], DRAWS, baseline="bias")
+    _, head = at_equal_kl([base, better], ["gold"], [4], JUDGING, baseline="bias").found
     assert head.estimate.high - head.estimate.low > 0.1
     assert head.above_baseline.high - head.above_baseline.low < 1e-9
 

@@ -17,13 +17,13 @@ from trimtab.guidance.evaluation.calibration import calibrate
 from trimtab.guidance.evaluation.head_scores import score_with_head
 from trimtab.guidance.evaluation.preferences import judge_preferences, length_baseline
 from trimtab.guidance.evaluation.static_bias import (
-    bias_kl,
+    as_tilt,
     fit_static_bias,
     load_static_bias,
     measure_static_bias,
     scaled,
 )
-from trimtab.guidance.evaluation.strengths import head_kl, strengths_for
+from trimtab.guidance.evaluation.strengths import Probe, strengths_for
 from trimtab.guidance.evaluation.sycophancy import judge_sycophancy, load_templates
 from trimtab.guidance.features import StreamedFeatures
 from trimtab.guidance.head import Head
@@ -173,7 +173,9 @@ def test_a_scaled_bias_ends_where_a_request_may():
 def test_strengths_are_found_for_the_prices_asked(policy: Policy):
     features, plain = StreamedFeatures(policy), [reply((2, 6), (8, 9, 10, 3)), reply((2, 7), (9, 3))]
     bias = {8: 1.0, 9: -1.0}
-    low, high = strengths_for(bias_kl(bias, features, plain), (0.1, 0.4))
+    low, high = strengths_for(
+        Probe.along(features, plain).constant(as_tilt(tuple(bias.items()), policy)), (0.1, 0.4)
+    )
     assert 0 < low < high
     kls = [cost.kl for cost in measure_static_bias(scaled(bias, low), features, plain)]
     assert np.mean(kls) == pytest.approx(0.1, rel=0.1)
@@ -185,7 +187,8 @@ def test_a_constant_head_costs_what_its_bias_costs(policy: Policy):
     assert head.advantage is not None
     with torch.no_grad():
         head.advantage.forward = lambda h, lm_head: torch.eye(len(lm_head))[8].expand(len(h), -1)  # type: ignore[assignment, method-assign]
-    of_head, of_bias = head_kl([(head.advantage, 0.5)], features, plain), bias_kl({8: 1.0}, features, plain)
+    probe = Probe.along(features, plain)
+    of_head, of_bias = probe.head([(head.advantage, 0.5)]), probe.constant(as_tilt([(8, 1.0)], policy))
     assert of_head(2.0) == pytest.approx(of_bias(1.0), rel=1e-5)
 
 

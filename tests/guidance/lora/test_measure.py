@@ -42,12 +42,14 @@ def by_definition(base: Policy, tuned: Policy, reply: EncodedReply) -> float:
 def test_kl_is_that_of_the_definition_over_the_drawn_tokens(policies):
     base, tuned = policies
     measured = measure_tuned(base, tuned, REPLIES, show_progress=False)
-    assert measured == pytest.approx([by_definition(base, tuned, reply) for reply in REPLIES], rel=1e-5)
-    assert min(measured) > 0.01
+    kls = [reply.kl for reply in measured]
+    assert kls == pytest.approx([by_definition(base, tuned, reply) for reply in REPLIES], rel=1e-5)
+    assert min(kls) > 0.01
 
 
 def test_a_policy_is_at_zero_from_itself(policies):
-    assert measure_tuned(policies[0], policies[0], REPLIES, show_progress=False) == [0.0, 0.0, 0.0]
+    same = measure_tuned(policies[0], policies[0], REPLIES, show_progress=False)
+    assert [reply.kl for reply in same] == [0.0, 0.0, 0.0]
 
 
 def test_by_hand_one_token_of_two(policies, monkeypatch):
@@ -59,8 +61,9 @@ def test_by_hand_one_token_of_two(policies, monkeypatch):
     base, tuned = policies
     chances = {id(base): 0.5, id(tuned): 0.75}
     monkeypatch.setattr(Policy, "logits", lambda self, h: logits_of(chances[id(self)])(self, h))
-    (kl,) = measure_tuned(base, tuned, [EncodedReply((65,), (66,))], show_progress=False)
-    assert kl == pytest.approx(0.1308120, abs=1e-6)
+    (found,) = measure_tuned(base, tuned, [EncodedReply((65,), (1,))], show_progress=False)
+    assert found.kl == pytest.approx(0.1308120, abs=1e-6)
+    assert found.base_logprob == pytest.approx(-0.6931472, abs=1e-6)
 
 
 def test_policies_of_different_vocabularies_are_refused(policies, tmp_path):

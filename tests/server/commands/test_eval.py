@@ -103,7 +103,7 @@ def test_a_frontier_holds_every_head_beside_its_baselines(judge, folder: Path):
     assert found["a"]["proxy"] == "a reward"
     assert found["b"]["proxy"] is None
     plain, *steered = found["a"]["points"]
-    assert (plain["kl"]["mean"], plain["flip_rate"], plain["num_replies"]) == (0, 0, 12)
+    assert (plain["kl"]["mean"], plain["flip_rate"], plain["num_replies"]) == (0, 0, 8)
     assert all(point["kl"]["mean"] > 0 and point["num_replies"] == 8 for point in steered)
     assert plain["perplexity"] == pytest.approx(math.exp(plain["entropy"]))
     assert steered[1]["perplexity"] != pytest.approx(math.exp(steered[1]["entropy"]))
