@@ -46,7 +46,7 @@ def _at_kl(frontier: FrontierReport) -> Table:
         "At equal KL",
         (
             *("KL per reply", "curve", "score", "at knob", "estimate", "by seed"),
-            *(f"difference from {baseline}", "from best-of-n at its KL", "replies sampled for one"),
+            *(f"from {baseline}", "from best-of-n", "samples"),
         ),
         tuple(row for _, row in sorted(rows.items(), key=lambda item: item[0])),
         equal_kl_note(frontier),
@@ -55,16 +55,17 @@ def _at_kl(frontier: FrontierReport) -> Table:
 
 def equal_kl_note(frontier: FrontierReport) -> str:
     """How the table was made, and what may be claimed by it."""
-    notes = [
-        "Between a curve's points, linearly in √KL, nats per reply; differences over the same resamples of "
-        "prompts.",
-        f"Intervals of differences hold at once for all {frontier.num_comparisons} of them in 95 % of cases "
-        "(max-t bootstrap); above and below are said where they leave out zero.",
-    ]
+    notes = ["Between a curve's points, linearly in √KL, nats per reply."]
+    if frontier.num_comparisons:
+        notes.append(
+            "Differences are at the same KL, over the same resamples of prompts; their intervals hold for all "
+            f"{frontier.num_comparisons} at once in 95 % of cases (max-t bootstrap), and above and below are "
+            "said only where these leave out zero."
+        )
     if any(curve.kind == "best_of_n" for curve in frontier.curves):
         notes.append(
-            "Best-of-n stands at the bound log n - (n-1)/n, at every n, and its KL is not above that; it "
-            "samples n replies for one, the others sample one."
+            "Best-of-n stands at the bound log n - (n-1)/n, at every n, and its KL is not above that. "
+            "Samples: replies sampled for each that is kept."
         )
     if any(curve.members for curve in frontier.curves):
         notes.append(
@@ -142,6 +143,6 @@ def _bias_trials(frontier: FrontierReport) -> Table:
             "",
         ),
         rows,
-        f"The best {len(rows)} of {len(trials)}; the prompts of the other tables had no say. All were tried at one "
-        "price, the best few then at every one, where the highest mean was chosen.",
+        f"The best {len(rows)} of {len(trials)}; the prompts of the other tables had no say. All were tried "
+        "at one price, the best few then at every one, where the highest mean was chosen.",
     )

@@ -84,8 +84,8 @@ def plot_overoptimisation(frontier: FrontierReport, theme: Theme) -> Figure:
 
 
 def _coloured(frontier: FrontierReport, theme: Theme) -> Iterator[tuple[Curve, str]]:
-    """Best-of-n, which the others are read against, in the colour of the text."""
-    others = [curve for curve in frontier.curves if curve.kind != "best_of_n"]
+    """Best-of-n by gold, which the others are read against, in the colour of the text."""
+    others = [c for c in frontier.curves if c.kind != "best_of_n" or c.proxy not in frontier.gold]
     colours = {curve.name: theme.colours[i % len(theme.colours)] for i, curve in enumerate(others)}
     for curve in frontier.curves:
         yield curve, colours.get(curve.name, theme.text)

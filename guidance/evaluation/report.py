@@ -42,9 +42,9 @@ class Example:
 @dataclass(frozen=True, slots=True)
 class FrontierReport:
     """gold: the scores that nobody was trained on, by name. at_kl: curves at equal price; unreached: those
-    that do not come so far. baseline: the curve that they are compared with there. num_comparisons: over which the
-    intervals of the differences hold at once. bias_trials: settings of the static bias, as the tuning prompts
-    ranked them. problems: replies that could not be scored, and what was skipped."""
+    that do not come so far. baseline: the curve that they are compared with there. num_comparisons: over
+    which the intervals of the differences hold at once. bias_trials: settings of the static bias, as the
+    tuning prompts ranked them. problems: replies that could not be scored, and what was skipped."""
 
     num_prompts: int
     gold: tuple[str, ...]

@@ -64,7 +64,7 @@ def resample_seeds(num_seeds: int, *, resamples: int = RESAMPLES, seed: int = 0)
 
     Seeds are drawn again with replacement, and what that moves their mean by is stretched by √(S/(S−1)): a
     mean of S draws from S numbers has only (S−1)/S of the variance that the mean of S new seeds would have,
-    two thirds of it with three. Together with resample_prompts of its own: a bootstrap over seeds and prompts.
+    two thirds of it with three. Together with resample_prompts: a bootstrap over seeds and prompts.
 
     By hand, two seeds: drawn (2, 0), (1, 1) or (0, 2) times, they count ½ ± √2/2, or ½ each. Of the numbers 0
     and 1 the mean then has variance ½ · (√2/2)² = ¼, which is s²/S = ½/2.

@@ -32,7 +32,7 @@ def frontier_tables(frontier: FrontierReport) -> list[Table]:
 
 
 def knob_text(curve: Curve, point: CurvePoint) -> str:
-    return f"{curve.knob} {point.knob:g}"
+    return f"{curve.knob} {point.knob:.4g}"
 
 
 def _preferences(report: EvaluationReport) -> Table:

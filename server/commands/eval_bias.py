@@ -131,7 +131,7 @@ def _chosen(bench: Bench, biases: Sequence[tuple[BiasTrial, Bias]]) -> FoundBias
     """All at the middle price with few replies; the best of them at every price with more."""
     kls = sorted(set(bench.config.at_kl))
     middle = kls[(len(kls) - 1) // 2]
-    num_points = len(biases) + FINALISTS * len(bench.kls)
+    num_points = len(biases) + min(FINALISTS, len(biases)) * len(bench.kls)
     with tqdm(total=num_points, desc="static bias: settings", unit="point") as bar:
         tried = []
         for trial, bias in biases:

@@ -92,7 +92,7 @@ def as_rich(table: Table) -> RichTable:
 
 
 def _subject(config: EvalConfig, engine_config: EngineConfig) -> Subject:
-    shown = (
+    shown: tuple[str, ...] = (
         *("preferences", "prompts", "gold", "proxy", "strengths", "steer", "group", "best_of", "static_bias"),
         *("rollouts", "bias_discount", "bias_shrinkage", "bias_tokens", "tuning_prompts", "tuning_replies"),
         *("bias_strengths", "baseline", "external", "at_kl", "sycophancy", "num_prompts", "num_replies"),

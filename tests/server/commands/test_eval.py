@@ -51,6 +51,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"prompt": f"x {i // 2}", "completion": "ab"[i % 2] * 3, "reward": float(i % 2)} for i in range(8)
     ]
     write(folder / "rollouts.jsonl", rollouts)
+    twin = {"scale": 1, "kl": 1.0, "scores": {"gold": 1.0}}
+    (folder / "twin.json").write_text(json.dumps({"label": "a", "points": [twin]}))
+    write(folder / "tuning.jsonl", [{"prompt": f"tell {i}"} for i in range(3)])
+    write(folder / "overlap.jsonl", [{"prompt": "tell 0"}, {"prompt": "say 2"}])
     return folder
 
 
@@ -115,6 +119,85 @@ def test_a_frontier_holds_every_head_beside_its_baselines(judge, folder: Path):
     assert golds[0] == pytest.approx(plain["scores"]["gold"]["estimate"]["mean"])
     assert report["frontier"]["baseline"] == "static bias"
     assert {row["curve"] for row in report["frontier"]["at_kl"]} >= {"a", "b", "static bias"}
+
+
+GROUND = ("--prompts", "prompts.jsonl", "--gold", "counting_gold:vowels", "--strengths", "1", "2", *SMALL)
+
+
+def test_heads_of_one_group_are_one_curve_with_its_seeds_beside_it(judge):
+    code, report, _ = judge(*GROUND, "--group", "both=a,b", heads=("a", "b"))
+    assert code == 0
+    found = curves(report)
+    assert "a" not in found
+    assert "b" not in found
+    members = found["both"]["members"]
+    assert [member["name"] for member in members] == ["a", "b"]
+    for point, *seeds in zip(found["both"]["points"], *(m["points"] for m in members), strict=True):
+        golds = [seed["scores"]["gold"]["estimate"]["mean"] for seed in seeds]
+        assert point["scores"]["gold"]["estimate"]["mean"] == pytest.approx(sum(golds) / 2)
+        assert point["kl"]["mean"] == pytest.approx(sum(seed["kl"]["mean"] for seed in seeds) / 2)
+    [row] = [row for row in report["frontier"]["at_kl"] if row["curve"] == "both"]
+    assert row["estimate"]["mean"] == pytest.approx(sum(row["by_seed"]) / 2)
+
+
+def test_the_plain_point_has_as_many_replies_as_others_and_ties_with_itself(judge, folder: Path):
+    """Plain replies, told as those of a tuned policy, drew the same random numbers: all of them tie."""
+    code, report, _ = judge(*GROUND)
+    assert code == 0
+    plain = curves(report)["a"]["points"][0]
+    assert (plain["num_replies"], curves(report)["best-of-n by gold"]["points"][0]["num_replies"]) == (8, 4)
+    engine = Engine.from_config(EngineConfig(folder / "tiny"))
+    texts = [f"say {i}" for i in range(4)]
+    encoded = tuple(tuple(engine.policy.tokenizer(text)["input_ids"]) for text in texts)
+    sampler = Sampler(engine, tuple(texts), encoded, SamplingParams(max_tokens=6, n=2, seed=0), ())
+    replies = sampler.sample("plain")
+    point = {
+        "scale": 1,
+        "prompt_ids": [reply.prompt for reply in replies],
+        "samples": [reply.sample for reply in replies],
+        "texts": [reply.text for reply in replies],
+        "token_ids": [reply.token_ids for reply in replies],
+        "kls": [0.5] * len(replies),
+    }
+    (folder / "same.json").write_text(json.dumps({"label": "same", "points": [point]}))
+    code, report, _ = judge(*GROUND, "--external", "same.json")
+    assert code == 0
+    before, after = curves(report)["same"]["points"]
+    assert before["scores"]["gold"]["estimate"] == after["scores"]["gold"]["estimate"]
+    win_rate = after["scores"]["gold"]["win_rate"]
+    assert (win_rate["mean"], win_rate["low"], win_rate["high"]) == (0.5, 0.5, 0.5)
+    assert after["length"] == before["length"]
+
+
+def test_the_static_bias_is_chosen_on_its_own_prompts_and_kept(judge, folder: Path):
+    fit = ("--static-bias", "fit", "--rollouts", "rollouts.jsonl", "--bias-discount", "0.5", "1")
+    grid = (*fit, "--bias-shrinkage", "1", "5", "--bias-tokens", "1", "all", "--tuning-replies", "1")
+    code, report, _ = judge(*GROUND, *grid, "--tuning-prompts", "tuning.jsonl")
+    assert code == 0
+    trials = report["frontier"]["bias_trials"]
+    assert [trial["is_chosen"] for trial in trials] == [True] + [False] * (len(trials) - 1)
+    assert len(trials) < 8  # one reward a reply: its discount is idle, and its twin is not tried
+    assert {trial["setting"]["discount"] for trial in trials} == {0.5}
+    assert all(trial["first_kl"] > 0 for trial in trials)
+    kept = json.loads((folder / "out" / "static_bias.json").read_text())
+    assert len(kept) == trials[0]["num_tokens"]
+    (folder / "kept.json").write_text(json.dumps(kept))
+    _, again, _ = judge(*GROUND, "--static-bias", "kept.json")
+    assert curves(again)["static bias"] == curves(report)["static bias"]
+
+
+def test_curves_that_fall_short_are_in_the_report_and_another_baseline_may_be_named(judge):
+    flags = [flag if flag != "0.01" else "500" for flag in GROUND]
+    code, report, _ = judge(*flags, "--baseline", "a", heads=("a", "b"))
+    assert code == 0
+    assert report["frontier"]["baseline"] == "a"
+    missed = {row["curve"]: row for row in report["frontier"]["unreached"]}
+    assert set(missed) == {"a", "b", "best-of-n by gold", "best-of-n by a reward"}
+    assert 0 < missed["b"]["most"] < 500
+    code, report, _ = judge(*GROUND, "--baseline", "a", heads=("a", "b"))
+    [row] = [row for row in report["frontier"]["at_kl"] if row["curve"] == "b"]
+    assert row["above_baseline"]["mean"] == row["above_baseline_alone"]["mean"]
+    assert row["above_best_of_n"] is not None
 
 
 def test_all_files_are_whole_and_the_page_needs_nothing_else(judge, folder: Path):
@@ -199,6 +282,12 @@ def test_prompts_over_the_context_are_refused_or_skipped_with_a_count(judge, fol
     assert report["frontier"]["problems"] == ["1 prompts do not fit the context, first row 0"]
 
 
+TUNED = (
+    *("--prompts", "prompts.jsonl", "--static-bias", "fit", "--rollouts", "rollouts.jsonl"),
+    *("--bias-tokens", "1", "2"),
+)
+
+
 @pytest.mark.parametrize(
     ("flags", "heads", "says"),
     [
@@ -212,6 +301,14 @@ def test_prompts_over_the_context_are_refused_or_skipped_with_a_count(judge, fol
         (("--prompts", "prompts.jsonl"), ("judge",), "judge cannot steer"),
         (("--prompts", "prompts.jsonl", "--steer", "c=1"), ("a",), "'c' is not loaded"),
         (("--prompts", "prompts.jsonl", "--static-bias", "fit"), ("a",), "go together"),
+        (("--prompts", "prompts.jsonl", "--group", "g=a"), ("a",), "--group g=a: write NAME=HEAD,HEAD"),
+        (("--prompts", "prompts.jsonl", "--group", "g=a,c"), ("a", "b"), "c is none of the heads"),
+        (("--prompts", "prompts.jsonl", "--group", "g=a,b", "h=a,b"), ("a", "b"), "belongs to one group"),
+        (("--prompts", "prompts.jsonl", "--baseline", "c"), ("a",), "--baseline c is none of the curves, a"),
+        (("--prompts", "prompts.jsonl", "--external", "twin.json"), ("a",), "two curves are called a"),
+        ((*TUNED, "--tuning-prompts", "overlap.jsonl"), ("a",), "1 prompts are among --prompts, first row 1"),
+        ((*TUNED,), ("a",), "need --tuning-prompts"),
+        ((*TUNED[:-1], "--tuning-prompts", "tuning.jsonl"), ("a",), "several of"),
         (("--prompts", "prompts.jsonl", "--static-bias", "pairs.jsonl"), ("a",), "pairs.jsonl"),
         (
             ("--preferences", "pairs.jsonl", "--gold", "counting_gold:vowels"),

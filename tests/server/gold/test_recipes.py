@@ -135,6 +135,25 @@ def test_begun_prompts_are_beginnings_of_what_the_policy_wrote(tmp_path: Path):
     assert set(begun) == {"Once", "Once upon", "Once upon a", "Lily"}
 
 
+def test_the_adapter_that_is_judged_is_the_one_that_the_tuning_prompts_chose(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with lzma.open(tmp_path / "stories.xz", "wt") as file:
+        json.dump([f"Story {number} begins here and goes on." for number in range(800)], file)
+    rows = [{"curve": "LoRA lr1e-3-tau2", "kl": 1, "score": "gold", "estimate": {"mean": 2.0}}]
+    (tmp_path / "evaluation-lora").mkdir()
+    report = {"frontier": {"gold": ["gold"], "at_kl": rows}}
+    (tmp_path / "evaluation-lora" / "report.json").write_text(json.dumps(report))
+    ran: list[tuple[str, ...]] = []
+    monkeypatch.setattr(cli, "main", lambda command: ran.append(command) or 0)
+    flags = ["--stories", str(tmp_path / "stories.xz"), "--out", str(tmp_path)]
+    assert main([*flags, "--only", "lora"]) == 0
+    [command] = ran
+    assert command[command.index("--adapter") + 1] == str(tmp_path / "lora/lr1e-3-tau2/adapter")
+    assert command[command.index("--measure") + 1] == str(tmp_path / "judge.jsonl")
+    assert "lr1e-3-tau2" in json.loads((tmp_path / "steps.json").read_text())["lora"]["command"]
+
+
 def test_a_step_that_is_done_is_skipped_and_one_that_fails_ends_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
