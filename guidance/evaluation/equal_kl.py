@@ -23,7 +23,7 @@ class Aside:
     distinct_2: within prompts. num_sampled: replies sampled for each that is kept.
     """
 
-    num_sampled: float
+    num_sampled: float = 1.0
     length: float | None = None
     kl_per_token: float | None = None
     stopped: float | None = None
@@ -46,12 +46,12 @@ class AtKl:
     kl: float
     knob: float
     estimate: Estimate
-    aside: Aside
-    by_seed: tuple[float, ...] = ()
     above_baseline: Estimate | None = None
     above_baseline_alone: Estimate | None = None
     above_best_of_n: Estimate | None = None
     above_best_of_n_alone: Estimate | None = None
+    aside: Aside = Aside()
+    by_seed: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +190,8 @@ def _at(curve: Curve, score: str, kl: float, lines: _Lines) -> AtKl:
         *(lines.aside_at(kl, name) for name in ("stopped", "perplexity", "distinct_2")),
     )
     by_seed = tuple(map(float, lines.by_member(kl)[0])) if curve.members else ()
-    return AtKl(curve.name, score, kl, knob, interval(float(here[0]), here[1:]), aside, by_seed)
+    estimate = interval(float(here[0]), here[1:])
+    return AtKl(curve.name, score, kl, knob, estimate, aside=aside, by_seed=by_seed)
 
 
 def _line(curve: Curve, score: str, judging: Judging) -> _Lines | None:

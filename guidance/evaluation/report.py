@@ -41,22 +41,23 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class FrontierReport:
-    """gold: the scores that nobody was trained on, by name. at_kl: curves at equal price; unreached: those
-    that do not come so far. baseline: the curve that they are compared with there. num_comparisons: over
-    which the intervals of the differences hold at once. bias_trials: settings of the static bias, as the
-    tuning prompts ranked them. problems: replies that could not be scored, and what was skipped."""
+    """gold: the scores that nobody was trained on, by name. at_kl: curves at equal price. baseline: the
+    curve that they are compared with there. problems: replies that could not be scored, and what was skipped.
+    unreached: curves that do not come so far as one of the prices. num_comparisons: over which the intervals
+    of the differences hold at once. bias_trials: settings of the static bias, as the tuning prompts ranked
+    them."""
 
     num_prompts: int
     gold: tuple[str, ...]
     curves: tuple[Curve, ...]
     at_kl: tuple[AtKl, ...] = ()
-    unreached: tuple[Unreached, ...] = ()
-    num_comparisons: int = 0
     baseline: str | None = None
     overoptimisation: tuple[Overoptimisation, ...] = ()
     examples: tuple[Example, ...] = ()
-    bias_trials: tuple[BiasTrial, ...] = ()
     problems: tuple[str, ...] = ()
+    unreached: tuple[Unreached, ...] = ()
+    num_comparisons: int = 0
+    bias_trials: tuple[BiasTrial, ...] = ()
 
     @property
     def score_names(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.guidance.errors import HeadError
-from trimtab.guidance.evaluation.report import NOTHING, show
+from trimtab.guidance.evaluation.report import NOTHING, show, show_difference
 from trimtab.guidance.evaluation.statistics import Estimate
 
 REPORT_FILE = "report.json"
@@ -111,29 +111,42 @@ def _strengths(report: dict[str, Any], name: str) -> CardTable | None:
 
 
 def _at_kl(report: dict[str, Any], name: str) -> CardTable | None:
-    """The head's curve beside all others that are no head's."""
+    """The head's curve beside all others that are no head's, with the prices that they do not reach."""
     frontier = report["frontier"]
     heads = [curve["name"] for curve in _curves(frontier)]
     if name not in heads:
         return None
-    shown = [row for row in frontier["at_kl"] if row["curve"] == name or row["curve"] not in heads]
+    every = [*frontier["at_kl"], *frontier["unreached"]]
+    shown = [row for row in every if row["curve"] == name or row["curve"] not in heads]
     shown = [row for row in shown if row["score"] in frontier["gold"]]
     rows = (
         (
             f"{row['kl']:g}",
             row["curve"],
             row["score"],
-            _show(row["estimate"]),
-            _show(row["above_baseline"], sign=True),
+            _show(row["estimate"]) if "estimate" in row else _missed(row),
+            _difference(row.get("above_baseline")),
+            _difference(row.get("above_best_of_n")),
         )
         for row in sorted(shown, key=lambda row: (row["score"], row["kl"], row["curve"] != name))
     )
+    baseline = frontier["baseline"] or "baseline"
     return CardTable(
         "At equal KL",
-        ("KL (nats per reply)", "curve", "score", "estimate", f"above {frontier['baseline'] or 'baseline'}"),
+        ("KL (nats per reply)", "curve", "score", "estimate", f"from {baseline}", "from best-of-n at its KL"),
         tuple(rows),
-        "Between the points of a curve; a curve that does not reach a KL is not in its rows.",
+        "Between the points of a curve. Best-of-n stands at the bound log n - (n-1)/n. Intervals of differences "
+        f"hold for all {frontier['num_comparisons']} of the evaluation at once; above and below are said only "
+        "where these leave out zero.",
     )
+
+
+def _missed(row: dict[str, Any]) -> str:
+    return NOTHING if row["most"] is None else f"not reached (most: {row['most']:.2f})"
+
+
+def _difference(estimate: dict[str, float] | None) -> str:
+    return show_difference(None if estimate is None else Estimate(**estimate))
 
 
 def _turns(report: dict[str, Any], name: str) -> CardTable | None:

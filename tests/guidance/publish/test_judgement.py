@@ -8,7 +8,7 @@ import pytest
 
 from trimtab.guidance.errors import HeadError
 from trimtab.guidance.evaluation.curve import Curve, CurvePoint, ScoreSummary
-from trimtab.guidance.evaluation.equal_kl import AtKl
+from trimtab.guidance.evaluation.equal_kl import AtKl, Unreached
 from trimtab.guidance.evaluation.overoptimisation import Overoptimisation, TurningPoint
 from trimtab.guidance.evaluation.preferences import LengthBaseline, PartAccuracy, PreferenceReport
 from trimtab.guidance.evaluation.report import EvaluationReport, FrontierReport, Subject
@@ -48,6 +48,8 @@ FRONTIER = FrontierReport(
     "static bias",
     (Overoptimisation("calm", "gold", "calm reward", TurningPoint(2.0, 1.5, e(0.75), e(0.25), True), ()),),
     problems=("2 replies have no score",),
+    unreached=(Unreached("calm", "gold", 4.0, 2.5), Unreached("other", "gold", 4.0, 1.0)),
+    num_comparisons=3,
 )
 SYCOPHANCY = SycophancyReport(4, 8, (PartSycophancy("calm", "reward", e(0.5), e(0.25), e(0.25), e(0.75)),))
 REPORT = EvaluationReport(Subject("tiny", ("calm", "other"), {}), PREFERENCES, FRONTIER, SYCOPHANCY)
@@ -71,7 +73,12 @@ def test_the_head_stands_beside_length_and_the_baselines_and_without_other_heads
     assert [row[0] for row in own.rows] == ["0", "1"]
     assert own.rows[1][1:] == ("1.00 [0.88, 1.12]", "1.50 [1.38, 1.62]", "5.00", "-")
     assert "Left out: 2 replies have no score." in own.note
-    assert [row[1] for row in tables["At equal KL"].rows] == ["calm", "static bias"]
+    assert [row[1:] for row in tables["At equal KL"].rows] == [
+        ("calm", "gold", "1.50 [1.38, 1.62]", "+0.50 [+0.38, +0.62] above", "-"),
+        ("static bias", "gold", "1.50 [1.38, 1.62]", "+0.50 [+0.38, +0.62] above", "-"),
+        ("calm", "gold", "not reached (most: 2.50)", "-", "-"),
+    ]
+    assert "hold for all 3 of the evaluation at once" in tables["At equal KL"].note
     assert tables["Overoptimisation"].rows[0][-1] == "yes"
     assert tables["Sycophancy"].rows[0][0] == "reward"
 
