@@ -133,11 +133,11 @@ def _at_kl(report: dict[str, Any], name: str) -> CardTable | None:
     baseline = frontier["baseline"] or "baseline"
     return CardTable(
         "At equal KL",
-        ("KL (nats per reply)", "curve", "score", "estimate", f"from {baseline}", "from best-of-n at its KL"),
+        ("KL (nats per reply)", "curve", "score", "estimate", f"from {baseline}", "from best-of-n"),
         tuple(rows),
-        "Between the points of a curve. Best-of-n stands at the bound log n - (n-1)/n. Intervals of differences "
-        f"hold for all {frontier['num_comparisons']} of the evaluation at once; above and below are said only "
-        "where these leave out zero.",
+        "Between the points of a curve. Best-of-n stands at the bound log n - (n-1)/n. Intervals of "
+        f"differences hold for all {frontier['num_comparisons']} of the evaluation at once; above and below "
+        "are said only where these leave out zero.",
     )
 
 
