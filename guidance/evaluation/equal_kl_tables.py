@@ -58,9 +58,9 @@ def equal_kl_note(frontier: FrontierReport) -> str:
     notes = ["Between a curve's points, linearly in √KL, nats per reply."]
     if frontier.num_comparisons:
         notes.append(
-            "Differences are at the same KL, over the same resamples of prompts; their intervals hold for all "
-            f"{frontier.num_comparisons} at once in 95 % of cases (max-t bootstrap). Above and below are said "
-            "only where these leave out zero."
+            "Differences are at the same KL, over the same resamples of prompts; their intervals hold for "
+            f"all {frontier.num_comparisons} at once in 95 % of cases (max-t bootstrap). Above and below are "
+            "said only where these leave out zero."
         )
     if any(curve.kind == "best_of_n" for curve in frontier.curves):
         notes.append(
