@@ -48,7 +48,8 @@ def judge_frontier(materials: Materials) -> FrontierReport:
     external = [load_external(path, numbers) for path in config.external]
     _check_names(config, steering, groups, external)
     bias = find_bias(config, engine, materials, judged, gold_head)
-    num_plain = max((config.num_replies, *config.best_of))
+    samples = [r.sample + 1 for one in external for _, replies in one.replies for r in replies]
+    num_plain = max((config.num_replies, *config.best_of, *samples))
     bench = make_bench(config, engine, materials.features, judged, gold_head, num_plain=num_plain)
     found = {name: _head_curve(bench, name, heads, materials) for name, heads in steering.items()}
     curves = _grouped(bench, {name: curve for name, (curve, _) in found.items()}, groups)

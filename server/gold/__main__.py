@@ -16,9 +16,10 @@ from trimtab.server.commands.errors import UsageError
 from trimtab.server.commands.flags import parse
 from trimtab.server.gold.begun import write_begun
 from trimtab.server.gold.choose import chosen_lora
+from trimtab.server.gold.comparisons import all_steps
 from trimtab.server.gold.prompts import write_prompts
-from trimtab.server.gold.recipes import BEGUN_PROMPTS, CHOSEN_LORA, LORA_CHOICE, Command, Task
 from trimtab.server.gold.reward import LEXICON_VARIABLE
+from trimtab.server.gold.task import BEGUN_PROMPTS, CHOSEN_LORA, LORA_CHOICE, Command, Task
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def run(config: GoldConfig) -> int:
     DataError for files that are not there."""
     os.environ[LEXICON_VARIABLE] = str(config.lexicon)
     task = Task(str(config.model), config.out, config.seed)
-    steps = list(task.steps())
+    steps = list(all_steps(task))
     unknown = set(config.only) - {step.name for step in steps}
     if unknown:
         raise UsageError(f"no step {sorted(unknown)[0]}; steps are {', '.join(step.name for step in steps)}")

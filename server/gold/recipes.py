@@ -1,67 +1,25 @@
-"""What the gold task compares: every step as the command line that a user would give."""
+"""How the gold task trains heads: replies, features, every method, seeds of the claimed, and an ablation."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-BY_REPLY = "function:trimtab.server.gold.reward:score"
-BY_TOKEN = "function:trimtab.server.gold.reward:score_tokens"
-FORMS = ("lowrank", "tied")
-REPLY_TOKENS, WINDOW_TOKENS = "200", "16"
-TRAIN_PROMPTS, TUNING_PROMPTS, JUDGE_PROMPTS = "train.jsonl", "tuning.jsonl", "judge.jsonl"
-BEGUN_PROMPTS = "begun.jsonl"
-CHOSEN_LORA = "{chosen}"
-"""In a command: the setting of LoRA that the tuning prompts chose, known once they have."""
-LORA_CHOICE, LORA_POINTS = "evaluation-lora/report.json", "lora/best/points.json"
-CLAIMED = ("mc-lowrank", "mc-windows-lowrank", "ppo-lowrank")
-"""Heads that the README claims something of: each trained with SEEDS."""
-SEEDS = (0, 1, 2)
-REFERENCE = "mc-lowrank"
-"""What the ablation changes one thing of at a time."""
-
-Command = tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """A command, and what it leaves behind: where that is, the step is done."""
-
-    name: str
-    command: Command
-    result: str
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """model: the policy. folder: holds the prompts and all that the steps make."""
-
-    model: str
-    folder: Path
-    seed: int = 0
-
-    def at(self, name: str) -> str:
-        return str(self.folder / name)
-
-    def steps(self) -> Iterator[Step]:
-        """In an order in which each finds what it reads."""
-        yield from _rollouts(self)
-        yield from _features(self)
-        yield from _heads(self)
-        yield from _seeds(self)
-        yield from _ablation(self)
-        yield from _lora(self)
-        yield _claims(self)
-        yield _ablation_evaluation(self)
-        yield from (_evaluation(self, form) for form in FORMS)
-
-    @property
-    def common(self) -> Command:
-        return ("--model", self.model, "--seed", str(self.seed))
-
-    def heads(self, names: Iterable[str]) -> Command:
-        return ("--heads", *(self.at(f"heads/{name}") for name in names))
+from trimtab.server.gold.task import (
+    BEGUN_PROMPTS,
+    BY_REPLY,
+    BY_TOKEN,
+    CLAIMED,
+    FORMS,
+    REFERENCE,
+    REPLY_TOKENS,
+    SEEDS,
+    TRAIN_PROMPTS,
+    WINDOW_TOKENS,
+    Command,
+    Step,
+    Task,
+)
 
 
 def _rollouts(task: Task) -> Iterator[Step]:
@@ -229,93 +187,10 @@ def _head(task: Task, name: str, method: Method, form: str, rate: str, rank: str
     )
 
 
-LORA_SETTINGS: Mapping[str, tuple[str, str]] = {
-    "lr1e-3-tau0.5": ("1e-3", "0.5"),
-    "lr3e-4-tau0.5": ("3e-4", "0.5"),
-    "lr3e-3-tau0.5": ("3e-3", "0.5"),
-    "lr1e-3-tau0.1": ("1e-3", "0.1"),
-    "lr1e-3-tau2": ("1e-3", "2"),
-}
-"""Learning rate and τ by the setting's name, which is its folder's and, after "LoRA ", its curve's."""
-
-
-def _lora(task: Task) -> Iterator[Step]:
-    """Every setting on the tuning prompts; then the one that they choose on those that judge."""
-    tuning = ("--measure", task.at(TUNING_PROMPTS), "--num-replies", "6")
-    for name, (rate, tau) in LORA_SETTINGS.items():
-        trained = (
-            *("--preferences", task.at("windows.preference.parquet"), "--tau", tau, "--rank", "16"),
-            *("--learning-rate", rate, "--batch-size", "64", "--epochs", "1"),
-        )
-        measured = ("--label", f"LoRA {name}", "--out", task.at(f"lora/{name}"))
-        yield Step(
-            f"lora/{name}", _lora_command(task, trained, (*tuning, *measured)), f"lora/{name}/points.json"
-        )
-    yield Step(
-        "evaluation-lora",
-        (
-            *("eval", *task.common, "--prompts", task.at(TUNING_PROMPTS), "--gold", BY_REPLY),
-            *("--max-tokens", REPLY_TOKENS, "--num-replies", "6", "--best-of", "1", "2", "4", "8", "16"),
-            *("--external", *(task.at(f"lora/{name}/points.json") for name in LORA_SETTINGS)),
-            *("--max-num-seqs", "256", "--out", task.at("evaluation-lora")),
-        ),
-        LORA_CHOICE,
-    )
-    judged = ("--measure", task.at(JUDGE_PROMPTS), "--num-replies", "4", "--label", "LoRA DPO, tuned")
-    adapter = ("--adapter", task.at(f"lora/{CHOSEN_LORA}/adapter"))
-    yield Step("lora", _lora_command(task, adapter, (*judged, "--out", task.at("lora/best"))), LORA_POINTS)
-
-
-def _lora_command(task: Task, trained: Command, measured: Command) -> Command:
-    return (
-        *("train", "--lora", *task.common, *trained),
-        *("--merge", "--scales", "0.25", "0.5", "1.0", "1.5", "2.5"),
-        *(*measured, "--reply-tokens", REPLY_TOKENS),
-    )
-
-
-def _claims(task: Task) -> Step:
-    """What the README claims: heads by three training seeds, and what they must beat, each at its best."""
-    groups = {name: [seeded(name, seed) for seed in SEEDS] for name in CLAIMED}
-    out = "evaluation-claims"
-    return Step(
-        out,
-        (
-            *("eval", *task.common, *task.heads(name for names in groups.values() for name in names)),
-            *("--group", *(f"{name}={','.join(names)}" for name, names in groups.items())),
-            *_judged_by_gold(task),
-            *("--best-of", "1", "2", "4", "8", "16", "32", "64", "--static-bias", "fit"),
-            *("--rollouts", task.at("replies.parquet"), "--bias-discount", "0", "0.5", "0.8", "0.9", "1"),
-            *("--bias-shrinkage", "5", "20", "100", "--bias-tokens", "16", "64", "256", "1024", "all"),
-            *("--tuning-prompts", task.at(TUNING_PROMPTS), "--external", task.at(LORA_POINTS)),
-            *("--out", task.at(out)),
-        ),
-        f"{out}/report.json",
-    )
-
-
-def _ablation_evaluation(task: Task) -> Step:
-    """One thing changed at a time; other seeds of the reference show how much a difference of nothing is."""
-    names = [*(seeded(REFERENCE, seed) for seed in SEEDS), "mc-tied", *ABLATIONS]
-    out = "evaluation-ablation"
-    flags = (*task.heads(names), "--baseline", REFERENCE, *_judged_by_gold(task), *_tuned_bias(task))
-    return Step(out, ("eval", *task.common, *flags, "--out", task.at(out)), f"{out}/report.json")
-
-
-def _evaluation(task: Task, form: str) -> Step:
-    """Every method, one training seed each."""
-    out = f"evaluation-{form}"
-    flags = (*task.heads(f"{name}-{form}" for name in METHODS), *_judged_by_gold(task), *_tuned_bias(task))
-    external = ("--external", task.at(LORA_POINTS))
-    return Step(out, ("eval", *task.common, *flags, *external, "--out", task.at(out)), f"{out}/report.json")
-
-
-def _judged_by_gold(task: Task) -> Command:
-    return (
-        *("--prompts", task.at(JUDGE_PROMPTS), "--gold", BY_REPLY, "--max-tokens", REPLY_TOKENS),
-        *("--num-replies", "4", "--max-num-seqs", "256"),
-    )
-
-
-def _tuned_bias(task: Task) -> Command:
-    return ("--static-bias", task.at("evaluation-claims/static_bias.json"))
+def training_steps(task: Task) -> Iterator[Step]:
+    """In an order in which each finds what it reads."""
+    yield from _rollouts(task)
+    yield from _features(task)
+    yield from _heads(task)
+    yield from _seeds(task)
+    yield from _ablation(task)

@@ -149,7 +149,7 @@ def test_the_plain_point_has_as_many_replies_as_others_and_ties_with_itself(judg
     engine = Engine.from_config(EngineConfig(folder / "tiny"))
     texts = [f"say {i}" for i in range(4)]
     encoded = tuple(tuple(engine.policy.tokenizer(text)["input_ids"]) for text in texts)
-    sampler = Sampler(engine, tuple(texts), encoded, SamplingParams(max_tokens=6, n=2, seed=0), ())
+    sampler = Sampler(engine, tuple(texts), encoded, SamplingParams(max_tokens=6, n=5, seed=0), ())
     replies = sampler.sample("plain")
     point = {
         "scale": 1,
@@ -163,6 +163,7 @@ def test_the_plain_point_has_as_many_replies_as_others_and_ties_with_itself(judg
     code, report, _ = judge(*GROUND, "--external", "same.json")
     assert code == 0
     before, after = curves(report)["same"]["points"]
+    assert before["num_replies"] == after["num_replies"] == 20
     assert before["scores"]["gold"]["estimate"] == after["scores"]["gold"]["estimate"]
     win_rate = after["scores"]["gold"]["win_rate"]
     assert (win_rate["mean"], win_rate["low"], win_rate["high"]) == (0.5, 0.5, 0.5)

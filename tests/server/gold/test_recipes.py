@@ -17,18 +17,10 @@ from trimtab.server.commands.train_lora import TrainLoraConfig
 from trimtab.server.gold.__main__ import main
 from trimtab.server.gold.begun import write_begun
 from trimtab.server.gold.choose import chosen_lora
+from trimtab.server.gold.comparisons import LORA_SETTINGS, all_steps
 from trimtab.server.gold.prompts import load_prompts
-from trimtab.server.gold.recipes import (
-    ABLATIONS,
-    CLAIMED,
-    LORA_SETTINGS,
-    METHODS,
-    REFERENCE,
-    SEEDS,
-    Step,
-    Task,
-    seeded,
-)
+from trimtab.server.gold.recipes import ABLATIONS, METHODS, seeded
+from trimtab.server.gold.task import CLAIMED, REFERENCE, SEEDS, Step, Task
 
 CONFIGS = {
     "rollouts": RolloutsConfig,
@@ -36,7 +28,7 @@ CONFIGS = {
     "train": TrainCommandConfig,
     "eval": EvalConfig,
 }
-STEPS = list(Task("model", Path("runs")).steps())
+STEPS = list(all_steps(Task("model", Path("runs"))))
 STEP = {step.name: step for step in STEPS}
 
 
