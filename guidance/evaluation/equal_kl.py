@@ -67,7 +67,7 @@ class Unreached:
 
 @dataclass(frozen=True, slots=True)
 class EqualKl:
-    """num_comparisons: over which the intervals of the differences hold at once."""
+    """num_comparisons: of two curves at one price, over which the intervals of differences hold at once."""
 
     found: tuple[AtKl, ...] = ()
     unreached: tuple[Unreached, ...] = ()
@@ -92,6 +92,7 @@ def at_equal_kl(
     found: list[AtKl] = []
     unreached: list[Unreached] = []
     differences = _Differences()
+    compared: set[tuple[str, float, frozenset[str | None]]] = set()
     for score in scores:
         lines = {curve.name: _line(curve, score, judging) for curve in curves}
         best = next((c.name for c in curves if c.kind == "best_of_n" and c.proxy == score), None)
@@ -107,8 +108,9 @@ def at_equal_kl(
                     base = lines.get(other) if other is not None and other != curve.name else None
                     if base is not None and base.reaches(kl):
                         differences.moves.append((len(found), of, here - base.scores_at(kl)))
+                        compared.add((score, kl, frozenset((curve.name, other))))
                 found.append(_at(curve, score, kl, line))
-    return EqualKl(tuple(differences.told(found)), tuple(unreached), len(differences.moves))
+    return EqualKl(tuple(differences.told(found)), tuple(unreached), len(compared))
 
 
 class _Differences:
@@ -200,7 +202,7 @@ def _line(curve: Curve, score: str, judging: Judging) -> _Lines | None:
     if len(known) < len(members):
         return None
     mean = np.full((1, len(known)), 1 / len(known))
-    return _Lines(tuple(known), np.concatenate([mean, seed_weights(len(known), judging)]))
+    return _Lines(tuple(known), np.concatenate([mean, seed_weights(curve.name, len(known), judging)]))
 
 
 def _member(curve: Curve, score: str, judging: Judging) -> _Line | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from statistics import fmean
@@ -19,7 +20,7 @@ def group_seeds(name: str, members: Sequence[Curve], judging: Judging) -> Curve:
     Their points go together by their order from the plain policy on: at about the same price, though not by
     just the same knob. A point's numbers are means over seeds.
     """
-    weights = seed_weights(len(members), judging)
+    weights = seed_weights(name, len(members), judging)
     ordered = [sorted(member.points, key=lambda point: point.knob) for member in members]
     points = tuple(_mean_point(column, weights, judging) for column in zip(*ordered, strict=False))
     first, proxies = members[0], {member.proxy for member in members}
@@ -27,9 +28,11 @@ def group_seeds(name: str, members: Sequence[Curve], judging: Judging) -> Curve:
     return replace(first, name=name, points=points, proxy=proxy, members=tuple(members))
 
 
-def seed_weights(num_seeds: int, judging: Judging) -> Floats:
-    """What each seed counts in each resample of the judging, f64[R, S]."""
-    return resample_seeds(num_seeds, resamples=len(judging.draws), seed=judging.seed)
+def seed_weights(group: str, num_seeds: int, judging: Judging) -> Floats:
+    """What each seed counts in each resample of the judging, f64[R, S]. The name of the group is part of what
+    draws: the first seeds of two groups have no more in common than any others."""
+    seed = (judging.seed, zlib.crc32(group.encode()))
+    return resample_seeds(num_seeds, resamples=len(judging.draws), seed=seed)
 
 
 def _mean_point(points: Sequence[CurvePoint], weights: Floats, judging: Judging) -> CurvePoint:

@@ -59,7 +59,7 @@ def resample_prompts(num_prompts: int, *, resamples: int = RESAMPLES, seed: int 
     return np.random.default_rng(seed).integers(num_prompts, size=(resamples, num_prompts))
 
 
-def resample_seeds(num_seeds: int, *, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
+def resample_seeds(num_seeds: int, *, resamples: int = RESAMPLES, seed: int | Sequence[int] = 0) -> Floats:
     """What each training seed counts in each resample, f64[resamples, num_seeds]; rows sum to 1.
 
     Seeds are drawn again with replacement, and what that moves their mean by is stretched by √(S/(S−1)): a
@@ -71,9 +71,7 @@ def resample_seeds(num_seeds: int, *, resamples: int = RESAMPLES, seed: int = 0)
     """
     if num_seeds == 1:
         return np.ones((resamples, 1))
-    draws = np.random.default_rng((seed, num_seeds)).multinomial(
-        num_seeds, [1 / num_seeds] * num_seeds, resamples
-    )
+    draws = np.random.default_rng(seed).multinomial(num_seeds, [1 / num_seeds] * num_seeds, resamples)
     return 1 / num_seeds + (draws - 1) / num_seeds * np.sqrt(num_seeds / (num_seeds - 1))
 
 

@@ -138,6 +138,17 @@ def test_a_group_is_the_mean_of_its_seeds_and_its_interval_is_over_them():
     assert (alone.low, alone.high) == pytest.approx((1, 1))
 
 
+def test_two_groups_are_resampled_apart():
+    """Seeds of two groups that score alike one by one, but have nothing in common beyond that."""
+    groups = []
+    for name in ("first", "second"):
+        members = [curve(f"{name} {i}", {0.0: 0.0, 1.0: i}) for i in (1.0, 2.0, 3.0)]
+        groups.append(group_seeds(name, members, JUDGING))
+    _, second = at_equal_kl(groups, ["gold"], [1.0], JUDGING, baseline="first").found
+    assert second.above_baseline_alone.mean == pytest.approx(0)
+    assert second.above_baseline_alone.high > 1
+
+
 def test_seeds_that_agree_leave_the_interval_over_prompts():
     member = curve("one", {0.0: 0.0, 1.0: 1.0}, noise=1.0)
     [alone] = at_equal_kl([member], ["gold"], [1.0], JUDGING).found
@@ -199,6 +210,10 @@ def test_a_difference_is_shown_with_the_corrected_interval_and_kept_with_its_own
     heads = [curve("head" + "x" * i, {0.0: 0.0, 3.0: 3.3}, noise=0.5) for i in range(8)]
     compared = at_equal_kl([base, *heads], ["gold"], [1.0, 4.0], JUDGING, baseline="base")
     assert compared.num_comparisons == 16
+    both = at_equal_kl([heads[0], best_of_three()], ["gold"], [0.1], JUDGING, baseline="head")
+    assert both.found[0].above_best_of_n is not None
+    assert both.found[1].above_baseline is not None
+    assert both.num_comparisons == 1  # the same two, seen from either side
     for at in compared.found:
         if at.curve != "base":
             assert at.above_baseline.mean == at.above_baseline_alone.mean

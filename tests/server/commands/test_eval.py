@@ -160,8 +160,9 @@ def test_the_plain_point_has_as_many_replies_as_others_and_ties_with_itself(judg
         "kls": [0.5] * len(replies),
     }
     (folder / "same.json").write_text(json.dumps({"label": "same", "points": [point]}))
-    code, report, _ = judge(*GROUND, "--external", "same.json")
+    code, report, _ = judge(*GROUND, "--external", "same.json", heads=())
     assert code == 0
+    assert list(curves(report)) == ["same", "best-of-n by gold"]
     before, after = curves(report)["same"]["points"]
     assert before["num_replies"] == after["num_replies"] == 20
     assert before["scores"]["gold"]["estimate"] == after["scores"]["gold"]["estimate"]
