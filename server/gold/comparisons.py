@@ -54,7 +54,7 @@ def _lora(task: Task) -> Iterator[Step]:
         ),
         LORA_CHOICE,
     )
-    judged = ("--measure", task.at(JUDGE_PROMPTS), "--num-replies", "4", "--label", "LoRA DPO, tuned")
+    judged = ("--measure", task.at(JUDGE_PROMPTS), "--num-replies", "8", "--label", "LoRA DPO, tuned")
     adapter = ("--adapter", task.at(f"lora/{CHOSEN_LORA}/adapter"))
     yield Step("lora", _lora_command(task, adapter, (*judged, "--out", task.at("lora/best"))), LORA_POINTS)
 
@@ -76,7 +76,7 @@ def _claims(task: Task) -> Step:
         (
             *("eval", *task.common, *task.heads(name for names in groups.values() for name in names)),
             *("--group", *(f"{name}={','.join(names)}" for name, names in groups.items())),
-            *_judged_by_gold(task),
+            *_judged_by_gold(task, "8"),
             *("--best-of", "1", "2", "4", "8", "16", "32", "64", "--static-bias", "fit"),
             *("--rollouts", task.at("replies.parquet"), "--bias-discount", "0", "0.5", "0.8", "0.9", "1"),
             *("--bias-shrinkage", "5", "20", "100", "--bias-tokens", "16", "64", "256", "1024", "all"),
@@ -91,22 +91,26 @@ def _ablation_evaluation(task: Task) -> Step:
     """One thing changed at a time; other seeds of the reference show how much a difference of nothing is."""
     names = [*(seeded(REFERENCE, seed) for seed in SEEDS), "mc-tied", *ABLATIONS]
     out = "evaluation-ablation"
-    flags = (*task.heads(names), "--baseline", REFERENCE, *_judged_by_gold(task), *_tuned_bias(task))
+    flags = (*task.heads(names), "--baseline", REFERENCE, *_judged_by_gold(task, "4"), *_tuned_bias(task))
     return Step(out, ("eval", *task.common, *flags, "--out", task.at(out)), f"{out}/report.json")
 
 
 def _evaluation(task: Task, form: str) -> Step:
     """Every method, one training seed each."""
     out = f"evaluation-{form}"
-    flags = (*task.heads(f"{name}-{form}" for name in METHODS), *_judged_by_gold(task), *_tuned_bias(task))
+    flags = (
+        *task.heads(f"{name}-{form}" for name in METHODS),
+        *_judged_by_gold(task, "4"),
+        *_tuned_bias(task),
+    )
     external = ("--external", task.at(LORA_POINTS))
     return Step(out, ("eval", *task.common, *flags, *external, "--out", task.at(out)), f"{out}/report.json")
 
 
-def _judged_by_gold(task: Task) -> Command:
+def _judged_by_gold(task: Task, num_replies: str) -> Command:
     return (
         *("--prompts", task.at(JUDGE_PROMPTS), "--gold", BY_REPLY, "--max-tokens", REPLY_TOKENS),
-        *("--num-replies", "4", "--max-num-seqs", "256"),
+        *("--num-replies", num_replies, "--max-num-seqs", "256"),
     )
 
 

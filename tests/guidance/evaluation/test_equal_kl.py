@@ -12,6 +12,8 @@ from trimtab.guidance.evaluation.bias_choice import BiasSetting, BiasTrial, all_
 from trimtab.guidance.evaluation.curve import Curve, Judging, judge_point
 from trimtab.guidance.evaluation.equal_kl import at_equal_kl
 from trimtab.guidance.evaluation.equal_kl_tables import equal_kl_tables
+from trimtab.guidance.evaluation.plot_frontier import plot_scores
+from trimtab.guidance.evaluation.plot_style import LIGHT
 from trimtab.guidance.evaluation.reply import Reply
 from trimtab.guidance.evaluation.report import FrontierReport, show_difference
 from trimtab.guidance.evaluation.seed_group import group_seeds
@@ -136,6 +138,17 @@ def test_a_group_is_the_mean_of_its_seeds_and_its_interval_is_over_them():
     assert at.by_seed == pytest.approx((1, 2, 3))
     alone = at_equal_kl([members[0]], ["gold"], [1.0], JUDGING).found[0].estimate
     assert (alone.low, alone.high) == pytest.approx((1, 1))
+
+
+def test_a_plot_shows_the_seeds_of_a_group_lightly_and_best_of_n_beside_it():
+    members = [curve(f"seed {i}", {0.0: 0.0, 1.0: i}) for i in (1.0, 2.0, 3.0)]
+    group = group_seeds("mine", members, JUDGING)
+    frontier = FrontierReport(NUM_PROMPTS, ("gold",), (group, best_of_three()))
+    figure = plot_scores(frontier, LIGHT)
+    light = [line for line in figure.axes[0].lines if line.get_alpha() is not None]
+    assert [line.get_ydata()[-1] for line in light] == [1, 2, 3]
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend == ["mine (3 seeds)", "best-of-n by gold (at KL ≤)"]
 
 
 def test_two_groups_are_resampled_apart():
