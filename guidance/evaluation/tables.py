@@ -87,8 +87,8 @@ def _scores(frontier: FrontierReport) -> Table:
         tuple(rows),
         f"{frontier.num_prompts} prompts; means with 95 % intervals by bootstrap over prompts, and over "
         "training seeds where there are several. Best-of-n: KL is the bound log n - (n-1)/n, scores are over "
-        "all subsets of one set of plain replies. A win is over the plain reply of the same prompt and random "
-        "numbers; best-of-n's over a plain reply that it did not choose from.",
+        "all subsets of one set of plain replies. A win is over the plain reply of the same prompt and noise; "
+        "best-of-n's is over a plain reply that it did not choose from.",
     )
 
 
