@@ -86,9 +86,9 @@ def _scores(frontier: FrontierReport) -> Table:
         ("curve", "knob", "KL (nats per reply)", *names, "wins over plain"),
         tuple(rows),
         f"{frontier.num_prompts} prompts; means with 95 % intervals by bootstrap over prompts, and over "
-        "training seeds where there are several. Best-of-n: KL is the bound log n - (n-1)/n, scores are over "
-        "all subsets of one set of plain replies. A win is over the plain reply of the same prompt and noise; "
-        "best-of-n's is over a plain reply that it did not choose from.",
+        "training seeds where there are several. Best-of-n: KL is the bound log n - (n-1)/n, scores are "
+        "over all subsets of one set of plain replies. A win is over the plain reply of the same prompt and "
+        "random numbers; best-of-n's is over a plain reply that it did not choose from.",
     )
 
 
