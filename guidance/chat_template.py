@@ -124,7 +124,10 @@ def _template_of(tokenizer: PreTrainedTokenizerBase) -> str:
             raise ChatTemplateError(f"of the chat templates {names} none is called default")
         template = template["default"]
     if not template:
-        raise PolicyError("prompts are messages and the tokenizer has no chat template: give it one")
+        raise PolicyError(
+            "prompts are messages and the tokenizer has no chat template: give it one, or rows of strings "
+            "(transcripts stay strings with --format trl)"
+        )
     return str(template)
 
 

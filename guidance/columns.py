@@ -36,9 +36,13 @@ def number_column(row: Row, name: str) -> float | None:
 def finite(value: Any, name: str) -> float:
     """Raises DataError that names the column and the value."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value):
-        raise DataError(f"{name} must hold finite numbers, got {value!r}")
-    return float(value)
+    try:
+        number = float(value) if is_number else math.nan
+    except OverflowError:  # JSON's whole numbers have any length
+        number = math.inf
+    if not math.isfinite(number):
+        raise DataError(f"{name} must hold finite numbers, got {str(value)[:40]}")
+    return number
 
 
 def sampled_column(row: Row, prefix: str = "") -> Sampled | None:
@@ -94,6 +98,6 @@ def as_reply(value: Any, name: str, sampled: Sampled | None = None) -> str:
         if len(messages) != 1 or messages[0].role != "assistant":
             raise DataError(f"{name} must be one message of the assistant when prompt is given")
         value = messages[0].content
-    if not value and sampled is None:
-        raise DataError(f"{name} is empty")
+    if not value.strip() and sampled is None:
+        raise DataError(f"{name} is {'white space only' if value else 'empty'}")
     return str(value)

@@ -38,9 +38,16 @@ def to_yaml(config: Any) -> str:
     return yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True)
 
 
+def own_fields_first(cls: type[Any]) -> list[dataclasses.Field[Any]]:
+    """The fields of a dataclass as a reader looks for them: its own, then those of each base."""
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    names = dict.fromkeys(name for base in cls.__mro__ for name in vars(base).get("__annotations__", ()))
+    return [fields[name] for name in names if name in fields]
+
+
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {f.name: _plain(getattr(value, f.name)) for f in own_fields_first(type(value))}
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
@@ -49,7 +56,7 @@ def _plain(value: Any) -> Any:
 def _values(cls: type[Any], data: object, where: str) -> dict[str, Any]:
     if not isinstance(data, Mapping):
         raise ValueError(f"{where or 'the file'} must hold a mapping, got {data!r}")
-    known = {f.name: f for f in dataclasses.fields(cls)}
+    known = {f.name: f for f in own_fields_first(cls)}
     types_of, prefix = typing.get_type_hints(cls), f"{where}." if where else ""
     for key in data:
         if key not in known:

@@ -1,161 +1,218 @@
-"""Data rows as TRL spells them, read from JSONL, JSON, Parquet, or a folder that `datasets` saved."""
+"""Data rows of a path: read, recognised, turned into our own, checked, and accounted for."""
 
 from __future__ import annotations
 
-import gzip
-import json
+import itertools
 import logging
-import lzma
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
-import datasets
-
-from trimtab.guidance.errors import DataError
+from trimtab.guidance.errors import DataError, MixedError, TieError
+from trimtab.guidance.formats.mapping import check_mapping, map_columns
+from trimtab.guidance.formats.recognise import (
+    METADATA,
+    RowReader,
+    choose_format,
+    formats_of,
+    is_mixed,
+    mixed,
+)
+from trimtab.guidance.formats.registry import AUTO, TRL
 from trimtab.guidance.message import Prompt
+from trimtab.guidance.row_account import Accountant, RowAccount
+from trimtab.guidance.row_files.json_text import BadRow
+from trimtab.guidance.row_files.source import raw_rows
+from trimtab.guidance.row_options import RowOptions, columns_for, format_for
 from trimtab.guidance.rows import ROW_KINDS, Preference, Ranking, Rollout, Unpaired
 
 logger = logging.getLogger(__name__)
-OnBadRows = Literal["refuse", "skip"]
-ExtraColumns = Literal["refuse", "ignore"]
 Row = TypeVar("Row")
-_OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".xz": lzma.open}
+_LOOKED_AT = 64  # rows that decide the format; later ones must agree
+_AS_GIVEN = RowOptions()
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedRows(Generic[Row]):
-    """num_bad: rows that were skipped; first_bad says where the first one is and what is wrong with it."""
+    """num_bad: rows that were skipped; first_bad says where the first one is and what is wrong with it.
+    account: what else is to be known of them."""
 
     rows: tuple[Row, ...]
+    account: RowAccount
     num_bad: int = 0
     first_bad: str = ""
 
 
 def load_preferences(
-    path: Path, on_bad: OnBadRows = "refuse", extra: ExtraColumns = "refuse"
+    path: Path, options: RowOptions = _AS_GIVEN, *, as_text: bool = False
 ) -> LoadedRows[Preference]:
-    """Rows {prompt?, chosen, rejected}, strings or lists of messages, and what rows.ROW_KINDS lists.
+    """Rows {prompt?, chosen, rejected}, strings or lists of messages, and what rows.ROW_KINDS lists; or of a
+    published format, see formats/registry.py.
 
     Without a prompt, what chosen and rejected begin with alike is the prompt.
+    as_text: transcripts stay text, for a policy without a chat template.
 
     Raises:
-        DataError: the file cannot be read, holds no good row, or (on_bad="refuse") holds a bad one, or
-            (extra="refuse") has a column that is not read.
+        DataError: the path cannot be read, holds no good row, rows of several formats, or (on_bad_rows
+            refuse) a bad one, or (extra_columns refuse) has a column that is not read.
     """
-    return load_rows("preferences", path, on_bad, extra)
+    return load_rows("preferences", path, options, as_text=as_text)
 
 
 def load_rankings(
-    path: Path, on_bad: OnBadRows = "refuse", extra: ExtraColumns = "refuse"
+    path: Path, options: RowOptions = _AS_GIVEN, *, as_text: bool = False
 ) -> LoadedRows[Ranking]:
     """Rows {prompt, responses, ranks}. Raises as load_preferences."""
-    return load_rows("rankings", path, on_bad, extra)
+    return load_rows("rankings", path, options, as_text=as_text)
 
 
 def load_unpaired(
-    path: Path, on_bad: OnBadRows = "refuse", extra: ExtraColumns = "refuse"
+    path: Path, options: RowOptions = _AS_GIVEN, *, as_text: bool = False
 ) -> LoadedRows[Unpaired]:
     """Rows {prompt, completion, label}. Raises as load_preferences."""
-    return load_rows("unpaired", path, on_bad, extra)
+    return load_rows("unpaired", path, options, as_text=as_text)
 
 
 def load_rollouts(
-    path: Path, on_bad: OnBadRows = "refuse", extra: ExtraColumns = "refuse"
+    path: Path, options: RowOptions = _AS_GIVEN, *, as_text: bool = False
 ) -> LoadedRows[Rollout]:
     """Rows {prompt, completion} with tokens and rewards where they are known. Raises as load_preferences."""
-    return load_rows("rollouts", path, on_bad, extra)
+    return load_rows("rollouts", path, options, as_text=as_text)
 
 
-def load_prompts(
-    path: Path, on_bad: OnBadRows = "refuse", extra: ExtraColumns = "refuse"
-) -> LoadedRows[Prompt]:
+def load_prompts(path: Path, options: RowOptions = _AS_GIVEN, *, as_text: bool = False) -> LoadedRows[Prompt]:
     """Rows {prompt}. Raises as load_preferences."""
-    return load_rows("prompts", path, on_bad, extra)
+    return load_rows("prompts", path, options, as_text=as_text)
 
 
-def load_rows(kind: str, path: Path, on_bad: OnBadRows, extra: ExtraColumns) -> LoadedRows[Any]:
+def load_rows(
+    kind: str, path: Path, options: RowOptions = _AS_GIVEN, *, as_text: bool = False
+) -> LoadedRows[Any]:
     """Rows of the kind that rows.ROW_KINDS names. Raises as load_preferences."""
-    parse = ROW_KINDS[kind].parse
-    known = {*ROW_KINDS[kind].columns, *ROW_KINDS[kind].optional}
-    rows, unread, bad = [], dict[str, None](), list[str]()
-    for where, row in raw_rows(path):
-        try:
-            if not isinstance(row, dict):
-                raise DataError(row if isinstance(row, str) else "is not a JSON object")
-            unread.update(dict.fromkeys(name for name in row if name not in known and row[name] is not None))
-            rows.append(parse(row))
-        except DataError as error:
-            bad.append(f"{where}: {error}")
-    if bad and on_bad == "refuse":
-        raise DataError(f"{path}: {len(bad)} bad rows, first {bad[0]}: mend them or skip bad rows")
-    if not rows:
-        detail = f"all {len(bad)} are bad, first {bad[0]}" if bad else "it is empty"
-        raise DataError(f"{path}: no usable row, {detail}")
-    if unread and extra == "refuse":
-        raise DataError(
-            f"{path}: {kind} have no column {', '.join(sorted(unread))}, known are "
-            f"{', '.join(sorted(known))}: remove it, or ignore extra columns"
-        )
-    if bad:
-        logger.warning("%s: skipped %d bad rows, first %s", path, len(bad), bad[0])
-    return LoadedRows(tuple(rows), len(bad), bad[0] if bad else "")
-
-
-def raw_rows(path: Path) -> Iterator[tuple[str, object]]:
-    """(where, row) pairs; a line that is not JSON comes as a string that says so. Raises DataError."""
-    suffixes = [suffix for suffix in path.suffixes if suffix not in _OPENERS][-1:]
-    if not path.exists():
-        raise DataError(f"{path}: no such file or folder")
-    if path.is_dir():
-        yield from _from_table(path, lambda: datasets.load_from_disk(str(path)))
-    elif path.suffix == ".parquet":
-        yield from _from_table(path, lambda: datasets.Dataset.from_parquet(str(path), keep_in_memory=True))
-    elif suffixes == [".jsonl"]:
-        yield from _readable(path, _from_lines)
-    elif suffixes == [".json"]:
-        yield from _readable(path, _from_list)
-    else:
-        raise DataError(f"{path}: must be .jsonl or .json (also .gz, .xz), .parquet, or a datasets folder")
-
-
-def _from_table(path: Path, load: Callable[[], Any]) -> Iterator[tuple[str, object]]:
     try:
-        table = load()
-    except Exception as error:
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{path}: datasets cannot read it ({first_line})") from error
-    if isinstance(table, datasets.DatasetDict):
-        raise DataError(f"{path}: holds the splits {', '.join(table)}: name the folder of one of them")
-    for number, row in enumerate(table):
-        yield f"row {number}", row
+        loading = _Loading(kind, options, as_text)
+        loaded = loading.run(_objects(kind, raw_rows(path)))
+    except (DataError, MixedError) as error:
+        raise error if _names(error, path) else DataError(f"{path}: {error}") from error
+    log = logger.warning if loaded.account.findings() else logger.info
+    log("%s: %s", path, loaded.account)
+    if loaded.num_bad:
+        logger.warning("%s: skipped %d bad rows, first %s", path, loaded.num_bad, loaded.first_bad)
+    return loaded
 
 
-def _readable(
-    path: Path, read: Callable[[Any], Iterator[tuple[str, object]]]
-) -> Iterator[tuple[str, object]]:
-    try:
-        with _OPENERS.get(path.suffix, open)(path, "rt", encoding="utf-8") as file:
-            yield from read(file)
-    except (OSError, EOFError, lzma.LZMAError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{path}: cannot be read ({error})") from error
+def _names(error: Exception, path: Path) -> bool:
+    """Errors of files begin with the file that they are about, which may be one of a folder's."""
+    return isinstance(error, DataError) and str(error).startswith(str(path))
 
 
-def _from_lines(lines: Any) -> Iterator[tuple[str, object]]:
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
+def _objects(kind: str, rows: Iterator[tuple[str, object]]) -> Iterator[tuple[str, object]]:
+    """A string alone is a prompt where prompts are asked for."""
+    for where, row in rows:
+        yield where, {"prompt": row} if kind == "prompts" and isinstance(row, str) else row
+
+
+class _Loading:
+    """One pass over the rows of a path."""
+
+    def __init__(self, kind: str, options: RowOptions, as_text: bool) -> None:
+        self.kind, self.options, self.as_text = kind, options, as_text
+        self.mapping = columns_for(options.columns, kind)
+        self.accountant = Accountant()
+        self.rows = list[Any]()
+        self.ties, self.bad = list[str](), list[str]()
+
+    def run(self, raw: Iterator[tuple[str, object]]) -> LoadedRows[Any]:
+        """Raises DataError."""
+        first = list(itertools.islice(raw, _LOOKED_AT))
+        reader = self._reader(first)
+        for where, row in itertools.chain(first, raw):
             try:
-                yield f"line {number}", json.loads(line)
-            except ValueError as error:
-                yield f"line {number}", f"is not JSON ({error})"
+                self._take(where, row, reader)
+            except TieError as error:
+                self.ties.append(f"{where}: {error}")
+            except DataError as error:
+                self.bad.append(f"{where}: {error}")
+        self._check(reader)
+        bad, unread = self.bad, tuple(reader.unread)
+        account = self.accountant.account(
+            self.kind, reader.format, self.rows, bad=bad, ties=self.ties, unread=unread
+        )
+        return LoadedRows(tuple(self.rows), account, len(bad), bad[0] if bad else "")
+
+    def _reader(self, first: list[tuple[str, object]]) -> RowReader:
+        """In the format that is asked for, or that the first rows have."""
+        rows = [(where, row) for where, row in first if isinstance(row, dict)]
+        check_mapping(self.mapping, self.kind, [row for _, row in rows])
+        mapped = [(where, map_columns(row, self.mapping)) for where, row in rows]
+        name = format_for(self.options.format, self.kind)
+        self.is_found = name == AUTO
+        if self.is_found:
+            name = choose_format(mapped, self.kind, is_mapped=bool(self.mapping))
+        self.first = next(((where, row) for where, row in mapped), ("", {}))
+        return RowReader(self.kind, name, self.as_text)
+
+    def _take(self, where: str, raw: object, reader: RowReader) -> None:
+        if isinstance(raw, BadRow):
+            raise DataError(raw.problem)
+        if not isinstance(raw, dict):
+            raise DataError("is not a JSON object")
+        _check_text(raw)
+        row = map_columns(raw, self.mapping) if self.mapping else raw
+        try:
+            parsed = reader.read(row)
+        except TieError:
+            raise
+        except DataError:
+            self._check_agreement(where, row, reader.format)
+            raise
+        for one in parsed:
+            self.rows.append(one)
+            self.accountant.take(one, row)
+
+    def _check_agreement(self, where: str, row: Mapping[str, Any], name: str) -> None:
+        """Raises MixedRows for a bad row that would be good in another format than the file's."""
+        if self.is_found and is_mixed(row, self.first[1]):
+            others = formats_of(row, self.kind, is_mapped=bool(self.mapping))
+            if others and name not in others:
+                raise mixed(self.first[0], name, where, others[0])
+
+    def _check(self, reader: RowReader) -> None:
+        bad = self.bad
+        if bad and self.options.on_bad_rows == "refuse":
+            raise DataError(
+                f"{len(bad)} bad rows, first {bad[0]}: mend them or skip bad rows (--on-bad-rows skip)"
+            )
+        if not self.rows:
+            raise DataError(f"no usable row, {self._why_none()}")
+        self._check_unread(reader)
+
+    def _why_none(self) -> str:
+        if self.bad:
+            return f"all {len(self.bad)} are bad, first {self.bad[0]}"
+        return f"all {len(self.ties)} are ties, first {self.ties[0]}" if self.ties else "it is empty"
+
+    def _check_unread(self, reader: RowReader) -> None:
+        """In our own rows a column that nothing reads may be one of ours, misspelt."""
+        strange = [name for name in reader.unread if name not in METADATA]
+        if reader.format == TRL and not self.mapping and strange and self.options.extra_columns == "refuse":
+            known = sorted({*ROW_KINDS[self.kind].columns, *ROW_KINDS[self.kind].optional})
+            raise DataError(
+                f"{self.kind} have no column {', '.join(sorted(strange))}, known are {', '.join(known)}: "
+                "remove it, or ignore extra columns (--extra-columns ignore)"
+            )
 
 
-def _from_list(file: Any) -> Iterator[tuple[str, object]]:
-    rows = json.load(file)
-    if not isinstance(rows, list):
-        raise ValueError("it must hold a list of rows")
-    for number, row in enumerate(rows):
-        yield f"row {number}", row
+def _check_text(value: object, where: str = "") -> None:
+    """Raises DataError for half of a surrogate pair, which is no text: no tokenizer or file takes it."""
+    if isinstance(value, str):
+        if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+            raise DataError(f"{where or 'a name'} holds half a surrogate pair, which is no character")
+    elif isinstance(value, dict):
+        for name, inner in value.items():
+            _check_text(name)
+            _check_text(inner, where or str(name))
+    elif isinstance(value, list):
+        for inner in value:
+            _check_text(inner, where)

@@ -17,3 +17,11 @@ class DataError(ValueError):
 
 class ChatTemplateError(DataError):
     """A chat template that refuses a conversation, or fails at it; the message holds the template's words."""
+
+
+class TieError(DataError):
+    """A row that prefers none of its replies: right as it is, but nothing to learn a preference from."""
+
+
+class MixedError(ValueError):
+    """Rows of several formats in one file: none of them is bad by itself."""

@@ -8,15 +8,16 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
-from trimtab.guidance.data import ExtraColumns, OnBadRows, load_rows
+from trimtab.guidance.data import load_rows
 from trimtab.guidance.encoding import EncodedReply, ReplyEncoder, Sampled, encode_prompt
 from trimtab.guidance.errors import DataError
 from trimtab.guidance.items import Item, LabelItem, PairItem, RankingItem, RolloutItem
 from trimtab.guidance.message import Prompt
 from trimtab.guidance.objectives.unpaired import mismatch
 from trimtab.guidance.policy import Policy
+from trimtab.guidance.row_options import RowLimits
 from trimtab.guidance.rows import Preference, Ranking, Rollout, Unpaired
 from trimtab.guidance.train_config import ROW_FILES, TrainConfig
 
@@ -173,17 +174,6 @@ _ENCODE: dict[type[Any], Callable[[RowEncoder, Any], Any]] = {
 }
 
 
-class RowLimits(Protocol):
-    """Which rows of a file are used. See TrainConfig, which is one."""
-
-    @property
-    def max_tokens(self) -> int: ...
-    @property
-    def on_bad_rows(self) -> OnBadRows: ...
-    @property
-    def extra_columns(self) -> ExtraColumns: ...
-
-
 def load_items(
     kind: str, path: Path, limits: RowLimits, policy: Policy, *, mismatched: bool = False
 ) -> list[Any]:
@@ -194,7 +184,7 @@ def load_items(
         DataError: rows that cannot be read or encoded, or that are all too long.
         PolicyError: the tokenizer cannot render the rows.
     """
-    rows = load_rows(kind, path, limits.on_bad_rows, limits.extra_columns).rows
+    rows = load_rows(kind, path, limits, as_text=not policy.tokenizer.chat_template).rows
     items, bad = encode_rows(rows, policy)
     if bad and (limits.on_bad_rows == "refuse" or not items):
         raise DataError(f"{path}: {len(bad)} bad rows, first {bad[0]}: mend them or skip bad rows")

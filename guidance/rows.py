@@ -19,7 +19,8 @@ from trimtab.guidance.columns import (
     sampled_column,
 )
 from trimtab.guidance.encoding import Sampled
-from trimtab.guidance.errors import DataError
+from trimtab.guidance.errors import DataError, TieError
+from trimtab.guidance.formats.turns import is_transcript, split_text
 from trimtab.guidance.message import Message, Prompt
 
 
@@ -87,7 +88,7 @@ def parse_preference(row: Row) -> Preference:
     else:
         prompt, replies = _split_messages(as_messages(chosen, "chosen"), as_messages(rejected, "rejected"))
     if replies[0] == replies[1]:
-        raise DataError("chosen and rejected are the same")
+        raise TieError("chosen and rejected are the same")
     return Preference(prompt, *replies, number_column(row, "margin"), *sampled)
 
 
@@ -110,7 +111,7 @@ def parse_ranking(row: Row) -> Ranking:
     )
     numbers = tuple(finite(rank, "ranks") for rank in ranks)
     if len(set(numbers)) == 1:
-        raise DataError("ranks are all the same: no reply is better than another")
+        raise TieError("ranks are all the same: no reply is better than another")
     return Ranking(as_prompt(column(row, "prompt")), texts, numbers, sampled)
 
 
@@ -177,7 +178,10 @@ ROW_KINDS: dict[str, RowKind] = {
 
 
 def _split_strings(chosen: str, rejected: str) -> tuple[str, tuple[str, str]]:
-    """The prompt is what both begin with, up to the start of a word."""
+    """The prompt is what both begin with, up to the start of a word; of transcripts, to that of a turn."""
+    if is_transcript(chosen) and is_transcript(rejected):
+        prompt, replies = split_text(chosen, rejected)
+        return prompt, (as_reply(replies[0], "chosen"), as_reply(replies[1], "rejected"))
     shared = 0
     while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
         shared += 1

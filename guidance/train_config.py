@@ -10,6 +10,7 @@ from typing import Literal
 from trimtab.guidance.losses import LOSSES
 from trimtab.guidance.manifest import AdvantagePart, ScalarPart, check_name
 from trimtab.guidance.on_policy.config import OnPolicyConfig
+from trimtab.guidance.row_options import RowLimits
 
 PartName = Literal["reward", "value", "advantage"]
 ROW_FILES = ("preferences", "rankings", "unpaired", "rollouts", "prompts")
@@ -164,7 +165,7 @@ class ValueConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(RowLimits):
     """Trains a head on a frozen policy. Give the data, and the parts that are to learn from it.
 
     name: of the head, a quality such as `kind`.
@@ -172,7 +173,8 @@ class TrainConfig:
     head_folder: where the head is written.
     run_folder: checkpoints and the resolved configuration, train_config.yaml, which --config takes.
     parts: which parts are trained; of start_from the others are kept.
-    preferences: rows {prompt?, chosen, rejected, margin?} as JSONL, JSON, Parquet or a datasets folder.
+    preferences: rows {prompt?, chosen, rejected, margin?}, or of a published format (--format): a file
+    (JSONL, JSON, CSV, Parquet, compressed or not), a folder or glob of such, a datasets folder or a hub id.
     rankings: rows {prompt, responses, ranks}.
     unpaired: rows {prompt, completion, label}.
     rollouts: rows {prompt, completion, token_ids?, reward?, token_rewards?}, plain samples of the policy;
@@ -186,10 +188,6 @@ class TrainConfig:
     columns where there are any.
     trained_on: one line for the manifest; by default it names the files and counts the rows.
     held_out: share of the prompts that is kept from training and judges it.
-    max_tokens: rows whose prompt and reply are longer (or longer than the policy's context) are left out,
-    and counted.
-    on_bad_rows: what a malformed row does.
-    extra_columns: what a column that nothing reads does.
     precision: bf16 and fp16 round what heads compute while they are trained; auto is no: all in float32.
     gradient_accumulation: batches that make one step.
     max_grad_norm: longer gradients are cut to this length.
@@ -219,9 +217,6 @@ class TrainConfig:
     value: ValueConfig = field(default_factory=ValueConfig)
     on_policy: OnPolicyConfig = field(default_factory=OnPolicyConfig)
     held_out: float = 0.1
-    max_tokens: int = 1024
-    on_bad_rows: Literal["refuse", "skip"] = "refuse"
-    extra_columns: Literal["refuse", "ignore"] = "refuse"
     precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     gradient_accumulation: int = 1
     max_grad_norm: float = 1.0
@@ -234,6 +229,7 @@ class TrainConfig:
     show_progress: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_name(self.name)
         _check_positive(self, "max_tokens", "gradient_accumulation", "max_grad_norm")
         for name in ("log_every", "save_every"):

@@ -33,7 +33,7 @@ def measure_points(config: TrainLoraConfig, prompts: Path, merged: Mapping[float
     kl is the mean of kls, nats per reply; lists hold one entry per reply; prompt_ids are rows of `prompts`.
     Raises as the engine and measure_tuned do.
     """
-    chosen = load_prompts(prompts, config.on_bad_rows, config.extra_columns).rows[: config.num_prompts]
+    chosen = load_prompts(prompts, config).rows[: config.num_prompts]
     base = load_policy(config.model, device=config.device)
     label = config.label or (f"LoRA {config.method.upper()}" if config.adapter is None else "LoRA")
     points = []

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from trimtab.guidance.row_options import RowLimits
+
 Method = Literal["dpo", "sft"]
 DpoLoss = Literal["sigmoid", "hinge", "ipo", "robust"]
 ROWS_OF: dict[Method, str] = {"dpo": "preferences", "sft": "completions"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoraConfig:
+class LoraConfig(RowLimits):
     """Fine-tunes the policy itself with low-rank adapters, by TRL's trainers: the baseline for heads.
 
     model: the policy's folder or hub id.
@@ -31,8 +33,6 @@ class LoraConfig:
     tau: KL temperature (TRL's beta). loss_type: TRL's name for the loss of dpo.
     flipped: the share of preferences taken to be wrong (TRL's label smoothing): sigmoid and robust only.
     precompute_reference: the policy's log-probabilities are computed once, before training.
-    max_tokens: rows whose prompt and reply are longer are left out, and counted.
-    on_bad_rows: what a malformed row does. extra_columns: what columns do that are not read.
     warmup: share of all steps.
     """
 
@@ -57,14 +57,12 @@ class LoraConfig:
     learning_rate: float = 1e-4
     weight_decay: float = 0.0
     warmup: float = 0.05
-    max_tokens: int = 1024
-    on_bad_rows: Literal["refuse", "skip"] = "refuse"
-    extra_columns: Literal["refuse", "ignore"] = "refuse"
     seed: int = 0
     device: str = "auto"
     show_progress: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("rank", "alpha", "tau", "epochs", "batch_size", "learning_rate", "max_tokens"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")

@@ -25,7 +25,7 @@ def preference_rows(config: LoraConfig, policy: Policy) -> datasets.Dataset:
             encoder.encode(row.prompt, row.chosen, row.chosen_sampled),
             encoder.encode(row.prompt, row.rejected, row.rejected_sampled),
         )
-        for row in load_preferences(config.rows, config.on_bad_rows, config.extra_columns).rows
+        for row in load_preferences(config.rows, config, as_text=not policy.tokenizer.chat_template).rows
     ]
     return pairs_dataset(_fitting(pairs, config))
 
@@ -35,7 +35,7 @@ def completion_rows(config: LoraConfig, policy: Policy) -> datasets.Dataset:
     encoder = ReplyEncoder(policy.tokenizer)
     replies = [
         (encoder.encode(row.prompt, row.completion, row.sampled),)
-        for row in load_rollouts(config.rows, config.on_bad_rows, config.extra_columns).rows
+        for row in load_rollouts(config.rows, config, as_text=not policy.tokenizer.chat_template).rows
     ]
     kept = [reply for (reply,) in _fitting(replies, config)]
     return datasets.Dataset.from_dict(

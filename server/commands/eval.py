@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from trimtab.guidance.data import ExtraColumns, OnBadRows
+from trimtab.guidance.row_options import RowOptions
 from trimtab.server.commands.errors import UserError
 from trimtab.server.commands.flags import parse
 from trimtab.server.commands.model import BUNDLED, resolve_engine
+from trimtab.server.commands.row_accounts import show_accounts
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.judging.config import JudgeConfig
 from trimtab.server.scoring.choose import SCORERS
@@ -26,7 +27,7 @@ BUNDLED_JUDGE = "trimtab.server.bundled_gold:score"
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig(EngineConfig, JudgeConfig):
+class EvalConfig(EngineConfig, JudgeConfig, RowOptions):
     """Judges heads, in the sections that its data allow: `preferences` (accuracy beside what length alone
     tells, calibration), `frontier` (proxy and gold scores against KL, beside best-of-n and a static logit
     bias, overoptimisation, variety) and `sycophancy`. Writes report.json, PNGs and one self-contained
@@ -77,8 +78,6 @@ class EvalConfig(EngineConfig, JudgeConfig):
     seed: of sampling, intervals and choices; the same noise at every strength.
     rubric: text file that tells a judge model what to rate.
     on_bad_scores: replies that a scorer gives no finite number: `refuse`, or `skip` and count them.
-    on_bad_rows: rows that cannot be read or do not fit the context: `refuse` all, or `skip` those.
-    extra_columns: columns of the files that are not read: `refuse` or `ignore`.
     max_num_seqs: replies that are sampled at the same time.
     """
 
@@ -112,13 +111,12 @@ class EvalConfig(EngineConfig, JudgeConfig):
     seed: int = 0
     rubric: Path | None = None
     on_bad_scores: OnBadScores = "refuse"
-    on_bad_rows: OnBadRows = "refuse"
-    extra_columns: ExtraColumns = "refuse"
     max_num_seqs: int = 128
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check()
+        self.check_row_options()
         for name in ("num_prompts", "num_replies", "max_tokens", "tuning_replies"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -212,6 +210,7 @@ def with_kind(scorer: str) -> str:
 def main(prog: str, args: Sequence[str]) -> None:
     """Judges, prints the tables and writes the report."""
     config = parse(EvalConfig, prog, args)
+    show_accounts()
     for flag, scorer in (("--gold", config.gold_scorer), ("--proxy", config.proxy_scorer)):
         kind, _, name = scorer.partition(":")
         if kind == "function":

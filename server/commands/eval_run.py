@@ -116,7 +116,9 @@ def _text(value: object) -> str:
 def _preferences(materials: Materials) -> PreferenceReport:
     config = materials.config
     assert config.preferences is not None
-    rows = load_preferences(config.preferences, config.on_bad_rows, config.extra_columns).rows
+    rows = load_preferences(
+        config.preferences, config, as_text=not materials.policy.tokenizer.chat_template
+    ).rows
     encoder = ReplyEncoder(materials.policy.tokenizer)
     pairs = [
         PairItem(

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from trimtab.guidance.bundled import MODEL_DIR
-from trimtab.guidance.data import ExtraColumns, OnBadRows
 from trimtab.guidance.feature_plan import PositionChoice, PositionKind
+from trimtab.guidance.row_options import RowLimits
 from trimtab.server.commands.flags import parse
 from trimtab.server.commands.model import BUNDLED
+from trimtab.server.commands.row_accounts import show_accounts
 from trimtab.server.engine.config import EngineConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeaturesConfig:
+class FeaturesConfig(RowLimits):
     """Runs a policy once over the replies that heads are to be trained on, and keeps what heads read, so that
     every further training run on these files does without the policy. Says beforehand how large that will
     be. Give all files that the training will be given. A run that was stopped goes on with --resume.
@@ -26,7 +26,7 @@ class FeaturesConfig:
 
     model: `bundled`, or the folder or hub id of a causal LM.
     out: folder for the features.
-    preferences: rows {prompt?, chosen, rejected} as JSONL, JSON, Parquet or a datasets folder.
+    preferences: rows {prompt?, chosen, rejected}, or of a published format, as `trimtab train` takes them.
     rankings: rows {prompt, responses, ranks}.
     unpaired: rows {prompt, completion, label}.
     rollouts: rows {prompt, completion, token_ids?}.
@@ -38,9 +38,6 @@ class FeaturesConfig:
     mismatched: also each unpaired prompt with another's reply, which kto reads.
     dtype: what the policy runs in and the features are kept in; auto is float32 on a CPU and the checkpoint's
     own on a GPU, as trimtab train runs it.
-    max_tokens: rows whose prompt and reply are longer (or longer than the policy's context) are left out, and
-    counted; the same as in training.
-    on_bad_rows: what a malformed row does. extra_columns: what a column that nothing reads does.
     max_num_batched_tokens: tokens that the policy runs over in one step.
     max_num_seqs: replies that share a step.
     kv_cache_gib: memory for keys and values; by default 2 on a CPU, and what is free on a GPU.
@@ -60,9 +57,6 @@ class FeaturesConfig:
     mismatched: bool = False
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
-    max_tokens: int = 1024
-    on_bad_rows: OnBadRows = "refuse"
-    extra_columns: ExtraColumns = "refuse"
     max_num_batched_tokens: int = 2048
     max_num_seqs: int = 64
     kv_cache_gib: float | None = None
@@ -71,6 +65,7 @@ class FeaturesConfig:
     show_progress: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.files:
             raise ValueError("give at least one of --preferences, --rankings, --unpaired and --rollouts")
         if self.mismatched and self.unpaired is None:
@@ -109,7 +104,7 @@ class FeaturesConfig:
 def main(prog: str, args: Sequence[str]) -> None:
     """Says how large it will be, and writes it. Raises UserError, DataError or PolicyError with one line."""
     config = parse(FeaturesConfig, prog, args)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    show_accounts()
     from trimtab.server.commands.features_run import run  # noqa: PLC0415 (heavy; bad flags are told before)
 
     run(config)

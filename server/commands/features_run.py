@@ -10,6 +10,7 @@ from trimtab.guidance.feature_manifest import FeatureManifest
 from trimtab.guidance.feature_plan import FeaturePlan, plan_features
 from trimtab.guidance.feature_writer import check_destination, remove_features, write_features
 from trimtab.guidance.policy import Policy
+from trimtab.guidance.row_files.source import check_source
 from trimtab.server.commands.errors import UserError
 from trimtab.server.commands.features import FeaturesConfig
 from trimtab.server.engine.extract import RunnerExtract
@@ -20,8 +21,7 @@ def run(config: FeaturesConfig) -> FeatureManifest:
     """Raises UserError, DataError or PolicyError with one line; shards written before stay whole."""
     check_destination(config.out, resume=config.resume or config.overwrite)
     for path in config.files.values():
-        if not path.exists():
-            raise UserError(f"{path}: no such file or folder")
+        check_source(path)
     try:
         extract = RunnerExtract.from_config(config.engine_config())
     except ModelError as error:

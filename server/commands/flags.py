@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
+from trimtab.guidance.config_file import own_fields_first
 from trimtab.server.commands.errors import UsageError
 
 T = TypeVar("T")
@@ -68,7 +69,7 @@ def _documented_dataclass(
             defaults.get(info.type, {}).get(f.name, _default(f, info.default)),
             help_of.get(f.name),
         )
-        for f in dataclasses.fields(info.type)
+        for f in own_fields_first(info.type)
     )
     return StructConstructorSpec(partial(_build, info.type), fields)
 

@@ -9,8 +9,9 @@ from typing import Literal
 import tyro
 from rich.console import Console
 
-from trimtab.guidance.data import ExtraColumns, OnBadRows
 from trimtab.guidance.manifest import check_name
+from trimtab.guidance.row_options import RowLimits
+from trimtab.server.commands.row_accounts import show_accounts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,7 @@ class ExportRewardConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImportRewardConfig:
+class ImportRewardConfig(RowLimits):
     """Makes a head with a reward part of a transformers …ForSequenceClassification with one label, whose
     backbone must be the model's own: its score layer was trained over the frozen backbone.
     Example: trimtab heads import-reward rm --model M --name kind --out heads/kind --rollouts r.parquet.
@@ -51,8 +52,6 @@ class ImportRewardConfig:
     rollouts: replies of the model itself, {prompt, completion, token_ids?}: reward_mean and reward_std are
     fitted on them. Without, they are what the source's config says, or 0 and 1.
     trained_on: one line for the manifest; by default it names the source.
-    max_tokens: rollouts that are longer with their prompt (or longer than the context) are left out, counted.
-    on_bad_rows: what a malformed rollout does. extra_columns: what a column that nothing reads does.
     """
 
     source: tyro.conf.Positional[str]
@@ -61,19 +60,18 @@ class ImportRewardConfig:
     out: Path
     rollouts: Path | None = None
     trained_on: str = ""
-    max_tokens: int = 1024
-    on_bad_rows: OnBadRows = "refuse"
-    extra_columns: ExtraColumns = "refuse"
     device: str = "auto"
     show_progress: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_name(self.name)
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}")
 
     def run(self, console: Console) -> None:
         """Raises HeadError, PolicyError or DataError with one line; then nothing was written."""
+        show_accounts()
         from trimtab.server.commands.heads_reward_run import import_  # noqa: PLC0415 (heavy)
 
         import_(self)

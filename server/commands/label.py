@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from trimtab.guidance.data import ExtraColumns, OnBadRows
+from trimtab.guidance.row_options import RowOptions
 from trimtab.server.commands.errors import UsageError, UserError
 from trimtab.server.commands.flags import parse
+from trimtab.server.commands.row_accounts import show_accounts
 from trimtab.server.judging.compare import OnDisagreement, WhichPrinciples
 from trimtab.server.judging.config import JudgeConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelConfig(JudgeConfig):
+class LabelConfig(JudgeConfig, RowOptions):
     """AI feedback: asks a judge model which of two replies follows a principle better, always in both orders,
     so that a liking for the first one cancels, and writes preferences or rankings as Parquet, with a report
     as JSON beside it. Good answers are kept in a file beside it, too: the same command asks only for the
@@ -37,8 +38,6 @@ class LabelConfig(JudgeConfig):
     answers: `logprobs` reads the probabilities of A and B where the judge gives them, else its text; `text`
     asks for none, for judges that refuse to give them.
     seed: of what is drawn.
-    on_bad_rows: rows that cannot be read: `refuse` all, or `skip` those.
-    extra_columns: of the rows: `refuse` or `ignore`.
     """
 
     constitution: Path
@@ -51,11 +50,10 @@ class LabelConfig(JudgeConfig):
     on_disagreement: OnDisagreement = "drop"
     answers: Literal["logprobs", "text"] = "logprobs"
     seed: int = 0
-    on_bad_rows: OnBadRows = "refuse"
-    extra_columns: ExtraColumns = "refuse"
 
     def __post_init__(self) -> None:
         self.check()
+        self.check_row_options()
         if (self.rollouts is None) == (self.rankings is None):
             raise ValueError("give one of --rollouts and --rankings, which hold the replies")
         if self.pairs_per_prompt is not None and self.pairs_per_prompt < 1:
@@ -72,6 +70,7 @@ class LabelConfig(JudgeConfig):
 def main(prog: str, args: Sequence[str]) -> None:
     """Asks, and writes what was answered. Raises UserError or DataError with one line."""
     config = parse(LabelConfig, prog, args)
+    show_accounts()
     if config.out.suffix != ".parquet":
         raise UsageError(f"--out {config.out} must end in .parquet")
     from trimtab.server.commands.label_run import run  # noqa: PLC0415 (heavy; bad flags are told before)

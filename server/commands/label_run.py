@@ -90,9 +90,9 @@ def _label(config: LabelConfig) -> Labelling:
 
 def _candidates(config: LabelConfig) -> list[Candidates]:
     if config.rollouts is not None:
-        groups = from_rollouts(load_rollouts(config.rollouts, config.on_bad_rows, config.extra_columns).rows)
+        groups = from_rollouts(load_rollouts(config.rollouts, config).rows)
     else:
-        groups = from_rankings(load_rankings(config.source, config.on_bad_rows, config.extra_columns).rows)
+        groups = from_rankings(load_rankings(config.source, config).rows)
     if not groups:
         raise DataError(
             f"{config.source}: no prompt has two different replies; sample more with --num-replies"

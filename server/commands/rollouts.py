@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from trimtab.guidance.data import ExtraColumns, OnBadRows
+from trimtab.guidance.row_options import RowOptions
 from trimtab.server.commands.errors import UsageError, UserError
 from trimtab.server.commands.flags import parse
 from trimtab.server.commands.model import BUNDLED, resolve_engine
+from trimtab.server.commands.row_accounts import show_accounts
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.judging.config import JudgeConfig
 from trimtab.server.scoring.choose import split_scorer
@@ -20,12 +21,12 @@ from trimtab.server.scoring.training_rows import PairRule
 
 SAMPLING_FIELDS = (
     *("num_prompts", "num_replies", "max_tokens", "temperature", "top_p", "seed", "steer", "strength"),
-    *("prompts_per_part", "on_bad_rows", "extra_columns"),
+    *("prompts_per_part", "on_bad_rows", "extra_columns", "format", "columns"),
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class RolloutsConfig(EngineConfig, JudgeConfig):
+class RolloutsConfig(EngineConfig, JudgeConfig, RowOptions):
     """Samples replies to prompts, guided or not, scores them, and writes them as Parquet; from scored ones it
     also makes training rows. A run that was stopped goes on with the same replies when the same command is
     given again: until it is complete, its parts stand in a folder beside the file, named `.partial`.
@@ -35,8 +36,8 @@ class RolloutsConfig(EngineConfig, JudgeConfig):
 
     model: `bundled`, or the folder or hub id of a causal LM.
     heads: head folders; `bundled` for those of the bundled model, which are also what it has by default.
-    prompts: rows {prompt} as JSONL, JSON, Parquet or a datasets folder; strings are completed as they are,
-    lists of messages go through the chat template.
+    prompts: rows {prompt}, or of a published format (--format), as `trimtab train` takes them; strings are
+    completed as they are, lists of messages go through the chat template.
     rescore: a file of rollouts to work on, instead of sampling new ones. Without --score its rewards stay.
     out: the file; by default rollouts.parquet, or the file given to --rescore, in place.
     num_prompts: how many of the prompts are used, from the first; by default all.
@@ -51,8 +52,6 @@ class RolloutsConfig(EngineConfig, JudgeConfig):
     rubric: text file that tells the judge what to rate.
     on_bad_scores: where the scorer gives no finite number: `refuse` the file, keeping the sampled replies for
     another try, or `skip`, which leaves those rewards null.
-    on_bad_rows: prompts that cannot be read or do not fit the context: `refuse` all, or `skip` those.
-    extra_columns: columns of the prompt file besides `prompt`: `refuse` or `ignore`.
     pairs: also writes preferences to OUT's name with .preference.parquet: of each prompt's replies the best
     against the worst, or all pairs.
     min_margin: rewards of a pair differ by at least so much.
@@ -79,8 +78,6 @@ class RolloutsConfig(EngineConfig, JudgeConfig):
     score: str = ""
     rubric: Path | None = None
     on_bad_scores: OnBadScores = "refuse"
-    on_bad_rows: OnBadRows = "refuse"
-    extra_columns: ExtraColumns = "refuse"
     pairs: PairRule = "none"
     min_margin: float = 0.0
     rankings: bool = False
@@ -92,6 +89,7 @@ class RolloutsConfig(EngineConfig, JudgeConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check()
+        self.check_row_options()
         for name in ("num_prompts", "num_replies", "max_tokens", "prompts_per_part"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -141,6 +139,7 @@ class RolloutsConfig(EngineConfig, JudgeConfig):
 def main(prog: str, args: Sequence[str]) -> None:
     """Samples or reads, scores and writes. Raises UserError and others with one line."""
     config = parse(RolloutsConfig, prog, args)
+    show_accounts()
     _check_before_work(config)
     from trimtab.server.commands.rollouts_run import run  # noqa: PLC0415 (heavy; bad flags are told before)
 

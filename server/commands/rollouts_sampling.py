@@ -56,7 +56,7 @@ def sample_all(config: RolloutsConfig, engine_config: EngineConfig, told: list[s
     Raises UserError, HeadError, PolicyError, DataError or InvalidRequestError with one line.
     """
     assert config.prompts is not None
-    loaded = load_prompts(config.prompts, config.on_bad_rows, config.extra_columns)
+    loaded = load_prompts(config.prompts, config)
     prompts = loaded.rows[: config.num_prompts]
     kind = prompt_type(prompts)
     if loaded.num_bad:

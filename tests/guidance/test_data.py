@@ -18,6 +18,7 @@ from trimtab.guidance.data import (
 from trimtab.guidance.encoding import Sampled
 from trimtab.guidance.errors import DataError
 from trimtab.guidance.message import Message
+from trimtab.guidance.row_options import RowOptions
 from trimtab.guidance.rows import (
     ROW_KINDS,
     Preference,
@@ -27,6 +28,7 @@ from trimtab.guidance.rows import (
     parse_preference,
 )
 
+SKIP = RowOptions(on_bad_rows="skip")
 USER = {"role": "user", "content": "Hello?"}
 ROWS = [
     {"prompt": "Hello?", "chosen": " Hi!", "rejected": " Go away."},
@@ -53,7 +55,7 @@ def test_strings_and_messages_mean_the_same():
 
 def test_without_a_prompt_what_both_replies_begin_with_is_the_prompt():
     row = {"chosen": "Human: hi\n\nAssistant: I think so", "rejected": "Human: hi\n\nAssistant: I thank you"}
-    assert parse_preference(row) == Preference("Human: hi\n\nAssistant: I", " think so", " thank you")
+    assert parse_preference(row) == Preference("Human: hi\n\nAssistant:", " I think so", " I thank you")
     chats = {"chosen": [USER, assistant("Hi!")], "rejected": [USER, assistant("No.")]}
     assert parse_preference(chats) == Preference((Message("user", "Hello?"),), "Hi!", "No.")
 
@@ -113,7 +115,7 @@ def test_bad_rows_are_refused_with_their_number_and_the_place_of_the_first(tmp_p
 
 
 def test_bad_rows_are_skipped_and_counted_on_demand(tmp_path: Path):
-    loaded = load_preferences(write(tmp_path / "rows.jsonl", [{"prompt": "p"}, *ROWS]), on_bad="skip")
+    loaded = load_preferences(write(tmp_path / "rows.jsonl", [{"prompt": "p"}, *ROWS]), SKIP)
     assert loaded.rows == WANT
     assert loaded.num_bad == 1
     assert loaded.first_bad == "line 1: chosen is missing"
@@ -121,7 +123,7 @@ def test_bad_rows_are_skipped_and_counted_on_demand(tmp_path: Path):
 
 def test_a_file_without_a_usable_row_is_refused_even_when_skipping(tmp_path: Path):
     with pytest.raises(DataError, match="all 1 are bad, first line 1"):
-        load_preferences(write(tmp_path / "rows.jsonl", [{}]), on_bad="skip")
+        load_preferences(write(tmp_path / "rows.jsonl", [{}]), SKIP)
     with pytest.raises(DataError, match="it is empty"):
         load_preferences(write(tmp_path / "empty.jsonl", []))
 
@@ -130,11 +132,11 @@ def test_a_file_without_a_usable_row_is_refused_even_when_skipping(tmp_path: Pat
     ("name", "content", "named"),
     [
         ("absent.jsonl", None, "no such file"),
-        ("rows.csv", b"a,b\n", "must be .jsonl"),
-        ("rows.parquet", b"PAR0", "datasets cannot read it"),
+        ("rows.txt", b"a,b\n", "must be .jsonl"),
+        ("rows.parquet", b"PAR0", "cannot be read"),
         ("rows.jsonl.gz", b"\x1f\x8b broken", "cannot be read"),
         ("rows.jsonl", b"\xff\xfe", "cannot be read"),
-        ("rows.json", b"{}", "must hold a list of rows"),
+        ("rows.json", b"3", "must hold a list of rows"),
         ("rows.json", b"[1,", "cannot be read"),
     ],
 )
@@ -148,17 +150,19 @@ def test_a_file_that_cannot_be_read_is_named_in_one_line(tmp_path: Path, name, c
 
 
 def test_a_folder_of_splits_asks_for_one_of_them(tmp_path: Path):
-    datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)}).save_to_disk(tmp_path / "rows")
-    with pytest.raises(DataError, match="holds the splits train"):
+    rows = datasets.Dataset.from_list(ROWS)
+    datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk(tmp_path / "rows")
+    with pytest.raises(DataError, match=r"holds the splits train, test.*rows:train"):
         load_preferences(tmp_path / "rows")
+    assert load_preferences(Path(f"{tmp_path / 'rows'}:test")).rows == WANT
     assert load_preferences(tmp_path / "rows" / "train").rows == WANT
 
 
 def test_columns_that_are_not_read_are_refused_by_name_or_ignored_on_demand(tmp_path: Path):
-    path = write(tmp_path / "rows.jsonl", [ROWS[0] | {"source": "web", "id": 1}, ROWS[1]])
-    with pytest.raises(DataError, match="no column id, source, known are chosen"):
+    path = write(tmp_path / "rows.jsonl", [ROWS[0] | {"sauce": "web", "margn": 1}, ROWS[1]])
+    with pytest.raises(DataError, match="no column margn, sauce, known are chosen"):
         load_preferences(path)
-    assert load_preferences(path, extra="ignore").rows == WANT
+    assert load_preferences(path, RowOptions(extra_columns="ignore")).rows == WANT
 
 
 def test_each_kind_of_row_is_read_with_what_it_may_carry(tmp_path: Path):
