@@ -8,7 +8,7 @@ from typing import Any
 from trimtab.guidance.errors import DataError, TieError
 from trimtab.guidance.formats.exchange import Exchange, Reply, Turns
 from trimtab.guidance.formats.names import SCORES, as_score, find, items
-from trimtab.guidance.formats.pairs import split_pair
+from trimtab.guidance.formats.pairs import pair_columns, split_pair
 from trimtab.guidance.formats.prompts import read_prompt
 from trimtab.guidance.formats.read import ReadRow
 from trimtab.guidance.formats.turns import as_turns, is_turns, reply_turns
@@ -35,7 +35,7 @@ Names = tuple[str, str]
 
 def looks_like(row: Mapping[str, Any]) -> bool:
     """Two replies, and something that tells which is better."""
-    names = reply_columns(row)
+    names = reply_columns(row) if pair_columns(row) is None else None
     return names is not None and (_verdict_column(row) is not None or score_names(row, names) is not None)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from trimtab.guidance.errors import DataError
 from trimtab.guidance.formats.exchange import Exchange, Reply, Turns
 from trimtab.guidance.formats.names import LABELS, SCORES, as_label, as_score, find, items
+from trimtab.guidance.formats.pairs import pair_columns
 from trimtab.guidance.formats.prompts import as_prompt, read_prompt
 from trimtab.guidance.formats.read import ReadRow
 
@@ -26,6 +27,8 @@ _LABEL_LISTS = ("labels", "correct", "is_correct", "correctness")
 
 def looks_like(row: Mapping[str, Any]) -> bool:
     """Several replies, each with a rank, a score or a thumb."""
+    if pair_columns(row) is not None:
+        return False  # somebody has chosen among them
     return _list_column(row) is not None or bool(_nested(row))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trimtab.guidance.errors import DataError, TieError
+from trimtab.guidance.formats import comparison, replies
 from trimtab.guidance.formats.exchange import Exchange, Reply, Turns
 from trimtab.guidance.formats.names import LABELS, REPLIES, as_label, find, items
 from trimtab.guidance.formats.pairs import margin_of, pair_columns, split_pair
@@ -27,6 +28,8 @@ def looks_like(row: Mapping[str, Any]) -> bool:
     values, pair = dict(items(row)), pair_columns(row)
     if pair is not None and all(is_transcript(values[name]) for name in pair):
         return True
+    if comparison.looks_like(row) or replies.looks_like(row):
+        return False
     prompts = find(row, _PROMPTS)
     beside = [values[name] for name in (pair or find(row, REPLIES))]
     return bool(prompts) and is_transcript(values[prompts[0]]) and all(isinstance(v, str) for v in beside)
@@ -43,8 +46,8 @@ def read(row: ReadRow, as_text: bool) -> Exchange:
     name = prompts[0]
     prompt = row[name] if as_text else transcript_prompt(row[name], name)
     if pair is not None:
-        replies = tuple(Reply(_reply(row[one], one, as_text)) for one in pair)
-        return Exchange(prompt, replies, is_ordered=True, margin=margin_of(row))
+        both = tuple(Reply(_reply(row[one], one, as_text)) for one in pair)
+        return Exchange(prompt, both, is_ordered=True, margin=margin_of(row))
     labels, columns = find(row, LABELS), find(row, REPLIES)
     is_good = as_label(row[labels[0]], labels[0]) if labels else None
     if columns:
@@ -60,8 +63,8 @@ def _read_pair(row: ReadRow, pair: tuple[str, str], as_text: bool) -> Exchange:
     if chosen == rejected:
         raise TieError(f"{pair[0]} and {pair[1]} are the same")
     if as_text:
-        prompt, replies = split_text(chosen, rejected)
-        told = tuple(map(Reply, replies))
+        prompt, texts = split_text(chosen, rejected)
+        told = tuple(map(Reply, texts))
         return Exchange(prompt, told, is_ordered=True, margin=margin_of(row))
     turns, ends = split_pair(transcript_turns(chosen, pair[0]), transcript_turns(rejected, pair[1]), pair)
     return Exchange(turns, tuple(map(Reply, ends)), is_ordered=True, margin=margin_of(row))

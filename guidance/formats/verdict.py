@@ -40,7 +40,7 @@ def read_verdict(value: Any, column: str, names: tuple[str, str]) -> Verdict:
         return Verdict(None if number == 0 else int(number > 0), abs(number) or None)
     keys = names[0][-1].lower(), names[1][-1].lower()
     if number is not None:
-        return Verdict(_numbered(number, column, keys))
+        return Verdict(_numbered(number, column, names))
     if isinstance(value, str) and value.strip():
         return _in_words(value.strip(" \n\t[]()*\"'."), keys, names, column)
     raise _unclear(value, column, names)
@@ -53,13 +53,14 @@ def _as_number(value: Any) -> float | None:
         return None
 
 
-def _numbered(number: float, column: str, keys: tuple[str, str]) -> int:
+def _numbered(number: float, column: str, names: tuple[str, str]) -> int:
+    keys = names[0][-1], names[1][-1]
     if column in _FIRST_IS_ONE and number in (0, 1) and keys[0].isalpha():
         return int(number == 0)
     for side, key in enumerate(keys):
         if key.isdigit() and number == int(key):
             return side
-    raise _unclear(number, column, keys)
+    raise _unclear(number, column, names)
 
 
 def _in_words(text: str, keys: tuple[str, str], names: tuple[str, str], column: str) -> Verdict:
