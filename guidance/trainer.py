@@ -62,6 +62,7 @@ def train_head(
         features = _make_features(config, policy, extract)
     _write_config(config)
     examples = load_examples(config, policy)
+    _check_labels(config, plan, examples)
     features.prepare(examples.replies())
     head, parts, units = _begin(config, policy, plan)
     _check_units(config, parts, examples)
@@ -80,6 +81,17 @@ def train_head(
     if is_first():
         _save(config.head_folder, head, manifest)
     return manifest
+
+
+def _check_labels(config: TrainConfig, plan: Plan, examples: Examples) -> None:
+    """Raises DataError where a loss that tells good replies from bad ones would see only one side."""
+    labels = {item.label for item in examples.unpaired.train}
+    losses = [getattr(config, part).loss for part, method in plan.items() if method.rows == "unpaired"]
+    if losses and len(labels) == 1:
+        raise DataError(
+            f"{config.unpaired}: all labels that are trained on are {str(*labels).lower()}: "
+            f"{' and '.join(losses)} learns from both, give rows of the other side too"
+        )
 
 
 def _with_plain(examples: Examples, outcome: Outcome, config: TrainConfig) -> Examples:

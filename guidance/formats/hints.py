@@ -90,7 +90,7 @@ def suggested_columns(row: Mapping[str, Any], kind: str) -> dict[str, str]:
     for ours in dict.fromkeys(("prompt", *ROW_KINDS[kind].columns)):
         if row.get(ours) is not None:
             continue
-        likely = _likely(ours, [name for name in row if name not in mapping.values()])
+        likely = _likely(ours, [name for name in row if name not in (ours, *mapping.values())])
         if likely is not None:
             mapping[ours] = likely
         elif ours in ROW_KINDS[kind].columns:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,37 +85,39 @@ class RowReader:
             TieError: it prefers no reply.
         """
         try:
-            return [ROW_KINDS[self.kind].parse(one) for one in self._rows(row)]
+            rows, unread = self._rows(row)
+            parsed = [ROW_KINDS[self.kind].parse(one) for one in rows]
         except TieError:
             raise
         except DataError as error:
             raise DataError(f"{error}{self._hint(row)}") from error
+        self.unread.update(dict.fromkeys(unread))
+        return parsed
 
-    def _rows(self, row: Mapping[str, Any]) -> list[Row]:
+    def _rows(self, row: Mapping[str, Any]) -> tuple[list[Row], list[str]]:
+        """Rows of our own columns, and the columns that were not read for them."""
         if self.format == TRL:
             known = {*ROW_KINDS[self.kind].columns, *ROW_KINDS[self.kind].optional}
-            self._note(name for name, value in row.items() if value is not None and name not in known)
-            return [dict(row)]
+            return [dict(row)], [
+                name for name, value in row.items() if value is not None and name not in known
+            ]
         seen = ReadRow(row)
         exchange = FORMATS[self.format].read(seen, self.as_text)
-        self._note(name for name in seen.unread() if row[name] not in ("", [], {}))
-        return rows_of(exchange, self.kind)
-
-    def _note(self, names: Iterable[str]) -> None:
-        self.unread.update(dict.fromkeys(names))
+        rows = rows_of(exchange, self.kind)
+        return rows, [name for name in seen.unread() if row[name] not in ("", [], {})]
 
     def _hint(self, row: Mapping[str, Any]) -> str:
         """Nothing for a row whose columns are right, and only what they hold is not."""
         kinds = self._kinds(row)
+        others = [name for name in formats_of(row, self.kind) if name != self.format]
         if self.format == TRL:
             known = {*ROW_KINDS[self.kind].columns, *ROW_KINDS[self.kind].optional}
             is_complete = all(row.get(name) is not None for name in ROW_KINDS[self.kind].columns)
-            fits = is_complete or set(row) <= known
+            fits = set(row) <= known or (is_complete and not others)
         else:
             fits = FORMATS[self.format].looks_like(row) and self.kind in kinds
         if fits:
             return ""
-        others = [name for name in formats_of(row, self.kind) if name != self.format]
         return hint(row, self.kind, self.format, others, kinds)
 
     def _kinds(self, row: Mapping[str, Any]) -> list[str]:

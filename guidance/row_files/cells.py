@@ -20,10 +20,10 @@ def cell(column: str, text: str) -> Any:
     name = column.lower()
     if any(part in name for part in (*_NUMBERS, *_LABELS)) and _WORDS.get(text.strip().lower()) is not None:
         return _WORDS[text.strip().lower()]
-    if any(part in name for part in _NUMBERS):
-        return _number(text)
     if text.lstrip().startswith("[") and (name.endswith(_LISTS) or re.match(r"\s*\[\s*\{", text)):
         return _listed(text)
+    if any(part in name for part in _NUMBERS):
+        return _number(text)
     return _listed(text) if text.lstrip().startswith(('{"', "{'")) and text.rstrip().endswith("}") else text
 
 

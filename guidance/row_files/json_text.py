@@ -46,7 +46,7 @@ def _document(text: str, split: str, blank: int) -> Iterator[tuple[str, object]]
             yield f"row {number}", row
         return
     lines = text.splitlines(keepends=True)
-    if not any(isinstance(_loaded(line)[0], dict | list) for line in lines if line.strip()):
+    if not any(isinstance(_loaded(line)[0], dict | list | str) for line in lines if line.strip()):
         raise DataError(f"cannot be read, neither as a whole nor line by line ({problem})")
     yield from _lines(lines, blank)
 

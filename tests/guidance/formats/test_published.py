@@ -389,7 +389,7 @@ def test_lists_of_replies_are_rankings(tmp_path: Path):
 def test_scored_replies_are_rollouts_and_pairs_are_none(tmp_path: Path):
     row, _ = PREFERENCES["openbmb ultrafeedback"]
     assert load(tmp_path, "rollouts", row)[0] == Rollout("Hello?", "So.", reward=6.0)
-    with pytest.raises(DataError, match="no replies that were sampled.*give it as --preferences"):
+    with pytest.raises(DataError, match=r"no replies that were sampled.*give it as --preferences"):
         load(tmp_path, "rollouts", PREFERENCES["llama_factory dpo"][0])
 
 
