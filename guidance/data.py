@@ -207,8 +207,10 @@ class _Loading:
 def _check_text(value: object, where: str = "") -> None:
     """Raises DataError for half of a surrogate pair, which is no text: no tokenizer or file takes it."""
     if isinstance(value, str):
-        if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-            raise DataError(f"{where or 'a name'} holds half a surrogate pair, which is no character")
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise DataError(f"{where or 'a name'} holds half a surrogate pair, which is no character") from None
     elif isinstance(value, dict):
         for name, inner in value.items():
             _check_text(name)
