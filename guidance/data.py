@@ -108,9 +108,22 @@ def _names(error: Exception, path: Path) -> bool:
 
 
 def _objects(kind: str, rows: Iterator[tuple[str, object]]) -> Iterator[tuple[str, object]]:
-    """A string alone is a prompt where prompts are asked for."""
+    """A string alone is a prompt where prompts are asked for; a list of objects is one of judged replies."""
     for where, row in rows:
-        yield where, {"prompt": row} if kind == "prompts" and isinstance(row, str) else row
+        if isinstance(row, str) and kind == "prompts":
+            yield where, {"prompt": row}
+        elif isinstance(row, list) and len(row) > 1 and all(isinstance(one, dict) for one in row):
+            yield where, _gathered(row)
+        else:
+            yield where, row
+
+
+def _gathered(replies: list[dict[str, Any]]) -> dict[str, Any]:
+    """One row of the replies, and of what they say alike: their prompt."""
+    first = replies[0]
+    shared = {name: first[name] for name in first if all(one.get(name) == first[name] for one in replies)}
+    own = [{name: value for name, value in one.items() if name not in shared} for one in replies]
+    return {**shared, "answers": own}
 
 
 class _Loading:
@@ -196,6 +209,9 @@ class _Loading:
     def _check_unread(self, reader: RowReader) -> None:
         """In our own rows a column that nothing reads may be one of ours, misspelt."""
         strange = [name for name in reader.unread if name not in METADATA]
+        if self.kind == "prompts":  # those of rows of ours that have prompts
+            ours = {name for kind in ROW_KINDS.values() for name in (*kind.columns, *kind.optional)}
+            strange = [name for name in strange if name not in ours]
         if reader.format == TRL and not self.mapping and strange and self.options.extra_columns == "refuse":
             known = sorted({*ROW_KINDS[self.kind].columns, *ROW_KINDS[self.kind].optional})
             raise DataError(
@@ -210,7 +226,9 @@ def _check_text(value: object, where: str = "") -> None:
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise DataError(f"{where or 'a name'} holds half a surrogate pair, which is no character") from None
+            raise DataError(
+                f"{where or 'a name'} holds half a surrogate pair, which is no character"
+            ) from None
     elif isinstance(value, dict):
         for name, inner in value.items():
             _check_text(name)

@@ -52,6 +52,11 @@ class RowLimits(RowOptions):
 
     max_tokens: int = 1024
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_tokens < 1:
+            raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}")
+
 
 def format_for(text: str, kind: str) -> str:
     """What --format says for files of one kind of rows. Raises ValueError."""

@@ -20,6 +20,7 @@ from trimtab.guidance.columns import (
 )
 from trimtab.guidance.encoding import Sampled
 from trimtab.guidance.errors import DataError, TieError
+from trimtab.guidance.formats.names import as_label
 from trimtab.guidance.formats.turns import is_transcript, split_text
 from trimtab.guidance.message import Message, Prompt
 
@@ -118,10 +119,8 @@ def parse_ranking(row: Row) -> Ranking:
 def parse_unpaired(row: Row) -> Unpaired:
     """Raises DataError that names the column."""
     label, sampled = column(row, "label"), sampled_column(row)
-    if not isinstance(label, bool):
-        raise DataError(f"label must be true or false, got {label!r}")
     completion = as_reply(column(row, "completion"), "completion", sampled)
-    return Unpaired(as_prompt(column(row, "prompt")), completion, label, sampled)
+    return Unpaired(as_prompt(column(row, "prompt")), completion, as_label(label, "label"), sampled)
 
 
 def parse_rollout(row: Row) -> Rollout:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ from trimtab.guidance.errors import DataError, TieError
 from trimtab.guidance.formats.exchange import Exchange, Reply, Turns
 from trimtab.guidance.formats.names import SCORES, as_score, find, items
 from trimtab.guidance.formats.pairs import pair_columns, split_pair
-from trimtab.guidance.formats.prompts import read_prompt
+from trimtab.guidance.formats.prompts import prompt_column, read_prompt, text_of
 from trimtab.guidance.formats.read import ReadRow
 from trimtab.guidance.formats.turns import as_turns, is_turns, reply_turns
 from trimtab.guidance.formats.verdict import Verdict, read_verdict
@@ -30,6 +31,7 @@ VERDICTS = (
 )
 """Columns that tell which reply is better; the first that is there is read."""
 _WINNERS = ("winner_model_a", "winner_model_b")
+_SIDES = ("user", "assistant")
 Names = tuple[str, str]
 
 
@@ -58,7 +60,7 @@ def reply_columns(row: Mapping[str, Any]) -> Names | None:
 
 
 def _is_reply(value: Any) -> bool:
-    return isinstance(value, str) or is_turns(value)
+    return isinstance(text_of(value), str) or is_turns(value)
 
 
 def _suffixes(names: Names) -> Names:
@@ -102,13 +104,30 @@ def read(row: ReadRow, as_text: bool) -> Exchange:
 def _read_replies(
     row: ReadRow, names: Names, as_text: bool
 ) -> tuple[str | Turns, tuple[str | Turns, str | Turns]]:
-    first, second = row[names[0]], row[names[1]]
+    first, second = (text_of(row[name]) for name in names)
+    column = prompt_column(row)
+    if column is not None:
+        talks = [_listed_talk(row.peek()[column], reply) for reply in (first, second)]
+        first, second = talks if all(talks) else (first, second)
     if is_turns(first) and is_turns(second):
         one, other = as_turns(first, names[0]), as_turns(second, names[1])
         if len(one) > 1 or len(other) > 1:
             return split_pair(one, other, names)
         first, second = reply_turns(one, names[0]), reply_turns(other, names[1])
     return read_prompt(row, as_text), (first, second)
+
+
+def _listed_talk(prompts: Any, replies: Any) -> Turns:
+    """A conversation whose questions and answers are JSON lists of strings; [] where they are not."""
+    try:
+        asked, answered = json.loads(prompts), json.loads(replies)
+    except (TypeError, ValueError):
+        return []
+    both = (asked, answered)
+    if not all(isinstance(one, list) and one and all(isinstance(t, str) for t in one) for one in both):
+        return []
+    pairs = zip(asked, answered, strict=False)
+    return [{"role": role, "content": t} for pair in pairs for role, t in zip(_SIDES, pair, strict=True)]
 
 
 def _scored(row: ReadRow, names: Names, prompt: str | Turns, replies: tuple[Any, Any]) -> Exchange:

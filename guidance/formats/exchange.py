@@ -12,6 +12,10 @@ Row = dict[str, Any]
 Turns = list[dict[str, Any]]
 
 
+class KindError(DataError):
+    """A row of another kind than was asked for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
     """text: a string, or one message of the assistant in a list. score: higher is better. is_good: thumbs."""
@@ -40,7 +44,7 @@ def rows_of(exchange: Exchange, kind: str) -> list[Row]:
     """Rows of one of rows.ROW_KINDS; one exchange may hold several.
 
     Raises:
-        DataError: it holds none of this kind.
+        KindError: it holds none of this kind.
         TieError: its replies are equally good.
     """
     return [{"prompt": exchange.prompt, **row} for row in _ROWS[kind](exchange)]
@@ -84,16 +88,16 @@ def _rankings(exchange: Exchange) -> Iterator[Row]:
 
 def _unpaired(exchange: Exchange) -> Iterator[Row]:
     if not exchange.replies or any(reply.is_good is None for reply in exchange.replies):
-        raise DataError("holds no unpaired reply: nothing in it says good or bad")
+        raise KindError("holds no unpaired reply: nothing in it says good or bad")
     for reply in exchange.replies:
         yield {"completion": reply.text, "label": reply.is_good}
 
 
 def _rollouts(exchange: Exchange) -> Iterator[Row]:
     if not exchange.replies:
-        raise DataError("holds no reply after the prompt")
+        raise KindError("holds no reply after the prompt")
     if exchange.is_ordered:
-        raise DataError("holds preferences, and no replies that were sampled")
+        raise KindError("holds preferences, and no replies that were sampled")
     is_scored = exchange.is_rated or len(exchange.replies) == 1
     for reply in exchange.replies:
         reward = (reply.score if is_scored else None) if reply.is_good is None else float(reply.is_good)
@@ -106,13 +110,13 @@ def _prompts(exchange: Exchange) -> Iterator[Row]:
 
 def _check_several(exchange: Exchange, kind: str) -> None:
     if len(exchange.replies) < 2:
-        raise DataError(f"holds no {kind}: it has {len(exchange.replies) or 'no'} reply to the prompt")
+        raise KindError(f"holds no {kind}: it has {len(exchange.replies) or 'no'} reply to the prompt")
 
 
 def _scores(exchange: Exchange, kind: str) -> list[float]:
     scores = [reply.score for reply in exchange.replies if reply.score is not None]
     if len(scores) < len(exchange.replies):
-        raise DataError(f"holds no {kind}: nothing in it says which reply is better")
+        raise KindError(f"holds no {kind}: nothing in it says which reply is better")
     return scores
 
 

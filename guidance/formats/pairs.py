@@ -76,12 +76,14 @@ def score_columns(row: Mapping[str, Any]) -> tuple[str, str] | None:
 
 
 def margin_of(row: ReadRow) -> float | None:
-    """By how much the chosen reply is scored above the rejected one; None without scores.
+    """The row's margin, or by how much the chosen reply is scored above the rejected one; None without.
 
     Raises:
         TieError: the scores are the same.
         DataError: they say that the rejected one is the better.
     """
+    if row.get("margin") is not None:
+        return as_score(row["margin"], "margin")
     columns = score_columns(row)
     if columns is None:
         return None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trimtab.guidance.errors import DataError, MixedError, TieError
-from trimtab.guidance.formats.exchange import Row, rows_of
+from trimtab.guidance.formats.exchange import KindError, Row, rows_of
 from trimtab.guidance.formats.hints import hint
 from trimtab.guidance.formats.read import ReadRow
 from trimtab.guidance.formats.registry import FORMATS, TRL
@@ -90,7 +90,7 @@ class RowReader:
         except TieError:
             raise
         except DataError as error:
-            raise DataError(f"{error}{self._hint(row)}") from error
+            raise DataError(f"{error}{self._hint(row, isinstance(error, KindError))}") from error
         self.unread.update(dict.fromkeys(unread))
         return parsed
 
@@ -106,19 +106,18 @@ class RowReader:
         rows = rows_of(exchange, self.kind)
         return rows, [name for name in seen.unread() if row[name] not in ("", [], {})]
 
-    def _hint(self, row: Mapping[str, Any]) -> str:
+    def _hint(self, row: Mapping[str, Any], is_other_kind: bool) -> str:
         """Nothing for a row whose columns are right, and only what they hold is not."""
-        kinds = self._kinds(row)
         others = [name for name in formats_of(row, self.kind) if name != self.format]
         if self.format == TRL:
             known = {*ROW_KINDS[self.kind].columns, *ROW_KINDS[self.kind].optional}
             is_complete = all(row.get(name) is not None for name in ROW_KINDS[self.kind].columns)
             fits = set(row) <= known or (is_complete and not others)
         else:
-            fits = FORMATS[self.format].looks_like(row) and self.kind in kinds
+            fits = FORMATS[self.format].looks_like(row) and not is_other_kind
         if fits:
             return ""
-        return hint(row, self.kind, self.format, others, kinds)
+        return hint(row, self.kind, self.format, others, self._kinds(row))
 
     def _kinds(self, row: Mapping[str, Any]) -> list[str]:
         """Kinds of rows that it does hold in this format."""

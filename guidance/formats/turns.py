@@ -21,6 +21,7 @@ ROLES = {
 """Who speaks, in small letters, by the names in use."""
 _SPEAKER, _TEXT = ("role", "from", "speaker"), ("content", "value", "text")
 _TRANSCRIPT = re.compile(r"(?:^|\n\n)(Human|Assistant|System):")
+_LINES = re.compile(r"(?:^|\n)(Human|Assistant|System):")
 _HEADINGS = re.compile(r"(?:^|\n*)### (Human|Assistant|System):")
 _BEGINNINGS = re.compile(r"\s*(?:Human:|System:|### Human:|### System:)")
 
@@ -73,8 +74,7 @@ def transcript_turns(text: str, name: str) -> Turns:
 
     Raises DataError that names the column.
     """
-    pattern = _HEADINGS if text.lstrip().startswith("###") else _TRANSCRIPT
-    before, *pieces = pattern.split(text.strip() if pattern is _HEADINGS else text.lstrip())
+    before, *pieces = _speakers(text).split(text.lstrip())
     if before.strip() or not pieces:
         raise DataError(f"{name} begins with {text[:40]!r}, want Human: or Assistant: at its start")
     turns: Turns = []
@@ -94,27 +94,34 @@ def transcript_prompt(text: str, name: str) -> Turns:
     return turns[:-1] if is_open else turns
 
 
+def _speakers(text: str) -> re.Pattern[str]:
+    """Where turns begin: after an empty line, or, where there is none before an answer, on a line each."""
+    if text.lstrip().startswith("###"):
+        return _HEADINGS
+    return _TRANSCRIPT if "\n\nAssistant:" in text else _LINES
+
+
 def split_text(chosen: str, rejected: str) -> tuple[str, tuple[str, str]]:
     """Two transcripts as text: up to the last "Assistant:" that they share, and what follows in each.
 
     Raises DataError where that is not one turn.
     """
-    end = 0
-    for turn in _TRANSCRIPT.finditer(chosen):
+    end, speakers = 0, _speakers(chosen)
+    for turn in speakers.finditer(chosen):
         if chosen[: turn.end()] != rejected[: turn.end()]:
             break
         end = turn.end() if turn[1] == "Assistant" else end
     if end == 0:
         raise DataError("chosen and rejected share no turn")
     replies = chosen[end:], rejected[end:]
-    if any(turn[1] != "Assistant" for reply in replies for turn in _TRANSCRIPT.finditer(reply)):
+    if any(turn[1] != "Assistant" for reply in replies for turn in speakers.finditer(reply)):
         raise DataError("chosen and rejected differ in more than the assistant's last turn")
     return chosen[:end], replies
 
 
 def split_text_reply(text: str) -> tuple[str, str]:
     """A transcript as text, up to its last "Assistant:", and what follows: "" where the human spoke last."""
-    turns = list(_TRANSCRIPT.finditer(text))
+    turns = list(_speakers(text).finditer(text))
     if not turns or turns[-1][1] != "Assistant":
         return text, ""
     return text[: turns[-1].end()], text[turns[-1].end() :]

@@ -72,8 +72,6 @@ class FeaturesConfig(RowLimits):
             raise ValueError("--mismatched needs --unpaired")
         if self.resume and self.overwrite:
             raise ValueError("--resume keeps what --overwrite removes: give one of them")
-        if self.max_tokens < 1:
-            raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}")
         self.position_choice()
         self.engine_config()
 

@@ -66,8 +66,6 @@ class ImportRewardConfig(RowLimits):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_name(self.name)
-        if self.max_tokens < 1:
-            raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}")
 
     def run(self, console: Console) -> None:
         """Raises HeadError, PolicyError or DataError with one line; then nothing was written."""

@@ -8,11 +8,12 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from trimtab.guidance.data import ExtraColumns, OnBadRows
+from trimtab.guidance.row_options import RowLimits
+from trimtab.server.commands.row_accounts import show_accounts
 
 
 @dataclass(frozen=True, kw_only=True)
-class RescaleConfig:
+class RescaleConfig(RowLimits):
     """Fits a head's scale, so that strength 1 spends 0.02 nats a token: for heads that were trained before
     that was the unit of strength, or whose replies have changed with their prompts. Nothing else is trained.
     Example: trimtab heads rescale heads/kind --model M --rollouts rollouts.parquet.
@@ -21,26 +22,18 @@ class RescaleConfig:
     model: `bundled`, or the folder or hub id of the causal LM that the head belongs to.
     rollouts: replies of the model itself, {prompt, completion, token_ids?}, that the head was not trained on.
     out: folder for the head; by default it is changed in place.
-    max_tokens: rollouts that are longer with their prompt (or longer than the context) are left out, counted.
-    on_bad_rows: what a malformed rollout does. extra_columns: what a column that nothing reads does.
     """
 
     head: tyro.conf.Positional[Path]
     model: str
     rollouts: Path
     out: Path | None = None
-    max_tokens: int = 1024
-    on_bad_rows: OnBadRows = "refuse"
-    extra_columns: ExtraColumns = "refuse"
     device: str = "auto"
     show_progress: bool = True
 
-    def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise ValueError(f"max_tokens must be at least 1, got {self.max_tokens}")
-
     def run(self, console: Console) -> None:
         """Raises HeadError, PolicyError or DataError with one line; then nothing was written."""
+        show_accounts()
         from trimtab.server.commands.heads_scale_run import rescale  # noqa: PLC0415 (heavy)
 
         rescale(self)

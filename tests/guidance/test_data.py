@@ -201,7 +201,7 @@ ROLLOUT = {"prompt": "p", "completion": "c"}
         ("rollouts", ROLLOUT | {"token_ids": []}, "token_ids must be a list of at least one"),
         ("rollouts", ROLLOUT | {"token_ids": [1], "is_cut": 1}, "is_cut must be true or false"),
         ("rollouts", ROLLOUT | {"is_cut": True}, "is_cut needs token_ids"),
-        ("unpaired", ROLLOUT | {"label": 1}, "label must be true or false"),
+        ("unpaired", ROLLOUT | {"label": 2}, "label must be true or false"),
         ("unpaired", ROLLOUT, "label is missing"),
         ("rankings", {"prompt": "p", "responses": ["a"], "ranks": [1]}, "at least 2"),
         ("rankings", {"prompt": "p", "responses": ["a", "b"], "ranks": [1]}, "ranks must be a list of 2"),

@@ -413,3 +413,43 @@ def test_no_example_of_a_format_looks_like_another(name: str):
 def test_no_published_row_looks_like_two_formats():
     for row, _ in (*PREFERENCES.values(), *UNPAIRED.values(), *PROMPTS.values()):
         assert len([name for name, known in FORMATS.items() if known.looks_like(row)]) <= 1, row
+
+
+def test_a_line_that_is_a_list_of_scored_answers_is_one_comparison(tmp_path: Path):
+    """As the first release of WebGPT's comparisons has them."""
+    row = [
+        {"question": {"full_text": "Hello?"}, "answer": "Hi!", "score": 0.5},
+        {"question": {"full_text": "Hello?"}, "answer": "No.", "score": -0.5},
+    ]
+    assert load(tmp_path, "preferences", row, row) == [Preference("Hello?", "Hi!", "No.", 1.0)] * 2
+
+
+def test_an_arenas_lists_of_turns_are_conversations(tmp_path: Path):
+    row = {
+        "id": 1,
+        "prompt": '["Hello?", "Well?"]',
+        "response_a": '["Hey.", "No."]',
+        "response_b": '["Hey.", "Hi!"]',
+        "winner_model_a": 0,
+        "winner_model_b": 1,
+        "winner_tie": 0,
+    }
+    prompt = (*HELLO, Message("assistant", "Hey."), Message("user", "Well?"))
+    assert load(tmp_path, "preferences", row) == [Preference(prompt, "Hi!", "No.")]
+
+
+def test_a_margin_of_the_row_counts_in_every_format(tmp_path: Path):
+    for name in ("llama_factory dpo", "hh-rlhf", "skywork", "alpaca dpo"):
+        row, want = PREFERENCES[name]
+        (loaded,) = load(tmp_path, "preferences", row | {"margin": 0.25})
+        assert (loaded.chosen, loaded.margin) == (want.chosen, 0.25)
+
+
+@pytest.mark.parametrize(("label", "want"), [(1, True), (0, False), ("true", True), ("False", False)])
+def test_thumbs_may_be_numbers_or_words(tmp_path: Path, label: object, want: bool):
+    row = {"prompt": "Hello?", "completion": "Hi!", "label": label}
+    assert load(tmp_path, "unpaired", row) == [Unpaired("Hello?", "Hi!", want)]
+
+
+def test_prompts_may_be_those_of_pairs(tmp_path: Path):
+    assert load(tmp_path, "prompts", {"prompt": "Hello?", "chosen": "Hi!", "rejected": "No."}) == ["Hello?"]
