@@ -9,6 +9,7 @@ from trimtab.guidance.examples import load_items
 from trimtab.guidance.feature_manifest import FeatureManifest
 from trimtab.guidance.feature_plan import FeaturePlan, plan_features
 from trimtab.guidance.feature_writer import check_destination, remove_features, write_features
+from trimtab.guidance.formats.registry import AUTO
 from trimtab.guidance.policy import Policy
 from trimtab.guidance.row_files.source import check_source
 from trimtab.server.commands.errors import UserError
@@ -43,7 +44,9 @@ def run(config: FeaturesConfig) -> FeatureManifest:
         show_progress=config.show_progress,
     )
     files = " ".join(f"--{kind} {path}" for kind, path in config.files.items())
-    print(f"train on them with: trimtab train --model {config.model} {files} --features {config.out} …")
+    asked = {"format": config.format, "columns": config.columns}
+    how = "".join(f" --{name} {value}" for name, value in asked.items() if value not in ("", AUTO))
+    print(f"train on them with: trimtab train --model {config.model} {files}{how} --features {config.out} …")
     return manifest
 
 
