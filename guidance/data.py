@@ -209,9 +209,6 @@ class _Loading:
     def _check_unread(self, reader: RowReader) -> None:
         """In our own rows a column that nothing reads may be one of ours, misspelt."""
         strange = [name for name in reader.unread if name not in METADATA]
-        if self.kind == "prompts":  # those of rows of ours that have prompts
-            ours = {name for kind in ROW_KINDS.values() for name in (*kind.columns, *kind.optional)}
-            strange = [name for name in strange if name not in ours]
         if reader.format == TRL and not self.mapping and strange and self.options.extra_columns == "refuse":
             known = sorted({*ROW_KINDS[self.kind].columns, *ROW_KINDS[self.kind].optional})
             raise DataError(

@@ -449,7 +449,3 @@ def test_a_margin_of_the_row_counts_in_every_format(tmp_path: Path):
 def test_thumbs_may_be_numbers_or_words(tmp_path: Path, label: object, want: bool):
     row = {"prompt": "Hello?", "completion": "Hi!", "label": label}
     assert load(tmp_path, "unpaired", row) == [Unpaired("Hello?", "Hi!", want)]
-
-
-def test_prompts_may_be_those_of_pairs(tmp_path: Path):
-    assert load(tmp_path, "prompts", {"prompt": "Hello?", "chosen": "Hi!", "rejected": "No."}) == ["Hello?"]

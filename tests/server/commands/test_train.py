@@ -88,9 +88,9 @@ def test_a_run_that_cannot_be_is_told_in_one_line(flags, capsys, args, code, say
 
 def test_columns_that_nothing_reads_are_refused_or_ignored(flags, tmp_path, capsys):
     rows = tmp_path / "pairs.jsonl"
-    rows.write_text(rows.read_text().replace("{", '{"source": "web", '))
+    rows.write_text(rows.read_text().replace("{", '{"margn": 1.0, "source": "web", '))
     assert main(["train", *flags, "--parts", "reward"]) == 1
-    assert "preferences have no column source" in capsys.readouterr().err
+    assert "preferences have no column margn," in capsys.readouterr().err
     assert main(["train", *flags, "--parts", "reward", "--extra-columns", "ignore"]) == 0
 
 
