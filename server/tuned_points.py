@@ -33,8 +33,9 @@ def measure_points(config: TrainLoraConfig, prompts: Path, merged: Mapping[float
     kl is the mean of kls, nats per reply; lists hold one entry per reply; prompt_ids are rows of `prompts`.
     Raises as the engine and measure_tuned do.
     """
-    chosen = load_prompts(prompts, config).rows[: config.num_prompts]
     base = load_policy(config.model, device=config.device)
+    as_text = not base.tokenizer.chat_template
+    chosen = load_prompts(prompts, config, as_text=as_text).rows[: config.num_prompts]
     label = config.label or (f"LoRA {config.method.upper()}" if config.adapter is None else "LoRA")
     points = []
     for scale, folder in merged.items():

@@ -37,7 +37,7 @@ class JudgedPrompts:
 def read_prompts(config: EvalConfig, engine: Engine, path: Path, limit: int | None = None) -> JudgedPrompts:
     """limit: of the rows, from the first. Raises DataError for prompts that do not fit, where those are
     refused."""
-    prompts = load_prompts(path, config.on_bad_rows, config.extra_columns).rows[:limit]
+    prompts = load_prompts(path, config, as_text=not engine.policy.tokenizer.chat_template).rows[:limit]
     fitting, too_long = fitting_prompts(engine, prompts, config.max_tokens)
     if too_long and config.on_bad_rows == "refuse":
         raise DataError(

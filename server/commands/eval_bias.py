@@ -99,7 +99,7 @@ def _point(bench: Bench, bias: Bias, strength: float, num: int | None = None) ->
 def _fitted(config: EvalConfig, engine: Engine) -> Iterator[tuple[BiasTrial, Bias]]:
     """Every setting with its bias, yet untried; those that come to the same bias once."""
     assert config.rollouts is not None
-    rows = load_rollouts(config.rollouts, config.on_bad_rows, config.extra_columns).rows
+    rows = load_rollouts(config.rollouts, config).rows
     encoder = ReplyEncoder(engine.policy.tokenizer)
     items = [
         RolloutItem(encoder.encode(r.prompt, r.completion, r.sampled), r.reward, r.token_rewards)
