@@ -29,7 +29,8 @@ LORA_SETTINGS: Mapping[str, tuple[str, str]] = {
     "lr1e-3-tau0.1": ("1e-3", "0.1"),
     "lr1e-3-tau2": ("1e-3", "2"),
 }
-"""Learning rate and τ by the setting's name, which is its folder's and, after "LoRA ", its curve's."""
+"""Learning rate and τ by the setting's name, which is its folder's and, after "LoRA ", its curve's. Each sees
+a quarter of the pairs: a step of LoRA runs the whole policy, and all of them would take hours."""
 
 
 def _lora(task: Task) -> Iterator[Step]:
@@ -38,7 +39,8 @@ def _lora(task: Task) -> Iterator[Step]:
     for name, (rate, tau) in LORA_SETTINGS.items():
         trained = (
             *("--preferences", task.at("windows.preference.parquet"), "--tau", tau, "--rank", "16"),
-            *("--learning-rate", rate, "--batch-size", "64", "--epochs", "1"),
+            *("--learning-rate", rate, "--batch-size", "16", "--epochs", "0.25"),
+            "--no-precompute-reference",
         )
         measured = ("--label", f"LoRA {name}", "--out", task.at(f"lora/{name}"))
         yield Step(
