@@ -1,4 +1,5 @@
-"""Tiles of a vocabulary's rows to work in: what does not fit in memory at once is gone over a few at a time."""
+"""Tiles of positions times vocabulary to work in: what memory does not hold at once is gone over a few rows
+at a time."""
 
 from __future__ import annotations
 

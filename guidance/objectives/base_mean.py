@@ -80,8 +80,8 @@ class BaseMeans:
             size = 4 * h.numel()
             if size > self._free:
                 return
-            h = h.to(self.policy.device)
-            self._means[reply] = base_mean(self.policy.write_logits, h, lm_head).cpu()
+            mean = base_mean(self.policy.write_logits, h.to(self.policy.device), lm_head)
+            self._means[reply] = mean.cpu()
             self._free -= size
 
     def of(self, replies: Sequence[EncodedReply]) -> Tensor | None:
