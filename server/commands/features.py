@@ -43,7 +43,8 @@ class FeaturesConfig:
     on_bad_rows: what a malformed row does. extra_columns: what a column that nothing reads does.
     max_num_batched_tokens: tokens that the policy runs over in one step.
     max_num_seqs: replies that share a step.
-    kv_cache_gib: memory for keys and values; by default 2 on a CPU, and what is free on a GPU.
+    kv_cache_gib: memory for keys and values at most; by default 2 on a CPU, of which max_num_seqs replies
+    take what they need, and what is free on a GPU.
     resume: keep the whole shards of a run that was stopped.
     overwrite: remove the features that the folder holds.
     """
