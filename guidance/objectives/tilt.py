@@ -28,9 +28,7 @@ class Tilt(nn.Module):
     def log_ratio(self, h: Tensor, tokens: Tensor) -> FusedTerms:
         """ρ of the tokens, log π₀ of them, and the KL, [N] each. h: [N, d]; tokens: i64[N]."""
         column, vocabulary = self.advantage.factors(h.float(), self.lm_head)
-        return fused_log_ratio(
-            self.policy.write_logits, h, column, vocabulary, tokens, self._workspace
-        )
+        return fused_log_ratio(self.policy.write_logits, h, column, vocabulary, tokens, self._workspace)
 
     def drawn(self, h: Tensor, tokens: Tensor) -> Tensor:
         """A(s, a) of the tokens, [N]. h: [N, d]; tokens: i64[N]."""

@@ -110,9 +110,7 @@ def test_by_hand():
 def test_a_token_of_vanishing_probability_has_a_finite_ratio():
     column, vocabulary = torch.ones(1, 1), torch.tensor([[0.0], [-50.0]])
     z, token = torch.tensor([[200.0, 0.0]]), torch.tensor([1])
-    rho, base, _ = fused_log_ratio(
-        lambda h, out: out.copy_(z), torch.zeros(1, 1), column, vocabulary, token
-    )
+    rho, base, _ = fused_log_ratio(lambda h, out: out.copy_(z), torch.zeros(1, 1), column, vocabulary, token)
     assert (rho.item(), base.item()) == (-50, -200)
 
 
