@@ -101,7 +101,8 @@ def _chunk_statistics(
 ) -> tuple[Tensor, ...]:
     h, tokens = h.to(policy.device), tokens.to(policy.device)
     logits = policy.logits(h)
-    advantage = scale * part(h.float(), lm_head)
+    column, vocabulary = part.factors(h.float(), lm_head)
+    advantage = scale * (column @ vocabulary.T)
     base, tilt = logits.log_softmax(-1), (logits + advantage).log_softmax(-1)
     probability = base.exp()
     centred = advantage - (probability * advantage).sum(-1, keepdim=True)

@@ -56,7 +56,9 @@ class SlowSampler:
     ) -> list[Draw]:
         self.calls.append(seed)
         rows = [prompt.prompt_ids for prompt in prompts for _ in range(num_replies)]
-        noise = torch.cat([self._noise(seed + 7919 * (first + i), num_replies) for i in range(len(prompts))], 1)
+        noise = torch.cat(
+            [self._noise(seed + 7919 * (first + i), num_replies) for i in range(len(prompts))], 1
+        )
         ids = torch.tensor(rows)  # prompts of one length
         for step in range(LENGTH):
             with output_embedding_input(self.policy.model, lambda h: h[:, -1:]) as seen:
