@@ -27,6 +27,11 @@ class TiedAdvantage(nn.Module):
         """[V, d]"""
         return lm_head
 
+    def factors(self, h: Tensor, lm_head: Tensor) -> tuple[Tensor, Tensor]:
+        """[..., r] and [V, r], whose product A is: W · up is taken once for all positions, which leaves each
+        of them r columns of the vocabulary and not d."""
+        return self.activation(h @ self.down.T), lm_head @ self.up
+
     def forward(self, h: Tensor, lm_head: Tensor) -> Tensor:
         return self.column(h) @ self.vocabulary(lm_head).T
 
@@ -47,6 +52,10 @@ class LowRankAdvantage(nn.Module):
     def vocabulary(self, lm_head: Tensor) -> Tensor:
         """[V, r]: the head may have rows for what the policy is padded with."""
         return self.up[: len(lm_head)]
+
+    def factors(self, h: Tensor, lm_head: Tensor) -> tuple[Tensor, Tensor]:
+        """[..., r] and [V, r], whose product A is."""
+        return self.column(h), self.vocabulary(lm_head)
 
     def forward(self, h: Tensor, lm_head: Tensor) -> Tensor:
         return self.column(h) @ self.vocabulary(lm_head).T

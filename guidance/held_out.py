@@ -14,6 +14,7 @@ from trimtab.guidance.features import FeatureSource
 from trimtab.guidance.head import Advantage, Scalar
 from trimtab.guidance.objectives.replies import ReplyFeatures, fetch, lay_out
 from trimtab.guidance.policy import Policy
+from trimtab.guidance.vocabulary_tiles import tile_rows
 
 _POSITIONS_PER_CHUNK = 4096
 _REPLIES_PER_CHUNK = 64
@@ -86,7 +87,12 @@ def tilt_statistics(
 ) -> TiltStatistics:
     """Statistics of the tilt at strength 1 along replies that are already written. scale: the manifest's."""
     lm_head = policy.lm_head.float()
-    pieces = [_chunk_statistics(part, policy, lm_head, h, tokens, scale) for h, tokens in _positions(replies)]
+    size = tile_rows(policy.vocab_size)  # of which a few are at work at once
+    pieces = [
+        _chunk_statistics(part, policy, lm_head, some_h, some_tokens, scale)
+        for h, tokens in _positions(replies)
+        for some_h, some_tokens in zip(h.split(size), tokens.split(size), strict=True)
+    ]
     return TiltStatistics(*(torch.cat(column) for column in zip(*pieces, strict=True)))
 
 
@@ -95,7 +101,8 @@ def _chunk_statistics(
 ) -> tuple[Tensor, ...]:
     h, tokens = h.to(policy.device), tokens.to(policy.device)
     logits = policy.logits(h)
-    advantage = scale * part(h.float(), lm_head)
+    column, vocabulary = part.factors(h.float(), lm_head)
+    advantage = scale * (column @ vocabulary.T)
     base, tilt = logits.log_softmax(-1), (logits + advantage).log_softmax(-1)
     probability = base.exp()
     centred = advantage - (probability * advantage).sum(-1, keepdim=True)

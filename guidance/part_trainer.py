@@ -87,6 +87,8 @@ class PartTrainer(Trainer):  # type: ignore[misc]  # transformers has no type st
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         means = {name: _weighted_mean(pieces) for name, pieces in self._metrics.items()}
+        if means:  # steps were taken since
+            means |= {name: figure.item() for name, figure in self.model.objective.figures().items()}
         self._metrics.clear()
         super().log(logs | means, *args, **kwargs)
 

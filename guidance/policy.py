@@ -57,6 +57,14 @@ class Policy:
         z = F.linear(h, self.lm_head) if self.has_linear_tail else _run_tail(self.model, h)
         return z.float()
 
+    @torch.no_grad()
+    def write_logits(self, h: Tensor, out: Tensor) -> None:
+        """`logits` into memory that is there, f32[N, V]."""
+        if self.has_linear_tail and self.lm_head.dtype == out.dtype:
+            torch.mm(h.to(out.dtype), self.lm_head.T, out=out)
+        else:
+            out.copy_(self.logits(h))
+
 
 def load_policy(path: str | Path, *, device: str = "auto", with_padding: bool = False) -> Policy:
     """Loads a folder or hub id: float32 on a CPU, the checkpoint's own dtype elsewhere.

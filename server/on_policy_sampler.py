@@ -17,6 +17,7 @@ from trimtab.guidance.items import RolloutItem
 from trimtab.guidance.manifest import Manifest, Parts, load_manifest
 from trimtab.guidance.on_policy.sampler import Draw
 from trimtab.guidance.policy import Policy
+from trimtab.guidance.processes import is_first, process_index
 from trimtab.guidance.train_config import TrainConfig
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
@@ -82,7 +83,13 @@ class EngineSampler:
         return self.scorer is not None
 
     def sample(
-        self, head: Head, strength: float, prompts: Sequence[PromptItem], num_replies: int, seed: int
+        self,
+        head: Head,
+        strength: float,
+        prompts: Sequence[PromptItem],
+        num_replies: int,
+        seed: int,
+        first: int = 0,
     ) -> list[Draw]:
         """See Sampler. Raises DataError where the engine cannot go on."""
         assert head.advantage is not None
@@ -94,8 +101,8 @@ class EngineSampler:
             heads=((_NAME, 1.0),),
             strength=strength,
         )
-        encoded = [EncodedPrompt(i, item.prompt, item.prompt_ids) for i, item in enumerate(prompts)]
-        total, shown = len(prompts) * num_replies, self.config.show_progress
+        encoded = [EncodedPrompt(i, item.prompt, item.prompt_ids) for i, item in enumerate(prompts, first)]
+        total, shown = len(prompts) * num_replies, self.config.show_progress and is_first()
         with tqdm(total=total, desc="replies", unit="reply", leave=False, disable=not shown) as bar:
             try:
                 rows = sample(self.engine, encoded, plan, bar)
@@ -110,6 +117,11 @@ class EngineSampler:
         return Draw(row.prompt_id, RolloutItem(reply, score.reward, score.token_rewards), problem)
 
 
+def _own_name(stem: str, suffix: str) -> str:
+    """Of a file that each process has its own of."""
+    return stem + suffix if is_first() else f"{stem}-{process_index()}{suffix}"
+
+
 def _scorer(config: TrainConfig) -> Scorer:
     """`reward:FOLDER` names a head by its folder."""
     kind, rest = split_scorer(config.on_policy.score)
@@ -121,7 +133,7 @@ def _scorer(config: TrainConfig) -> Scorer:
         model=config.model,
         heads=heads,
         judge=JudgeConfig(),
-        answers=config.run_folder / "judge_answers.jsonl",
+        answers=config.run_folder / _own_name("judge_answers", ".jsonl"),
         device=config.device,
     )
     return make_scorer(name, context)

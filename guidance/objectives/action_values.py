@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from trimtab.guidance.encoding import EncodedReply
 from trimtab.guidance.features import FeatureSource
 from trimtab.guidance.head import Head, Scalar, make_scalar
 from trimtab.guidance.items import RolloutItem
 from trimtab.guidance.objectives.base import Objective, Scores
-from trimtab.guidance.objectives.replies import pad
+from trimtab.guidance.objectives.base_mean import BaseMeans
+from trimtab.guidance.objectives.replies import fetch, pad
 from trimtab.guidance.objectives.rollouts import returns_of, start_at, whole_replies
 from trimtab.guidance.objectives.tilt import Tilt
 from trimtab.guidance.policy import Policy
@@ -46,25 +48,44 @@ class ReturnAdvantage(Objective):
         return {**kept, "returns": pad_sequence(returns, batch_first=True)}
 
     def forward(self, h: Tensor, tokens: Tensor, lengths: Tensor, returns: Tensor) -> tuple[Scores, Scores]:
+        self.tilt.watch(h)
         q, mask = pad(self.value(h.float()) + self.tilt.drawn(h, tokens), lengths)
-        return {"q": q, "returns": returns, "mask": mask}, self.tilt.measure(h)
+        return {"q": q, "returns": returns, "mask": mask}, {}
+
+    def figures(self) -> Scores:
+        return self.tilt.measure()
 
 
 class BootstrappedAdvantage(ReturnAdvantage):
     """Q = V + Ā, the rewards of the tokens, and what is forecast after each: γ Σ_z π₀(z|s_t) Q(s_t, z) =
     γ V(s_t), for Ā is centred; 0 after the last."""
 
-    def collate(self, items: Sequence[RolloutItem]) -> dict[str, Tensor]:
-        return whole_replies(self.features, items)
+    def prepare(self, items: Sequence[RolloutItem]) -> None:
+        super().prepare(items)
+        self.means = BaseMeans(self.policy)
+        if self.tilt.is_tied:
+            replies = dict.fromkeys(item.reply for item in items)
+            self.means.compute((reply, self._states(reply)) for reply in replies)
 
-    def forward(self, h: Tensor, tokens: Tensor, lengths: Tensor, rewards: Tensor) -> tuple[Scores, Scores]:
-        base = self.policy.logits(h).softmax(-1)
-        advantage, value = self.tilt.centred(h, tokens, base), self.value(h.float())
+    def collate(self, items: Sequence[RolloutItem]) -> dict[str, Tensor]:
+        batch = whole_replies(self.features, items)
+        mean = self.means.of([item.reply for item in items])
+        return batch if mean is None else {**batch, "mean": mean}
+
+    def forward(
+        self, h: Tensor, tokens: Tensor, lengths: Tensor, rewards: Tensor, mean: Tensor | None = None
+    ) -> tuple[Scores, Scores]:
+        self.tilt.watch(h)
+        advantage, value = self.tilt.centred(h, tokens, mean), self.value(h.float())
         (q, mask), (values, _) = pad(value + advantage, lengths), pad(value, lengths)
         after = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], 1)
         scores = {"q": q, "next_value": self.config.advantage.discount * after.detach()}
         rms = advantage.detach().square().mean().sqrt()
-        return {**scores, "rewards": rewards, "mask": mask}, {"advantage/rms": rms} | self.tilt.measure(h)
+        return {**scores, "rewards": rewards, "mask": mask}, {"advantage/rms": rms}
+
+    def _states(self, reply: EncodedReply) -> Tensor:
+        (found,) = fetch(self.features, [reply])
+        return found.h[: len(found.tokens)]
 
 
 def _own_value(head: Head, config: TrainConfig, policy: Policy) -> Scalar:

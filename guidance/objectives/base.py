@@ -31,5 +31,9 @@ class Objective(nn.Module):
     def prepare(self, items: Sequence[Any]) -> None:
         """What is done once, before training, with all items that are trained on."""
 
+    def figures(self) -> Scores:
+        """Measured on the last batch where figures are logged: what would cost too much in every step."""
+        return {}
+
     @abstractmethod
     def collate(self, items: Sequence[Any]) -> dict[str, Tensor]: ...

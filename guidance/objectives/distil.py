@@ -16,6 +16,7 @@ from trimtab.guidance.features import FeatureSource
 from trimtab.guidance.head import Head, Scalar
 from trimtab.guidance.items import RolloutItem
 from trimtab.guidance.objectives.base import Objective, Scores
+from trimtab.guidance.objectives.base_mean import BaseMeans
 from trimtab.guidance.objectives.candidates import Candidates, run_candidates
 from trimtab.guidance.objectives.tilt import Tilt
 from trimtab.guidance.policy import Policy
@@ -48,6 +49,7 @@ class DistilledAdvantage(Objective):
         self.tilt = Tilt(head.advantage, features.policy)
         self._teacher = (head.value, head.reward)  # in a tuple: not among this module's parameters
         self._lessons: dict[EncodedReply, _Lessons] = {}
+        self._means = BaseMeans(features.policy)
 
     def prepare(self, items: Sequence[RolloutItem]) -> None:
         """Scores the candidates of all items, once."""
@@ -74,23 +76,36 @@ class DistilledAdvantage(Objective):
             for index, seen in run_candidates(self.policy, rows, lengths, settings.top_k):
                 self._lessons[replies[index]] = _judge(seen, value, reward, ends)
                 bar.update()
+        if self.tilt.is_tied:
+            self._means.compute((reply, self._lessons[reply].h) for reply in replies)
 
     def collate(self, items: Sequence[RolloutItem]) -> dict[str, Tensor]:
         lessons = [self._lessons[item.reply] for item in items]
         names = ("h", "tokens", "weight", "target")
         batch = {name: torch.cat([getattr(lesson, name) for lesson in lessons]) for name in names}
-        return {**batch, "lengths": torch.tensor([len(lesson.h) for lesson in lessons])}
+        batch["lengths"] = torch.tensor([len(lesson.h) for lesson in lessons])
+        mean = self._means.of([item.reply for item in items])
+        return batch if mean is None else {**batch, "mean": mean}
 
     def forward(
-        self, h: Tensor, tokens: Tensor, weight: Tensor, target: Tensor, lengths: Tensor
+        self,
+        h: Tensor,
+        tokens: Tensor,
+        weight: Tensor,
+        target: Tensor,
+        lengths: Tensor,
+        mean: Tensor | None = None,
     ) -> tuple[Scores, Scores]:
-        base = self.policy.logits(h).softmax(-1)
-        advantage = self.tilt.centred(h, tokens, base)
+        self.tilt.watch(h)
+        advantage = self.tilt.centred(h, tokens, mean)
         with torch.no_grad():  # the likeliest candidate comes first
             teacher_flips = (weight.log() + target).argmax(1) != 0
-        metrics = {"teacher/flip_rate": teacher_flips.float().mean()} | self.tilt.measure(h)
+        metrics = {"teacher/flip_rate": teacher_flips.float().mean()}
         scores = {"advantage": advantage, "target": target, "weight": weight, "lengths": lengths}
         return scores, metrics
+
+    def figures(self) -> Scores:
+        return self.tilt.measure()
 
 
 @torch.no_grad()

@@ -50,7 +50,8 @@ class PairAdvantage(Objective):
         return lay_out(fetch(self.features, _both_sides(items)))
 
     def forward(self, h: Tensor, tokens: Tensor, lengths: Tensor) -> tuple[Scores, Scores]:
-        rho, base = self.tilt.log_ratio(h, tokens)
+        self.tilt.watch(h)
+        rho, base, _ = self.tilt.log_ratio(h, tokens)
         by_side = {
             "": sum_by_reply(rho, lengths).chunk(2),
             "_base": sum_by_reply(base, lengths).chunk(2),
@@ -58,7 +59,10 @@ class PairAdvantage(Objective):
         }
         scores = {f"chosen{name}": sides[0] for name, sides in by_side.items()}
         scores |= {f"rejected{name}": sides[1] for name, sides in by_side.items()}
-        return {name: scores[name] for name in self.takes}, _log_probabilities(scores) | self.tilt.measure(h)
+        return {name: scores[name] for name in self.takes}, _log_probabilities(scores)
+
+    def figures(self) -> Scores:
+        return self.tilt.measure()
 
 
 class AveragePairAdvantage(PairAdvantage):

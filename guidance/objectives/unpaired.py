@@ -63,9 +63,10 @@ class LabelAdvantage(Objective):
         other_lengths: Tensor,
         desirable: Tensor,
     ) -> tuple[Scores, Scores]:
-        rho, base = self.tilt.log_ratio(h, tokens)
+        self.tilt.watch(h)
+        rho, base, _ = self.tilt.log_ratio(h, tokens)
         with torch.no_grad():
-            other, _ = self.tilt.log_ratio(other_h, other_tokens)
+            other = self.tilt.log_ratio(other_h, other_tokens).log_ratio
         scores = {
             "log_ratio": sum_by_reply(rho, lengths),
             "mismatched": sum_by_reply(other, other_lengths),
@@ -74,7 +75,10 @@ class LabelAdvantage(Objective):
         logps = sum_by_reply(base + rho.detach(), lengths)
         kinds = {"chosen": desirable, "rejected": ~desirable}
         metrics = {f"logps/{name}": logps[kind].mean() for name, kind in kinds.items() if kind.any()}
-        return scores, metrics | {"length": lengths.float().mean()} | self.tilt.measure(h)
+        return scores, metrics | {"length": lengths.float().mean()}
+
+    def figures(self) -> Scores:
+        return self.tilt.measure()
 
 
 def mismatch(items: Sequence[LabelItem]) -> list[LabelItem]:

@@ -20,7 +20,7 @@ def check_on_policy(config: TrainConfig, *, has_reward: bool) -> None:
 
     Raises:
         DataError: an option that this run does not read; nothing to score replies; batches that do not make
-            an iteration; more than one process.
+            an iteration.
     """
     if not samples_replies(config):
         _refuse_options(config, (), "this run, which samples no replies")
@@ -37,16 +37,20 @@ def check_on_policy(config: TrainConfig, *, has_reward: bool) -> None:
         raise DataError("on_policy.start_strength is of the head that --start-from names: give one, or none")
     if loss in ("rloo", "grpo") and settings.num_replies < 2:
         raise DataError(f"advantage.loss={loss} compares replies: give --on-policy.num-replies 2 or more")
-    step = config.advantage.optimiser.batch_size * config.gradient_accumulation
+    step = replies_per_step(config)
     if settings.num_samples % step:
         raise DataError(
             f"{settings.num_samples} replies of an iteration (on_policy.num_prompts · num_replies) make no "
-            f"whole number of steps of {step}: give another --advantage.optimiser.batch-size"
+            f"whole number of steps of {step} (batch_size · gradient_accumulation · processes): give another "
+            "--advantage.optimiser.batch-size"
         )
     if config.features is not None and config.rollouts is None:
         raise DataError(f"advantage.loss={loss} samples replies that --features does not hold: leave it out")
-    if num_processes() > 1:
-        raise DataError(f"advantage.loss={loss} runs in one process: start it without torchrun")
+
+
+def replies_per_step(config: TrainConfig) -> int:
+    """Of all processes together."""
+    return config.advantage.optimiser.batch_size * config.gradient_accumulation * num_processes()
 
 
 def _names() -> list[str]:

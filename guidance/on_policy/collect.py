@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from trimtab.guidance.encoding import EncodedReply
 from trimtab.guidance.errors import DataError
 from trimtab.guidance.examples import PromptItem
 from trimtab.guidance.features import FeatureSource
@@ -23,6 +24,7 @@ from trimtab.guidance.on_policy.guard import KlGuard
 from trimtab.guidance.on_policy.objective import Experience, Iteration, PolicyObjective
 from trimtab.guidance.on_policy.sampler import Draw, Sampler
 from trimtab.guidance.on_policy.tilt_terms import TiltTerms, tilt_terms
+from trimtab.guidance.processes import gather_shares, gather_texts, own_share
 
 logger = logging.getLogger(__name__)
 _REPLIES_AT_ONCE = 64
@@ -39,7 +41,11 @@ class _Seen:
 
 
 class Collector:
-    """features: computed when asked for and not kept, since replies are learned from once."""
+    """features: computed when asked for and not kept, since replies are learned from once.
+
+    Several processes share the work of an iteration, and each then has all of it: what is decided and what is
+    learned from is the same in all, and the same as in one process.
+    """
 
     def __init__(
         self,
@@ -61,10 +67,7 @@ class Collector:
         """
         settings = self.config.on_policy
         seed = seed_of(self.config.seed, iteration)
-        draws = self.sampler.sample(
-            self.objective.head[0], 1.0, self.chosen(iteration), settings.num_replies, seed
-        )
-        draws = self._rewarded(self._good(draws))
+        draws = self._draw(1.0, self.chosen(iteration), seed)
         if iteration == 0:
             self._start_value(draws)
         seen = self._look([draw.rollout for draw in draws])
@@ -88,12 +91,21 @@ class Collector:
         self, prompts: Sequence[PromptItem], strength: float
     ) -> tuple[list[RolloutItem], dict[str, float]]:
         """Rewarded replies to prompts that are not learned from, and their figures; the KL is the tilt's."""
-        settings, seed = self.config.on_policy, seed_of(self.config.seed, "held out")
-        draws = self.sampler.sample(self.objective.head[0], strength, prompts, settings.num_replies, seed)
-        draws = self._rewarded(self._good(draws))
+        draws = self._draw(strength, prompts, seed_of(self.config.seed, "held out"))
         seen = self._look([draw.rollout for draw in draws])
         kl = seen.terms.kl.sum().item() / len(draws)
         return [draw.rollout for draw in draws], _figures(draws, seen, kl)
+
+    def _draw(self, strength: float, prompts: Sequence[PromptItem], seed: int) -> list[Draw]:
+        """Rewarded draws: each process samples and scores its share of the prompts, and all get all."""
+        share, num_replies = own_share(len(prompts)), self.config.on_policy.num_replies
+        own: list[Draw] = []
+        if share.stop > share.start:
+            own = self.sampler.sample(
+                self.objective.head[0], strength, prompts[share], num_replies, seed, share.start
+            )
+        texts = gather_texts("\n".join(draw.to_json() for draw in self._rewarded(own)))
+        return self._good([Draw.from_json(line) for text in texts for line in text.splitlines()])
 
     def chosen(self, iteration: int) -> list[PromptItem]:
         """The next num_prompts of the prompts, which are shuffled each time that all were taken."""
@@ -122,7 +134,7 @@ class Collector:
         return good
 
     def _rewarded(self, draws: list[Draw]) -> list[Draw]:
-        if self.sampler.is_scoring:
+        if self.sampler.is_scoring or not draws:
             return draws
         reward = self.objective.head[0].reward
         assert reward is not None, "a plan without a scorer needs a reward part"
@@ -139,19 +151,28 @@ class Collector:
 
     @torch.no_grad()
     def _look(self, items: Sequence[RolloutItem]) -> _Seen:
-        replies, pieces, values = [], [], []
-        device = self.features.policy.device
-        for start in range(0, len(items), _REPLIES_AT_ONCE):
-            some = fetch(self.features, [item.reply for item in items[start : start + _REPLIES_AT_ONCE]])
-            batch = lay_out(some)
-            h, tokens = batch["h"].to(device), batch["tokens"].to(device)
-            pieces.append(tilt_terms(self.objective.tilt, h, tokens))
-            value = self.objective.value
-            values.append(torch.zeros(len(h)) if value is None else value(h.float()).cpu())
-            replies += some
-        names = ("log_ratio", "kl", "entropy")
-        terms = TiltTerms(*(torch.cat([getattr(piece, name).cpu() for piece in pieces]) for name in names))
-        return _Seen(replies, torch.tensor([len(r.tokens) for r in replies]), terms, torch.cat(values))
+        """Each process runs the policy over its share, and all get all."""
+        lengths = torch.tensor([item.reply.num_drawn for item in items])
+        own = [item.reply for item in items[own_share(len(items))]]
+        pieces = [
+            self._look_at(own[start : start + _REPLIES_AT_ONCE])
+            for start in range(0, max(len(own), 1), _REPLIES_AT_ONCE)
+        ]
+        h, tokens, values, *terms = (gather_shares(torch.cat(column)) for column in zip(*pieces, strict=True))
+        by_reply = zip(h.split(lengths.tolist()), tokens.split(lengths.tolist()), strict=True)
+        return _Seen([ReplyFeatures(*row) for row in by_reply], lengths, TiltTerms(*terms), values)
+
+    def _look_at(self, replies: Sequence[EncodedReply]) -> tuple[Tensor, ...]:
+        """h [N, d], tokens, values, and the tilt's terms where the drawn tokens are predicted, end to end."""
+        device, value = self.features.policy.device, self.objective.value
+        if not replies:
+            none, h = torch.zeros(0), self.features.policy.lm_head[:0].cpu()
+            return h, none.long(), none, none, none, none
+        batch = lay_out(fetch(self.features, replies))
+        h, tokens = batch["h"].to(device), batch["tokens"].to(device)
+        values = torch.zeros(len(h)) if value is None else value(h.float())
+        terms = tilt_terms(self.objective.tilt, h, tokens)
+        return tuple(column.cpu() for column in (h, tokens, values, *terms))
 
     def _credited(
         self, draws: Sequence[Draw], seen: _Seen, tau: float, figures: dict[str, float]

@@ -12,7 +12,8 @@ class OnPolicyConfig:
     """Of losses that learn from replies of the policy as the head tilts it now: ppo, rloo, grpo, reinforce.
 
     An iteration samples replies, scores them and goes over them; advantage.optimiser.batch_size replies make
-    a batch, and its epochs count the times that each prompt is replied to.
+    a batch, and its epochs count the times that each prompt is replied to. Several processes share an
+    iteration's prompts, each with an engine of its own, and its batches.
 
     score: `function:MODULE:FUNCTION`, called with (prompt, reply) or (prompt, reply, tokens), which returns a
     number or one per token; `reward:FOLDER`, the reward part of a head; or `judge:URL`. Without it the head's

@@ -12,6 +12,7 @@ from torch import nn
 from trimtab.guidance.checkpoint import load_weights, save_weights, writing
 from trimtab.guidance.errors import DataError
 from trimtab.guidance.on_policy.config import OnPolicyConfig
+from trimtab.guidance.processes import is_first
 
 HISTORY_FILE = "iterations.jsonl"
 _WITHIN = "within_kl"
@@ -31,7 +32,7 @@ class KlGuard:
 
     def begin(self, iteration: int) -> None:
         """Forgets what a run that was stopped did from this iteration on."""
-        if iteration == 0:
+        if iteration == 0 and is_first():
             self._path.unlink(missing_ok=True)
         self._history = _read(self._path)[:iteration] if iteration else []
 
@@ -51,6 +52,8 @@ class KlGuard:
     def record(self, figures: dict[str, float], objective: nn.Module) -> None:
         """An iteration whose weights are within the guard."""
         self._history.append(figures)
+        if not is_first():
+            return
         if self.config.on_max_kl == "stop":
             save_weights(objective, self.folder / _WITHIN)
         with writing(self.folder):

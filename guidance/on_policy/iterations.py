@@ -11,10 +11,12 @@ from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from trimtab.guidance.on_policy.collect import Collector, seed_of
 from trimtab.guidance.on_policy.objective import Experience
+from trimtab.guidance.processes import num_processes, process_index
 
 
 class Iterations(IterableDataset[Experience]):
-    """num_samples experiences for each pass over an iteration's replies, each pass in an order of its own."""
+    """num_samples experiences for each pass over an iteration's replies, each pass in an order of its own; of
+    several processes each gets its batches of them."""
 
     def __init__(self, collector: Collector, num_iterations: int) -> None:
         self.collector, self.num_iterations = collector, num_iterations
@@ -32,8 +34,12 @@ class Iterations(IterableDataset[Experience]):
             for lap in range(config.on_policy.passes):
                 generator = torch.Generator().manual_seed(seed_of(config.seed, iteration, lap))
                 places = torch.arange(config.on_policy.num_samples) % len(found)
-                for place in torch.randperm(len(places), generator=generator).tolist():
-                    yield found[places[place]]
+                order = torch.randperm(len(places), generator=generator).tolist()
+                # Shared as the batches of rows are: each run of a batch for every process, one after another.
+                size = config.advantage.optimiser.batch_size
+                for start in range(process_index() * size, len(order), num_processes() * size):
+                    for place in order[start : start + size]:
+                        yield found[places[place]]
 
 
 class IterationsCallback(TrainerCallback):  # type: ignore[misc]  # transformers has no type stubs

@@ -73,6 +73,7 @@ class PolicyObjective(Objective):
         returns: Tensor,
         lengths: Tensor,
     ) -> tuple[Scores, Scores]:
+        self.tilt.watch(h)
         terms, unit = tilt_terms(self.tilt, h, tokens), self.iteration.spread
         by_token = {
             "logp": terms.log_ratio,
@@ -91,10 +92,10 @@ class PolicyObjective(Objective):
         for name in ("tau", "kl_weight"):
             if name in self.takes:
                 scores[name] = h.new_tensor(getattr(self.iteration, name), dtype=torch.float32)
-        return scores, self.tilt.measure(h) | self._figures()
+        return scores, {name: torch.tensor(figure) for name, figure in self.iteration.figures.items()}
 
-    def _figures(self) -> Scores:
-        return {name: torch.tensor(figure) for name, figure in self.iteration.figures.items()}
+    def figures(self) -> Scores:
+        return self.tilt.measure()
 
 
 class ValuePolicyObjective(PolicyObjective):

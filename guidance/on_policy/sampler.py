@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
 
+from trimtab.guidance.encoding import EncodedReply
 from trimtab.guidance.examples import PromptItem
 from trimtab.guidance.head import Head
 from trimtab.guidance.items import RolloutItem
@@ -19,6 +21,19 @@ class Draw:
     rollout: RolloutItem
     problem: str = ""
 
+    def to_json(self) -> str:
+        """One line, from which another process has the same draw, bit for bit."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Draw:
+        read: dict[str, Any] = json.loads(text)
+        rollout = read["rollout"]
+        reply, rewards = rollout["reply"], rollout["token_rewards"]
+        encoded = EncodedReply(tuple(reply["prompt_ids"]), tuple(reply["reply_ids"]), reply["is_cut"])
+        item = RolloutItem(encoded, rollout["reward"], None if rewards is None else tuple(rewards))
+        return cls(read["prompt"], item, read["problem"])
+
 
 class Sampler(Protocol):
     @property
@@ -27,8 +42,18 @@ class Sampler(Protocol):
         ...
 
     def sample(
-        self, head: Head, strength: float, prompts: Sequence[PromptItem], num_replies: int, seed: int
+        self,
+        head: Head,
+        strength: float,
+        prompts: Sequence[PromptItem],
+        num_replies: int,
+        seed: int,
+        first: int = 0,
     ) -> list[Draw]:
         """Replies of the policy as the head's advantage tilts it at `strength`, at temperature 1; the same
-        ones for the same arguments. In the prompts' order, num_replies to each."""
+        ones for the same arguments. In the prompts' order, num_replies to each.
+
+        first: the number of the first prompt, from which the others count on. A prompt's replies follow from
+        seed and number, so that a share of many prompts gets what it would get among them.
+        """
         ...

@@ -15,6 +15,7 @@ from trimtab.guidance.features import FeatureSource
 from trimtab.guidance.head import Head
 from trimtab.guidance.items import RolloutItem
 from trimtab.guidance.methods import Method
+from trimtab.guidance.on_policy.check import replies_per_step
 from trimtab.guidance.on_policy.collect import Collector
 from trimtab.guidance.on_policy.config import READS
 from trimtab.guidance.on_policy.guard import KlGuard
@@ -83,7 +84,7 @@ def train_on_policy(
 
 def steps_per_iteration(config: TrainConfig) -> int:
     """Optimiser steps."""
-    step = config.advantage.optimiser.batch_size * config.gradient_accumulation
+    step = replies_per_step(config)
     return config.on_policy.passes * config.on_policy.num_samples // step
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models
@@ -25,20 +27,39 @@ SIZES = {
     "bos_token_id": 0,
     "eos_token_id": 1,
 }
+SIZES_135M = {
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "intermediate_size": 1536,
+    "max_position_embeddings": 1024,
+    "tie_word_embeddings": True,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
+"""A policy of SmolLM2-135M's shape: many tokens for its width."""
 RANK = 64
 FORMS = ("lowrank", "tied")
 
 
-def save_subject(folder: Path, seed: int = 0) -> tuple[Path, dict[str, Path]]:
-    """Write the model and one head of each form. Returns their folders."""
+def save_policy(folder: Path, sizes: Mapping[str, Any], seed: int = 0) -> tuple[Any, Any]:
+    """Write a Llama of random weights and its tokenizer, which are returned."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(LlamaConfig(**SIZES))
-    vocabulary = {f"t{i}": i for i in range(VOCAB_SIZE)}
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**sizes))
+    vocabulary = {f"t{i}": i for i in range(sizes["vocab_size"])}
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.WordLevel(vocabulary, "t2")), eos_token="t1"
     )
-    model.save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model, tokenizer
+
+
+def save_subject(folder: Path, seed: int = 0) -> tuple[Path, dict[str, Path]]:
+    """Write the 31M model and one head of each form. Returns their folders."""
+    model, tokenizer = save_policy(folder / "model", SIZES, seed)
     identity = identify(model, tokenizer, "random 31M")
     heads = {}
     for form in FORMS:

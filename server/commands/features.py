@@ -40,7 +40,8 @@ class FeaturesConfig(RowLimits):
     own on a GPU, as trimtab train runs it.
     max_num_batched_tokens: tokens that the policy runs over in one step.
     max_num_seqs: replies that share a step.
-    kv_cache_gib: memory for keys and values; by default 2 on a CPU, and what is free on a GPU.
+    kv_cache_gib: memory for keys and values at most; by default 2 on a CPU, of which max_num_seqs replies
+    take what they need, and what is free on a GPU.
     resume: keep the whole shards of a run that was stopped.
     overwrite: remove the features that the folder holds.
     """

@@ -26,8 +26,8 @@ class EngineConfig:
     max_num_batched_tokens: token budget of one step; longer prompts are prefilled in chunks. None is 2048 on
     a GPU, 512 on a CPU and 64 under strict, or max_num_seqs where that is more.
     block_size: tokens in one block of the key/value cache.
-    kv_cache_gib: memory for keys and values; None is 2 on a CPU, and what gpu_memory_utilization leaves on a
-    GPU.
+    kv_cache_gib: memory for keys and values; None is 2 on a CPU, of which blocks take what they need when
+    they are first used, and what gpu_memory_utilization leaves on a GPU.
     gpu_memory_utilization: share of the GPU's memory that weights, activations and the cache may take.
     num_blocks: overrides kv_cache_gib with a number of blocks.
     prefix_caching: reuse the keys and values of prompts that begin alike.

@@ -56,7 +56,7 @@ class RunnerExtract:
         choices = self._choices(replies, positions)
         indices = {choice: index for index, choice in enumerate(choices)}
         found: list[list[Tensor]] = [[] for _ in choices]
-        scheduler = self._new_scheduler()
+        scheduler = self._new_scheduler(max((reply.num_tokens for reply in replies), default=0))
         scheduler.add(choices)
         while scheduler:
             step = scheduler.schedule()
@@ -88,8 +88,15 @@ class RunnerExtract:
             choices.append(choice)
         return choices
 
-    def _new_scheduler(self) -> Scheduler:
-        blocks = BlockManager(self._num_blocks, self.config.block_size, self.config.prefix_caching)
+    def _new_scheduler(self, longest: int) -> Scheduler:
+        """With as many blocks as a step's rows can need: the others are never written to, and take no memory.
+        Rows draw nothing, so that no more are begun than a step has tokens for: the budget, what two of them
+        hold of steps before, and of each a block that is not full."""
+        size, rows = self.config.block_size, self.config.max_num_seqs
+        of_rows = rows * (longest // size + 1)
+        of_budget = (self.config.token_budget + 2 * longest) // size + rows
+        num_blocks = min(self._num_blocks, min(of_rows, of_budget) + 1)
+        blocks = BlockManager(num_blocks, size, self.config.prefix_caching)
         return Scheduler(blocks, self.config.max_num_seqs, self.config.token_budget)
 
     def _run(self, step: Step) -> list[Tensor]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from trimtab.server.engine.device_copy import index_tensor
+
+ALIGNMENT = 64  # of torch's own memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +44,7 @@ class KVCache:
         self.windows = [layer.window for layer in layers]
 
         def zeros(heads: int, dim: int) -> Tensor:
-            return torch.zeros(num_blocks, block_size, heads, dim, dtype=dtype, device=device)
+            return _zeros((num_blocks, block_size, heads, dim), dtype, device)
 
         self.keys = [zeros(layer.num_kv_heads, layer.key_dim) for layer in layers]
         self.values = [zeros(layer.num_kv_heads, layer.value_dim) for layer in layers]
@@ -77,6 +81,17 @@ class KVCache:
         index = index_tensor(blocks, self.device)
         for cache in (*self.keys, *self.values):
             cache.index_fill_(0, index, 0)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """On a CPU of pages that take memory when they are first written to, which `torch.zeros` does at once: a
+    job of few short replies holds the blocks that it uses, whatever the cache may grow to."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    num_bytes = math.prod(shape) * dtype.itemsize
+    memory = torch.from_numpy(np.zeros(num_bytes + ALIGNMENT, np.uint8))
+    start = -memory.data_ptr() % ALIGNMENT
+    return memory[start : start + num_bytes].view(dtype).view(shape)
 
 
 def bytes_per_block(layers: Sequence[LayerShape], block_size: int, dtype: torch.dtype) -> int:

@@ -19,27 +19,28 @@ import tyro
 from tqdm.auto import tqdm
 
 from trimtab.server.bench import hardware
-from trimtab.server.benchmarks.subject import save_subject
+from trimtab.server.benchmarks.subject import save_policy
 from trimtab.server.training_speed.config import SpeedConfig
 from trimtab.server.training_speed.report import as_markdown, summarise
-
-NAMES = ("head", "lora")
 
 
 def main(config: SpeedConfig) -> None:
     turns: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
-        model, _ = save_subject(Path(scratch), config.seed)
+        model = Path(scratch) / "model"
+        save_policy(model, config.sizes, config.seed)
         for repeat in tqdm(range(config.repeats), desc="training speed", unit="repeat"):
-            order = NAMES if repeat % 2 == 0 else NAMES[::-1]
+            order = config.contenders if repeat % 2 == 0 else config.contenders[::-1]
             turns.append({name: run_turn(name, config, model) for name in order})
-    machine = hardware() | {"threads": str(turns[0]["head"]["threads"]), "trl": version("trl")}
+    machine = hardware() | {"threads": str(turns[0]["head"]["threads"]), "device": config.device}
+    if "lora" in config.contenders:
+        machine |= {"trl": version("trl"), "peft": version("peft")}
     report = {
         "kind": "trimtab training speed",
-        "machine": machine | {"peft": version("peft"), "device": config.device},
+        "machine": machine,
         "config": json.loads(config.to_json()),
         "turns": turns,
-        **summarise(turns),
+        **summarise(turns, config.num_steps),
     }
     if config.out is not None:
         new = config.out.with_name(config.out.name + ".new")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from trimtab.guidance.lora.rows import pairs_dataset
 from trimtab.guidance.manifest import Parts
 from trimtab.guidance.methods import METHODS
 from trimtab.guidance.part_trainer import train_part
-from trimtab.guidance.policy import load_policy
+from trimtab.guidance.policy import Policy, load_policy
 from trimtab.guidance.train_config import AdvantageConfig, OptimiserConfig, TrainConfig
 from trimtab.server.training_speed.clock import EpochClock, peak_bytes
 from trimtab.server.training_speed.config import SpeedConfig
@@ -26,13 +27,15 @@ from trimtab.server.training_speed.pairs import draw_pairs
 @dataclass(frozen=True, slots=True)
 class Turn:
     """prepare_seconds: what is done once: features, or reference log-probabilities. idle_bytes: the most that
-    was held before, with policy and pairs loaded."""
+    was held before, with policy and pairs loaded. product_cpu_seconds: of z = h Wᵀ at as many positions as
+    an epoch has, measured after it: the least that training can take."""
 
     prepare_seconds: float
     epoch_seconds: float
     epoch_cpu_seconds: float
     peak_bytes: int
     idle_bytes: int
+    product_cpu_seconds: float = 0.0
 
 
 def head(config: SpeedConfig, model: Path, scratch: Path) -> Turn:
@@ -63,7 +66,20 @@ def head(config: SpeedConfig, model: Path, scratch: Path) -> Turn:
         max_steps=config.warm_up + config.num_steps,
         callbacks=[clock],
     )
-    return Turn(prepared, clock.seconds, clock.cpu_seconds, peak_bytes(config.device), idle)
+    peak = peak_bytes(config.device)
+    product = _product_seconds(policy, 2 * config.batch_size * config.reply_tokens) * config.num_steps
+    return Turn(prepared, clock.seconds, clock.cpu_seconds, peak, idle, product)
+
+
+def _product_seconds(policy: Policy, num_positions: int) -> float:
+    """CPU time of the logits of so many positions, the median of five."""
+    h = torch.randn(num_positions, policy.lm_head.shape[1], device=policy.device)
+    z, seconds = torch.empty(num_positions, policy.vocab_size, device=policy.device), []
+    for _ in range(5):
+        start = time.process_time()
+        policy.write_logits(h, z)
+        seconds.append(time.process_time() - start)
+    return statistics.median(seconds)
 
 
 def lora(config: SpeedConfig, model: Path, scratch: Path) -> Turn:

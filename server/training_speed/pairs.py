@@ -6,7 +6,6 @@ import numpy as np
 
 from trimtab.guidance.encoding import EncodedReply
 from trimtab.guidance.items import PairItem
-from trimtab.server.benchmarks.subject import VOCAB_SIZE
 from trimtab.server.training_speed.config import SpeedConfig
 
 _FIRST_WORD = 2  # below are the special tokens
@@ -16,10 +15,10 @@ def draw_pairs(config: SpeedConfig) -> list[PairItem]:
     """Random tokens; the same for the same seed."""
     rng = np.random.default_rng(config.seed)
     lengths = (config.prompt_tokens, config.reply_tokens, config.reply_tokens)
-    pairs = []
+    num_tokens, pairs = config.sizes["vocab_size"], []
     for _ in range(config.pairs):
         prompt, chosen, rejected = (
-            tuple(rng.integers(_FIRST_WORD, VOCAB_SIZE, length).tolist()) for length in lengths
+            tuple(rng.integers(_FIRST_WORD, num_tokens, length).tolist()) for length in lengths
         )
         pairs.append(PairItem(EncodedReply(prompt, chosen), EncodedReply(prompt, rejected)))
     return pairs

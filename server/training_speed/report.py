@@ -11,18 +11,24 @@ Turns = Sequence[dict[str, Any]]
 REACH = 1 / 10
 
 
-def summarise(turns: Turns) -> dict[str, Any]:
+def summarise(turns: Turns, num_steps: int = 1) -> dict[str, Any]:
     """Medians with the least and the most; ratios and break-evens within each repeat.
 
     break_even_epochs: after how many epochs extraction is paid back by cheaper epochs, were the peer's own
     preparation free; break_even_with_reference: against preparation and epochs of both. 0: at once; None:
-    never.
+    never. The head's step is told apart; without a peer nothing else is.
     """
     columns = {
         f"{name}_{key}": spread([turn[name][key] for turn in turns])
         for name in ("head", "lora")
+        if name in turns[0]
         for key in ("epoch_seconds", "epoch_cpu_seconds", "prepare_seconds", "peak_bytes", "idle_bytes")
     }
+    for key in ("epoch_seconds", "epoch_cpu_seconds", "product_cpu_seconds"):
+        by_turn = [turn["head"].get(key, 0.0) / num_steps for turn in turns]
+        columns[f"head_step_{key.removeprefix('epoch_')}"] = spread(by_turn)
+    if "lora" not in turns[0]:
+        return columns
     return {
         **columns,
         "ratio": _ratio(turns, "epoch_seconds"),
@@ -67,6 +73,18 @@ def as_markdown(report: dict[str, Any]) -> str:
         return "{:.3g} ({:.3g}…{:.3g})".format(*(value[key] / unit for key in ("median", "least", "most")))
 
     gib = 2.0**30
+    if "ratio" not in report:
+        return "\n".join(
+            [
+                "| head, cached features | |",
+                "|---|---|",
+                f"| a step, s | {cell('head_step_seconds')} |",
+                f"| the same, CPU s | {cell('head_step_cpu_seconds')} |",
+                f"| of it the logits' product, CPU s | {cell('head_step_product_cpu_seconds')} |",
+                f"| peak memory, GiB | {cell('head_peak_bytes', gib)} |",
+                f"| of it before training, GiB | {cell('head_idle_bytes', gib)} |",
+            ]
+        )
     lines = [
         "| | head, cached features | TRL LoRA-DPO | head ÷ TRL |",
         "|---|---|---|---|",

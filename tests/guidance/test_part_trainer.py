@@ -33,6 +33,9 @@ class Line(nn.Module):
     def prepare(self, items: Sequence[Any]) -> None:
         self.prepared = len(items)
 
+    def figures(self) -> dict[str, Tensor]:
+        return {"slope": self.weight.detach()[0]}
+
     def collate(self, items: Sequence[Any]) -> dict[str, Tensor]:
         self.seen.append([x for x, _ in items])
         return {"x": torch.tensor([x for x, _ in items]), "y": torch.tensor([y for _, y in items])}

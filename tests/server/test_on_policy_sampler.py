@@ -18,6 +18,7 @@ from trimtab.guidance.head import Head
 from trimtab.guidance.manifest import Parts
 from trimtab.guidance.objectives.replies import fetch, lay_out
 from trimtab.guidance.objectives.tilt import Tilt
+from trimtab.guidance.on_policy.sampler import Draw
 from trimtab.guidance.on_policy.tilt_terms import tilt_terms
 from trimtab.guidance.policy import Policy, load_policy
 from trimtab.guidance.train_config import TrainConfig
@@ -103,6 +104,8 @@ def test_replies_follow_from_weights_and_seed_alone(config: TrainConfig, policy:
     assert sampler.sample(head, 1.0, items, 2, seed=7) == first
     assert sampler.sample(head, 0.0, items, 2, seed=7) == sampler.sample(plain, 1.0, items, 2, seed=7)
     assert all(draw.rollout.reward is not None for draw in first)
+    assert sampler.sample(head, 1.0, items[2:], 2, seed=7, first=2) == first[4:]  # another process's share
+    assert [Draw.from_json(draw.to_json()) for draw in first] == first
 
 
 def test_a_reward_part_named_by_its_folder_scores(config: TrainConfig, policy: Policy, tmp_path: Path):

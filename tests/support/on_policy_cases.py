@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from trimtab.guidance.encoding import EncodedReply
 from trimtab.guidance.examples import PromptItem
@@ -45,24 +46,38 @@ class SlowSampler:
 
     @torch.no_grad()
     def sample(
-        self, head: Head, strength: float, prompts: Sequence[PromptItem], num_replies: int, seed: int
+        self,
+        head: Head,
+        strength: float,
+        prompts: Sequence[PromptItem],
+        num_replies: int,
+        seed: int,
+        first: int = 0,
     ) -> list[Draw]:
         self.calls.append(seed)
-        generator = torch.Generator().manual_seed(seed)
         rows = [prompt.prompt_ids for prompt in prompts for _ in range(num_replies)]
+        noise = torch.cat(
+            [self._noise(seed + 7919 * (first + i), num_replies) for i in range(len(prompts))], 1
+        )
         ids = torch.tensor(rows)  # prompts of one length
-        for _ in range(LENGTH):
+        for step in range(LENGTH):
             with output_embedding_input(self.policy.model, lambda h: h[:, -1:]) as seen:
                 self.policy.model(input_ids=ids, use_cache=False)
             h = seen[0][:, -1]
             logits = self.policy.logits(h) + strength * head.advantage(h, self.policy.lm_head)
             logits[:, 3] = -torch.inf  # no reply ends
-            drawn = torch.multinomial(logits.softmax(-1), 1, generator=generator)
+            drawn = (logits + noise[step]).argmax(-1, keepdim=True)
             ids = torch.cat([ids, drawn], 1)
         return [
-            self._draw(row // num_replies, prompts[row // num_replies], tokens[-LENGTH:])
+            self._draw(first + row // num_replies, prompts[row // num_replies], tokens[-LENGTH:])
             for row, tokens in enumerate(ids.tolist())
         ]
+
+    def _noise(self, seed: int, num_replies: int) -> Tensor:
+        """Gumbel noise [LENGTH, num_replies, V] of a prompt's own."""
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.rand(LENGTH, num_replies, self.policy.vocab_size, generator=generator)
+        return -(-drawn.clamp(min=1e-9).log()).log()
 
     def _draw(self, index: int, prompt: PromptItem, tokens: list[int]) -> Draw:
         reply = EncodedReply(prompt.prompt_ids, (*tokens, 3), is_cut=True)

@@ -55,7 +55,7 @@ def test_every_preference_method_logs_what_tells_a_healthy_run(loss: str, policy
     config, items = make_config("advantage", loss), make_items("pairs")
     objective = make_objective("advantage", config, make_head(config, policy), policy, items)
     scores, metrics = objective(**objective.collate(items))
-    metrics |= METHODS["advantage"][loss].bind(config.advantage)(**scores).metrics
+    metrics |= METHODS["advantage"][loss].bind(config.advantage)(**scores).metrics | objective.figures()
     sides = {f"{name}/{side}" for name in ("rewards", "logps", "length") for side in ("chosen", "rejected")}
     assert sides | {"rewards/margins", "rewards/accuracies", "entropy", "kl", "flip_rate"} <= metrics.keys()
     assert all(metric.isfinite() and not metric.requires_grad for metric in metrics.values())

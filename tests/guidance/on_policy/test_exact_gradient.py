@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from trimtab.guidance import vocabulary_tiles
 from trimtab.guidance.head import Head
 from trimtab.guidance.manifest import AdvantagePart, Parts
 from trimtab.guidance.methods import METHODS
@@ -43,7 +44,7 @@ def make_objective(loss: str) -> PolicyObjective:
         lm_head=LM_HEAD,
         device=torch.device("cpu"),
         identity=SimpleNamespace(hidden_size=2),
-        logits=lambda h: h @ LM_HEAD.T,
+        write_logits=lambda h, out: torch.mm(h, LM_HEAD.T, out=out),
     )
     config = TrainConfig(
         name="t",
@@ -177,3 +178,33 @@ def test_terms_over_the_vocabulary_are_those_of_the_distributions(objective: Pol
     torch.testing.assert_close(terms.log_ratio, ratio.gather(1, tokens[:, None])[:, 0])
     torch.testing.assert_close(terms.kl, (tilt * ratio).sum(-1), atol=1e-6, rtol=1e-4)
     torch.testing.assert_close(terms.entropy, -(tilt * tilt.log()).sum(-1))
+
+
+@pytest.mark.parametrize("objective", ["ppo", "rloo"], indirect=True)
+def test_gradients_of_terms_over_the_vocabulary_are_those_of_autograd(
+    objective: PolicyObjective, monkeypatch: pytest.MonkeyPatch
+):
+    """Of each alone and of all together, of more rows than are taken at once."""
+    monkeypatch.setattr(vocabulary_tiles, "TILE_BYTES", 4 * 4 * len(LM_HEAD))
+    h, tokens = torch.randn(9, 2), torch.randint(2, (9,))
+    weights = torch.randn(3, 9)
+    parameters = list(objective.tilt.parameters())
+    terms = tilt_terms(objective.tilt, h, tokens)
+    z = h.double() @ LM_HEAD.T.double()
+    base = z.log_softmax(-1)
+    tilt = (z + objective.tilt.advantage(h, LM_HEAD).double()).log_softmax(-1)
+    ratio, probability = tilt - base, tilt.exp()
+    plain = (
+        ratio.gather(1, tokens[:, None])[:, 0],
+        (probability * ratio).sum(-1),
+        -(probability * tilt).sum(-1),
+    )
+    for kept in ((0,), (1,), (2,), (0, 1, 2)):
+        got = sum((terms[i] * weights[i]).sum() for i in kept)
+        wanted = sum((plain[i] * weights[i]).sum() for i in kept)
+        torch.testing.assert_close(
+            torch.autograd.grad(got, parameters, retain_graph=True),
+            torch.autograd.grad(wanted, parameters, retain_graph=True),
+            rtol=1e-4,
+            atol=1e-5,
+        )

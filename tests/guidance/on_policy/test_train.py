@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ import pytest
 import torch
 from on_policy_cases import SlowSampler, count_wanted, make_config, mark_wanted
 
+from trimtab.guidance.config_file import to_yaml
 from trimtab.guidance.errors import DataError
 from trimtab.guidance.head import Head
 from trimtab.guidance.manifest import Manifest, Parts
@@ -224,9 +228,44 @@ def test_what_a_run_cannot_be_asked_is_told_before_work(
     assert not config.run_folder.exists()
 
 
-def test_it_runs_in_one_process(
-    policy: Policy, policy_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("loss", "num_prompts"), [("ppo", 5), pytest.param("rloo", 6, marks=pytest.mark.slow)]
+)
+def test_two_processes_train_what_one_does(
+    loss: str, num_prompts: int, policy: Policy, policy_folder: Path, tmp_path: Path
 ):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(DataError, match="runs in one process"):
-        run(make_config(policy_folder, tmp_path), policy)
+    """Each samples and scores its share of the prompts (3 and 3, or 2 and 3), takes half a batch."""
+    changes: dict[str, Any] = {"num_prompts": num_prompts, "num_replies": 4, "epochs": 1, "device": "cpu"}
+    alone = make_config(policy_folder, tmp_path, loss, **changes)
+    optimiser = dataclasses.replace(alone.advantage.optimiser, batch_size=num_prompts)
+    shared = dataclasses.replace(
+        alone,
+        head_folder=tmp_path / "shared",
+        run_folder=tmp_path / "shared run",
+        advantage=dataclasses.replace(alone.advantage, optimiser=optimiser),
+    )
+    alone = dataclasses.replace(alone, advantage=shared.advantage, gradient_accumulation=2)
+    train_head(alone, policy=policy, sampler=SlowSampler(policy))
+    (tmp_path / "shared.yaml").write_text(to_yaml(shared))
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"),
+        *(str(Path(__file__).parents[2] / "support/on_policy_process.py"), str(tmp_path / "shared.yaml")),
+    ]
+    done = subprocess.run(
+        command,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    wanted, found = (load_head(c.head_folder, policy.identity) for c in (alone, shared))
+    for name, tensor in wanted[0].state_dict().items():
+        torch.testing.assert_close(found[0].state_dict()[name], tensor, rtol=0, atol=2e-5)
+    for name, figure in wanted[1].metrics.items():
+        assert found[1].metrics[name] == pytest.approx(figure, abs=1e-4), name
+    histories = [(c.run_folder / "advantage/iterations.jsonl").read_text() for c in (alone, shared)]
+    rows = [[json.loads(line) for line in text.splitlines()] for text in histories]
+    assert len(rows[0]) == len(rows[1]) > 1
+    for one, other in zip(*rows, strict=True):
+        assert other == pytest.approx(one, abs=1e-4)

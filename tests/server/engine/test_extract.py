@@ -159,3 +159,17 @@ def test_a_store_whose_reading_was_killed_resumes_to_the_same_bytes(llama_folder
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "killed", stop_at=2)
     assert write(tmp_path / "killed", resume=True) == whole
+
+
+def test_no_more_of_the_cache_is_used_than_the_longest_replies_of_a_step_need(tmp_path: Path):
+    """However many replies are read one after the other: two rows of at most 24 tokens need six blocks of 8,
+    and two more for the token after each."""
+    extract = make(save_random_model(CONFIGS["llama"], tmp_path), max_num_seqs=2, max_num_batched_tokens=32)
+    replies = [EncodedReply(tuple(range(i, i + 14)), tuple(range(i, i + 10))) for i in range(20)]
+    wanted = dict(extract(replies))
+    cache = extract._runner.cache
+    assert cache.num_blocks > 9
+    assert not any(keys[9:].any() for keys in cache.keys)
+    for index in (0, 19):
+        ((_, alone),) = extract([replies[index]])
+        torch.testing.assert_close(alone, wanted[index])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -121,3 +122,19 @@ def test_copies_of_copies_carry_the_first_ones_content():
         cache.keys[0][block] = block
     cache.copy_blocks([(1, 2), (2, 3), (4, 1), (5, 3)])
     assert cache.keys[0][:, 0, 0, 0].tolist() == [0, 4, 1, 5, 4, 5]
+
+
+def test_a_cache_on_a_cpu_takes_no_memory_for_blocks_that_nobody_wrote_to():
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    before = resident()
+    cache = KVCache([LayerShape(4, 64, 64)] * 2, 4096, 16, torch.float32, torch.device("cpu"))
+    size = sum(x.nbytes for x in (*cache.keys, *cache.values))
+    assert size == 2**28
+    assert resident() - before < size / 8
+    assert all(x.data_ptr() % 64 == 0 for x in (*cache.keys, *cache.values))
+    assert not cache.keys[1][7].any()
+    cache.store(0, torch.ones(1, 4, 64), torch.ones(1, 4, 64), torch.tensor([5]))
+    assert cache.values[0][0, 5].sum() == 256
+    assert resident() - before < size / 8

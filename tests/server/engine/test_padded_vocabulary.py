@@ -97,7 +97,7 @@ def test_log_probabilities_are_of_the_tokens_that_there_are_and_as_training_has_
     ):
         torch.testing.assert_close(torch.tensor(got), want, rtol=1e-3, atol=2e-4)
     lowrank = parts["lowrank"]
-    ratio, _ = Tilt(lowrank, policy).log_ratio(h, drawn)
+    ratio = Tilt(lowrank, policy).log_ratio(h, drawn).log_ratio
     tilted = (z + lowrank(h, policy.lm_head)).log_softmax(-1)
     torch.testing.assert_close(ratio, (tilted - base)[at, drawn], rtol=1e-4, atol=1e-5)
 

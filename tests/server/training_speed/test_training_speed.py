@@ -79,7 +79,7 @@ def test_turns_alternate_and_the_last_line_is_the_document(monkeypatch, tmp_path
         return turn(1.0 if name == "head" else 20.0, 1.0) | {"threads": 1}
 
     monkeypatch.setattr(speed, "run_turn", run)
-    monkeypatch.setattr(speed, "save_subject", lambda folder, seed: (folder, {}))
+    monkeypatch.setattr(speed, "save_policy", lambda folder, sizes, seed: None)
     speed.main(SpeedConfig(repeats=2, out=tmp_path / "speed.json"))
     assert order == ["head", "lora", "lora", "head"]
     document = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -92,3 +92,14 @@ def test_turns_alternate_and_the_last_line_is_the_document(monkeypatch, tmp_path
 def test_a_configuration_that_means_nothing_is_refused(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         SpeedConfig(**change)
+
+
+def test_a_head_alone_tells_its_steps():
+    """8 s an epoch of four steps, 2 of them the product: 2 s a step, ½ s the product."""
+    turns = [{"head": turn(8, 1) | {"product_cpu_seconds": 2.0}}]
+    report = summarise(turns, num_steps=4)
+    assert report["head_step_seconds"]["median"] == 2
+    assert report["head_step_product_cpu_seconds"]["median"] == 0.5
+    assert "| a step, s | 2 (2…2) |" in as_markdown(report)
+    with pytest.raises(ValueError, match="head among them"):
+        SpeedConfig(contenders=("lora",))

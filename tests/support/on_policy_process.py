@@ -1,0 +1,20 @@
+"""One process of an on-policy run with a SlowSampler: python on_policy_process.py CONFIG.yaml [SCORE]"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from on_policy_cases import SlowSampler, count_wanted
+
+from trimtab.guidance.config_file import read_config
+from trimtab.guidance.policy import load_policy
+from trimtab.guidance.processes import end_processes
+from trimtab.guidance.train_config import TrainConfig
+from trimtab.guidance.trainer import train_head
+
+if __name__ == "__main__":
+    config = TrainConfig(**read_config(TrainConfig, Path(sys.argv[1])))
+    policy = load_policy(config.model)
+    train_head(config, policy=policy, sampler=SlowSampler(policy, count_wanted))
+    end_processes()
