@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MAX_WORDS = 1000
-Turn = Mapping[str, str]  # role, content
+Turn = Mapping[str, Any]  # role, content, and whatever else the template reads
 
 
 def render_chat(
@@ -114,6 +115,36 @@ def _first_added_token(tokenizer: PreTrainedTokenizerBase, text: str) -> int | N
 
 def _holds(tokenizer: PreTrainedTokenizerBase, text: str, token_id: int) -> bool:
     return token_id in tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def unread(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> list[str]:
+    """What of the conversation the template leaves out: keys beside role and content, and roles beside user
+    and assistant; each where the rendered text is the same without it. Raises as render_chat."""
+    extras = dict.fromkeys(key for turn in turns for key in turn if key not in ("role", "content"))
+    roles = dict.fromkeys(turn["role"] for turn in turns if turn["role"] not in ("user", "assistant"))
+    if not extras and not roles:
+        return []
+    whole = render_chat(tokenizer, turns, add_generation_prompt=True)
+    others: dict[str, list[Turn]] = {
+        key: [{k: v for k, v in turn.items() if k != key} for turn in turns] for key in extras
+    }
+    for role in roles:
+        others[f"role {role}"] = [
+            {**turn, "content": _ASKED} if turn["role"] == role else turn for turn in turns
+        ]
+    return [what for what, changed in others.items() if _renders_as(tokenizer, changed, whole)]
+
+
+def _renders_as(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], text: str) -> bool:
+    try:
+        return render_chat(tokenizer, turns, add_generation_prompt=True) == text
+    except ChatTemplateError:
+        return False
+
+
+def names(tokenizer: PreTrainedTokenizerBase, key: str) -> bool:
+    """Whether the template reads a key of a message anywhere. Raises as render_chat."""
+    return re.search(rf"""(\.|['"]){re.escape(key)}\b""", _template_of(tokenizer)) is not None
 
 
 def _template_of(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
 from trimtab.guidance.encoding import Sampled
 from trimtab.guidance.errors import DataError
-from trimtab.guidance.message import Message, Prompt
+from trimtab.guidance.message import EXTRA_JSON, ROLES, Message, Prompt
 
 Row = dict[str, Any]
-_ROLES = ("system", "user", "assistant")
 
 
 def column(row: Row, name: str) -> Any:
@@ -69,7 +69,7 @@ def as_prompt(value: Any) -> Prompt:
     """A string, or messages of which the last is not the assistant's. Raises DataError."""
     if isinstance(value, str):
         return value
-    messages = as_messages(value, "prompt")
+    messages = without_weights(as_messages(value, "prompt"))
     if messages[-1].role == "assistant":
         raise DataError("prompt ends with a message of the assistant: move it into the reply")
     return messages
@@ -79,13 +79,57 @@ def as_messages(value: Any, name: str) -> tuple[Message, ...]:
     """Raises DataError that names the column and what in it is no message."""
     if not isinstance(value, list) or not value:
         raise DataError(f"{name} must be a string or a list of messages, got {str(value)[:40]!r}")
-    messages = []
-    for item in value:
-        is_message = isinstance(item, dict) and isinstance(item.get("content"), str)
-        if not is_message or item.get("role") not in _ROLES:
-            raise DataError(f"{name} holds {str(item)[:60]!r}, want a role and content as a string")
-        messages.append(Message(item["role"], item["content"]))
-    return tuple(messages)
+    return tuple(_as_message(item, name) for item in value)
+
+
+def _as_message(item: Any, name: str) -> Message:
+    """Keys that are null or empty lists are not there: Parquet gives every message the keys of all."""
+    if not isinstance(item, dict) or item.get("role") not in ROLES:
+        raise DataError(
+            f"{name} holds {str(item)[:60]!r}, want a role ({', '.join(ROLES)}) and content as a string"
+        )
+    extras = {key: value for key, value in item.items() if value is not None and value != []}
+    if isinstance(extras.get(EXTRA_JSON), str):
+        extras |= json.loads(extras.pop(EXTRA_JSON))
+    role, content = extras.pop("role"), _as_text(extras.pop("content", None), name)
+    if content is None and not ({"tool_calls", "function_call"} & set(extras)):
+        raise DataError(f"{name} holds {str(item)[:60]!r}, which has no content")
+    try:
+        return Message(role, content, tuple((key, json.dumps(value)) for key, value in extras.items()))
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{name} holds {str(item)[:60]!r}, which is no JSON ({error})") from error
+
+
+def _as_text(content: Any, name: str) -> str | None:
+    """A string, or OpenAI's parts of which each is a text: a line each, as the server reads them."""
+    if content is None or isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else [content]
+    texts = []
+    for part in parts:
+        text = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
+        if not isinstance(text, str):
+            raise DataError(f"{name} holds content {str(part)[:40]!r}, want a string or parts of type text")
+        texts.append(text)
+    if not texts:
+        raise DataError(f"{name} holds content without a part")
+    return "\n".join(texts)
+
+
+def without_weights(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """A prompt's messages without `weight`, where it says what is done anyhow: nothing in a prompt is trained
+    on. Raises DataError where it says otherwise."""
+    for message in messages:
+        weight = message.keys().get("weight", 0)
+        if weight != 0:
+            raise DataError(
+                f"prompt has a message of weight {weight!r}: only replies are trained on, so give it 0, or "
+                "make it the reply of a row of its own"
+            )
+    return tuple(
+        Message(m.role, m.content, tuple(extra for extra in m.extras if extra[0] != "weight"))
+        for m in messages
+    )
 
 
 def as_reply(value: Any, name: str, sampled: Sampled | None = None) -> str:
@@ -95,9 +139,25 @@ def as_reply(value: Any, name: str, sampled: Sampled | None = None) -> str:
     """
     if not isinstance(value, str):
         messages = as_messages(value, name)
-        if len(messages) != 1 or messages[0].role != "assistant":
+        if len(messages) != 1:
             raise DataError(f"{name} must be one message of the assistant when prompt is given")
-        value = messages[0].content
+        value = reply_text(messages[0], name)
     if not value.strip() and sampled is None:
         raise DataError(f"{name} is {'white space only' if value else 'empty'}")
     return str(value)
+
+
+def reply_text(message: Message, name: str) -> str:
+    """What the assistant's message says. Raises DataError for another's, and for keys that nothing trains
+    on."""
+    if message.role != "assistant":
+        raise DataError(f"{name} must be one message of the assistant, got {message.role}'s")
+    keys = message.keys()
+    if keys.pop("weight", 1) != 1:
+        raise DataError(f"{name} has weight 0, which asks not to train on it: leave the row out")
+    if keys:
+        raise DataError(
+            f"{name} has {', '.join(keys)}: only a reply's content is trained on; write there what the "
+            "model is to say, as its chat template writes it"
+        )
+    return message.text

@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from trimtab.guidance.data import load_rows
-from trimtab.guidance.encoding import EncodedReply, ReplyEncoder, Sampled, encode_prompt
+from trimtab.guidance.encoding import EncodedReply, ReplyEncoder, Sampled
 from trimtab.guidance.errors import DataError
 from trimtab.guidance.items import Item, LabelItem, PairItem, RankingItem, RolloutItem
 from trimtab.guidance.message import Prompt
 from trimtab.guidance.objectives.unpaired import mismatch
 from trimtab.guidance.policy import Policy
-from trimtab.guidance.row_options import RowLimits
+from trimtab.guidance.prompt_form import Form, Rows, form_of
+from trimtab.guidance.row_notes import RowNotes
+from trimtab.guidance.row_options import ExtraColumns, RowLimits
 from trimtab.guidance.rows import Preference, Ranking, Rollout, Unpaired
 from trimtab.guidance.train_config import ROW_FILES, TrainConfig
 
@@ -82,7 +84,7 @@ def load_examples(config: TrainConfig, policy: Policy) -> Examples:
         DataError: rows that cannot be read, or too few prompts to hold some out.
         PolicyError: the tokenizer cannot render the rows.
     """
-    files = {name: getattr(config, name) for name in ROW_FILES if getattr(config, name) is not None}
+    files, config = files_of(config), replace(config, rows=rows_of(config, policy))
     items = {
         ITEMS_OF[name]: load_items(name, path, config, policy, mismatched=_needs_mismatch(config))
         for name, path in files.items()
@@ -101,6 +103,16 @@ def load_examples(config: TrainConfig, policy: Policy) -> Examples:
                     f"held_out={config.held_out}: give rows with more different prompts, or another share"
                 )
     return Examples(**splits)
+
+
+def files_of(config: TrainConfig) -> dict[str, Path]:
+    """The data files by the configuration's names for them."""
+    return {name: path for name in ROW_FILES if (path := getattr(config, name)) is not None}
+
+
+def rows_of(config: TrainConfig, policy: Policy) -> Form:
+    """As what the run reads prompts that are strings. Raises PolicyError or DataError as form_of."""
+    return form_of(policy.tokenizer, config.rows, files_of(config).values())
 
 
 def _own_replies(items: Mapping[str, Sequence[Any]]) -> dict[EncodedReply, None]:
@@ -129,11 +141,19 @@ def prompt_of(item: Any) -> tuple[int, ...]:
 
 class RowEncoder:
     """Rows of any kind as items. Raises DataError or PolicyError as ReplyEncoder does, and DataError for a
-    token id that the policy does not have."""
+    token id that the policy does not have.
 
-    def __init__(self, policy: Policy) -> None:
-        self._replies = ReplyEncoder(policy.tokenizer)
+    rows, extra_keys: see ReplyEncoder."""
+
+    def __init__(self, policy: Policy, rows: Rows = "auto", *, extra_keys: ExtraColumns = "refuse") -> None:
+        """Raises PolicyError where rows are to be chats, and there is no template."""
+        self._replies = ReplyEncoder(policy.tokenizer, rows, end_ids=policy.end_ids, extra_keys=extra_keys)
         self._vocab_size = policy.vocab_size
+
+    @property
+    def notes(self) -> RowNotes:
+        """Oddities of the rows so far."""
+        return self._replies.notes
 
     def encode(self, row: Any) -> Any:
         return _ENCODE[type(row)](self, row)
@@ -161,7 +181,7 @@ class RowEncoder:
         return RolloutItem(reply, row.reward, row.token_rewards)
 
     def prompt(self, row: Prompt) -> PromptItem:
-        return PromptItem(row, encode_prompt(self._replies.tokenizer, row))
+        return PromptItem(row, self._replies.prompt_ids(row))
 
 
 _ENCODE: dict[type[Any], Callable[[RowEncoder, Any], Any]] = {
@@ -184,12 +204,15 @@ def load_items(
         DataError: rows that cannot be read or encoded, or that are all too long.
         PolicyError: the tokenizer cannot render the rows.
     """
-    rows = load_rows(kind, path, limits, as_text=not policy.tokenizer.chat_template).rows
-    items, bad = encode_rows(rows, policy)
+    form = form_of(policy.tokenizer, limits.rows, [path])
+    rows = load_rows(kind, path, limits, as_text=form == "text").rows
+    encoder = RowEncoder(policy, form, extra_keys=limits.extra_columns)
+    items, bad = encode_rows(rows, encoder)
     if bad and (limits.on_bad_rows == "refuse" or not items):
         raise DataError(f"{path}: {len(bad)} bad rows, first {bad[0]}: mend them or skip bad rows")
     if bad:
         logger.warning("%s: skipped %d bad rows, first %s", path, len(bad), bad[0])
+    encoder.notes.tell(logger, path)
     limit = max_length(limits, policy)
     fitting = [item for item in items if num_tokens(item) <= limit]
     if not fitting:
@@ -200,9 +223,9 @@ def load_items(
     return _mismatched(path, fitting, limit) if kind == "unpaired" and mismatched else fitting
 
 
-def encode_rows(rows: Sequence[Any], policy: Policy) -> tuple[list[Any], list[str]]:
+def encode_rows(rows: Sequence[Any], encoder: RowEncoder) -> tuple[list[Any], list[str]]:
     """Items of rows, and what is wrong with those that cannot be encoded. Raises PolicyError."""
-    encoder, items, bad = RowEncoder(policy), [], []
+    items, bad = [], []
     for row in rows:
         try:
             items.append(encoder.encode(row))

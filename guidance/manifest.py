@@ -20,6 +20,7 @@ ADVANTAGE_FORMS = ("tied", "lowrank")
 SCALAR_FORMS = ("linear", "mlp")
 ACTIVATIONS = ("identity", "silu")
 PARTS = ("advantage", "value", "reward")
+ROWS = ("chat", "text")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 
 
@@ -144,7 +145,8 @@ class BaseModel:
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """head.json. reward_mean, reward_std: of the raw reward over the policy's own replies; a reported
-    reward or value is (raw - reward_mean) / reward_std."""
+    reward or value is (raw - reward_mean) / reward_std. rows: whether its prompts were chats or texts; None
+    where that was not recorded."""
 
     name: str
     parts: Parts
@@ -154,6 +156,7 @@ class Manifest:
     reward_mean: float = 0.0
     reward_std: float = 1.0
     trained_on: str = ""
+    rows: str | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     format: int = FORMAT
 
@@ -167,6 +170,8 @@ class Manifest:
         _check_number(self.reward_mean, "reward_mean")
         _check_number(self.reward_std, "reward_std", positive=True)
         _check_text(self.trained_on, "trained_on")
+        if self.rows is not None:
+            _check_choice(self.rows, "rows", ROWS)
         _check(isinstance(self.metrics, Mapping), "metrics", f"must be an object, got {self.metrics!r}")
         for key, value in self.metrics.items():
             _check_number(value, f"metrics.{key}")
@@ -180,6 +185,8 @@ class Manifest:
                     del part[key]
             if part.get("bins") == 0:  # a plain scalar's file is as it was before there were bins
                 del part["bins"], part["low"], part["high"]
+        if self.rows is None:
+            del data["rows"]
         return json.dumps(data, indent=2, allow_nan=False) + "\n"
 
 

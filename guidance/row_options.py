@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from trimtab.guidance.formats.registry import AUTO, FORMATS, TRL
+from trimtab.guidance.prompt_form import Rows
 from trimtab.guidance.rows import ROW_KINDS
 
 OnBadRows = Literal["refuse", "skip"]
@@ -43,7 +44,19 @@ class RowOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowLimits(RowOptions):
+class EncodedRows(RowOptions):
+    """Rows that a policy is to read.
+
+    rows: prompts that are strings: `chat`, a message of the user through the chat template, as
+    /v1/chat/completions reads it; `text`, completed as it is, as /v1/completions does; `auto`, as rollouts
+    were sampled, else chat where the tokenizer has a template. Heads and rollouts keep which.
+    """
+
+    rows: Rows = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowLimits(EncodedRows):
     """Which rows of a file are used.
 
     max_tokens: rows whose prompt and reply are longer (or longer than the policy's context) are left out,

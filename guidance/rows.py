@@ -17,6 +17,7 @@ from trimtab.guidance.columns import (
     list_column,
     number_column,
     sampled_column,
+    without_weights,
 )
 from trimtab.guidance.encoding import Sampled
 from trimtab.guidance.errors import DataError, TieError
@@ -198,7 +199,5 @@ def _split_messages(
 ) -> tuple[tuple[Message, ...], tuple[str, str]]:
     if chosen[:-1] != rejected[:-1] or len(chosen) < 2:
         raise DataError("prompt is missing, and chosen and rejected differ in more than the last message")
-    if chosen[-1].role != "assistant" or rejected[-1].role != "assistant":
-        raise DataError("the last message of chosen and rejected must be the assistant's")
-    replies = as_reply(chosen[-1].content, "chosen"), as_reply(rejected[-1].content, "rejected")
-    return chosen[:-1], replies
+    replies = as_reply([chosen[-1].to_dict()], "chosen"), as_reply([rejected[-1].to_dict()], "rejected")
+    return without_weights(chosen[:-1]), replies

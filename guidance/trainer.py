@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from trimtab.guidance.config_file import to_yaml
 from trimtab.guidance.errors import DataError, HeadError
-from trimtab.guidance.examples import Examples, load_examples
+from trimtab.guidance.examples import Examples, load_examples, rows_of
 from trimtab.guidance.feature_store import open_features
 from trimtab.guidance.features import Extract, FeatureCache, FeatureSource, StreamedFeatures
 from trimtab.guidance.head import Advantage, Head
@@ -28,6 +28,7 @@ from trimtab.guidance.part_trainer import train_part
 from trimtab.guidance.plan import Plan, make_plan
 from trimtab.guidance.policy import Policy, load_policy
 from trimtab.guidance.processes import is_first, own_device
+from trimtab.guidance.prompt_form import mismatch
 from trimtab.guidance.rollout_rewards import reads_columns, reward_rollouts
 from trimtab.guidance.store import check_destination, load_head, save_head
 from trimtab.guidance.train_config import PartName, TrainConfig
@@ -60,6 +61,7 @@ def train_head(
         policy = features.policy if features else load_policy(config.model, device=own_device(config.device))
     if features is None:
         features = _make_features(config, policy, extract)
+    config = dataclasses.replace(config, rows=rows_of(config, policy))
     _write_config(config)
     examples = load_examples(config, policy)
     _check_labels(config, plan, examples)
@@ -77,7 +79,7 @@ def train_head(
             _train(part, method, head, examples, features, config)
     rollouts = _held_out_rollouts(head, examples, features, config, plan)
     manifest = measure(Measured(head, parts, config, features, examples, rollouts), plan, units)
-    manifest = dataclasses.replace(manifest, metrics={**manifest.metrics, **figures})
+    manifest = dataclasses.replace(manifest, metrics={**manifest.metrics, **figures}, rows=config.rows)
     if is_first():
         _save(config.head_folder, head, manifest)
     return manifest
@@ -133,6 +135,8 @@ def _begin(config: TrainConfig, policy: Policy, plan: Plan) -> tuple[Head, Parts
         parts = Parts(**own)
         return Head(parts, identity.hidden_size, identity.vocab_size).to(policy.device), parts, (0.0, 1.0)
     head, stored = load_head(config.start_from, identity, device=policy.device)
+    if (problem := mismatch(stored.name, stored.rows, config.rows)) is not None:
+        logger.warning("%s", problem)
     for part in config.parts:
         _check_form(config.start_from, part, getattr(stored.parts, part), own[part])
     parts = dataclasses.replace(stored.parts, **own)

@@ -12,7 +12,7 @@ import numpy as np
 from trimtab.guidance.bundled import judge
 from trimtab.guidance.bundled.grammar.conversation import draw_prompts
 from trimtab.guidance.bundled.grammar.subject import Kind
-from trimtab.guidance.encoding import encode_prompt
+from trimtab.guidance.encoding import ReplyEncoder, encode_prompt
 from trimtab.guidance.evaluation.curve import Curve, Judging, judge_point
 from trimtab.guidance.evaluation.plot_frontier import plot_scores
 from trimtab.guidance.evaluation.plot_style import LIGHT, as_png
@@ -125,9 +125,10 @@ def _frontier(
 ) -> FrontierReport:
     """The judge's scores are all gold: the heads were trained by what it prefers, not by what it says."""
     prompts = [(Message("user", text),) for text in dict.fromkeys(texts)]
-    encoded = [encode_prompt(engine.policy.tokenizer, prompt) for prompt in prompts]
+    encoder = ReplyEncoder(engine.policy.tokenizer, end_ids=engine.policy.eos_token_ids)
+    encoded = [encoder.prompt_ids(prompt) for prompt in prompts]
     sampling = SamplingParams(max_tokens=config.max_tokens, seed=seed)
-    sampler = Sampler(engine, tuple(prompts), tuple(encoded), sampling, measured=())
+    sampler = Sampler(engine, tuple(prompts), tuple(encoded), sampling, measured=(), encoder=encoder)
     judging = Judging(len(prompts), resample_prompts(len(prompts), seed=seed), seed=seed)
     points, gold = [], tuple[str, ...]()
     for strength in config.strengths:
@@ -139,5 +140,5 @@ def _frontier(
 
 
 def _scores(replies: Sequence[Reply], prompts: Sequence[tuple[Message, ...]]) -> Scores:
-    judged = [score(prompts[reply.prompt][0].content, reply.text) for reply in replies]
+    judged = [score(prompts[reply.prompt][0].text, reply.text) for reply in replies]
     return {name: [one[name] for one in judged] for name in judged[0]}

@@ -11,13 +11,14 @@ from tqdm.auto import tqdm
 from trimtab.guidance.bank import HeadBank
 from trimtab.guidance.encoding import Sampled
 from trimtab.guidance.errors import DataError
-from trimtab.guidance.examples import PromptItem, RowEncoder
+from trimtab.guidance.examples import PromptItem, RowEncoder, rows_of
 from trimtab.guidance.head import Head
 from trimtab.guidance.items import RolloutItem
 from trimtab.guidance.manifest import Manifest, Parts, load_manifest
 from trimtab.guidance.on_policy.sampler import Draw
 from trimtab.guidance.policy import Policy
 from trimtab.guidance.processes import is_first, process_index
+from trimtab.guidance.prompt_form import Form
 from trimtab.guidance.train_config import TrainConfig
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
@@ -50,7 +51,7 @@ class EngineSampler:
         Raises ModelError, UserError, HeadError or PolicyError, one line, for a model or a scorer that cannot
         be had.
         """
-        scorer = _scorer(config) if config.on_policy.score else None
+        scorer = _scorer(config, rows_of(config, policy)) if config.on_policy.score else None
         asked = EngineConfig(
             config.model,
             device=str(policy.device),
@@ -75,7 +76,8 @@ class EngineSampler:
             device=engine_policy.device,
             vocab_size=engine_policy.vocab_size,
         )
-        return cls(Engine(engine_policy, bank, engine_config), RowEncoder(policy), scorer, config)
+        encoder = RowEncoder(policy, rows_of(config, policy), extra_keys=config.extra_columns)
+        return cls(Engine(engine_policy, bank, engine_config), encoder, scorer, config)
 
     @property
     def is_scoring(self) -> bool:
@@ -122,7 +124,7 @@ def _own_name(stem: str, suffix: str) -> str:
     return stem + suffix if is_first() else f"{stem}-{process_index()}{suffix}"
 
 
-def _scorer(config: TrainConfig) -> Scorer:
+def _scorer(config: TrainConfig, rows: Form) -> Scorer:
     """`reward:FOLDER` names a head by its folder."""
     kind, rest = split_scorer(config.on_policy.score)
     heads: tuple[Path, ...] = ()
@@ -135,5 +137,6 @@ def _scorer(config: TrainConfig) -> Scorer:
         judge=JudgeConfig(),
         answers=config.run_folder / _own_name("judge_answers", ".jsonl"),
         device=config.device,
+        rows=rows,
     )
     return make_scorer(name, context)

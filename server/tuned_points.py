@@ -9,10 +9,11 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from trimtab.guidance.data import load_prompts
-from trimtab.guidance.encoding import EncodedReply, ReplyEncoder, Sampled, encode_prompt
+from trimtab.guidance.encoding import EncodedReply, ReplyEncoder, Sampled
 from trimtab.guidance.lora.measure import measure_tuned
 from trimtab.guidance.message import Prompt
 from trimtab.guidance.policy import load_policy
+from trimtab.guidance.prompt_form import Form, form_of
 from trimtab.server.commands.errors import UserError
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
@@ -34,13 +35,13 @@ def measure_points(config: TrainLoraConfig, prompts: Path, merged: Mapping[float
     Raises as the engine and measure_tuned do.
     """
     base = load_policy(config.model, device=config.device)
-    as_text = not base.tokenizer.chat_template
-    chosen = load_prompts(prompts, config, as_text=as_text).rows[: config.num_prompts]
+    form = form_of(base.tokenizer, config.rows, [] if config.adapter else [config.data])
+    chosen = load_prompts(prompts, config, as_text=form == "text").rows[: config.num_prompts]
     label = config.label or (f"LoRA {config.method.upper()}" if config.adapter is None else "LoRA")
     points = []
     for scale, folder in merged.items():
-        replies = _sample(config, folder, chosen)
-        encoder = ReplyEncoder(base.tokenizer)
+        replies = _sample(config, folder, chosen, form)
+        encoder = ReplyEncoder(base.tokenizer, form, end_ids=base.end_ids, extra_keys=config.extra_columns)
         encoded = [_encode(encoder, chosen[number], choice) for number, choice in replies]
         tuned = load_policy(folder, device=config.device)
         measured = measure_tuned(base, tuned, encoded, show_progress=config.show_progress)
@@ -58,16 +59,17 @@ def measure_points(config: TrainLoraConfig, prompts: Path, merged: Mapping[float
     return {"label": label, "model": str(config.model), "seed": config.seed, "points": points}
 
 
-def _sample(config: TrainLoraConfig, folder: Path, prompts: tuple[Prompt, ...]) -> list[Reply]:
+def _sample(config: TrainLoraConfig, folder: Path, prompts: tuple[Prompt, ...], form: Form) -> list[Reply]:
     """Replies at temperature 1; prompt and sample have the same noise at every scale."""
     try:
         engine = Engine.from_config(EngineConfig(folder, device=config.device, compile="off"))
     except ModelError as error:
         raise UserError(str(error)) from error
+    encoder = ReplyEncoder(engine.policy.tokenizer, form, extra_keys=config.extra_columns)
     requests = [
         Request(
             str(number),
-            encode_prompt(engine.policy.tokenizer, prompt),
+            encoder.prompt_ids(prompt),
             SamplingParams(config.reply_tokens, n=config.num_replies, seed=(config.seed << 32) + number),
         )
         for number, prompt in enumerate(prompts)

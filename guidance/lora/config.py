@@ -22,8 +22,8 @@ class LoraConfig(RowLimits):
     out: folder for the adapter (`adapter`), the resolved configuration, and what --merge writes.
     method: dpo learns from preferences, sft from completions.
     preferences: rows {prompt?, chosen, rejected}. completions: rows {prompt, completion}. Rows that carry the
-    tokens they were sampled as are trained on as these tokens; others as heads are: prompt and reply
-    tokenized apart, and the policy's own end token after the reply.
+    tokens they were sampled as are trained on as these tokens; others as heads are: the reply's tokens
+    are those that follow the prompt's, and the policy's own end token comes after.
     adapter: an adapter trained before, to merge or measure without training.
     merge: write plain model folders `merged-SCALE`, which serve, rollouts and eval load like any other.
     scales: of the adapter's weights in merged folders: 0 is the policy, 1 as trained. One training gives a
@@ -85,7 +85,7 @@ class LoraConfig(RowLimits):
             raise ValueError(f"method={self.method} {need}, got {told}")
 
     @property
-    def rows(self) -> Path:
+    def data(self) -> Path:
         """The file that the method trains on."""
         path: Path | None = getattr(self, ROWS_OF[self.method])
         assert path is not None

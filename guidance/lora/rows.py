@@ -12,6 +12,7 @@ from trimtab.guidance.encoding import EncodedReply, ReplyEncoder
 from trimtab.guidance.errors import DataError
 from trimtab.guidance.lora.config import LoraConfig
 from trimtab.guidance.policy import Policy
+from trimtab.guidance.prompt_form import form_of
 
 logger = logging.getLogger(__name__)
 _IGNORED = -100  # torch's label of a position without loss
@@ -19,24 +20,26 @@ _IGNORED = -100  # torch's label of a position without loss
 
 def preference_rows(config: LoraConfig, policy: Policy) -> datasets.Dataset:
     """Columns prompt_ids, chosen_ids, rejected_ids. Raises DataError or PolicyError with one line."""
-    encoder = ReplyEncoder(policy.tokenizer)
+    encoder = _encoder(config, policy)
     pairs = [
         (
             encoder.encode(row.prompt, row.chosen, row.chosen_sampled),
             encoder.encode(row.prompt, row.rejected, row.rejected_sampled),
         )
-        for row in load_preferences(config.rows, config, as_text=not policy.tokenizer.chat_template).rows
+        for row in load_preferences(config.data, config, as_text=encoder.form == "text").rows
     ]
+    encoder.notes.tell(logger, config.data)
     return pairs_dataset(_fitting(pairs, config))
 
 
 def completion_rows(config: LoraConfig, policy: Policy) -> datasets.Dataset:
     """Columns input_ids and labels, of which the prompt's are ignored. Raises as preference_rows."""
-    encoder = ReplyEncoder(policy.tokenizer)
+    encoder = _encoder(config, policy)
     replies = [
         (encoder.encode(row.prompt, row.completion, row.sampled),)
-        for row in load_rollouts(config.rows, config, as_text=not policy.tokenizer.chat_template).rows
+        for row in load_rollouts(config.data, config, as_text=encoder.form == "text").rows
     ]
+    encoder.notes.tell(logger, config.data)
     kept = [reply for (reply,) in _fitting(replies, config)]
     return datasets.Dataset.from_dict(
         {
@@ -44,6 +47,11 @@ def completion_rows(config: LoraConfig, policy: Policy) -> datasets.Dataset:
             "labels": [[*[_IGNORED] * len(reply.prompt_ids), *drawn(reply)] for reply in kept],
         }
     )
+
+
+def _encoder(config: LoraConfig, policy: Policy) -> ReplyEncoder:
+    form = form_of(policy.tokenizer, config.rows, [config.data])
+    return ReplyEncoder(policy.tokenizer, form, end_ids=policy.end_ids, extra_keys=config.extra_columns)
 
 
 def pairs_dataset(pairs: Sequence[tuple[EncodedReply, ...]]) -> datasets.Dataset:
@@ -65,10 +73,10 @@ def drawn(reply: EncodedReply) -> list[int]:
 def _fitting(rows: Sequence[tuple[EncodedReply, ...]], config: LoraConfig) -> list[tuple[EncodedReply, ...]]:
     fitting = [row for row in rows if max(reply.num_tokens for reply in row) <= config.max_tokens]
     if not fitting:
-        raise DataError(f"{config.rows}: every row is longer than max_tokens={config.max_tokens}: raise it")
+        raise DataError(f"{config.data}: every row is longer than max_tokens={config.max_tokens}: raise it")
     if len(fitting) < len(rows):
         left_out = len(rows) - len(fitting)
         logger.warning(
-            "%s: left out %d rows longer than max_tokens=%d", config.rows, left_out, config.max_tokens
+            "%s: left out %d rows longer than max_tokens=%d", config.data, left_out, config.max_tokens
         )
     return fitting

@@ -51,7 +51,7 @@ def train_adapter(config: LoraConfig) -> tuple[dict[str, float], ...]:
     policy = load_policy(config.model, device=config.device, with_padding=True)
     load, make = TRAINERS[config.method]
     rows = load(config, policy)
-    logger.info("%s on %d rows of %s", config.method, len(rows), config.rows)
+    logger.info("%s on %d rows of %s", config.method, len(rows), config.data)
     if not config.show_progress:
         datasets.disable_progress_bars()
     try:
@@ -96,7 +96,7 @@ def _check_finite(config: LoraConfig, model: PeftModel) -> None:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and not parameter.isfinite().all():
             raise DataError(
-                f"{config.rows}: training diverged, {name} is not finite: lower "
+                f"{config.data}: training diverged, {name} is not finite: lower "
                 f"learning_rate={config.learning_rate}"
             )
 

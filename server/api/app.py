@@ -8,6 +8,7 @@ from trimtab.server.api import routes_chat, routes_completions, routes_health, r
 from trimtab.server.api.config import ApiConfig, resolve_config
 from trimtab.server.api.engine_client import EngineClient
 from trimtab.server.api.errors import install_error_handlers
+from trimtab.server.api.head_rows import HeadRows
 from trimtab.server.api.service import Service
 from trimtab.server.api.token_text import TokenText
 from trimtab.server.api.tokenizer import Tokenizer
@@ -38,4 +39,5 @@ def connect(
     resolved = resolve_config(config or ApiConfig(), info)
     if resolved.chat_template is not None:
         tokenizer.chat_template = resolved.chat_template
-    app.state.service = Service(engine, info, tokenizer, TokenText(tokenizer), resolved)
+    head_rows = HeadRows(info.heads, can_chat=bool(tokenizer.chat_template))
+    app.state.service = Service(engine, info, tokenizer, TokenText(tokenizer), resolved, head_rows)

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 from trimtab.guidance.chat_template import encode_chat
 from trimtab.guidance.errors import ChatTemplateError
+from trimtab.guidance.message import template_role
 from trimtab.server.api.protocol import Message
 from trimtab.server.api.tokenizer import Tokenizer
 from trimtab.server.engine.request import InvalidRequestError
-
-_TEMPLATE_ROLE = {"developer": "system"}
 
 
 def render_chat(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
@@ -24,7 +23,7 @@ def render_chat(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
             " /v1/completions",
             "messages",
         )
-    turns = [{"role": _TEMPLATE_ROLE.get(m.role, m.role), "content": m.text} for m in messages]
+    turns = [{"role": template_role(m.role), "content": m.text} for m in messages]
     try:
         return encode_chat(tokenizer, turns)
     except ChatTemplateError as error:

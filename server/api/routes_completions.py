@@ -32,6 +32,8 @@ async def create_completion(
     info = service.info
     guidance = resolve_guidance(body.guidance, service.config, info)
     prompts = await asyncio.to_thread(_tokenise, service.tokenizer, body.prompt, info.vocab_size)
+    if any(isinstance(prompt, str) for prompt in body.prompt):
+        service.head_rows.meet("text", (name for name, _ in guidance.heads))
     longest = max(len(prompt) for prompt in prompts)
     sampling = completion_sampling(body, longest, info, service.config.sampling_defaults)
     reply = CompletionReply(

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from trimtab.server.api.config import ApiConfig
 from trimtab.server.api.engine_client import EngineClient
 from trimtab.server.api.errors import ModelNotFoundError, NotReadyError
+from trimtab.server.api.head_rows import HeadRows
 from trimtab.server.api.token_text import TokenText
 from trimtab.server.api.tokenizer import Tokenizer
 from trimtab.server.engine.info import EngineInfo
@@ -23,13 +24,15 @@ UNAVAILABLE = {
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """info: the engine's, as it was when it got ready. config: resolved."""
+    """info: the engine's, as it was when it got ready. config: resolved. head_rows: to be told what heads are
+    used on."""
 
     engine: EngineClient
     info: EngineInfo
     tokenizer: Tokenizer
     token_text: TokenText
     config: ApiConfig
+    head_rows: HeadRows
 
     @property
     def can_chat(self) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from trimtab.guidance.row_options import RowOptions
+from trimtab.guidance.row_options import EncodedRows
 from trimtab.server.commands.errors import UserError
 from trimtab.server.commands.flags import parse
 from trimtab.server.commands.model import BUNDLED, resolve_engine
@@ -27,7 +27,7 @@ BUNDLED_JUDGE = "trimtab.server.bundled_gold:score"
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig(EngineConfig, JudgeConfig, RowOptions):
+class EvalConfig(EngineConfig, JudgeConfig, EncodedRows):
     """Judges heads, in the sections that its data allow: `preferences` (accuracy beside what length alone
     tells, calibration), `frontier` (proxy and gold scores against KL, beside best-of-n and a static logit
     bias, overoptimisation, variety) and `sycophancy`. Writes report.json, PNGs and one self-contained
@@ -42,8 +42,7 @@ class EvalConfig(EngineConfig, JudgeConfig, RowOptions):
     out: folder for the results.
     sections: by default every one whose data are given.
     preferences: rows {prompt?, chosen, rejected} that no head was trained on.
-    prompts: rows {prompt} that no head was trained on; strings are completed as they are, lists of messages
-    go through the chat template.
+    prompts: rows {prompt} that no head was trained on.
     gold: scores the frontier is judged by: `function:MODULE:FUNCTION`, called with (prompt, reply) or
     (prompt, reply, tokens), which returns a number, one per token, or a dict of numbers by name (None where
     it cannot say); `reward:HEAD`, a head's name or folder; or `judge:URL`, a model that rates from 1 to 10.

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from trimtab.guidance.data import load_prompts
+from trimtab.guidance.encoding import ReplyEncoder
 from trimtab.guidance.errors import DataError
 from trimtab.guidance.evaluation.curve import CurvePoint, Judging, judge_point
 from trimtab.guidance.evaluation.reply import Reply, Scores
@@ -15,6 +16,7 @@ from trimtab.guidance.evaluation.statistics import resample_prompts
 from trimtab.guidance.evaluation.strengths import Probe
 from trimtab.guidance.features import FeatureSource
 from trimtab.guidance.message import Prompt
+from trimtab.guidance.prompt_form import mismatches
 from trimtab.server.commands.eval import EvalConfig
 from trimtab.server.commands.eval_sampling import Sampler, fitting_prompts
 from trimtab.server.commands.eval_scores import Judges, check_reward_head, make_judges
@@ -26,28 +28,37 @@ _PROBED_REPLIES = 64
 
 @dataclass(frozen=True, slots=True)
 class JudgedPrompts:
-    """Prompts that fit the context, with their tokens and their rows in the file. too_long: rows left out."""
+    """Prompts that fit the context, with their tokens and their rows in the file. encoder: what encoded them.
+    too_long: rows left out."""
 
     prompts: tuple[Prompt, ...]
     encoded: tuple[tuple[int, ...], ...]
     rows: tuple[int, ...]
+    encoder: ReplyEncoder
     too_long: tuple[int, ...] = ()
 
 
 def read_prompts(config: EvalConfig, engine: Engine, path: Path, limit: int | None = None) -> JudgedPrompts:
     """limit: of the rows, from the first. Raises DataError for prompts that do not fit, where those are
     refused."""
-    prompts = load_prompts(path, config, as_text=not engine.policy.tokenizer.chat_template).rows[:limit]
-    fitting, too_long = fitting_prompts(engine, prompts, config.max_tokens)
+    policy = engine.policy
+    encoder = ReplyEncoder(
+        policy.tokenizer, config.rows, end_ids=policy.eos_token_ids, extra_keys=config.extra_columns
+    )
+    if encoder.form == "text":
+        policy.complete_texts()
+    prompts = load_prompts(path, config, as_text=encoder.form == "text").rows[:limit]
+    fitting, too_long = fitting_prompts(engine, prompts, config.max_tokens, encoder)
+    for line in [*encoder.notes.lines(), *mismatches(engine.bank.manifests, encoder.form)]:
+        print(f"{path}: {line}")
     if too_long and config.on_bad_rows == "refuse":
         raise DataError(
             f"{path}: {len(too_long)} prompts and {config.max_tokens} tokens of reply do not fit "
             f"the context, first row {too_long[0]}: leave them out with --on-bad-rows skip"
         )
     rows = tuple(sorted(set(range(len(prompts))) - set(too_long)))
-    return JudgedPrompts(
-        tuple(prompt for prompt, _ in fitting), tuple(ids for _, ids in fitting), rows, tuple(too_long)
-    )
+    kept, encoded = zip(*fitting, strict=True)
+    return JudgedPrompts(kept, encoded, rows, encoder, tuple(too_long))
 
 
 @dataclass(frozen=True)
@@ -108,12 +119,21 @@ def make_bench(
     kind, _, proxy = config.proxy_scorer.partition(":")
     if kind == "reward":
         check_reward_head(engine, proxy, "--proxy")
-    judges = make_judges(config, engine, judged.prompts, measured, gold_head)
+    judges = make_judges(
+        replace(config, rows=judged.encoder.form), engine, judged.prompts, measured, gold_head
+    )
     sampling = SamplingParams(
         max_tokens=config.max_tokens, temperature=config.temperature, n=config.num_replies, seed=config.seed
     )
     sampler = Sampler(
-        engine, judged.prompts, judged.encoded, sampling, measured, judged.rows, show_progress=show_progress
+        engine,
+        judged.prompts,
+        judged.encoded,
+        sampling,
+        measured,
+        judged.encoder,
+        judged.rows,
+        show_progress=show_progress,
     )
     num_prompts = len(judged.prompts)
     draws = resample_prompts(num_prompts, seed=config.seed)

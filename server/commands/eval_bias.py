@@ -26,6 +26,7 @@ from trimtab.guidance.evaluation.static_bias import (
 )
 from trimtab.guidance.evaluation.strengths import strengths_for
 from trimtab.guidance.items import RolloutItem
+from trimtab.guidance.prompt_form import form_of
 from trimtab.server.commands.errors import UserError
 from trimtab.server.commands.eval import FIT, EvalConfig
 from trimtab.server.commands.eval_bench import Bench, JudgedPrompts, make_bench, read_prompts
@@ -99,8 +100,9 @@ def _point(bench: Bench, bias: Bias, strength: float, num: int | None = None) ->
 def _fitted(config: EvalConfig, engine: Engine) -> Iterator[tuple[BiasTrial, Bias]]:
     """Every setting with its bias, yet untried; those that come to the same bias once."""
     assert config.rollouts is not None
-    rows = load_rollouts(config.rollouts, config).rows
-    encoder = ReplyEncoder(engine.policy.tokenizer)
+    policy, form = engine.policy, form_of(engine.policy.tokenizer, config.rows, [config.rollouts])
+    rows = load_rollouts(config.rollouts, config, as_text=form == "text").rows
+    encoder = ReplyEncoder(policy.tokenizer, form, end_ids=policy.eos_token_ids, extra_keys="ignore")
     items = [
         RolloutItem(encoder.encode(r.prompt, r.completion, r.sampled), r.reward, r.token_rewards)
         for r in rows

@@ -189,14 +189,17 @@ def _external_curve(bench: Bench, external: External) -> Curve:
     """With the plain policy's replies of the same prompts and samples as where it begins."""
     if not external.replies:
         return external.curve(external.points)
-    tokenizer = bench.sampler.engine.policy.tokenizer
+    sampler = bench.sampler
     places = {(reply.prompt, reply.sample) for _, replies in external.replies for reply in replies}
     points = [bench.plain_like(places)]
     for knob, replies in external.replies:
         read = [
             reply
             if reply.token_ids
-            else replace(reply, token_ids=tuple(tokenizer(reply.text, add_special_tokens=False)["input_ids"]))
+            else replace(
+                reply,
+                token_ids=sampler.encoder.encode(sampler.prompts[reply.prompt], reply.text).reply_ids[:-1],
+            )
             for reply in replies
         ]
         points.append(bench.point(read, knob))
@@ -262,4 +265,4 @@ def _examples(bench: Bench, curve: str, firsts: dict[float, dict[int, str]]) -> 
 def _shown(prompt: Prompt) -> str:
     if isinstance(prompt, str):
         return prompt
-    return "\n".join(message.content for message in prompt if message.role == "user")
+    return "\n".join(message.text for message in prompt if message.role == "user")

@@ -25,6 +25,7 @@ from trimtab.guidance.items import PairItem
 from trimtab.guidance.locate import name_of
 from trimtab.guidance.manifest import Manifest
 from trimtab.guidance.policy import Policy, load_policy
+from trimtab.guidance.prompt_form import form_of, mismatches
 from trimtab.guidance.store import load_head
 from trimtab.server.commands.eval import FIT, PACKAGED, EvalConfig
 from trimtab.server.engine.config import EngineConfig
@@ -116,10 +117,10 @@ def _text(value: object) -> str:
 def _preferences(materials: Materials) -> PreferenceReport:
     config = materials.config
     assert config.preferences is not None
-    rows = load_preferences(
-        config.preferences, config, as_text=not materials.policy.tokenizer.chat_template
-    ).rows
-    encoder = ReplyEncoder(materials.policy.tokenizer)
+    policy = materials.policy
+    form = form_of(policy.tokenizer, config.rows, [config.preferences])
+    rows = load_preferences(config.preferences, config, as_text=form == "text").rows
+    encoder = ReplyEncoder(policy.tokenizer, form, end_ids=policy.end_ids, extra_keys=config.extra_columns)
     pairs = [
         PairItem(
             encoder.encode(row.prompt, row.chosen, row.chosen_sampled),
@@ -127,6 +128,8 @@ def _preferences(materials: Materials) -> PreferenceReport:
         )
         for row in rows
     ]
+    for line in [*encoder.notes.lines(), *mismatches([m for _, m in materials.heads], form)]:
+        print(f"{config.preferences}: {line}")
     fitting = _fitting(pairs, materials)
     return judge_preferences(fitting, materials.heads, materials.features, seed=config.seed)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from tqdm.auto import tqdm
 
-from trimtab.guidance.encoding import EncodedReply, ReplyEncoder, Sampled, encode_prompt
+from trimtab.guidance.encoding import EncodedReply, ReplyEncoder, Sampled
 from trimtab.guidance.errors import DataError
 from trimtab.guidance.evaluation.reply import Heads, Reply
 from trimtab.guidance.message import Prompt
@@ -63,14 +63,15 @@ class _Growing:
 @dataclass(frozen=True, slots=True)
 class Sampler:
     """prompts: of the frontier, in order. sampling: of every reply; its seed is the evaluation's. measured:
-    heads whose reward part reads every reply. rows: of the prompts in their file, which seed their replies;
-    by default their order."""
+    heads whose reward part reads every reply. encoder: what encoded the prompts. rows: of the prompts in
+    their file, which seed their replies; by default their order."""
 
     engine: Engine
     prompts: tuple[Prompt, ...]
     encoded: tuple[tuple[int, ...], ...]
     sampling: SamplingParams
     measured: tuple[str, ...]
+    encoder: ReplyEncoder
     rows: tuple[int, ...] = ()
     show_progress: bool = True
 
@@ -99,9 +100,8 @@ class Sampler:
 
     def encode(self, replies: Sequence[Reply]) -> list[EncodedReply]:
         """As they were drawn, each with the token that ends it."""
-        encoder = ReplyEncoder(self.engine.policy.tokenizer)
         return [
-            encoder.encode(
+            self.encoder.encode(
                 self.prompts[reply.prompt],
                 reply.text,
                 Sampled(reply.token_ids, is_cut=reply.finish_reason == "length"),
@@ -111,12 +111,12 @@ class Sampler:
 
 
 def fitting_prompts(
-    engine: Engine, prompts: Sequence[Prompt], max_tokens: int
+    engine: Engine, prompts: Sequence[Prompt], max_tokens: int, encoder: ReplyEncoder
 ) -> tuple[list[tuple[Prompt, tuple[int, ...]]], list[int]]:
     """Prompts with their tokens whose replies fit the context, and the numbers of those that do not."""
     limit, fitting, too_long = engine.info.max_model_len, [], []
     for number, prompt in enumerate(prompts):
-        ids = encode_prompt(engine.policy.tokenizer, prompt)
+        ids = encoder.prompt_ids(prompt)
         if len(ids) + max_tokens <= limit:
             fitting.append((prompt, ids))
         else:

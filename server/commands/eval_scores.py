@@ -111,7 +111,7 @@ def _scorer(
             JudgeScorer(asked, AnswerFile(config.out / f"{score}.answers.jsonl"), rubric), score
         )
     function = load_function(name, f"--{score}")
-    return _Named(function, score, TokenTexts(engine.policy.tokenizer))
+    return _Named(function, score, TokenTexts(engine.policy.tokenizer, config.rows))
 
 
 def _of_scorer(scorer: Scorer, name: str) -> Callable[[Sequence[RolloutRow]], tuple[Scores, list[str]]]:

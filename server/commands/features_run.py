@@ -11,6 +11,7 @@ from trimtab.guidance.feature_plan import FeaturePlan, plan_features
 from trimtab.guidance.feature_writer import check_destination, remove_features, write_features
 from trimtab.guidance.formats.registry import AUTO
 from trimtab.guidance.policy import Policy
+from trimtab.guidance.prompt_form import form_of
 from trimtab.guidance.row_files.source import check_source
 from trimtab.server.commands.errors import UserError
 from trimtab.server.commands.features import FeaturesConfig
@@ -53,7 +54,8 @@ def run(config: FeaturesConfig) -> FeatureManifest:
 def load_replies(config: FeaturesConfig, extract: RunnerExtract) -> list[EncodedReply]:
     """Every reply that training on these files asks for; bad and over-long rows as in training."""
     policy = extract.policy
-    limits = replace(config, max_tokens=min(config.max_tokens, policy.max_model_len))
+    rows = form_of(policy.tokenizer, config.rows, config.files.values())
+    limits = replace(config, max_tokens=min(config.max_tokens, policy.max_model_len), rows=rows)
     trained = Policy(policy.model, policy.tokenizer, policy.identity, policy.has_linear_tail)
     replies: list[EncodedReply] = []
     for kind, path in config.files.items():

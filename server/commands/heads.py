@@ -24,7 +24,8 @@ from trimtab.server.commands.model import bundled_heads
 
 @dataclass(frozen=True)
 class ListConfig:
-    """Lists head folders: their parts, and the model that each belongs to.
+    """Lists head folders: their parts, the model that each belongs to, and whether it was trained on chats or
+    on texts (? where its manifest does not say).
 
     folders: head folders, or folders of them; the bundled heads when left out.
     """
@@ -86,10 +87,11 @@ def main(prog: str, args: Sequence[str]) -> None:
 
 def heads_table(folders: Sequence[Path]) -> Table:
     """A row per head. Raises HeadError for a folder that is none."""
-    table = Table("name", "parts", "model", "trained on", "folder", title="heads")
+    table = Table("name", "parts", "model", "rows", "trained on", "folder", title="heads")
     for folder in folders:
         head = load_manifest(folder)
-        table.add_row(head.name, _parts(head), head.base_model.name, head.trained_on, str(folder))
+        rows = head.rows or "?"
+        table.add_row(head.name, _parts(head), head.base_model.name, rows, head.trained_on, str(folder))
     return table
 
 

@@ -11,6 +11,7 @@ from trimtab.guidance.features import FeatureCache
 from trimtab.guidance.manifest import AdvantagePart, Manifest
 from trimtab.guidance.methods import METHODS
 from trimtab.guidance.policy import load_policy
+from trimtab.guidance.prompt_form import form_of, mismatch
 from trimtab.guidance.scale import KL_PER_TOKEN, Scale, fit_scale
 from trimtab.guidance.store import load_head, save_head
 from trimtab.server.commands.heads import find_head_folder
@@ -28,6 +29,9 @@ def rescale(config: RescaleConfig) -> None:
     part = manifest.parts.advantage
     if head.advantage is None or part is None:
         raise HeadError(f"{folder}: head {manifest.name} has no advantage, and steers nothing: name another")
+    form = form_of(policy.tokenizer, config.rows, [config.rollouts])
+    if (problem := mismatch(manifest.name, manifest.rows, form)) is not None:
+        print(problem)
     replies = [item.reply for item in load_items("rollouts", config.rollouts, config, policy)]
     method = METHODS["advantage"].get(part.loss)
     is_tilt = method is not None and method.is_tilt

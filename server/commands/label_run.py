@@ -12,6 +12,7 @@ import pyarrow as pa
 from trimtab.guidance.data import load_rankings, load_rollouts
 from trimtab.guidance.errors import DataError
 from trimtab.guidance.parquet import write_parquet
+from trimtab.guidance.prompt_form import recorded_form
 from trimtab.server.commands.errors import UserError
 from trimtab.server.commands.label import LabelConfig
 from trimtab.server.commands.whole_file import write_text
@@ -71,7 +72,9 @@ def run(config: LabelConfig) -> str:
             f"comparisons; {config.out.with_suffix('.report.json')} tells more"
         )
     _write_rows(config, done)
-    return f"{_told(done)}{len(done.rows)} {config.write} written to {config.out}\n"
+    texts = recorded_form(config.source) == "text"  # which the labels' own file cannot say
+    how = "; their prompts were completed as texts: train with --rows text" if texts else ""
+    return f"{_told(done)}{len(done.rows)} {config.write} written to {config.out}{how}\n"
 
 
 def _label(config: LabelConfig) -> Labelling:

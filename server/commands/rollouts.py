@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from trimtab.guidance.row_options import RowOptions
+from trimtab.guidance.row_options import EncodedRows
 from trimtab.server.commands.errors import UsageError, UserError
 from trimtab.server.commands.flags import parse
 from trimtab.server.commands.model import BUNDLED, resolve_engine
@@ -21,12 +21,12 @@ from trimtab.server.scoring.training_rows import PairRule
 
 SAMPLING_FIELDS = (
     *("num_prompts", "num_replies", "max_tokens", "temperature", "top_p", "seed", "steer", "strength"),
-    *("prompts_per_part", "on_bad_rows", "extra_columns", "format", "columns"),
+    *("prompts_per_part", "on_bad_rows", "extra_columns", "format", "columns", "rows"),
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class RolloutsConfig(EngineConfig, JudgeConfig, RowOptions):
+class RolloutsConfig(EngineConfig, JudgeConfig, EncodedRows):
     """Samples replies to prompts, guided or not, scores them, and writes them as Parquet; from scored ones it
     also makes training rows. A run that was stopped goes on with the same replies when the same command is
     given again: until it is complete, its parts stand in a folder beside the file, named `.partial`.
@@ -36,8 +36,7 @@ class RolloutsConfig(EngineConfig, JudgeConfig, RowOptions):
 
     model: `bundled`, or the folder or hub id of a causal LM.
     heads: head folders; `bundled` for those of the bundled model, which are also what it has by default.
-    prompts: rows {prompt}, or of a published format (--format), as `trimtab train` takes them; strings are
-    completed as they are, lists of messages go through the chat template.
+    prompts: rows {prompt}, or of a published format (--format), as `trimtab train` takes them.
     rescore: a file of rollouts to work on, instead of sampling new ones. Without --score its rewards stay.
     out: the file; by default rollouts.parquet, or the file given to --rescore, in place.
     num_prompts: how many of the prompts are used, from the first; by default all.

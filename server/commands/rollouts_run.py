@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from trimtab.guidance.parquet import write_parquet
+from trimtab.guidance.prompt_form import METADATA_KEY, Rows, recorded_form
 from trimtab.server.commands.errors import UserError
 from trimtab.server.commands.rollouts import RolloutsConfig, read_rubric
 from trimtab.server.commands.rollouts_partial import Partial
@@ -39,7 +41,8 @@ def run(config: RolloutsConfig, engine_config: EngineConfig) -> str:
     told: list[str] = []
     if config.rescore is not None:
         rows, made_by = read_rollouts(config.rescore)
-        sampled = Sampled(rows, made_by, config.rescore)
+        form = recorded_form(config.rescore)
+        sampled = Sampled(rows, made_by | ({"rows": form} if form else {}), config.rescore)
     else:
         sampled = sample_all(config, engine_config, told)
     rows = sampled.rows
@@ -52,7 +55,7 @@ def run(config: RolloutsConfig, engine_config: EngineConfig) -> str:
         told += [_summary(rows), f"written to {out}"]
     if config.rescore is None:
         Partial(sampled.source).remove()
-    return "\n".join([*told, *_write_training_rows(config, out, rows)]) + "\n"
+    return "\n".join([*told, *_write_training_rows(config, out, rows, sampled.rows_as)]) + "\n"
 
 
 def _scored(
@@ -65,7 +68,7 @@ def _scored(
         for row in rows:
             count.take(row, "" if row.reward is not None else "the reward part gave no finite number")
     else:
-        scorer = make_scorer(config.score, _context(config, engine_config))
+        scorer = make_scorer(config.score, _context(config, engine_config, sampled.rows_as))
         units, rows = scorer.units, list(apply(scorer, sampled.rows, count))
     if count.num_bad == count.num_rows or (count.num_bad and config.on_bad_scores == "refuse"):
         raise UserError(
@@ -78,46 +81,42 @@ def _scored(
     return rows
 
 
-def _context(config: RolloutsConfig, engine_config: EngineConfig) -> ScorerContext:
+def _context(config: RolloutsConfig, engine_config: EngineConfig, form: Rows) -> ScorerContext:
     rubric = RUBRIC if config.rubric is None else read_rubric(config.rubric)
     answers = config.destination.with_suffix(".answers.jsonl")
     return ScorerContext(
-        engine_config.model, engine_config.heads, config, answers, rubric, engine_config.device
+        engine_config.model, engine_config.heads, config, answers, rubric, engine_config.device, form
     )
 
 
-def _write_training_rows(config: RolloutsConfig, out: Path, rows: Sequence[RolloutRow]) -> list[str]:
+def _write_training_rows(
+    config: RolloutsConfig, out: Path, rows: Sequence[RolloutRow], rows_as: Rows
+) -> list[str]:
     if not config.wants_training_rows:
         return []
     if all(row.reward is None for row in rows):
         raise UserError(f"{out}: no reply has a reward; give --score")
-    kind = prompt_type(row.prompt for row in rows)
-    told = []
+    prompt, told = pa.field("prompt", prompt_type(row.prompt for row in rows)), []
+    told_by = {} if rows_as == "auto" else {METADATA_KEY: json.dumps({"rows": rows_as}).encode()}
+    made: list[tuple[str, Sequence[Mapping[str, Any]], Mapping[str, pa.DataType]]] = []
     if config.pairs != "none":
-        made = preferences(rows, config.pairs, config.min_margin)
-        told.append(_write(out, "preference", made, kind, PREFERENCE_COLUMNS))
+        made.append(("preference", preferences(rows, config.pairs, config.min_margin), PREFERENCE_COLUMNS))
     if config.rankings:
-        told.append(_write(out, "ranking", rankings(rows), kind, RANKING_COLUMNS))
+        made.append(("ranking", rankings(rows), RANKING_COLUMNS))
     if config.labels is not None:
-        told.append(_write(out, "unpaired", unpaired(rows, config.labels), kind, UNPAIRED_COLUMNS))
+        made.append(("unpaired", unpaired(rows, config.labels), UNPAIRED_COLUMNS))
+    for name, some, columns in made:
+        schema = pa.schema([prompt, *(pa.field(*column) for column in columns.items())], metadata=told_by)
+        told.append(_write(out.with_suffix(f".{name}.parquet"), name, some, schema))
     return told
 
 
-def _write(
-    out: Path,
-    name: str,
-    rows: Sequence[Mapping[str, Any]],
-    prompt: pa.DataType,
-    columns: Mapping[str, pa.DataType],
-) -> str:
-    path = out.with_suffix(f".{name}.parquet")
+def _write(path: Path, name: str, rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> str:
     if not rows:
         raise UserError(
             f"{path} is not written: no prompt has replies whose texts differ and whose rewards differ enough"
         )
-    write_parquet(
-        path, pa.Table.from_pylist(list(rows), schema=pa.schema([("prompt", prompt), *columns.items()]))
-    )
+    write_parquet(path, pa.Table.from_pylist(list(rows), schema=schema))
     return f"{len(rows)} {name} rows written to {path}"
 
 

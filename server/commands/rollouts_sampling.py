@@ -13,10 +13,11 @@ import pyarrow as pa
 from tqdm.auto import tqdm
 
 from trimtab.guidance.data import load_prompts
-from trimtab.guidance.encoding import encode_prompt
+from trimtab.guidance.encoding import ReplyEncoder
 from trimtab.guidance.errors import DataError
 from trimtab.guidance.manifest import MANIFEST_FILE, TENSORS_FILE
 from trimtab.guidance.message import Prompt
+from trimtab.guidance.prompt_form import Form, Rows, mismatches
 from trimtab.server.commands.errors import UserError
 from trimtab.server.commands.rollouts import RolloutsConfig
 from trimtab.server.commands.rollouts_partial import Partial
@@ -49,6 +50,12 @@ class Sampled:
     source: Path
     is_scored: bool = False
 
+    @property
+    def rows_as(self) -> Rows:
+        """As what prompts that are strings were read."""
+        rows: Rows = self.made_by.get("rows", "auto")
+        return rows
+
 
 def sample_all(config: RolloutsConfig, engine_config: EngineConfig, told: list[str]) -> Sampled:
     """Replies to the prompts of the file, those of an earlier run among them; told: what a user is to know.
@@ -56,7 +63,7 @@ def sample_all(config: RolloutsConfig, engine_config: EngineConfig, told: list[s
     Raises UserError, HeadError, PolicyError, DataError or InvalidRequestError with one line.
     """
     assert config.prompts is not None
-    loaded = load_prompts(config.prompts, config)
+    loaded = load_prompts(config.prompts, config, as_text=config.rows == "text")
     prompts = loaded.rows[: config.num_prompts]
     kind = prompt_type(prompts)
     if loaded.num_bad:
@@ -67,8 +74,12 @@ def sample_all(config: RolloutsConfig, engine_config: EngineConfig, told: list[s
         raise UserError(str(error)) from error
     plan = _plan(config)
     _check_measured(engine, plan.measure)
-    encoded = _encode(engine, prompts, plan, config, told)
-    made_by = _made_by(config, engine, engine_config, prompts, plan)
+    encoder = ReplyEncoder(engine.policy.tokenizer, config.rows, extra_keys=config.extra_columns)
+    if encoder.form == "text":
+        engine.policy.complete_texts()
+    encoded = _encode(engine, encoder, prompts, plan, config, told)
+    told += [*encoder.notes.lines(), *_mismatches(engine, plan, encoder.form)]
+    made_by = _made_by(config, engine, engine_config, prompts, plan) | {"rows": encoder.form}
     partial = Partial.open(config.destination, made_by)
     schema = rollout_schema(kind, made_by)
     try:
@@ -123,14 +134,24 @@ def _check_measured(engine: Engine, head: str) -> None:
         )
 
 
+def _mismatches(engine: Engine, plan: SamplePlan, form: Form) -> list[str]:
+    used = (*dict(plan.heads), plan.measure)
+    return mismatches([manifest for manifest in engine.bank.manifests if manifest.name in used], form)
+
+
 def _encode(
-    engine: Engine, prompts: Sequence[Prompt], plan: SamplePlan, config: RolloutsConfig, told: list[str]
+    engine: Engine,
+    encoder: ReplyEncoder,
+    prompts: Sequence[Prompt],
+    plan: SamplePlan,
+    config: RolloutsConfig,
+    told: list[str],
 ) -> list[EncodedPrompt]:
     """Raises DataError where no prompt, or (on_bad_rows refuse) not every prompt, can be replied to."""
     good, bad = [], []
     for number, prompt in enumerate(prompts):
         try:
-            encoded = EncodedPrompt(number, prompt, encode_prompt(engine.policy.tokenizer, prompt))
+            encoded = EncodedPrompt(number, prompt, encoder.prompt_ids(prompt))
             request = plan.request(encoded)
         except DataError as error:
             bad.append(f"prompt {number}: {error}")

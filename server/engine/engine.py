@@ -75,7 +75,10 @@ class Engine:
             max_model_len=self._max_model_len,
             vocab_size=self.policy.vocab_size,
             eos_token_ids=self.policy.eos_token_ids,
-            heads=tuple(HeadInfo(name, a, v, r, manifest.trained_on) for name, a, v, r, manifest in heads),
+            heads=tuple(
+                HeadInfo(name, a, v, r, manifest.trained_on, manifest.rows)
+                for name, a, v, r, manifest in heads
+            ),
             created=int(time.time()),
         )
 

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class HeadInfo:
+    """rows: as what its training read prompts, chats or texts; None where that was not recorded."""
+
     name: str
     has_advantage: bool
     has_value: bool
     has_reward: bool
     trained_on: str
+    rows: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

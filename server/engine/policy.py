@@ -110,6 +110,11 @@ class Policy:
             return packed_linear(self.packed_lm_head, None, columns)
         return nn.functional.linear(columns, self.lm_head)
 
+    def complete_texts(self) -> None:
+        """From now on prompts are texts, whether there is a chat template or not: rewards are read after the
+        token that ends these, as in training."""
+        self.reply_end_id = _reply_end_id(self.tokenizer, is_chat=False)
+
     def use_attention(self, function: Callable[..., Any] | str) -> None:
         """Route the model's attention through `function`, or through one of transformers' own by name.
 
@@ -206,7 +211,7 @@ def load_policy(
             eos_token_ids=reply_ends(model, tokenizer),
         )
         policy.has_linear_tail = has_linear_tail(model) and _body_feeds_lm_head(model)
-    policy.reply_end_id = _reply_end_id(tokenizer)
+    policy.reply_end_id = _reply_end_id(tokenizer, is_chat=bool(tokenizer.chat_template))
     if pack_weights and can_pack(policy.device, policy.dtype):
         policy.packed_lm_head = pack_policy(model)
     return policy
@@ -259,9 +264,9 @@ def _load_model(path: str | Path, dtype: torch.dtype, local: bool) -> PreTrained
     return model
 
 
-def _reply_end_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+def _reply_end_id(tokenizer: PreTrainedTokenizerBase, *, is_chat: bool) -> int | None:
     try:
-        return end_of_reply(tokenizer, is_chat=bool(tokenizer.chat_template))
+        return end_of_reply(tokenizer, is_chat=is_chat)
     except PolicyError:
         return None
 

@@ -34,5 +34,5 @@ def choice_question(
 def _show(prompt: Prompt) -> str:
     if isinstance(prompt, str):
         return f"[Beginning of a text, which the reply continues]\n{prompt}"
-    turns = "\n\n".join(f"{message.role}: {message.content}" for message in prompt)
+    turns = "\n\n".join(f"{message.role}: {message.text}" for message in prompt)
     return f"[Conversation]\n{turns}"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from trimtab.guidance.errors import HeadError
 from trimtab.guidance.manifest import load_manifest
+from trimtab.guidance.prompt_form import Rows
 from trimtab.server.commands.errors import UserError
 from trimtab.server.judging.answers import AnswerFile
 from trimtab.server.judging.config import JudgeConfig
@@ -18,7 +19,8 @@ from trimtab.server.scoring.score import Scorer
 
 @dataclass(frozen=True, slots=True)
 class ScorerContext:
-    """What scorers are made of. model, heads: folders. answers: file that keeps a judge's answers."""
+    """What scorers are made of. model, heads: folders. answers: file that keeps a judge's answers. rows: as
+    what prompts that are strings were sampled to."""
 
     model: str | Path
     heads: tuple[Path, ...]
@@ -26,6 +28,7 @@ class ScorerContext:
     answers: Path
     rubric: str = RUBRIC
     device: str = "auto"
+    rows: Rows = "auto"
 
 
 def split_scorer(name: str) -> tuple[str, str]:
@@ -57,7 +60,7 @@ def _reward(head: str, context: ScorerContext) -> Scorer:
     folders = {load_manifest(folder).name: folder for folder in context.heads}
     if head not in folders:
         raise HeadError(f"--score reward:{head}: no such head; given are {', '.join(folders) or 'none'}")
-    return RewardPartScorer(load_policy(context.model, device=context.device), folders[head])
+    return RewardPartScorer(load_policy(context.model, device=context.device), folders[head], context.rows)
 
 
 def _function(name: str, context: ScorerContext) -> Scorer:
@@ -66,7 +69,7 @@ def _function(name: str, context: ScorerContext) -> Scorer:
         return FunctionScorer(function)
     from trimtab.server.scoring.token_texts import TokenTexts, load_tokenizer  # noqa: PLC0415 (heavy)
 
-    return FunctionScorer(function, TokenTexts(load_tokenizer(context.model)))
+    return FunctionScorer(function, TokenTexts(load_tokenizer(context.model), context.rows))
 
 
 def _judge(url: str, context: ScorerContext) -> Scorer:

@@ -9,6 +9,7 @@ from trimtab.guidance.encoding import ReplyEncoder, Sampled
 from trimtab.guidance.errors import HeadError
 from trimtab.guidance.features import StreamedFeatures
 from trimtab.guidance.policy import Policy
+from trimtab.guidance.prompt_form import Rows
 from trimtab.guidance.store import load_head
 from trimtab.server.scoring.rollout import RolloutRow
 from trimtab.server.scoring.score import Score
@@ -25,13 +26,15 @@ class RewardPartScorer:
 
     units = RAW_UNITS
 
-    def __init__(self, policy: Policy, folder: Path) -> None:
-        """Raises HeadError for a head without a reward part, or of another policy."""
+    def __init__(self, policy: Policy, folder: Path, rows: Rows = "auto") -> None:
+        """rows: as what prompts that are strings were sampled to.
+
+        Raises HeadError for a head without a reward part, or of another policy."""
         self._policy = policy
         self._head, manifest = load_head(folder, policy.identity, device=policy.device)
         if self._head.reward is None:
             raise HeadError(f"{folder}: head {manifest.name} has no reward part: train one, or name another")
-        self._encoder = ReplyEncoder(policy.tokenizer)
+        self._encoder = ReplyEncoder(policy.tokenizer, rows, end_ids=policy.end_ids, extra_keys="ignore")
 
     def score(self, rows: Sequence[RolloutRow]) -> list[Score]:
         assert self._head.reward is not None

@@ -11,12 +11,13 @@ from typing import Any
 
 import pyarrow as pa
 
+from trimtab.guidance.columns import as_messages
 from trimtab.guidance.errors import DataError
-from trimtab.guidance.message import Message, Prompt
+from trimtab.guidance.message import EXTRA_JSON, Prompt
 from trimtab.guidance.parquet import read_parquet
+from trimtab.guidance.prompt_form import METADATA_KEY
 
-METADATA_KEY = b"trimtab"
-_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+_MESSAGE = [("role", pa.string()), ("content", pa.string())]
 COLUMNS: Mapping[str, pa.DataType] = {
     "completion": pa.string(),
     "token_ids": pa.list_(pa.int32()),
@@ -55,22 +56,37 @@ class RolloutRow:
 
     def to_dict(self) -> dict[str, Any]:
         row = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {**row, "prompt": plain_prompt(self.prompt)}
+        return {**row, "prompt": stored_prompt(self.prompt)}
 
 
-def plain_prompt(prompt: Prompt) -> str | list[dict[str, str]]:
-    """As it stands in a file: a string, or messages as dicts."""
+def plain_prompt(prompt: Prompt) -> str | list[dict[str, Any]]:
+    """A string, or messages as dicts."""
+    return prompt if isinstance(prompt, str) else [message.to_dict() for message in prompt]
+
+
+def stored_prompt(prompt: Prompt) -> str | list[dict[str, Any]]:
+    """As it stands in a Parquet file, whose columns have one type: further keys of a message are one JSON."""
     if isinstance(prompt, str):
         return prompt
-    return [{"role": message.role, "content": message.content} for message in prompt]
+    return [
+        {"role": m.role, "content": m.content, EXTRA_JSON: json.dumps(m.keys()) if m.extras else None}
+        for m in prompt
+    ]
 
 
 def prompt_type(prompts: Iterable[Prompt]) -> pa.DataType:
     """Of a Parquet column that holds these prompts. Raises DataError where strings and messages are mixed."""
-    are_strings = {isinstance(prompt, str) for prompt in prompts}
-    if len(are_strings) > 1:
+    kinds = {_type_of(prompt) for prompt in prompts}
+    if len({pa.types.is_string(kind) for kind in kinds}) > 1:
         raise DataError("prompts are strings in some rows and messages in others: use files of one kind each")
-    return pa.string() if are_strings == {True} else _MESSAGES
+    return max(kinds, key=lambda kind: 0 if pa.types.is_string(kind) else kind.value_type.num_fields)
+
+
+def _type_of(prompt: Prompt) -> pa.DataType:
+    if isinstance(prompt, str):
+        return pa.string()
+    has_extras = any(message.extras for message in prompt)
+    return pa.list_(pa.struct([*_MESSAGE, (EXTRA_JSON, pa.string())] if has_extras else _MESSAGE))
 
 
 def rollout_schema(prompt: pa.DataType, metadata: Mapping[str, Any]) -> pa.Schema:
@@ -112,7 +128,7 @@ def read_rollouts(path: Path) -> tuple[list[RolloutRow], dict[str, Any]]:
 
 def _row(row: dict[str, Any]) -> RolloutRow:
     if not isinstance(row["prompt"], str):
-        row["prompt"] = tuple(Message(message["role"], message["content"]) for message in row["prompt"])
+        row["prompt"] = as_messages(row["prompt"], "prompt")
     row["token_ids"] = tuple(row["token_ids"])
     if row["token_rewards"] is not None:
         row["token_rewards"] = tuple(row["token_rewards"])

@@ -6,9 +6,10 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from trimtab.guidance.encoding import encode_prompt
+from trimtab.guidance.encoding import ReplyEncoder
 from trimtab.guidance.errors import PolicyError
 from trimtab.guidance.locate import must_be_local
+from trimtab.guidance.prompt_form import Rows
 from trimtab.server.engine.text_decoder import TextDecoder
 from trimtab.server.scoring.rollout import RolloutRow
 
@@ -16,11 +17,13 @@ from trimtab.server.scoring.rollout import RolloutRow
 class TokenTexts:
     """Together the texts of a row's tokens are its completion; an end token's is ""."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._tokenizer, self._text = tokenizer, TextDecoder(tokenizer)
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, rows: Rows = "auto") -> None:
+        """rows: as what prompts that are strings were sampled to."""
+        self._prompts = ReplyEncoder(tokenizer, rows, extra_keys="ignore")
+        self._text = TextDecoder(tokenizer)
 
     def __call__(self, row: RolloutRow) -> list[str]:
-        detokenizer = self._text.detokenizer(encode_prompt(self._tokenizer, row.prompt))
+        detokenizer = self._text.detokenizer(self._prompts.prompt_ids(row.prompt))
         spoken = row.token_ids if row.is_cut else row.token_ids[:-1]
         texts = [detokenizer.push(token) for token in spoken]
         if texts:

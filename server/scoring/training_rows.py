@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from trimtab.guidance.message import Prompt
-from trimtab.server.scoring.rollout import RolloutRow, plain_prompt
+from trimtab.server.scoring.rollout import RolloutRow, stored_prompt
 
 PairRule = Literal["none", "best-worst", "all"]
 Row = dict[str, Any]
@@ -78,7 +78,7 @@ def unpaired(rows: Iterable[RolloutRow], threshold: float) -> list[Row]:
     """Every scored reply; its label is whether the reward reaches the threshold."""
     return [
         {
-            "prompt": plain_prompt(row.prompt),
+            "prompt": stored_prompt(row.prompt),
             "completion": row.completion,
             "label": row.reward >= threshold,
             "token_ids": list(row.token_ids),
@@ -89,14 +89,14 @@ def unpaired(rows: Iterable[RolloutRow], threshold: float) -> list[Row]:
     ]
 
 
-def by_prompt(rows: Iterable[RolloutRow]) -> Iterator[tuple[str | list[dict[str, str]], list[RolloutRow]]]:
+def by_prompt(rows: Iterable[RolloutRow]) -> Iterator[tuple[str | list[dict[str, Any]], list[RolloutRow]]]:
     """Scored replies of each prompt, in the order of the rows."""
     groups: defaultdict[tuple[int, Prompt], list[RolloutRow]] = defaultdict(list)
     for row in rows:
         if row.reward is not None:
             groups[row.prompt_id, row.prompt].append(row)
     for (_, prompt), replies in groups.items():
-        yield plain_prompt(prompt), replies
+        yield stored_prompt(prompt), replies
 
 
 def reward_of(row: RolloutRow) -> float:

@@ -53,6 +53,57 @@ def test_strings_and_messages_mean_the_same():
     assert parse_preference({"prompt": [USER], "chosen": "Hi!", "rejected": "No."}).prompt == prompt
 
 
+def test_keys_of_messages_are_kept_and_what_is_not_there_is_not():
+    """A file of Parquet has the keys of all messages in each."""
+    call = {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "args": {"z": 1, "a": None}}]}
+    tool = {"role": "tool", "content": "x"}
+    prompt = [{**USER, "name": "Al", "tool_calls": None}, {**call, "name": None}, tool]
+    read = parse_preference({"prompt": prompt, "chosen": "Hi!", "rejected": "No."}).prompt
+    assert [m.to_dict() for m in read] == [{**USER, "name": "Al"}, call, tool]
+    assert hash(read) == hash(tuple(read))
+
+
+def test_parts_of_text_are_read_as_the_server_reads_them():
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    row = {"prompt": [{"role": "user", "content": parts}], "chosen": "Hi!", "rejected": "No."}
+    assert parse_preference(row).prompt == (Message("user", "a\nb"),)
+
+
+def test_a_weight_is_honoured_where_it_asks_for_what_is_done():
+    """Prompts are not trained on, replies are."""
+    prompt = [USER, {**assistant("a"), "weight": 0}, USER]
+    row = {"prompt": prompt, "chosen": [{**assistant("Hi!"), "weight": 1}], "rejected": "No."}
+    assert parse_preference(row) == parse_preference(row | {"prompt": [USER, assistant("a"), USER]})
+    whole = [{**message, "weight": weight} for message, weight in ((USER, 0), (assistant("Hi!"), 1))]
+    assert parse_preference({"chosen": whole, "rejected": [whole[0], assistant("No.")]}).chosen == "Hi!"
+
+
+IMAGE = {"type": "image_url", "image_url": {"url": "x"}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"prompt": [{**USER, "weight": 1}]}, "prompt has a message of weight 1"),
+        ({"chosen": [{**assistant("a"), "weight": 0}]}, "chosen has weight 0"),
+        ({"chosen": [{**assistant("a"), "tool_calls": [1]}]}, "chosen has tool_calls"),
+        ({"rejected": [{**assistant("a"), "reasoning_content": "hm"}]}, "rejected has reasoning_content"),
+        (
+            {"prompt": [{"role": "user", "content": [IMAGE]}]},
+            "image_url.*want a string or parts",
+        ),
+        ({"prompt": [{"role": "user"}]}, "no content"),
+        ({"prompt": [{"role": "human", "content": "x"}]}, "want a role"),
+    ],
+)
+def test_what_nothing_would_honour_is_refused_by_its_key(changes: dict[str, object], named: str):
+    with pytest.raises(DataError, match=named):
+        parse_preference({"prompt": [USER], "chosen": "Hi!", "rejected": "No."} | changes)
+    both = {"chosen": [USER, assistant("a")], "rejected": [USER, {**assistant("b"), "name": "Al"}]}
+    with pytest.raises(DataError, match="rejected has name"):
+        parse_preference(both)
+
+
 def test_without_a_prompt_what_both_replies_begin_with_is_the_prompt():
     row = {"chosen": "Human: hi\n\nAssistant: I think so", "rejected": "Human: hi\n\nAssistant: I thank you"}
     assert parse_preference(row) == Preference("Human: hi\n\nAssistant:", " I think so", " I thank you")
@@ -76,7 +127,10 @@ def test_without_a_prompt_what_both_replies_begin_with_is_the_prompt():
         ({"prompt": "p", "chosen": [USER], "rejected": "b"}, "chosen must be one message of the assistant"),
         ({"chosen": "one", "rejected": "two"}, "begin with nothing in common"),
         ({"chosen": [assistant("a")], "rejected": [assistant("b")]}, "differ in more than the last"),
-        ({"chosen": [USER, USER], "rejected": [USER, assistant("b")]}, "must be the assistant's"),
+        (
+            {"chosen": [USER, USER], "rejected": [USER, assistant("b")]},
+            "must be one message of the assistant, got user's",
+        ),
     ],
 )
 def test_a_bad_row_is_refused_by_the_field_that_is_wrong(row: dict[str, object], named: str):

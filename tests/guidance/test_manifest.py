@@ -57,6 +57,16 @@ def test_bins_survive_the_round_trip_and_a_plain_scalar_says_nothing_of_them():
     assert parts["value"].keys() - parts["reward"].keys() == {"bins", "low", "high"}
 
 
+def test_a_manifest_says_as_what_rows_were_read_where_that_is_known():
+    assert "rows" not in json.loads(MANIFEST.to_json())
+    for rows in ("chat", "text"):
+        told = dataclasses.replace(MANIFEST, rows=rows)
+        assert json.loads(told.to_json())["rows"] == rows
+        assert parse_manifest(told.to_json()) == told
+    with pytest.raises(HeadError, match="rows: must be one of chat, text, got 'rhymes'"):
+        parse_manifest(edited(rows="rhymes"))
+
+
 @pytest.mark.parametrize(
     ("text", "named"),
     [

@@ -211,7 +211,7 @@ def test_without_rollouts_the_replies_of_the_preferences_teach_the_value(config:
 
 def test_rows_longer_than_max_tokens_are_left_out_with_a_warning(config: TrainConfig, caplog):
     policy = load_policy(config.model)
-    examples = load_examples(dataclasses.replace(config, max_tokens=9), policy)
+    examples = load_examples(dataclasses.replace(config, max_tokens=9, rows="text"), policy)
     assert "left out" in caplog.text
     assert max(i.reply.num_tokens for i in examples.rollouts.train) <= 9
     with pytest.raises(DataError, match="max_tokens=1"):

@@ -13,6 +13,7 @@ from training_rows import QUICK, make_rows, quick_config, write_rows
 
 from trimtab.guidance.errors import DataError, HeadError
 from trimtab.guidance.examples import load_examples
+from trimtab.guidance.manifest import load_manifest
 from trimtab.guidance.policy import Policy, load_policy
 from trimtab.guidance.store import load_head
 from trimtab.guidance.train_config import AdvantageConfig, RewardConfig, TrainConfig, ValueConfig
@@ -66,7 +67,9 @@ def test_a_token_that_the_policy_does_not_have_is_a_bad_row(config: TrainConfig,
     assert len(load_examples(skipping, policy).rollouts.train) > 0
 
 
-def test_sampled_tokens_are_taken_as_they_are(config: TrainConfig, policy: Policy):
+def test_sampled_tokens_are_taken_as_they_are_with_one_end(config: TrainConfig, policy: Policy):
+    """Without an end, cut or not, the template's is appended, and nobody drew it."""
+    done = policy.tokenizer.convert_tokens_to_ids("<done>")
     runs = on_rollouts(config)
     row = {"prompt": "a b", "completion": "c", "reward": 1.0}
     tokens = [{"token_ids": [8, 9]}, {"token_ids": [8, 3]}, {"token_ids": [7, 8], "is_cut": True}]
@@ -74,7 +77,29 @@ def test_sampled_tokens_are_taken_as_they_are(config: TrainConfig, policy: Polic
     rollouts = load_examples(runs, policy).rollouts
     replies = [item.reply for item in (*rollouts.train, *rollouts.held_out)]
     found = {(reply.reply_ids, reply.is_cut) for reply in replies if len(reply.reply_ids) > 1}
-    assert {((8, 9), False), ((8, 3), False), ((7, 8, 3), True)} <= found
+    assert {((8, 9, done), True), ((8, 3), False), ((7, 8, done), True)} <= found
+
+
+@pytest.mark.parametrize(("rows", "form"), [("auto", "chat"), ("text", "text")])
+def test_a_head_says_as_what_its_rows_were_read(config: TrainConfig, policy: Policy, caplog, rows, form):
+    """22 prompts of 22 pairs, each counted once."""
+    config = dataclasses.replace(config, parts=("reward",), rows=rows)
+    manifest = train_head(config, policy=policy)
+    assert load_manifest(config.head_folder).rows == manifest.rows == form
+    assert ("22 prompts are strings and became one user message each" in caplog.text) == (form == "chat")
+    pairs = load_examples(config, policy).pairs
+    prompts = {pair.chosen.prompt_ids[:2] for side in (pairs.train, pairs.held_out) for pair in side}
+    begins = tuple(policy.tokenizer.convert_tokens_to_ids(["<bos>", "<turn>"]))
+    assert (prompts == {begins}) == (form == "chat")
+
+
+def test_going_on_from_a_head_of_the_other_form_is_told(config: TrainConfig, policy: Policy, caplog):
+    config = dataclasses.replace(config, parts=("reward",), rows="text")
+    train_head(config, policy=policy)
+    other = config.head_folder.parent / "other"
+    again = dataclasses.replace(config, rows="chat", start_from=config.head_folder, head_folder=other)
+    train_head(again, policy=policy)
+    assert "was trained on texts" in caplog.text
 
 
 def test_unpaired_rows_get_mismatched_replies_for_kto_alone(config: TrainConfig, policy: Policy):

@@ -11,6 +11,7 @@ import torch
 from tiny_models import SIZES, save_random_head, save_random_model
 from transformers import LlamaConfig
 
+from trimtab.guidance.encoding import ReplyEncoder
 from trimtab.guidance.evaluation.static_bias import measure_static_bias
 from trimtab.guidance.features import StreamedFeatures
 from trimtab.guidance.policy import load_policy
@@ -148,8 +149,9 @@ def test_the_plain_point_has_as_many_replies_as_others_and_ties_with_itself(judg
     assert (plain["num_replies"], curves(report)["best-of-n by gold"]["points"][0]["num_replies"]) == (8, 4)
     engine = Engine.from_config(EngineConfig(folder / "tiny"))
     texts = [f"say {i}" for i in range(4)]
-    encoded = tuple(tuple(engine.policy.tokenizer(text)["input_ids"]) for text in texts)
-    sampler = Sampler(engine, tuple(texts), encoded, SamplingParams(max_tokens=6, n=5, seed=0), ())
+    encoder = ReplyEncoder(engine.policy.tokenizer, end_ids=engine.policy.eos_token_ids)
+    encoded = tuple(encoder.prompt_ids(text) for text in texts)
+    sampler = Sampler(engine, tuple(texts), encoded, SamplingParams(max_tokens=6, n=5, seed=0), (), encoder)
     replies = sampler.sample("plain")
     point = {
         "scale": 1,
@@ -332,8 +334,9 @@ def test_wrong_input_is_told_in_one_line(judge, flags, heads, says):
 def test_a_static_bias_costs_what_the_engine_itself_says_of_the_same_tilt(folder: Path):
     """At one token the engine's own log-probabilities tell the KL: E_b[log π_b − log π₀] over many draws."""
     engine = Engine.from_config(EngineConfig(folder / "tiny"))
-    prompt = tuple(engine.policy.tokenizer("say")["input_ids"])
-    sampler = Sampler(engine, ("say",), (prompt,), SamplingParams(max_tokens=1, n=64, seed=1), ())
+    encoder = ReplyEncoder(engine.policy.tokenizer, end_ids=engine.policy.eos_token_ids)
+    prompt = encoder.prompt_ids("say")
+    sampler = Sampler(engine, ("say",), (prompt,), SamplingParams(max_tokens=1, n=64, seed=1), (), encoder)
     bias = ((97, 2.0), (98, -1.0))
     replies = sampler.sample("biased", bias=bias)
     policy = load_policy(folder / "tiny")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from transformers import LlamaConfig
 
 from trimtab.guidance import parquet
 from trimtab.guidance.data import load_preferences, load_rankings, load_rollouts, load_unpaired
+from trimtab.guidance.prompt_form import recorded_form
 from trimtab.server.cli import main
 from trimtab.server.commands import rollouts_sampling
 from trimtab.server.scoring.sample import sample
@@ -206,6 +208,58 @@ def test_a_reward_part_gives_the_same_raw_reward_while_sampling_and_afterwards(f
     metadata = json.loads(pq.read_schema("b.parquet").metadata[b"trimtab"])
     assert metadata["score"] == "reward:kind"
     assert "raw" in metadata["units"]
+
+
+@pytest.mark.parametrize(("rows", "form"), [("auto", "chat"), ("text", "text")])
+def test_files_say_as_what_strings_were_read_and_keep_saying_it(flags, policy, capsys, rows, form):
+    run(*flags, "--rows", rows)
+    assert ("5 prompts are strings and became one user" in capsys.readouterr().out) == (form == "chat")
+    assert {row["prompt"] for row in read()} == {f"say {i}" for i in range(5)}
+    again = ("--model", str(policy), "--rescore", "out.parquet", "--score", "function:my_rewards:vowels")
+    run(*again, "--pairs", "best-worst", "--out", "b.parquet")
+    for name in ("out.parquet", "b.parquet", "b.preference.parquet"):
+        assert recorded_form(Path(name)) == form
+
+
+def test_strings_are_sampled_from_as_the_messages_that_they_become(flags):
+    run(*flags)
+    strings = [row["token_ids"] for row in read()]
+    write_prompts([[{"role": "user", "content": f"say {i}"}] for i in range(5)])
+    run(*flags, "--out", "b.parquet")
+    assert [row["token_ids"] for row in read("b.parquet")] == strings
+    write_prompts([f"say {i}" for i in range(5)])
+    run(*flags, "--out", "c.parquet", "--rows", "text")
+    assert [row["token_ids"] for row in read("c.parquet")] != strings
+
+
+@pytest.mark.parametrize("rows", ["text", "chat"])
+def test_a_reward_part_reads_cut_replies_after_the_end_of_their_rows(flags, policy, tmp_path_factory, rows):
+    """A chat's turn ends with <spare> here, and a text with <eos>."""
+    folder = tmp_path_factory.mktemp("closed") / "tiny"
+    shutil.copytree(policy, folder)
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<spare>{% endfor %}>"
+    tokenizer.save_pretrained(folder)
+    run(*flags, "--model", str(folder), "--rows", rows, "--score", "reward:kind")
+    heads = ("--heads", str(policy / "heads/kind"), "--score", "reward:kind", "--out", "b.parquet")
+    run("--model", str(folder), "--rescore", "out.parquet", *heads)
+    assert any(row["is_cut"] for row in read())
+    measured = [row["reward"] for row in read()]
+    assert [row["reward"] for row in read("b.parquet")] == pytest.approx(measured, abs=1e-4)
+
+
+def test_keys_of_messages_stand_in_the_file_and_are_read_from_it(flags, policy, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tools") / "tiny"
+    shutil.copytree(policy, folder)
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.name or '' }}{{ m.content }}\n{% endfor %}>"
+    tokenizer.save_pretrained(folder)
+    asked = [{"role": "user", "content": "a", "name": "Al"}, {"role": "user", "content": "b"}]
+    write_prompts([asked, [{"role": "user", "content": "c"}]])
+    run(*flags, "--model", str(folder), "--score", "function:my_rewards:vowels", "--pairs", "all")
+    for load, name in ((load_rollouts, "out.parquet"), (load_preferences, "out.preference.parquet")):
+        prompts = {row.prompt for row in load(Path(name)).rows}
+        assert asked in [[message.to_dict() for message in prompt] for prompt in prompts]
 
 
 def test_training_rows_are_read_by_the_trainer(flags, policy):
