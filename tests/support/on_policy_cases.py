@@ -109,7 +109,7 @@ def make_config(policy_folder: Path, folder: Path, loss: str = "ppo", **changes:
     )
     own = of(AdvantageConfig, loss=loss, rank=8, tau=0.05, optimiser=optimiser)
     settings = of(OnPolicyConfig, score="test", num_prompts=6, num_replies=4, max_tokens=LENGTH)
-    rest = of(TrainConfig, held_out=0.2, show_progress=False, parts=("advantage",))
+    rest = of(TrainConfig, held_out=0.2, rows="text", show_progress=False, parts=("advantage",))
     return TrainConfig(
         name="tiny",
         model=policy_folder,

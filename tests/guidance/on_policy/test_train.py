@@ -199,7 +199,7 @@ def test_a_scorer_that_fails_on_most_replies_ends_the_run(
 def test_prompts_that_leave_no_room_for_a_reply_are_named(
     policy: Policy, policy_folder: Path, tmp_path: Path
 ):
-    config = make_config(policy_folder, tmp_path, max_tokens=5, on_bad_rows="refuse", rows="text")
+    config = make_config(policy_folder, tmp_path, max_tokens=5, on_bad_rows="refuse")
     long = json.dumps({"prompt": " ".join("a" * 125)})
     config.prompts.write_text(config.prompts.read_text() + "\n" + long)
     with pytest.raises(DataError, match=r"1 of .* prompts are longer than"):
