@@ -13,7 +13,9 @@ from trimtab.guidance.methods import METHODS, Method
 from trimtab.guidance.on_policy.check import check_on_policy
 from trimtab.guidance.train_config import PartName, TrainConfig
 
-_SHAPE = ("form", "rank", "width", "activation", "loss", "optimiser")
+_SHAPE = ("form", "rank", "width", "activation", "loss")
+_READ_BY_FORM = {"l2": "linear", "optimiser": "mlp"}
+"""Options of a reward: a linear one is solved, see convex_reward."""
 _FILE_OF = {kind: file for file, kind in ITEMS_OF.items()}
 Plan = Mapping[PartName, Method]
 
@@ -52,8 +54,15 @@ def _check_options(config: TrainConfig, part: PartName, method: Method) -> None:
     """An option that the method does not read is left at its default."""
     chosen = getattr(config, part)
     for field in dataclasses.fields(chosen):
-        is_read = field.name in (*_SHAPE, *method.options, *method.settings)
-        if not is_read and getattr(chosen, field.name) != field.default:
+        if field.name in _SHAPE or getattr(chosen, field.name) == field.default:
+            continue
+        if part == "reward" and field.name in _READ_BY_FORM:
+            if chosen.form != _READ_BY_FORM[field.name]:
+                raise DataError(
+                    f"{part}.{field.name} is not read by {part}.form={chosen.form}: leave it out, or give "
+                    f"--{part}.form {_READ_BY_FORM[field.name]}"
+                )
+        elif field.name not in ("optimiser", *method.options, *method.settings):
             raise DataError(f"{part}.{field.name} is not read by {part}.loss={chosen.loss}: leave it out")
 
 

@@ -104,12 +104,15 @@ class AdvantageConfig:
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """The part that judges a finished reply.
+    """The part that judges a finished reply. Of linear form it is solved to convergence; an mlp is trained by
+    the optimiser.
 
     loss: from preferences bradley_terry; from rankings ranked; from scored rollouts regression; from unpaired
     good_bad.
     margin: bradley_terry: by how much the chosen reply is to win, beside each row's own margin.
     centring: bradley_terry: how strongly rewards are held around 0.
+    l2: linear: penalty on the weights of standardised features, beside the mean loss; auto: chosen by
+    cross-validation on the rows that are trained on. optimiser: mlp.
     """
 
     form: Literal["linear", "mlp"] = "linear"
@@ -118,10 +121,13 @@ class RewardConfig:
     loss: str = "bradley_terry"
     margin: float = 0.0
     centring: float = 0.01
+    l2: float | Literal["auto"] = "auto"
     optimiser: OptimiserConfig = OptimiserConfig(epochs=5.0, learning_rate=1e-2)
 
     def __post_init__(self) -> None:
         _check_positive(self, "width")
+        if self.l2 != "auto":
+            _check_positive(self, "l2")
         _check_loss(self.loss, LOSSES["reward"])
 
     def part(self) -> ScalarPart:

@@ -13,11 +13,12 @@ import yaml
 from safetensors import SafetensorError
 
 from trimtab.guidance.config_file import to_yaml
+from trimtab.guidance.convex_reward import solve_reward
 from trimtab.guidance.errors import DataError, HeadError
 from trimtab.guidance.examples import Examples, load_examples
 from trimtab.guidance.feature_store import open_features
 from trimtab.guidance.features import Extract, FeatureCache, FeatureSource, StreamedFeatures
-from trimtab.guidance.head import Advantage, Head
+from trimtab.guidance.head import Advantage, Head, LinearScalar
 from trimtab.guidance.items import Item, RolloutItem
 from trimtab.guidance.manifest import AdvantagePart, Manifest, Parts
 from trimtab.guidance.measure import Measured, measure
@@ -186,6 +187,18 @@ def _train(
     items: list[Item] = list(getattr(examples, method.rows).train)
     if method.rows == "rollouts" and method.has_rewards:
         items = [*_rewarded(part, examples.rollouts.train, head, features, config)]
+    if isinstance(head.reward, LinearScalar) and part == "reward":
+        solve_reward(
+            method.objective(head, config, features),
+            head.reward,
+            method.bind(own),
+            items,
+            l2=own.l2,
+            folder=config.run_folder / part,
+            seed=config.seed,
+            resume=config.resume,
+        )
+        return
     torch.manual_seed(config.seed)
     train_part(
         method.objective(head, config, features),
