@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from trimtab.guidance.checkpoint import remove_checkpoints, writing
 from trimtab.guidance.examples import prompt_of
 from trimtab.guidance.head import LinearScalar
+from trimtab.guidance.intervals import mean_by_prompt, number_prompts
 from trimtab.guidance.losses import Loss
 from trimtab.guidance.objectives.base import Objective
 from trimtab.guidance.processes import is_first
@@ -127,7 +128,7 @@ class _Problem:
             value = self.losses(batches).mean()
             if math.isfinite(l2):
                 value = value + l2 / 2 * self.reward.weight.square().sum()
-            value.backward()  # type: ignore[no-untyped-call]
+            value.backward()
             return value
 
         optimiser.step(closure)
@@ -209,9 +210,9 @@ def _choose(problem: _Problem, batches: Sequence[_Batch], items: Sequence[Any], 
 
 def _prompts(items: Sequence[Any], seed: int) -> Tensor:
     """The prompt of each item by number i64[N], in the order that batches have."""
-    folds, number = _folds(items, seed), {}
+    folds = _folds(items, seed)
     ordered = sorted(range(len(items)), key=folds.__getitem__)
-    return torch.tensor([number.setdefault(prompt_of(items[i]), len(number)) for i in ordered])
+    return number_prompts([items[i] for i in ordered])
 
 
 def _validate(
@@ -228,18 +229,6 @@ def _validate(
         with torch.no_grad():
             found.append(problem.losses([batch for batch in batches if batch.fold == fold]).cpu())
     return torch.cat(found)
-
-
-def mean_by_prompt(numbers: Tensor, prompts: Tensor) -> tuple[float, float]:
-    """The mean [N] -> and its standard error, where numbers of one prompt go together.
-
-    By hand: 1, 3 of one prompt and 2, 2 of another: 2, and √(0² + 0²)/4 = 0; of prompts of their own
-    √(1 + 1)/4 = 0.354.
-    """
-    mean = numbers.double().mean()
-    by_prompt = torch.zeros(int(prompts.max()) + 1, dtype=torch.float64)
-    by_prompt.index_add_(0, prompts, numbers.double() - mean)
-    return mean.item(), by_prompt.square().sum().sqrt().item() / len(numbers)
 
 
 def _tell(fit: Fit, num_items: int) -> None:

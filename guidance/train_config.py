@@ -37,16 +37,20 @@ def _check_loss(name: str, known: Mapping[str, object]) -> None:
 @dataclass(frozen=True)
 class OptimiserConfig:
     """batch_size: of rows (pairs, rankings, replies) in a step of one process; gradient_accumulation and
-    further processes multiply it. warmup: share of all steps."""
+    further processes multiply it. warmup: share of all steps. patience: epochs without a lower held-out loss
+    after which training ends, and the weights of the lowest are kept; 0: neither."""
 
     epochs: float = 3.0
     batch_size: int = 32
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
     warmup: float = 0.05
+    patience: int = 3
 
     def __post_init__(self) -> None:
         _check_positive(self, "epochs", "batch_size", "learning_rate")
+        if self.patience < 0:
+            raise ValueError(f"patience must be at least 0, got {self.patience}")
         if self.weight_decay < 0 or not 0 <= self.warmup < 1:
             raise ValueError("weight_decay must be at least 0, and warmup (a share of all steps) in 0…1")
 

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from trimtab.guidance.features import FeatureSource
@@ -34,6 +35,18 @@ class Objective(nn.Module):
     def figures(self) -> Scores:
         """Measured on the last batch where figures are logged: what would cost too much in every step."""
         return {}
+
+    def prepare_held_out(self, items: Sequence[Any]) -> None:
+        """What is done once with items whose loss is only measured."""
+
+    @torch.no_grad()
+    def forget(self, items: Sequence[Any]) -> None:
+        """Makes the trained part one that says the same of everything: an advantage and a reward 0, a value
+        what fits the items, which are trained on, best."""
+        for name, parameter in self.named_parameters():
+            if name.rpartition(".")[2] in ("up", "weight", "bias"):
+                parameter.zero_()
+        self.prepare(items)
 
     @abstractmethod
     def collate(self, items: Sequence[Any]) -> dict[str, Tensor]: ...

@@ -16,7 +16,7 @@ import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 from torch import Tensor
 
-from trimtab.guidance.convex_reward import L2_WITHOUT_SIGNAL, Fit, mean_by_prompt, solve_reward
+from trimtab.guidance.convex_reward import L2_WITHOUT_SIGNAL, Fit, solve_reward
 from trimtab.guidance.encoding import EncodedReply
 from trimtab.guidance.head import LinearScalar
 from trimtab.guidance.items import LabelItem, PairItem, RankingItem, RolloutItem
@@ -214,11 +214,3 @@ def test_a_solution_is_only_read_when_a_run_resumes(tmp_path: Path):
     assert same == fit
     third, _ = solve(PairReward, bradley_terry, items[:10], table, tmp_path)
     assert not torch.equal(first.weight, third.weight)
-
-
-def test_the_error_of_a_mean_counts_prompts_and_not_rows():
-    numbers = torch.tensor([1.0, 3, 2, 2])
-    assert mean_by_prompt(numbers, torch.tensor([0, 0, 1, 1])) == (2, 0)
-    mean, error = mean_by_prompt(numbers, torch.arange(4))
-    assert (mean, error) == (2, pytest.approx(math.sqrt(2) / 4))
-    assert mean_by_prompt(numbers, torch.tensor([0, 1, 0, 1]))[1] == pytest.approx(math.sqrt(2) / 4)
