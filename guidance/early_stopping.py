@@ -44,7 +44,9 @@ class EarlyStopping(TrainerCallback):  # type: ignore[misc]  # transformers has 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: Any, *, model: nn.Module, **_: Any
     ) -> None:
+        should_log = control.should_log  # the loss of training, after which ours must not be the last word
         self.log({HELD_OUT: self._measure()})
+        control.should_log = should_log
         seen = TrainingLog.of(state.log_history)
         if seen.best_step == state.global_step and is_first():
             save_weights(model, best_folder(self.folder, state.global_step))
