@@ -14,6 +14,7 @@ from trimtab.guidance.examples import prompt_of
 
 Z = 1.959964
 _RESAMPLES = 1000
+_ANYTHING = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +49,22 @@ def mean_by_prompt(numbers: Tensor, prompts: Tensor) -> tuple[float, float]:
 
 
 def of_mean(numbers: Tensor, prompts: Tensor) -> Interval:
-    """The mean ± 1.96 standard errors."""
+    """The mean, and Student's t standard errors on both sides of it, of as many degrees as there are
+    prompts but one; of a single prompt, all numbers are possible.
+
+    By hand: 1, 3, 2, 2 of four prompts: 2 ± 3.182 · √(2/4)/√3 · ½ = 2 ± 0.6495.
+    """
     mean, error = mean_by_prompt(numbers, prompts)
-    return Interval(mean, mean - Z * error, mean + Z * error)
+    num = len(prompts.unique())
+    half = _student(num - 1) * error * math.sqrt(num / (num - 1)) if num > 1 else _ANYTHING
+    return Interval(mean, mean - half, mean + half)
+
+
+def _student(degrees: int) -> float:
+    """The 97.5 % quantile, by Cornish and Fisher's series (1937)."""
+    terms = (Z, (Z**3 + Z) / 4, (5 * Z**5 + 16 * Z**3 + 3 * Z) / 96)
+    terms = (*terms, (3 * Z**7 + 19 * Z**5 + 17 * Z**3 - 15 * Z) / 384)
+    return sum(term / degrees**power for power, term in enumerate(terms))
 
 
 def of_share(hits: Tensor, prompts: Tensor) -> Interval:

@@ -29,7 +29,10 @@ def draw_learning_curves(run_folder: Path) -> Path | None:
     for axes, (part, seen) in zip(
         figure.subplots(1, len(found), squeeze=False)[0], found.items(), strict=True
     ):
-        (_draw_fit if isinstance(seen, Fit) else _draw_log)(axes, LIGHT, part, seen)
+        if isinstance(seen, Fit):
+            _draw_fit(axes, LIGHT, part, seen)
+        else:
+            _draw_log(axes, LIGHT, part, seen)
     path = run_folder / PICTURE_FILE
     path.with_suffix(".part").write_bytes(as_png(figure))
     os.replace(path.with_suffix(".part"), path)

@@ -172,9 +172,10 @@ def _lengths(pairs: Sequence[PairItem]) -> tuple[Tensor, Tensor]:
 
 def _label_metrics(measured: Measured) -> dict[str, float]:
     """How often a good reply scores higher than a bad one, over all such pairs."""
-    items, metrics = measured.examples.unpaired.held_out, {}
+    items = measured.examples.unpaired.held_out
+    metrics: Figures = {}
     if not items:
-        return {}
+        return metrics
     for part in _scoring_parts(measured):
         own = measured.judging(part, items)
         metrics |= label_figures(part, _score(measured, part, [item.reply for item in own]), own)

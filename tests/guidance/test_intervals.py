@@ -18,7 +18,11 @@ def test_the_error_of_a_mean_counts_prompts_and_not_rows():
     mean, error = mean_by_prompt(numbers, torch.arange(4))
     assert (mean, error) == (2, pytest.approx(math.sqrt(2) / 4))
     found = of_mean(numbers, torch.arange(4))
-    assert found.low == pytest.approx(2 - 1.959964 * math.sqrt(2) / 4)
+    assert found.low == pytest.approx(2 - 3.1824 * math.sqrt(2) / 4 * math.sqrt(4 / 3), abs=0.02)
+    many = of_mean(torch.tensor([1.0, 3.0]).repeat(500), torch.arange(1000))
+    assert many.high == pytest.approx(2 + 1.9623 / math.sqrt(999), abs=1e-5)
+    alone = of_mean(torch.tensor([1.0, 1.0]), torch.zeros(2, dtype=torch.long))
+    assert alone.low < 0 < alone.high
 
 
 def test_a_share_has_the_interval_of_wilson():
