@@ -28,7 +28,7 @@ from trimtab.guidance.processes import is_first
 logger = logging.getLogger(__name__)
 L2_GRID = tuple(10 ** (exponent / 2) for exponent in range(4, -9, -1))
 """Strengths that cross-validation tries, strongest first: 100, 31.6, … 1e-4."""
-L2_WITHOUT_SIGNAL = 1e4
+L2_WITHOUT_SIGNAL = 1e6
 """Where nothing can be learned: the weights keep their direction and hardly any length."""
 L2_UNTRIED = 1.0
 """Where all rows have one prompt, so that there is nothing to validate on."""

@@ -172,7 +172,7 @@ def test_labels_of_a_coin_cost_no_more_than_chance_on_rows_that_were_not_trained
     reward, fit = solve(PairReward, bradley_terry, pairs(60), table, tmp_path, seed=seed)
     chosen, rejected = (reward(side) for side in sides(pairs(260)[60:], table))
     assert fit.l2 == L2_WITHOUT_SIGNAL
-    assert bradley_terry(chosen, rejected).per_example.mean().item() <= math.log(2) + 2e-5
+    assert bradley_terry(chosen, rejected).per_example.mean().item() <= math.log(2) + 1e-6
     assert reward.weight.any()
 
 
