@@ -62,8 +62,8 @@ def of_mean(numbers: Tensor, prompts: Tensor) -> Interval:
 
 def _student(degrees: int) -> float:
     """The 97.5 % quantile, by Cornish and Fisher's series (1937)."""
-    terms = (Z, (Z**3 + Z) / 4, (5 * Z**5 + 16 * Z**3 + 3 * Z) / 96)
-    terms = (*terms, (3 * Z**7 + 19 * Z**5 + 17 * Z**3 - 15 * Z) / 384)
+    terms = [Z, (Z**3 + Z) / 4, (5 * Z**5 + 16 * Z**3 + 3 * Z) / 96]
+    terms.append((3 * Z**7 + 19 * Z**5 + 17 * Z**3 - 15 * Z) / 384)
     return sum(term / degrees**power for power, term in enumerate(terms))
 
 

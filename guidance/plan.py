@@ -11,7 +11,7 @@ from trimtab.guidance.examples import ITEMS_OF
 from trimtab.guidance.manifest import load_manifest
 from trimtab.guidance.methods import METHODS, Method
 from trimtab.guidance.on_policy.check import check_on_policy
-from trimtab.guidance.train_config import PartName, TrainConfig
+from trimtab.guidance.train_config import OptimiserConfig, PartName, TrainConfig
 
 _SHAPE = ("form", "rank", "width", "activation", "loss")
 _READ_BY_FORM = {"l2": "linear", "optimiser": "mlp"}
@@ -33,6 +33,7 @@ def make_plan(config: TrainConfig) -> Plan:
     for part, method in plan.items():
         _check_options(config, part, method)
         _check_file(config, part, method)
+        _check_patience(config, part, method)
     _check_needs(config, plan)
     _check_unread(config, plan)
     _check_files_exist(config)
@@ -64,6 +65,14 @@ def _check_options(config: TrainConfig, part: PartName, method: Method) -> None:
                 )
         elif field.name not in ("optimiser", *method.options, *method.settings):
             raise DataError(f"{part}.{field.name} is not read by {part}.loss={chosen.loss}: leave it out")
+
+
+def _check_patience(config: TrainConfig, part: PartName, method: Method) -> None:
+    """Replies that are sampled meanwhile have no held-out loss; on_policy.max_kl is their guard."""
+    patience, default = getattr(config, part).optimiser.patience, OptimiserConfig.patience
+    if method.rows == "prompts" and patience != default:
+        loss = getattr(config, part).loss
+        raise DataError(f"{part}.optimiser.patience is not read by {part}.loss={loss}: leave it out")
 
 
 def _check_file(config: TrainConfig, part: PartName, method: Method) -> None:

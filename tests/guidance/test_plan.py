@@ -75,6 +75,14 @@ def test_parts_are_trained_in_the_order_of_their_needs():
             {"preferences": PAIRS, "reward": RewardConfig(form="mlp", l2=0.1)},
             "reward.l2 is not read by reward.form=mlp: leave it out, or give --reward.form linear",
         ),
+        (
+            {
+                "parts": ("advantage",),
+                "prompts": PAIRS,
+                "advantage": AdvantageConfig(loss="rloo", optimiser=OptimiserConfig(patience=1)),
+            },
+            "advantage.optimiser.patience is not read by advantage.loss=rloo",
+        ),
         ({"preferences": Path("none.jsonl")}, "none.jsonl: no such file or folder: give --preferences one"),
     ],
 )
