@@ -50,6 +50,7 @@ def test_one_pair_is_no_accuracy():
     ("right", "longer", "words", "has_learned"),
     [
         (36, 36, "no better than chance on 72 pairs", False),
+        (41, 41, "no better than chance on 72 pairs", False),
         (12, 36, "worse than chance on 72 pairs", False),
         (60, 61, "better than chance, no better than length, on 72 pairs", True),
         (60, 30, "better than chance and than length on 72 pairs", True),
