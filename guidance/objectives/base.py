@@ -39,14 +39,18 @@ class Objective(nn.Module):
     def prepare_held_out(self, items: Sequence[Any]) -> None:
         """What is done once with items whose loss is only measured."""
 
-    @torch.no_grad()
     def forget(self, items: Sequence[Any]) -> None:
         """Makes the trained part one that says the same of everything: an advantage and a reward 0, a value
         what fits the items, which are trained on, best."""
+        self.clear()
+        self.prepare(items)
+
+    @torch.no_grad()
+    def clear(self) -> None:
+        """All that is trained says 0."""
         for name, parameter in self.named_parameters():
             if name.rpartition(".")[2] in ("up", "weight", "bias"):
                 parameter.zero_()
-        self.prepare(items)
 
     @abstractmethod
     def collate(self, items: Sequence[Any]) -> dict[str, Tensor]: ...

@@ -84,7 +84,7 @@ class DistilledAdvantage(Objective):
         self.prepare(items)
 
     def forget(self, items: Sequence[RolloutItem]) -> None:
-        super().forget(())  # nothing of the advantage depends on them
+        self.clear()  # nothing of the advantage depends on them
 
     def collate(self, items: Sequence[RolloutItem]) -> dict[str, Tensor]:
         lessons = [self._lessons[item.reply] for item in items]

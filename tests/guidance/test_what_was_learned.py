@@ -169,3 +169,29 @@ def test_the_loss_of_knowing_nothing_by_hand(
     if part == "advantage":
         config = dataclasses.replace(config, advantage=dataclasses.replace(config.advantage, optimiser=once))
     assert train_head(config).metrics[f"{part}_loss_of_nothing"] == pytest.approx(nothing, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("parts", "loss", "form"),
+    [
+        (("advantage",), "cd_q", "tied"),
+        (("advantage",), "cd_q", "lowrank"),
+        (("value", "advantage"), "distil", "tied"),
+        (("value",), "distributional", "linear"),
+        (("value",), "td_lambda", "mlp"),
+    ],
+)
+def test_a_finished_run_that_is_resumed_says_the_same(
+    parts: Any, loss: str, form: Any, tmp_path: Path, policy_folder: Path
+):
+    """Nothing that only training prepares is needed to judge."""
+    make_all_rows(tmp_path, has_sense=True)
+    part, once = parts[-1], OptimiserConfig(epochs=2, batch_size=64, learning_rate=1e-2)
+    config = config_for(tmp_path, policy_folder, part, loss)
+    own = dataclasses.replace(getattr(config, part), form=form, optimiser=once)
+    config = dataclasses.replace(config, parts=parts, **{part: own})
+    first = train_head(config)
+    assert train_head(dataclasses.replace(config, resume=True)) == first
+    assert first.metrics[f"{part}_gain"] == pytest.approx(
+        first.metrics[f"{part}_loss_of_nothing"] - first.metrics[f"{part}_loss"], abs=1e-5
+    )
