@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from trimtab.guidance.errors import DataError
+from trimtab.guidance.training_log import TrainingLog
 
 OPTIMISER_FILE = "optimiser.safetensors"
 WEIGHTS_FILE = "model.safetensors"
@@ -123,10 +124,17 @@ def last_checkpoint(folder: Path) -> Path | None:
     return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
-def is_finished(checkpoint: Path) -> bool:
-    """Whether training ended with this checkpoint."""
+def is_finished(checkpoint: Path, patience: int = 0) -> bool:
+    """Whether training ended with this checkpoint: at its last step, or for want of patience."""
     state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
-    return bool(state["global_step"] >= state["max_steps"])
+    is_last = bool(state["global_step"] >= state["max_steps"])
+    return is_last or TrainingLog.of(state["log_history"]).has_stopped(patience)
+
+
+def read_log(checkpoint: Path) -> TrainingLog:
+    """What was logged until a checkpoint."""
+    state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+    return TrainingLog.of(state["log_history"])
 
 
 def remove_checkpoints(folder: Path, keep: Path | None = None) -> None:

@@ -65,6 +65,11 @@ class Examples:
         )
         return list(dict.fromkeys(reply for item in items for reply in item.replies))
 
+    def held_out(self) -> list[Any]:
+        """All items that judge."""
+        kinds = (self.pairs, self.rankings, self.unpaired, self.rollouts, self.prompts)
+        return [item for kind in kinds for item in kind.held_out]
+
 
 ITEMS_OF = {
     "preferences": "pairs",

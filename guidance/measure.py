@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,7 +17,6 @@ from trimtab.guidance.features import FeatureSource
 from trimtab.guidance.head import Head, Scalar
 from trimtab.guidance.held_out import (
     TiltStatistics,
-    accuracy,
     better_of_lengths,
     fetch_in_chunks,
     score_ends,
@@ -29,17 +29,23 @@ from trimtab.guidance.items import PairItem, RankingItem, RolloutItem
 from trimtab.guidance.losses.log_ratio import sum_by_reply
 from trimtab.guidance.manifest import Manifest, Parts
 from trimtab.guidance.objectives.rollouts import returns_of
+from trimtab.guidance.part_figures import Figures, correlation_figures, label_figures, pair_figures
 from trimtab.guidance.plan import Plan
 from trimtab.guidance.rollout_rewards import reads_columns
 from trimtab.guidance.scale import KL_PER_TOKEN, fit_scale
-from trimtab.guidance.train_config import TrainConfig
+from trimtab.guidance.train_config import PartName, TrainConfig
+from trimtab.guidance.validation import Validation
+from trimtab.guidance.verdict import MIN_JUDGED
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
+_SIDES = ("chosen", "rejected")
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """A trained head with what it is measured on. rollouts: held out, rewarded where that was possible."""
+    """A trained head with what it is measured on. rollouts: held out, rewarded where that was possible.
+    stopped: parts whose training some held-out rows ended, which are not to judge them."""
 
     head: Head
     parts: Parts
@@ -47,6 +53,11 @@ class Measured:
     features: FeatureSource
     examples: Examples
     rollouts: Sequence[RolloutItem]
+    stopped: Mapping[PartName, Validation] = dataclasses.field(default_factory=dict)
+
+    def judging(self, part: PartName, items: Sequence[T]) -> list[T]:
+        """Held-out items that may judge a part."""
+        return self.stopped[part].judging(items) if part in self.stopped else list(items)
 
     @property
     def replies(self) -> list[EncodedReply]:
@@ -61,11 +72,15 @@ def measure(measured: Measured, plan: Plan, units: tuple[float, float]) -> Manif
     """
     measured = _scaled(measured, plan)
     parts, metrics = measured.parts, _counts(measured.examples)
-    units = _units(measured) or units
+    own_units = _units(measured)
+    units = own_units or units
+    metrics["unit_rollouts"] = len(measured.rollouts) if own_units else 0
     metrics |= _pair_metrics(measured) | _label_metrics(measured) | _rollout_metrics(measured)
     if parts.advantage is not None:
         along = _along(measured, measured.replies)
         metrics["flip_rate"] = along.flip.float().mean().item()
+        if "advantage" in plan and not plan["advantage"].is_tilt:
+            metrics |= _advantage_correlation(measured, along)
         advantage = dataclasses.replace(
             parts.advantage,
             kl_per_token=along.kl.mean().item(),
@@ -106,7 +121,18 @@ def _scaled(measured: Measured, plan: Plan) -> Measured:
 
 
 def _units(measured: Measured) -> tuple[float, float] | None:
-    """Of the head's reward, or without one of what its value forecasts at the beginning of a reply."""
+    """Of the head's reward, or without one of what its value forecasts at the beginning of a reply. Too few
+    replies have no spread to measure in."""
+    measures = measured.head.reward is not None or measured.head.value is not None
+    if len(measured.rollouts) < MIN_JUDGED:
+        if measures:
+            logger.warning(
+                "%s: %d held-out replies are too few for standard units: rewards and values stay raw (mean "
+                "0, deviation 1 in the manifest); give more prompts, or a larger held_out",
+                measured.config.name,
+                len(measured.rollouts),
+            )
+        return None
     if measured.head.reward is not None:
         return standard_units(score_ends(measured.head.reward, measured.features, measured.replies))
     if measured.head.value is not None and _are_rewarded(measured.rollouts):
@@ -129,24 +155,34 @@ def _pair_metrics(measured: Measured) -> dict[str, float]:
     pairs = [*measured.examples.pairs.held_out, *_ranked_pairs(measured.examples.rankings.held_out)]
     if not pairs:
         return {}
-    sides = [[pair.chosen for pair in pairs], [pair.rejected for pair in pairs]]
-    lengths = [torch.tensor([reply.num_drawn for reply in side]) for side in sides]
-    metrics = {"length_accuracy": better_of_lengths(*lengths)}
-    for name, (better, worse) in _scores(measured, *sides).items():
-        metrics[f"{name}_accuracy"] = accuracy(better, worse)
+    metrics: Figures = {}
+    if len(pairs) >= MIN_JUDGED:
+        metrics["length_accuracy"] = better_of_lengths(*_lengths(pairs))
+    for part in _scoring_parts(measured):
+        own = measured.judging(part, pairs)
+        better, worse = (_score(measured, part, [getattr(p, side) for p in own]) for side in _SIDES)
+        metrics |= pair_figures(part, (better, worse), _lengths(own), own)
     return metrics
+
+
+def _lengths(pairs: Sequence[PairItem]) -> tuple[Tensor, Tensor]:
+    chosen, rejected = (torch.tensor([getattr(p, side).num_drawn for p in pairs]) for side in _SIDES)
+    return chosen, rejected
 
 
 def _label_metrics(measured: Measured) -> dict[str, float]:
     """How often a good reply scores higher than a bad one, over all such pairs."""
     items = measured.examples.unpaired.held_out
-    sides = [[item.reply for item in items if item.label == label] for label in (True, False)]
-    if not all(sides):
-        return {}
-    lengths = [torch.tensor([reply.num_drawn for reply in side]) for side in sides]
-    metrics = {"label_length_accuracy": better_of_lengths(*_crossed(*lengths))}
-    for name, scores in _scores(measured, *sides).items():
-        metrics[f"label_{name}_accuracy"] = accuracy(*_crossed(*scores))
+    metrics: Figures = {}
+    if not items:
+        return metrics
+    for part in _scoring_parts(measured):
+        own = measured.judging(part, items)
+        metrics |= label_figures(part, _score(measured, part, [item.reply for item in own]), own)
+    if any(name.startswith("label_") for name in metrics):
+        sides = [[item.reply for item in items if item.label == label] for label in (True, False)]
+        lengths = [torch.tensor([reply.num_drawn for reply in side]) for side in sides]
+        metrics["label_length_accuracy"] = better_of_lengths(*_crossed(*lengths))
     return metrics
 
 
@@ -161,25 +197,37 @@ def _rollout_metrics(measured: Measured) -> dict[str, float]:
         wanted = torch.cat([g[a] for g, a in zip(returns, at, strict=True)])
         metrics["value_r2"] = _explained(torch.cat(values), wanted)
     if head.reward is not None and reads_columns(measured.examples.rollouts.held_out, measured.config):
-        own = torch.tensor([sum(item.rewards()) for item in measured.rollouts])
-        metrics["reward_correlation"] = _correlation(
-            score_ends(head.reward, measured.features, measured.replies), own
-        )
+        items = measured.judging("reward", measured.rollouts)
+        rewards = torch.tensor([sum(item.rewards()) for item in items])
+        scores = _score(measured, "reward", [item.reply for item in items])
+        metrics |= correlation_figures("reward", scores.split(1), rewards.split(1), items)
     return metrics
 
 
-def _scores(
-    measured: Measured, better: Sequence[EncodedReply], worse: Sequence[EncodedReply]
-) -> dict[str, tuple[Tensor, Tensor]]:
-    head, features, scores = measured.head, measured.features, {}
-    if head.reward is not None:
-        scores["reward"] = (
-            score_ends(head.reward, features, better),
-            score_ends(head.reward, features, worse),
-        )
-    if head.advantage is not None:
-        scores["advantage"] = (_log_ratios(measured, better), _log_ratios(measured, worse))
-    return scores
+def _advantage_correlation(measured: Measured, along: TiltStatistics) -> Figures:
+    """Of Ā(s_{t−1}, y_t) with the return from y_t on."""
+    if not _are_rewarded(measured.rollouts):
+        return {}
+    centred = along.centred.split([item.reply.num_drawn for item in measured.rollouts])
+    by_item = dict(zip(measured.rollouts, centred, strict=True))
+    items = measured.judging("advantage", measured.rollouts)
+    returns = [returns_of(item, measured.config.advantage.discount) for item in items]
+    return correlation_figures("advantage", [by_item[item] for item in items], returns, items)
+
+
+def _scoring_parts(measured: Measured) -> list[PartName]:
+    names: tuple[PartName, ...] = ("reward", "advantage")
+    return [name for name in names if getattr(measured.head, name) is not None]
+
+
+def _score(measured: Measured, part: PartName, replies: Sequence[EncodedReply]) -> Tensor:
+    """Rewards, or log-ratios of the tilt at strength 1, [len(replies)]."""
+    if not replies:
+        return torch.zeros(0)
+    if part == "advantage":
+        return _log_ratios(measured, replies)
+    assert measured.head.reward is not None
+    return score_ends(measured.head.reward, measured.features, replies)
 
 
 def _log_ratios(measured: Measured, replies: Sequence[EncodedReply]) -> Tensor:
@@ -234,11 +282,6 @@ def _crossed(better: Tensor, worse: Tensor) -> tuple[Tensor, Tensor]:
 def _explained(values: Tensor, wanted: Tensor) -> float:
     """1 − E(V − G)² / Var G: 0 is the mean, 1 a perfect forecast."""
     return (1 - (values - wanted).square().mean() / wanted.var(correction=0).clamp(min=1e-12)).item()
-
-
-def _correlation(x: Tensor, y: Tensor) -> float:
-    x, y = x.double() - x.double().mean(), y.double() - y.double().mean()
-    return ((x * y).sum() / (x.square().sum() * y.square().sum()).sqrt().clamp(min=1e-12)).item()
 
 
 def _describe(examples: Examples, config: TrainConfig) -> str:

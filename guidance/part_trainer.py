@@ -20,15 +20,20 @@ from trimtab.guidance.checkpoint import (
     is_finished,
     last_checkpoint,
     load_weights,
+    read_log,
     remove_checkpoints,
     save_weights,
     writing,
 )
+from trimtab.guidance.early_stopping import EarlyStopping, load_best, remove_best
 from trimtab.guidance.errors import DataError
+from trimtab.guidance.held_out_loss import HeldOutLoss
+from trimtab.guidance.loss_bar import LossBar
 from trimtab.guidance.losses import Loss
 from trimtab.guidance.objectives.base import Objective
 from trimtab.guidance.processes import is_first, num_processes
 from trimtab.guidance.train_config import OptimiserConfig, TrainConfig
+from trimtab.guidance.training_log import TrainingLog
 
 
 class Model(nn.Module):
@@ -85,6 +90,10 @@ class PartTrainer(Trainer):  # type: ignore[misc]  # transformers has no type st
         # Gradients are averaged over processes, and summed over the batches of a step.
         return loss * (count * self.args.world_size / num_items_in_batch)
 
+    def log_held_out(self, figures: dict[str, float]) -> None:
+        """Apart from the figures of training steps, which wait for theirs."""
+        super().log(figures)
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         means = {name: _weighted_mean(pieces) for name, pieces in self._metrics.items()}
         if means:  # steps were taken since
@@ -129,7 +138,8 @@ def train_part(
     max_steps: int | None = None,
     save_every: int | None = None,
     callbacks: Sequence[TrainerCallback] = (),
-) -> None:
+    held_out: Sequence[Any] = (),
+) -> TrainingLog:
     """Trains the parameters of `objective` in place. Checkpoints are kept in `folder`; with config.resume the
     last of them is where training goes on, and a finished run is only read.
 
@@ -137,6 +147,8 @@ def train_part(
     step needs it, so that what it gives may depend on the steps before; resumed, it is read from where it
     then begins. In several processes each reads its own.
     save_every: steps between two checkpoints; by default config.save_every.
+    held_out: items whose loss is measured after each epoch. With optimiser.patience it ends training, and the
+    weights of the epoch where it was lowest are what is left.
 
     Raises:
         DataError: the loss is NaN or infinite; a checkpoint cannot be written; what was asked for is not
@@ -144,11 +156,14 @@ def train_part(
     """
     model = Model(objective)
     checkpoint = last_checkpoint(folder) if config.resume else None
-    if checkpoint is not None and is_finished(checkpoint):
+    if checkpoint is not None and is_finished(checkpoint, optimiser.patience):
+        seen = read_log(checkpoint)
         load_weights(model, checkpoint)
-        return
+        load_best(model, folder, seen)
+        return seen
     if checkpoint is None and is_first():
         remove_checkpoints(folder)
+        remove_best(folder)
     if not isinstance(data, IterableDataset):
         objective.prepare(data)
     arguments = _arguments(folder, optimiser, config, device)
@@ -157,11 +172,27 @@ def train_part(
     steps = save_every or config.save_every
     if steps is not None:
         arguments.save_strategy, arguments.save_steps = "steps", steps
-    _train(
-        PartTrainer(loss=loss, model=model, args=arguments, train_dataset=data),
-        checkpoint,
-        config,
-        callbacks,
+    trainer = PartTrainer(loss=loss, model=model, args=arguments, train_dataset=data)
+    if held_out and optimiser.patience:
+        judge = HeldOutLoss(objective, loss, held_out, optimiser.batch_size)
+        callbacks = (*callbacks, _stopping(trainer, judge, data, folder, optimiser.patience))
+    _train(trainer, checkpoint, config, callbacks)
+    trainer.accelerator.wait_for_everyone()
+    seen = TrainingLog.of(trainer.state.log_history)
+    load_best(model, folder, seen)
+    return seen
+
+
+def _stopping(
+    trainer: PartTrainer, judge: HeldOutLoss, items: Any, folder: Path, patience: int
+) -> EarlyStopping:
+    device = trainer.accelerator.device
+
+    def total(share: Tensor) -> Tensor:
+        return trainer.accelerator.reduce(share.to(device), "sum").cpu()
+
+    return EarlyStopping(
+        judge, items, folder=folder, patience=patience, log=trainer.log_held_out, total=total
     )
 
 
@@ -170,8 +201,9 @@ def _train(
 ) -> None:
     for callback in (OptimiserCheckpoint(checkpoint, trainer.accelerator.scaler), *callbacks):
         trainer.add_callback(callback)
-    if not config.show_progress:
-        trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(PrinterCallback)
+    if config.show_progress:
+        trainer.add_callback(LossBar(Path(trainer.args.output_dir).name))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
 
@@ -203,7 +235,7 @@ def _arguments(
         logging_steps=config.log_every or 500,
         logging_nan_inf_filter=False,
         report_to=_reporter(config),
-        disable_tqdm=not config.show_progress,
+        disable_tqdm=True,  # LossBar shows the progress
     )
     arguments._n_gpu = min(1, arguments.n_gpu)  # DataParallel would cut through the replies of a batch
     return arguments

@@ -11,9 +11,11 @@ from trimtab.guidance.examples import ITEMS_OF
 from trimtab.guidance.manifest import load_manifest
 from trimtab.guidance.methods import METHODS, Method
 from trimtab.guidance.on_policy.check import check_on_policy
-from trimtab.guidance.train_config import PartName, TrainConfig
+from trimtab.guidance.train_config import OptimiserConfig, PartName, TrainConfig
 
-_SHAPE = ("form", "rank", "width", "activation", "loss", "optimiser")
+_SHAPE = ("form", "rank", "width", "activation", "loss")
+_READ_BY_FORM = {"l2": "linear", "optimiser": "mlp"}
+"""Options of a reward: a linear one is solved, see convex_reward."""
 _FILE_OF = {kind: file for file, kind in ITEMS_OF.items()}
 Plan = Mapping[PartName, Method]
 
@@ -31,6 +33,7 @@ def make_plan(config: TrainConfig) -> Plan:
     for part, method in plan.items():
         _check_options(config, part, method)
         _check_file(config, part, method)
+        _check_patience(config, part, method)
     _check_needs(config, plan)
     _check_unread(config, plan)
     _check_files_exist(config)
@@ -52,9 +55,24 @@ def _check_options(config: TrainConfig, part: PartName, method: Method) -> None:
     """An option that the method does not read is left at its default."""
     chosen = getattr(config, part)
     for field in dataclasses.fields(chosen):
-        is_read = field.name in (*_SHAPE, *method.options, *method.settings)
-        if not is_read and getattr(chosen, field.name) != field.default:
+        if field.name in _SHAPE or getattr(chosen, field.name) == field.default:
+            continue
+        if part == "reward" and field.name in _READ_BY_FORM:
+            if chosen.form != _READ_BY_FORM[field.name]:
+                raise DataError(
+                    f"{part}.{field.name} is not read by {part}.form={chosen.form}: leave it out, or give "
+                    f"--{part}.form {_READ_BY_FORM[field.name]}"
+                )
+        elif field.name not in ("optimiser", *method.options, *method.settings):
             raise DataError(f"{part}.{field.name} is not read by {part}.loss={chosen.loss}: leave it out")
+
+
+def _check_patience(config: TrainConfig, part: PartName, method: Method) -> None:
+    """Replies that are sampled meanwhile have no held-out loss; on_policy.max_kl is their guard."""
+    patience, default = getattr(config, part).optimiser.patience, OptimiserConfig.patience
+    if method.rows == "prompts" and patience != default:
+        loss = getattr(config, part).loss
+        raise DataError(f"{part}.optimiser.patience is not read by {part}.loss={loss}: leave it out")
 
 
 def _check_file(config: TrainConfig, part: PartName, method: Method) -> None:

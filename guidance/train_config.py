@@ -37,16 +37,20 @@ def _check_loss(name: str, known: Mapping[str, object]) -> None:
 @dataclass(frozen=True)
 class OptimiserConfig:
     """batch_size: of rows (pairs, rankings, replies) in a step of one process; gradient_accumulation and
-    further processes multiply it. warmup: share of all steps."""
+    further processes multiply it. warmup: share of all steps. patience: epochs without a lower held-out loss
+    after which training ends, and the weights of the lowest are kept; 0: neither."""
 
     epochs: float = 3.0
     batch_size: int = 32
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
     warmup: float = 0.05
+    patience: int = 3
 
     def __post_init__(self) -> None:
         _check_positive(self, "epochs", "batch_size", "learning_rate")
+        if self.patience < 0:
+            raise ValueError(f"patience must be at least 0, got {self.patience}")
         if self.weight_decay < 0 or not 0 <= self.warmup < 1:
             raise ValueError("weight_decay must be at least 0, and warmup (a share of all steps) in 0…1")
 
@@ -104,12 +108,15 @@ class AdvantageConfig:
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """The part that judges a finished reply.
+    """The part that judges a finished reply. Of linear form it is solved to convergence; an mlp is trained by
+    the optimiser.
 
     loss: from preferences bradley_terry; from rankings ranked; from scored rollouts regression; from unpaired
     good_bad.
     margin: bradley_terry: by how much the chosen reply is to win, beside each row's own margin.
     centring: bradley_terry: how strongly rewards are held around 0.
+    l2: linear: penalty on the weights of standardised features, beside the mean loss; auto: chosen by
+    cross-validation on the rows that are trained on. optimiser: mlp.
     """
 
     form: Literal["linear", "mlp"] = "linear"
@@ -118,10 +125,13 @@ class RewardConfig:
     loss: str = "bradley_terry"
     margin: float = 0.0
     centring: float = 0.01
+    l2: float | Literal["auto"] = "auto"
     optimiser: OptimiserConfig = OptimiserConfig(epochs=5.0, learning_rate=1e-2)
 
     def __post_init__(self) -> None:
         _check_positive(self, "width")
+        if self.l2 != "auto":
+            _check_positive(self, "l2")
         _check_loss(self.loss, LOSSES["reward"])
 
     def part(self) -> ScalarPart:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,17 +14,21 @@ import yaml
 from safetensors import SafetensorError
 
 from trimtab.guidance.config_file import to_yaml
+from trimtab.guidance.convex_reward import solve_reward
 from trimtab.guidance.errors import DataError, HeadError
 from trimtab.guidance.examples import Examples, load_examples, rows_of
 from trimtab.guidance.feature_store import open_features
 from trimtab.guidance.features import Extract, FeatureCache, FeatureSource, StreamedFeatures
-from trimtab.guidance.head import Advantage, Head
-from trimtab.guidance.items import Item, RolloutItem
+from trimtab.guidance.head import Advantage, Head, LinearScalar
+from trimtab.guidance.held_out_loss import HeldOutLoss
+from trimtab.guidance.items import RolloutItem
+from trimtab.guidance.learning_curve import draw_learning_curves
 from trimtab.guidance.manifest import AdvantagePart, Manifest, Parts
 from trimtab.guidance.measure import Measured, measure
 from trimtab.guidance.methods import Method
 from trimtab.guidance.on_policy.sampler import Sampler
 from trimtab.guidance.on_policy.train import Outcome, train_on_policy
+from trimtab.guidance.part_figures import Figures, loss_figures, stopping_figures
 from trimtab.guidance.part_trainer import train_part
 from trimtab.guidance.plan import Plan, make_plan
 from trimtab.guidance.policy import Policy, load_policy
@@ -32,6 +37,8 @@ from trimtab.guidance.prompt_form import mismatch
 from trimtab.guidance.rollout_rewards import reads_columns, reward_rollouts
 from trimtab.guidance.store import check_destination, load_head, save_head
 from trimtab.guidance.train_config import PartName, TrainConfig
+from trimtab.guidance.validation import Validation, choose_validation
+from trimtab.guidance.verdict import verdicts
 
 logger = logging.getLogger(__name__)
 CONFIG_FILE = "train_config.yaml"
@@ -68,20 +75,24 @@ def train_head(
     features.prepare(examples.replies())
     head, parts, units = _begin(config, policy, plan)
     _check_units(config, parts, examples)
-    figures: dict[str, float] = {}
+    validation = choose_validation(examples.held_out(), config.seed)
+    figures: Figures = {}
     for part, method in plan.items():
         logger.info("%s: %s by %s", config.name, part, getattr(config, part).loss)
         if method.rows == "prompts":
             streamed = StreamedFeatures(policy, extract)
             outcome = train_on_policy(method, head, examples.prompts, streamed, sampler, config)
-            examples, figures = _with_plain(examples, outcome, config), outcome.figures
+            examples, figures = _with_plain(examples, outcome, config), figures | outcome.figures
         else:
-            _train(part, method, head, examples, features, config)
+            figures |= _train(part, method, head, examples, features, config, validation)
     rollouts = _held_out_rollouts(head, examples, features, config, plan)
-    manifest = measure(Measured(head, parts, config, features, examples, rollouts), plan, units)
+    stopped = {part: validation for part in plan if f"{part}_best_epoch" in figures}
+    manifest = measure(Measured(head, parts, config, features, examples, rollouts, stopped), plan, units)
     manifest = dataclasses.replace(manifest, metrics={**manifest.metrics, **figures}, rows=config.rows)
     if is_first():
         _save(config.head_folder, head, manifest)
+        draw_learning_curves(config.run_folder)
+    _tell(config, manifest, plan)
     return manifest
 
 
@@ -185,26 +196,62 @@ def _train(
     examples: Examples,
     features: FeatureSource,
     config: TrainConfig,
-) -> None:
-    own, device = getattr(config, part), features.policy.device
-    items: list[Item] = list(getattr(examples, method.rows).train)
-    if method.rows == "rollouts" and method.has_rewards:
-        items = [*_rewarded(part, examples.rollouts.train, head, features, config)]
-    torch.manual_seed(config.seed)
-    train_part(
-        method.objective(head, config, features),
-        method.bind(own),
-        items,
-        folder=config.run_folder / part,
-        optimiser=own.optimiser,
-        config=config,
-        device=device,
+    validation: Validation,
+) -> Figures:
+    """Its figures on held-out rows that had no say in its training."""
+    own, folder = getattr(config, part), config.run_folder / part
+    split = getattr(examples, method.rows)
+    items, held_out = (
+        _rewarded(part, side, head, features, config)
+        if method.rows == "rollouts" and method.has_rewards
+        else list(side)
+        for side in (split.train, split.held_out)
     )
+    objective, loss = method.objective(head, config, features), method.bind(own)
+    if isinstance(head.reward, LinearScalar) and part == "reward":
+        fit = solve_reward(
+            objective,
+            head.reward,
+            loss,
+            items,
+            l2=own.l2,
+            folder=folder,
+            seed=config.seed,
+            resume=config.resume,
+        )
+        figures = {f"{part}_l2": fit.l2}
+    else:
+        stopping = validation.stopping(held_out)
+        torch.manual_seed(config.seed)
+        seen = train_part(
+            objective,
+            loss,
+            items,
+            folder=folder,
+            optimiser=own.optimiser,
+            config=config,
+            device=features.policy.device,
+            held_out=stopping,
+        )
+        figures = stopping_figures(part, seen, len(stopping), validation)
+        held_out = validation.judging(held_out) if figures else held_out
+    if not held_out:
+        return figures
+    judge = HeldOutLoss(objective, loss, held_out, own.optimiser.batch_size)
+    return figures | loss_figures(part, judge, items)
+
+
+def _tell(config: TrainConfig, manifest: Manifest, plan: Plan) -> None:
+    """Whether anything was learned."""
+    for part, verdict in verdicts(manifest.metrics).items():
+        if part in plan:
+            level = logging.INFO if verdict.has_learned else logging.WARNING
+            logger.log(level, "%s: %s: %s", config.name, part, verdict)
 
 
 def _rewarded(
     part: PartName,
-    items: tuple[RolloutItem, ...],
+    items: Sequence[RolloutItem],
     head: Head,
     features: FeatureSource,
     config: TrainConfig,

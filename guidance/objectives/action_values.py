@@ -60,12 +60,19 @@ class BootstrappedAdvantage(ReturnAdvantage):
     """Q = V + Ā, the rewards of the tokens, and what is forecast after each: γ Σ_z π₀(z|s_t) Q(s_t, z) =
     γ V(s_t), for Ā is centred; 0 after the last."""
 
+    def __init__(self, head: Head, config: TrainConfig, features: FeatureSource) -> None:
+        super().__init__(head, config, features)
+        self.means = BaseMeans(features.policy)
+
     def prepare(self, items: Sequence[RolloutItem]) -> None:
         super().prepare(items)
-        self.means = BaseMeans(self.policy)
         if self.tilt.is_tied:
             replies = dict.fromkeys(item.reply for item in items)
             self.means.compute((reply, self._states(reply)) for reply in replies)
+
+    def forget(self, items: Sequence[RolloutItem]) -> None:
+        self.clear()
+        super().prepare(items)  # the means do not change
 
     def collate(self, items: Sequence[RolloutItem]) -> dict[str, Tensor]:
         batch = whole_replies(self.features, items)

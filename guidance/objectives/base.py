@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from trimtab.guidance.features import FeatureSource
@@ -34,6 +35,22 @@ class Objective(nn.Module):
     def figures(self) -> Scores:
         """Measured on the last batch where figures are logged: what would cost too much in every step."""
         return {}
+
+    def prepare_held_out(self, items: Sequence[Any]) -> None:
+        """What is done once with items whose loss is only measured."""
+
+    def forget(self, items: Sequence[Any]) -> None:
+        """Makes the trained part one that says the same of everything: an advantage and a reward 0, a value
+        what fits the items, which are trained on, best."""
+        self.clear()
+        self.prepare(items)
+
+    @torch.no_grad()
+    def clear(self) -> None:
+        """All that is trained says 0."""
+        for name, parameter in self.named_parameters():
+            if name.rpartition(".")[2] in ("up", "weight", "bias"):
+                parameter.zero_()
 
     @abstractmethod
     def collate(self, items: Sequence[Any]) -> dict[str, Tensor]: ...

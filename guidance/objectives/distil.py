@@ -52,7 +52,7 @@ class DistilledAdvantage(Objective):
         self._means = BaseMeans(features.policy)
 
     def prepare(self, items: Sequence[RolloutItem]) -> None:
-        """Scores the candidates of all items, once."""
+        """Scores the candidates of all items that are new."""
         own_rewards = self.config.reward_from != "head"
         if own_rewards and any(item.token_rewards is not None for item in items):
             raise DataError(
@@ -61,7 +61,9 @@ class DistilledAdvantage(Objective):
             )
         value, reward = self._teacher
         ends, settings = _end_ids(self.policy, items), self.config.advantage
-        replies = list(dict.fromkeys(item.reply for item in items))
+        replies = list(dict.fromkeys(item.reply for item in items if item.reply not in self._lessons))
+        if not replies:
+            return
         rows = [reply.prompt_ids + reply.reply_ids[: reply.num_drawn] for reply in replies]
         lengths = [
             [
@@ -70,7 +72,6 @@ class DistilledAdvantage(Objective):
             ]
             for reply in replies
         ]
-        self._lessons = {}
         bar = tqdm(total=len(rows), desc="teacher", unit="reply", disable=not self.config.show_progress)
         with bar:
             for index, seen in run_candidates(self.policy, rows, lengths, settings.top_k):
@@ -78,6 +79,12 @@ class DistilledAdvantage(Objective):
                 bar.update()
         if self.tilt.is_tied:
             self._means.compute((reply, self._lessons[reply].h) for reply in replies)
+
+    def prepare_held_out(self, items: Sequence[RolloutItem]) -> None:
+        self.prepare(items)
+
+    def forget(self, items: Sequence[RolloutItem]) -> None:
+        self.clear()  # nothing of the advantage depends on them
 
     def collate(self, items: Sequence[RolloutItem]) -> dict[str, Tensor]:
         lessons = [self._lessons[item.reply] for item in items]

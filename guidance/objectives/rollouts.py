@@ -75,6 +75,18 @@ class BinnedReturnValue(ReturnValue):
             raise HeadError("value.loss=distributional needs a value with bins: train one that has none anew")
         self.bins = head.value
 
+    @torch.no_grad()
+    def forget(self, items: Sequence[RolloutItem]) -> None:
+        """The bins' distribution is that of the returns."""
+        super().forget(items)
+        returns = torch.cat([returns_of(item, self.config.value.discount) for item in items])
+        low, high, num = self.bins.low, self.bins.high, len(self.bins.bias)
+        place = (returns.clamp(low, high) - low) / (high - low) * (num - 1)
+        lower = place.floor().clamp(max=num - 2).long()
+        share = torch.zeros(num)
+        share.index_add_(0, lower, lower + 1 - place).index_add_(0, lower + 1, place - lower)
+        self.bins.bias.copy_((share / share.sum()).clamp(min=1e-6).log())
+
     def forward(self, h: Tensor, lengths: Tensor, returns: Tensor) -> tuple[Scores, Scores]:
         logits, mask = pad(self.bins.logits(h.float()), lengths)
         return {"logits": logits, "returns": returns, "mask": mask}, {}

@@ -60,8 +60,10 @@ class Tilt(nn.Module):
         return scores if tokens.dim() == 2 else scores[:, 0]
 
     def watch(self, h: Tensor) -> None:
-        """No more than MEASURED_POSITIONS of h [N, d], evenly, are what `measure` is of from now on."""
-        self._watched = h[:: -(-len(h) // MEASURED_POSITIONS)]
+        """No more than MEASURED_POSITIONS of h [N, d], evenly, are what `measure` is of from now on, where
+        they are trained on."""
+        if torch.is_grad_enabled():
+            self._watched = h[:: -(-len(h) // MEASURED_POSITIONS)]
 
     @torch.no_grad()
     def measure(self) -> dict[str, Tensor]:

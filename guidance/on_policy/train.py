@@ -22,6 +22,7 @@ from trimtab.guidance.on_policy.guard import KlGuard
 from trimtab.guidance.on_policy.iterations import Iterations, IterationsCallback
 from trimtab.guidance.on_policy.objective import PolicyObjective
 from trimtab.guidance.on_policy.sampler import Sampler
+from trimtab.guidance.part_figures import score_figures
 from trimtab.guidance.part_trainer import train_part
 from trimtab.guidance.train_config import TrainConfig
 
@@ -118,13 +119,10 @@ def _fitting(
 def _judge(collector: Collector, prompts: Sequence[PromptItem]) -> Outcome:
     """Held-out replies with the head and without. A head that has passed the guard in its last updates goes
     back to what it was before them."""
-    figures = collector.judge(prompts, 1.0)[1]
+    steered, figures = collector.judge(prompts, 1.0)
     if collector.guard.is_passed(figures["kl_per_reply"]):
         logger.warning("the last updates passed on_policy.max_kl: the head is what it was before them")
         collector.guard.restore(collector.objective)
-        figures = collector.judge(prompts, 1.0)[1]
-    plain, base = collector.judge(prompts, 0.0)
-    return Outcome(
-        plain,
-        {"score": figures["score"], "base_score": base["score"], "kl_per_reply": figures["kl_per_reply"]},
-    )
+        steered, figures = collector.judge(prompts, 1.0)
+    plain, _ = collector.judge(prompts, 0.0)
+    return Outcome(plain, {**score_figures(steered, plain), "kl_per_reply": figures["kl_per_reply"]})

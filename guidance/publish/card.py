@@ -11,6 +11,7 @@ from huggingface_hub import ModelCardData
 from jinja2 import Environment, StrictUndefined
 
 from trimtab.guidance.manifest import AdvantagePart, Manifest, ScalarPart
+from trimtab.guidance.verdict import metrics_in, verdicts
 
 if TYPE_CHECKING:
     from trimtab.guidance.publish.judgement import Judgement
@@ -77,6 +78,7 @@ def render_card(
         if head.trained_on
         else "The head's manifest does not say.",
         counts=_counts(head),
+        verdicts=[(part, str(verdict)) for part, verdict in verdicts(head.metrics).items()],
         accuracies=_accuracies(head),
         figures=_figures(head),
         judgement=judgement,
@@ -184,7 +186,8 @@ def _accuracies(head: Manifest) -> list[tuple[str, str, str]]:
 def _figures(head: Manifest) -> list[tuple[str, str]]:
     counts = {f"{side}_{kind}" for side in SIDES for kind in KINDS}
     lengths = {length for name, (_, length) in ACCURACIES.items() if name in head.metrics}
-    shown = [name for name in head.metrics if name not in counts | lengths | ACCURACIES.keys()]
+    told = counts | lengths | ACCURACIES.keys() | metrics_in(head.metrics)
+    shown = [name for name in head.metrics if name not in told]
     return [(FIGURES.get(name, name), _number(name, head.metrics[name])) for name in shown]
 
 

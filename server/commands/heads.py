@@ -14,6 +14,7 @@ from rich.table import Table
 
 from trimtab.guidance.bundled import HEADS_DIR
 from trimtab.guidance.manifest import MANIFEST_FILE, Manifest, load_manifest
+from trimtab.guidance.verdict import verdicts
 from trimtab.server.commands.errors import UsageError, UserError
 from trimtab.server.commands.flags import parse
 from trimtab.server.commands.heads_reward import ExportRewardConfig, ImportRewardConfig
@@ -96,8 +97,10 @@ def heads_table(folders: Sequence[Path]) -> Table:
 
 
 def head_table(head: Manifest) -> Table:
-    """A row per key of the manifest."""
+    """A row per part with what it has learned, and one per key of the manifest."""
     table = Table("key", "value", title=f"head {head.name}", show_header=False)
+    for part, verdict in verdicts(head.metrics).items():
+        table.add_row(f"{part} on held-out rows", str(verdict))
     for key, value in _flatten(dataclasses.asdict(head)):
         table.add_row(key, f"{value:.4g}" if isinstance(value, float) else str(value))
     return table

@@ -5,18 +5,22 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
 from trimtab.guidance import checkpoint
 from trimtab.guidance.errors import DataError
+from trimtab.guidance.learning_curve import draw_learning_curves
 from trimtab.guidance.losses.result import LossResult
 from trimtab.guidance.part_trainer import train_part
 from trimtab.guidance.train_config import OptimiserConfig, TrainConfig
+from trimtab.guidance.training_log import TrainingLog
 
 POINTS = [(float(x), 2.0 * x) for x in range(1, 12)]
 OPTIMISER = OptimiserConfig(epochs=2, batch_size=8, learning_rate=0.05, warmup=0.0)
@@ -24,6 +28,8 @@ OPTIMISER = OptimiserConfig(epochs=2, batch_size=8, learning_rate=0.05, warmup=0
 
 class Line(nn.Module):
     """Items are (x, y)."""
+
+    policy = SimpleNamespace(device=torch.device("cpu"))
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,6 +41,13 @@ class Line(nn.Module):
 
     def figures(self) -> dict[str, Tensor]:
         return {"slope": self.weight.detach()[0]}
+
+    def prepare_held_out(self, items: Sequence[Any]) -> None:
+        pass
+
+    @torch.no_grad()
+    def forget(self, items: Sequence[Any]) -> None:
+        self.weight.zero_()
 
     def collate(self, items: Sequence[Any]) -> dict[str, Tensor]:
         self.seen.append([x for x, _ in items])
@@ -159,6 +172,101 @@ def test_a_finished_part_is_only_read(config: TrainConfig, epochs: float):
     assert torch.equal(again.weight, trained.weight)
     assert again.seen == []
     assert not hasattr(again, "prepared")
+
+
+CONTRARY = [(x, -y) for x, y in POINTS]
+PATIENT = dataclasses.replace(OPTIMISER, epochs=9, patience=2)
+
+
+def log_of(config: TrainConfig) -> TrainingLog:
+    return checkpoint.read_log(checkpoint.last_checkpoint(config.run_folder / "value"))
+
+
+def test_training_ends_where_held_out_rows_only_lose_and_keeps_the_best_weights(config: TrainConfig):
+    """What is learned hurts on rows of the contrary slope: the first epoch is best, two more are tried."""
+    stopped = train(config, optimiser=PATIENT, held_out=CONTRARY)
+    seen = log_of(config)
+    assert [step for step, _ in seen.held_out] == [2, 4, 6]
+    assert seen.best_step == 2
+    assert seen.nothing == pytest.approx(sum(y * y for _, y in POINTS) / len(POINTS))
+    assert seen.held_out[0][1] > seen.nothing
+    assert [step for step, _ in seen.train] == [2, 4, 6]
+    x, y = (torch.tensor(side) for side in zip(*CONTRARY, strict=True))
+    loss = (stopped.weight[0] * x + stopped.weight[1] - y).square().mean().item()
+    assert loss == pytest.approx(seen.held_out[0][1], rel=1e-5)
+    assert [path.name for path in (config.run_folder / "value").glob("best-*")] == ["best-2"]
+
+
+def test_without_patience_training_goes_on_to_its_last_step(config: TrainConfig):
+    optimiser = dataclasses.replace(PATIENT, patience=0)
+    plain = train(config, optimiser=dataclasses.replace(optimiser, patience=0), held_out=CONTRARY)
+    assert log_of(config).held_out == ()
+    assert len(plain.seen) == 18
+
+
+def test_training_that_goes_on_helping_goes_on(config: TrainConfig):
+    trained = train(config, optimiser=PATIENT, held_out=POINTS)
+    seen = log_of(config)
+    assert len(seen.held_out) == 9
+    assert seen.held_out[-1][1] < seen.held_out[0][1] < seen.nothing
+    best = load_file(config.run_folder / "value" / f"best-{seen.best_step}" / "model.safetensors")
+    assert torch.equal(best["objective.weight"], trained.weight)
+
+
+@pytest.mark.parametrize("steps", range(1, 7))
+def test_a_stopped_run_resumes_to_the_same_epoch_and_weights(config: TrainConfig, tmp_path: Path, steps: int):
+    whole = train(config, optimiser=PATIENT, held_out=CONTRARY)
+    count = 0
+
+    def dies(error: Tensor) -> LossResult:
+        nonlocal count
+        count += error.requires_grad
+        if count > steps:
+            raise KeyboardInterrupt
+        return squared(error)
+
+    broken = dataclasses.replace(config, run_folder=tmp_path / "broken")
+    if steps < 6:
+        with pytest.raises(KeyboardInterrupt):
+            train(broken, optimiser=PATIENT, held_out=CONTRARY, loss=dies)
+    else:
+        train(broken, optimiser=PATIENT, held_out=CONTRARY, loss=dies)
+    again = train(dataclasses.replace(broken, resume=True), optimiser=PATIENT, held_out=CONTRARY)
+    assert torch.equal(again.weight, whole.weight)
+    assert log_of(broken) == log_of(config)
+    assert (again.seen == []) == (steps == 6)
+
+
+def test_a_picture_is_drawn_of_what_was_logged(config: TrainConfig):
+    train(config, optimiser=PATIENT, held_out=CONTRARY)
+    picture = draw_learning_curves(config.run_folder)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    width, height = (int.from_bytes(picture.read_bytes()[i : i + 4], "big") for i in (16, 20))
+    assert width > height > 300
+
+
+def test_the_bar_shows_losses(config: TrainConfig, monkeypatch: pytest.MonkeyPatch):
+    shown: list[dict[str, str]] = []
+
+    class Bar:
+        def __init__(self, **settings: Any) -> None:
+            assert settings["desc"] == "value"
+            assert settings["total"] == 18
+            self.n = settings["initial"]
+
+        def set_postfix(self, losses: dict[str, str]) -> None:
+            shown.append(dict(losses))
+
+        def update(self, steps: int) -> None:
+            self.n += steps
+
+        def close(self) -> None:
+            shown.append({"steps": str(self.n)})
+
+    monkeypatch.setattr("trimtab.guidance.loss_bar.tqdm", Bar)
+    train(dataclasses.replace(config, show_progress=True), optimiser=PATIENT, held_out=CONTRARY)
+    assert shown[-1] == {"steps": "6"}
+    assert shown[-2].keys() == {"loss", "held out", "knowing nothing"}
 
 
 class Counting(IterableDataset[Any]):

@@ -8,7 +8,13 @@ import pytest
 from trimtab.guidance.errors import DataError
 from trimtab.guidance.methods import METHODS
 from trimtab.guidance.plan import make_plan
-from trimtab.guidance.train_config import AdvantageConfig, RewardConfig, TrainConfig, ValueConfig
+from trimtab.guidance.train_config import (
+    AdvantageConfig,
+    OptimiserConfig,
+    RewardConfig,
+    TrainConfig,
+    ValueConfig,
+)
 
 PAIRS, ROLLOUTS = Path("pairs.jsonl"), Path("rollouts.jsonl")
 UNPAIRED, RANKINGS = Path("unpaired.jsonl"), Path("rankings.jsonl")
@@ -60,6 +66,22 @@ def test_parts_are_trained_in_the_order_of_their_needs():
         (
             {"preferences": PAIRS, "value": ValueConfig(lam=0.5)},
             "value.lam is not read by value.loss=monte_carlo",
+        ),
+        (
+            {"preferences": PAIRS, "reward": RewardConfig(optimiser=OptimiserConfig(epochs=9))},
+            "reward.optimiser is not read by reward.form=linear: leave it out, or give --reward.form mlp",
+        ),
+        (
+            {"preferences": PAIRS, "reward": RewardConfig(form="mlp", l2=0.1)},
+            "reward.l2 is not read by reward.form=mlp: leave it out, or give --reward.form linear",
+        ),
+        (
+            {
+                "parts": ("advantage",),
+                "prompts": PAIRS,
+                "advantage": AdvantageConfig(loss="rloo", optimiser=OptimiserConfig(patience=1)),
+            },
+            "advantage.optimiser.patience is not read by advantage.loss=rloo",
         ),
         ({"preferences": Path("none.jsonl")}, "none.jsonl: no such file or folder: give --preferences one"),
     ],

@@ -66,7 +66,6 @@ def config(policy_folder: Path, rows: Path, tmp_path: Path) -> TrainConfig:
         head_folder=tmp_path / "head",
         run_folder=tmp_path / "run",
         advantage=AdvantageConfig(rank=8, optimiser=FAST),
-        reward=RewardConfig(optimiser=dataclasses.replace(FAST, learning_rate=0.05)),
         value=ValueConfig(width=16, optimiser=FAST),
         held_out=0.2,
         show_progress=False,

@@ -69,7 +69,7 @@ def quick_config(folder: Path, policy: Path, name: str = "run", **changes: Any) 
         "head_folder": folder / name / "head",
         "run_folder": folder / name / "run",
         "advantage": AdvantageConfig(rank=4, optimiser=QUICK),
-        "reward": RewardConfig(optimiser=QUICK),
+        "reward": RewardConfig(form="mlp", width=8, optimiser=QUICK),
         "value": ValueConfig(width=8, optimiser=QUICK),
         "held_out": 0.2,
         "show_progress": False,

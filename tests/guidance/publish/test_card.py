@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import pytest
@@ -52,6 +53,22 @@ def test_accuracy_stands_beside_what_length_alone_tells():
     card = render_card(FULL, CardFacts())
     assert ["reward", "77.5%", "55.0%"] in rows(card)
     assert "length_accuracy" not in card
+
+
+def test_a_verdict_is_told_in_words_and_its_numbers_once():
+    judged = {
+        "reward_pairs": 72,
+        "reward_accuracy_low": 0.4,
+        "reward_accuracy_high": 0.6,
+        "reward_judged": 72,
+    }
+    judged |= {"reward_loss": 0.7, "reward_loss_of_nothing": 0.69, "reward_gain": -0.01}
+    metrics = {**FULL.metrics, "reward_accuracy": 0.5, **judged}
+    card = render_card(dataclasses.replace(FULL, metrics=metrics), CardFacts())
+    assert (
+        "- **reward**: no better than chance on 72 pairs (accuracy 50.0% [40.0, 60.0]; held-out loss" in card
+    )
+    assert not [row for row in rows(card) if row[0] in judged]
 
 
 def test_every_number_of_the_manifest_is_there():

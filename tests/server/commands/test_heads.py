@@ -42,6 +42,14 @@ def test_show_prints_the_whole_manifest(folder, capsys):
         assert text in shown
 
 
+def test_show_says_first_whether_anything_was_learned(folder, capsys):
+    (folder / "head.json").write_text(json.dumps(HEAD | {"metrics": {"advantage_pairs": 1}}))
+    assert main(["heads", "show", str(folder)]) == 0
+    first = next(line for line in capsys.readouterr().out.splitlines() if "held-out" in line)
+    assert "advantage on held-out rows" in first
+    assert "too few to tell (1 pair)" in first
+
+
 @pytest.mark.parametrize(
     ("args", "code", "says"),
     [

@@ -1,0 +1,44 @@
+"""The log of a part's training, read from what transformers' Trainer keeps: losses by step, and what they say
+of when to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+HELD_OUT, NOTHING = "held_out_loss", "loss_of_nothing"
+Points = tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingLog:
+    """train, held_out: (step, loss), ascending. nothing: the held-out loss of a head that knows nothing."""
+
+    train: Points = ()
+    held_out: Points = ()
+    nothing: float | None = None
+
+    @classmethod
+    def of(cls, history: Sequence[Mapping[str, Any]]) -> TrainingLog:
+        """history: the Trainer's log_history."""
+        nothing = [row[NOTHING] for row in history if NOTHING in row]
+        return cls(_points(history, "loss"), _points(history, HELD_OUT), nothing[0] if nothing else None)
+
+    @property
+    def best_step(self) -> int | None:
+        """The step with the lowest held-out loss, the first of equals; None where none was measured."""
+        return min(self.held_out, key=lambda point: point[1])[0] if self.held_out else None
+
+    def has_stopped(self, patience: int) -> bool:
+        """Whether the last `patience` held-out losses were none of them lower than the lowest before. 0:
+        never.
+
+        By hand: 3, 1, 2, 2 with patience 2: yes; 3, 1, 2: no.
+        """
+        losses = [loss for _, loss in self.held_out]
+        return 0 < patience < len(losses) and losses.index(min(losses)) < len(losses) - patience
+
+
+def _points(history: Sequence[Mapping[str, Any]], name: str) -> Points:
+    return tuple((row["step"], row[name]) for row in history if name in row)
