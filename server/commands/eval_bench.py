@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from trimtab.guidance.data import load_prompts
 from trimtab.guidance.errors import DataError
 from trimtab.guidance.evaluation.curve import CurvePoint, Judging, judge_point
 from trimtab.guidance.evaluation.reply import Reply, Scores
@@ -15,39 +14,44 @@ from trimtab.guidance.evaluation.statistics import resample_prompts
 from trimtab.guidance.evaluation.strengths import Probe
 from trimtab.guidance.features import FeatureSource
 from trimtab.guidance.message import Prompt
+from trimtab.guidance.prompt_rows import PromptRow, load_prompt_rows
 from trimtab.server.commands.eval import EvalConfig
 from trimtab.server.commands.eval_sampling import Sampler, fitting_prompts
-from trimtab.server.commands.eval_scores import Judges, check_reward_head, make_judges
+from trimtab.server.commands.eval_scores import Judges, make_judges
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.request import SamplingParams
+from trimtab.server.scoring.choose import check_scorer
 
 _PROBED_REPLIES = 64
 
 
 @dataclass(frozen=True, slots=True)
 class JudgedPrompts:
-    """Prompts that fit the context, with their tokens and their rows in the file. too_long: rows left out."""
+    """Prompts that fit the context, with their tokens, their rows in the file, and what scorers read of these
+    beside. too_long: rows left out."""
 
     prompts: tuple[Prompt, ...]
     encoded: tuple[tuple[int, ...], ...]
     rows: tuple[int, ...]
+    read: tuple[PromptRow, ...]
     too_long: tuple[int, ...] = ()
 
 
 def read_prompts(config: EvalConfig, engine: Engine, path: Path, limit: int | None = None) -> JudgedPrompts:
     """limit: of the rows, from the first. Raises DataError for prompts that do not fit, where those are
     refused."""
-    prompts = load_prompts(path, config, as_text=not engine.policy.tokenizer.chat_template).rows[:limit]
-    fitting, too_long = fitting_prompts(engine, prompts, config.max_tokens)
+    columns = check_scorer(config.gold_scorer, "--gold").also(check_scorer(config.proxy_scorer, "--proxy"))
+    as_text = not engine.policy.tokenizer.chat_template
+    loaded = load_prompt_rows(path, config, columns, as_text=as_text).rows[:limit]
+    fitting, too_long = fitting_prompts(engine, [row.prompt for row in loaded], config.max_tokens)
     if too_long and config.on_bad_rows == "refuse":
         raise DataError(
             f"{path}: {len(too_long)} prompts and {config.max_tokens} tokens of reply do not fit "
             f"the context, first row {too_long[0]}: leave them out with --on-bad-rows skip"
         )
-    rows = tuple(sorted(set(range(len(prompts))) - set(too_long)))
-    return JudgedPrompts(
-        tuple(prompt for prompt, _ in fitting), tuple(ids for _, ids in fitting), rows, tuple(too_long)
-    )
+    rows = tuple(sorted(set(range(len(loaded))) - set(too_long)))
+    prompts, encoded = zip(*fitting, strict=True)
+    return JudgedPrompts(prompts, encoded, rows, tuple(loaded[row] for row in rows), tuple(too_long))
 
 
 @dataclass(frozen=True)
@@ -105,10 +109,7 @@ def make_bench(
     read from, or ""."""
     bank = engine.bank
     measured = tuple(name for name, has in zip(bank.names, bank.has_reward, strict=True) if has)
-    kind, _, proxy = config.proxy_scorer.partition(":")
-    if kind == "reward":
-        check_reward_head(engine, proxy, "--proxy")
-    judges = make_judges(config, engine, judged.prompts, measured, gold_head)
+    judges = make_judges(config, engine, judged.read, measured, gold_head)
     sampling = SamplingParams(
         max_tokens=config.max_tokens, temperature=config.temperature, n=config.num_replies, seed=config.seed
     )

@@ -10,6 +10,7 @@ from trimtab.guidance.examples import load_items
 from trimtab.guidance.features import FeatureCache
 from trimtab.guidance.manifest import AdvantagePart, Manifest
 from trimtab.guidance.methods import METHODS
+from trimtab.guidance.plain_rollouts import plain_only
 from trimtab.guidance.policy import load_policy
 from trimtab.guidance.scale import KL_PER_TOKEN, Scale, fit_scale
 from trimtab.guidance.store import load_head, save_head
@@ -28,7 +29,9 @@ def rescale(config: RescaleConfig) -> None:
     part = manifest.parts.advantage
     if head.advantage is None or part is None:
         raise HeadError(f"{folder}: head {manifest.name} has no advantage, and steers nothing: name another")
-    replies = [item.reply for item in load_items("rollouts", config.rollouts, config, policy)]
+    items = load_items("rollouts", config.rollouts, config, policy)
+    plain = plain_only(items, config.rollouts, "a head's scale", skip=config.on_bad_rows == "skip")
+    replies = [item.reply for item in plain]
     method = METHODS["advantage"].get(part.loss)
     is_tilt = method is not None and method.is_tilt
     features = FeatureCache(policy, show_progress=config.show_progress)

@@ -24,6 +24,7 @@ class RewardPartScorer:
     """
 
     units = RAW_UNITS
+    rows_at_once = 256
 
     def __init__(self, policy: Policy, folder: Path) -> None:
         """Raises HeadError for a head without a reward part, or of another policy."""
