@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -21,11 +21,12 @@ from trimtab.guidance.formats.recognise import (
 )
 from trimtab.guidance.formats.registry import AUTO, TRL
 from trimtab.guidance.message import Prompt
+from trimtab.guidance.plain_rollouts import stated_sampling
 from trimtab.guidance.row_account import Accountant, RowAccount
 from trimtab.guidance.row_files.json_text import BadRow
 from trimtab.guidance.row_files.source import raw_rows
 from trimtab.guidance.row_options import RowOptions, columns_for, format_for
-from trimtab.guidance.rows import ROW_KINDS, Preference, Ranking, Rollout, Unpaired
+from trimtab.guidance.rows import ROW_KINDS, Preference, Ranking, ReadColumns, Rollout, Unpaired
 
 logger = logging.getLogger(__name__)
 Row = TypeVar("Row")
@@ -36,12 +37,13 @@ _AS_GIVEN = RowOptions()
 @dataclass(frozen=True, slots=True)
 class LoadedRows(Generic[Row]):
     """num_bad: rows that were skipped; first_bad says where the first one is and what is wrong with it.
-    account: what else is to be known of them."""
+    account: what else is to be known of them. carried: of each row, the other columns that were asked for."""
 
     rows: tuple[Row, ...]
     account: RowAccount
     num_bad: int = 0
     first_bad: str = ""
+    carried: tuple[Mapping[str, Any], ...] = ()
 
 
 def load_preferences(
@@ -87,11 +89,19 @@ def load_prompts(path: Path, options: RowOptions = _AS_GIVEN, *, as_text: bool =
 
 
 def load_rows(
-    kind: str, path: Path, options: RowOptions = _AS_GIVEN, *, as_text: bool = False
+    kind: str,
+    path: Path,
+    options: RowOptions = _AS_GIVEN,
+    *,
+    as_text: bool = False,
+    read: ReadColumns | None = None,
 ) -> LoadedRows[Any]:
-    """Rows of the kind that rows.ROW_KINDS names. Raises as load_preferences."""
+    """Rows of the kind that rows.ROW_KINDS names. read: columns that are carried along beside them.
+
+    Raises as load_preferences.
+    """
     try:
-        loading = _Loading(kind, options, as_text)
+        loading = _Loading(kind, options, as_text, read or ReadColumns())
         loaded = loading.run(_objects(kind, raw_rows(path)))
     except (DataError, MixedError) as error:
         raise error if _names(error, path) else DataError(f"{path}: {error}") from error
@@ -99,6 +109,8 @@ def load_rows(
     log("%s: %s", path, loaded.account)
     if loaded.num_bad:
         logger.warning("%s: skipped %d bad rows, first %s", path, loaded.num_bad, loaded.first_bad)
+    if kind == "rollouts" and (stated := stated_sampling(path)):
+        return replace(loaded, rows=tuple(replace(row, **stated) for row in loaded.rows))
     return loaded
 
 
@@ -129,8 +141,9 @@ def _gathered(replies: list[dict[str, Any]]) -> dict[str, Any]:
 class _Loading:
     """One pass over the rows of a path."""
 
-    def __init__(self, kind: str, options: RowOptions, as_text: bool) -> None:
-        self.kind, self.options, self.as_text = kind, options, as_text
+    def __init__(self, kind: str, options: RowOptions, as_text: bool, read: ReadColumns) -> None:
+        self.kind, self.options, self.as_text, self.read = kind, options, as_text, read
+        self.carried = list[dict[str, Any]]()
         self.mapping = columns_for(options.columns, kind)
         self.accountant = Accountant()
         self.rows = list[Any]()
@@ -152,7 +165,7 @@ class _Loading:
         account = self.accountant.account(
             self.kind, reader.format, self.rows, bad=bad, ties=self.ties, unread=unread
         )
-        return LoadedRows(tuple(self.rows), account, len(bad), bad[0] if bad else "")
+        return LoadedRows(tuple(self.rows), account, len(bad), bad[0] if bad else "", tuple(self.carried))
 
     def _reader(self, first: list[tuple[str, object]]) -> RowReader:
         """In the format that is asked for, or that the first rows have."""
@@ -180,8 +193,12 @@ class _Loading:
         except DataError:
             self._check_agreement(where, row, reader.format)
             raise
+        beside = self.read.of({name: value for name, value in row.items() if name != "prompt"})
+        for name in beside:
+            reader.unread.pop(name, None)
         for one in parsed:
             self.rows.append(one)
+            self.carried.append(beside)
             self.accountant.take(one, row)
 
     def _check_agreement(self, where: str, row: Mapping[str, Any], name: str) -> None:

@@ -18,7 +18,7 @@ from trimtab.guidance.chat_marks import (
     without_header,
 )
 from trimtab.guidance.chat_template import names, render_chat, unread
-from trimtab.guidance.errors import DataError
+from trimtab.guidance.errors import DataError, PolicyError
 from trimtab.guidance.message import Message, Prompt
 from trimtab.guidance.prompt_form import Rows, form_of
 from trimtab.guidance.reply_ends import end_of_reply
@@ -117,6 +117,17 @@ class ReplyEncoder:
     def prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
         """See encode_prompt."""
         return self._ask(prompt).ids
+
+    def end_id(self, prompt: Prompt) -> int | None:
+        """What is read behind a reply to the prompt that is cut; None where the tokenizer knows no end.
+
+        Raises DataError as encode_prompt.
+        """
+        is_chat = bool(self._ask(prompt).turns)
+        try:
+            return self._end_of(is_chat=is_chat)
+        except PolicyError:
+            return None
 
     @property
     def ends(self) -> dict[str, int]:

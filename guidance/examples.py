@@ -6,7 +6,7 @@ import hashlib
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -18,9 +18,10 @@ from trimtab.guidance.message import Prompt
 from trimtab.guidance.objectives.unpaired import mismatch
 from trimtab.guidance.policy import Policy
 from trimtab.guidance.prompt_form import Form, Rows, form_of
+from trimtab.guidance.prompt_rows import PromptRow, load_prompt_rows
 from trimtab.guidance.row_notes import RowNotes
 from trimtab.guidance.row_options import ExtraColumns, RowLimits
-from trimtab.guidance.rows import Preference, Ranking, Rollout, Unpaired
+from trimtab.guidance.rows import Preference, Ranking, ReadColumns, Rollout, Unpaired
 from trimtab.guidance.train_config import ROW_FILES, TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -29,10 +30,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class PromptItem:
-    """A prompt that replies are sampled to while training."""
+    """A prompt that replies are sampled to while training. columns: of its row, what scoring reads."""
 
     prompt: Prompt
     prompt_ids: tuple[int, ...]
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def replies(self) -> tuple[EncodedReply, ...]:
@@ -81,9 +83,9 @@ ITEMS_OF = {
 """A data file's field in TrainConfig -> its items' field in Examples, also a method's word for them."""
 
 
-def load_examples(config: TrainConfig, policy: Policy) -> Examples:
+def load_examples(config: TrainConfig, policy: Policy, read: ReadColumns | None = None) -> Examples:
     """Reads, encodes and splits the rows that the configuration names. Without a file of rollouts, the
-    replies of the other files serve.
+    replies of the other files serve. read: columns of the prompts that are to come along.
 
     Raises:
         DataError: rows that cannot be read, or too few prompts to hold some out.
@@ -91,7 +93,7 @@ def load_examples(config: TrainConfig, policy: Policy) -> Examples:
     """
     files, config = files_of(config), replace(config, rows=rows_of(config, policy))
     items = {
-        ITEMS_OF[name]: load_items(name, path, config, policy, mismatched=_needs_mismatch(config))
+        ITEMS_OF[name]: load_items(name, path, config, policy, mismatched=_needs_mismatch(config), read=read)
         for name, path in files.items()
     }
     if "rollouts" not in items:
@@ -183,10 +185,10 @@ class RowEncoder:
 
     def rollout(self, row: Rollout) -> RolloutItem:
         reply = self.reply(row.prompt, row.completion, row.sampled)
-        return RolloutItem(reply, row.reward, row.token_rewards)
+        return RolloutItem(reply, row.reward, row.token_rewards, row.departure)
 
-    def prompt(self, row: Prompt) -> PromptItem:
-        return PromptItem(row, self._replies.prompt_ids(row))
+    def prompt(self, row: PromptRow) -> PromptItem:
+        return PromptItem(row.prompt, self._replies.prompt_ids(row.prompt), row.columns)
 
 
 _ENCODE: dict[type[Any], Callable[[RowEncoder, Any], Any]] = {
@@ -194,23 +196,32 @@ _ENCODE: dict[type[Any], Callable[[RowEncoder, Any], Any]] = {
     Ranking: RowEncoder.ranking,
     Unpaired: RowEncoder.label,
     Rollout: RowEncoder.rollout,
-    str: RowEncoder.prompt,
-    tuple: RowEncoder.prompt,
+    PromptRow: RowEncoder.prompt,
 }
 
 
 def load_items(
-    kind: str, path: Path, limits: RowLimits, policy: Policy, *, mismatched: bool = False
+    kind: str,
+    path: Path,
+    limits: RowLimits,
+    policy: Policy,
+    *,
+    mismatched: bool = False,
+    read: ReadColumns | None = None,
 ) -> list[Any]:
     """The items of a file of rows of one of ROW_FILES' kinds. mismatched: those of unpaired rows also get a
-    reply to another prompt.
+    reply to another prompt. read: columns that prompts take along.
 
     Raises:
         DataError: rows that cannot be read or encoded, or that are all too long.
         PolicyError: the tokenizer cannot render the rows.
     """
     form = form_of(policy.tokenizer, limits.rows, [path])
-    rows = load_rows(kind, path, limits, as_text=form == "text").rows
+    rows: Sequence[Any]
+    if kind == "prompts":
+        rows = load_prompt_rows(path, limits, read, as_text=form == "text").rows
+    else:
+        rows = load_rows(kind, path, limits, as_text=form == "text").rows
     encoder = RowEncoder(policy, form, extra_keys=limits.extra_columns)
     items, bad = encode_rows(rows, encoder)
     if bad and (limits.on_bad_rows == "refuse" or not items):
@@ -235,8 +246,7 @@ def encode_rows(rows: Sequence[Any], encoder: RowEncoder) -> tuple[list[Any], li
         try:
             items.append(encoder.encode(row))
         except DataError as error:
-            prompt = row if isinstance(row, str | tuple) else row.prompt
-            bad.append(f"prompt {str(prompt)[:40]!r}: {error}")
+            bad.append(f"prompt {str(row.prompt)[:40]!r}: {error}")
     return items, bad
 
 

@@ -107,7 +107,8 @@ def _whole_shards(folder: Path, plan: FeaturePlan, before: FeatureManifest) -> F
     for shard, planned in zip(before.shards, plan.shards, strict=False):
         if not shard.is_of(planned):
             raise DataError(
-                f"{folder}: was begun with other rows than these ({shard.file} holds others): {SAME}"
+                f"{folder}: was begun with other rows than these, or by a version that cut them otherwise "
+                f"({shard.file} holds others): {SAME}"
             )
         path = folder / shard.file
         if not path.is_file() or path.stat().st_size != shard.num_bytes:

@@ -46,11 +46,13 @@ class LabelItem:
 @dataclass(frozen=True, slots=True)
 class RolloutItem:
     """A reply of the policy. reward: of the whole reply. token_rewards: one for every drawn token, which
-    takes the place of the reward. Both None where nothing has scored it yet."""
+    takes the place of the reward. Both None where nothing has scored it yet. departure: see
+    plain_rollouts."""
 
     reply: EncodedReply
     reward: float | None = None
     token_rewards: tuple[float, ...] | None = None
+    departure: str = ""
 
     @property
     def replies(self) -> tuple[EncodedReply, ...]:

@@ -134,7 +134,11 @@ def _units(measured: Measured) -> tuple[float, float] | None:
             )
         return None
     if measured.head.reward is not None:
-        return standard_units(score_ends(measured.head.reward, measured.features, measured.replies))
+        plain = [item.reply for item in measured.rollouts if not item.departure]
+        if not plain:
+            logger.warning("no plain rollouts are held out: rewards are reported raw, not in standard units")
+            return None
+        return standard_units(score_ends(measured.head.reward, measured.features, plain))
     if measured.head.value is not None and _are_rewarded(measured.rollouts):
         return standard_units(torch.stack([g[0] for g in _returns(measured)]))
     return None

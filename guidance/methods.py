@@ -57,6 +57,7 @@ class Method:
     the objective reads. A part's other options belong to other methods.
     needs: another part of the head that must be there, trained before. has_rewards: its rollouts must be
     scored. is_tilt: an advantage that is trained as a tilt, and has a strength that is its optimum.
+    needs_plain: its rollouts must be plain samples of the policy.
     """
 
     rows: Rows
@@ -67,6 +68,7 @@ class Method:
     needs: tuple[Part, ...] = ()
     has_rewards: bool = True
     is_tilt: bool = True
+    needs_plain: bool = True
 
     def bind(self, part_config: Any) -> Loss:
         """The loss with the options that the part's configuration gives it."""
@@ -92,7 +94,7 @@ METHODS: dict[Part, dict[str, Method]] = {
             "pairs", PairReward, REWARD_LOSSES["bradley_terry"], ("centring",), ("margin",)
         ),
         "ranked": Method("rankings", RankingReward, REWARD_LOSSES["ranked"]),
-        "regression": Method("rollouts", RolloutReward, REWARD_LOSSES["regression"]),
+        "regression": Method("rollouts", RolloutReward, REWARD_LOSSES["regression"], needs_plain=False),
         "good_bad": Method("unpaired", LabelReward, REWARD_LOSSES["good_bad"]),
     },
     "advantage": {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,9 @@ from trimtab.guidance.errors import DataError, TieError
 from trimtab.guidance.formats.names import as_label
 from trimtab.guidance.formats.turns import is_transcript, split_text
 from trimtab.guidance.message import Message, Prompt
+from trimtab.guidance.plain_rollouts import departure
+
+_DRAWN = ("strength", "kl", "temperature", "top_p")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,8 @@ class Unpaired:
 @dataclass(frozen=True, slots=True)
 class Rollout:
     """A reply sampled from the policy. reward: of the whole reply; token_rewards: one for every token of
-    `sampled`; None where nothing has scored it. strength: of the guidance that it was sampled with."""
+    `sampled`; None where nothing has scored it. strength … top_p: how it was drawn; None where the row does
+    not say."""
 
     prompt: Prompt
     completion: str
@@ -70,6 +74,14 @@ class Rollout:
     reward: float | None = None
     token_rewards: tuple[float, ...] | None = None
     strength: float = 0.0
+    kl: float | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+
+    @property
+    def departure(self) -> str:
+        """See plain_rollouts."""
+        return departure(**{name: getattr(self, name) for name in _DRAWN})
 
 
 def parse_preference(row: Row) -> Preference:
@@ -141,12 +153,48 @@ def parse_rollout(row: Row) -> Rollout:
         number_column(row, "reward"),
         rewards,
         number_column(row, "strength") or 0.0,
+        *(number_column(row, name) for name in _DRAWN[1:]),
     )
 
 
 def parse_prompt(row: Row) -> Prompt:
     """Raises DataError that names the column."""
     return as_prompt(column(row, "prompt"))
+
+
+@dataclass(frozen=True, slots=True)
+class ReadColumns:
+    """Which columns beside the prompt a reader asks for. reader: its name. needed: must be there; optional:
+    may be; takes_all: whatever is there."""
+
+    reader: str = ""
+    needed: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
+    takes_all: bool = False
+
+    def check(self, where: object, there: Collection[str]) -> None:
+        """Raises DataError that names the columns that are not there."""
+        missing = [name for name in self.needed if name not in there]
+        if missing:
+            known = ", ".join(sorted(there)) or "none"
+            raise DataError(
+                f"{where}: {self.reader} reads the column {', '.join(missing)}, which is not there; columns "
+                f"beside the prompt are {known}"
+            )
+
+    def also(self, other: ReadColumns) -> ReadColumns:
+        """What both read together."""
+        return ReadColumns(
+            " and ".join(filter(None, (self.reader, other.reader))),
+            (*self.needed, *other.needed),
+            (*self.optional, *other.optional),
+            self.takes_all or other.takes_all,
+        )
+
+    def of(self, columns: Mapping[str, Any]) -> dict[str, Any]:
+        """What it is given of a row's columns."""
+        names = columns if self.takes_all else (*self.needed, *self.optional)
+        return {name: columns[name] for name in names if name in columns}
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +207,7 @@ class RowKind:
 
 
 _TOKENS = ("token_ids", "is_cut")
-_ORIGIN = ("prompt_id", "sample", "seed", "kl", "strength")  # of our own samples: not read, and no mistake
+_ORIGIN = ("prompt_id", "sample", "seed", "columns")  # of our own samples: not read, and no mistake
 
 ROW_KINDS: dict[str, RowKind] = {
     "preferences": RowKind(
@@ -170,7 +218,7 @@ ROW_KINDS: dict[str, RowKind] = {
     "rankings": RowKind(parse_ranking, ("prompt", "responses", "ranks"), _TOKENS),
     "unpaired": RowKind(parse_unpaired, ("prompt", "completion", "label"), _TOKENS),
     "rollouts": RowKind(
-        parse_rollout, ("prompt", "completion"), (*_TOKENS, *_ORIGIN, "reward", "token_rewards")
+        parse_rollout, ("prompt", "completion"), (*_TOKENS, *_ORIGIN, *_DRAWN, "reward", "token_rewards")
     ),
     "prompts": RowKind(parse_prompt, ("prompt",)),
 }

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from trimtab.guidance.config_file import to_yaml
 from trimtab.guidance.convex_reward import solve_reward
 from trimtab.guidance.errors import DataError, HeadError
-from trimtab.guidance.examples import Examples, load_examples, rows_of
+from trimtab.guidance.examples import Examples, Split, load_examples, rows_of
 from trimtab.guidance.feature_store import open_features
 from trimtab.guidance.features import Extract, FeatureCache, FeatureSource, StreamedFeatures
 from trimtab.guidance.head import Advantage, Head, LinearScalar
@@ -30,6 +30,7 @@ from trimtab.guidance.on_policy.sampler import Sampler
 from trimtab.guidance.on_policy.train import Outcome, train_on_policy
 from trimtab.guidance.part_figures import Figures, loss_figures, stopping_figures
 from trimtab.guidance.part_trainer import train_part
+from trimtab.guidance.plain_rollouts import plain_only
 from trimtab.guidance.plan import Plan, make_plan
 from trimtab.guidance.policy import Policy, load_policy
 from trimtab.guidance.processes import is_first, own_device
@@ -70,8 +71,9 @@ def train_head(
         features = _make_features(config, policy, extract)
     config = dataclasses.replace(config, rows=rows_of(config, policy))
     _write_config(config)
-    examples = load_examples(config, policy)
+    examples = load_examples(config, policy, None if sampler is None else sampler.reads)
     _check_labels(config, plan, examples)
+    examples = _plain_where_needed(examples, config, plan)
     features.prepare(examples.replies())
     head, parts, units = _begin(config, policy, plan)
     _check_units(config, parts, examples)
@@ -113,6 +115,27 @@ def _with_plain(examples: Examples, outcome: Outcome, config: TrainConfig) -> Ex
         return examples
     rollouts = dataclasses.replace(examples.rollouts, held_out=tuple(outcome.rollouts))
     return dataclasses.replace(examples, rollouts=rollouts)
+
+
+def _plain_where_needed(examples: Examples, config: TrainConfig, plan: Plan) -> Examples:
+    """Without rollouts that the policy alone would not have written, unless all that reads them is a reward
+    that learns what a reply is worth, whoever wrote it. Raises DataError; see plain_only."""
+    readers = [part for part, method in plan.items() if method.rows == "rollouts"]
+    if config.rollouts is None or (
+        readers == list(plan)
+        and not any(plan[part].needs_plain for part in readers)
+        and config.start_from is None
+    ):
+        return examples
+    needy = [f"{part}.loss={getattr(config, part).loss}" for part in readers if plan[part].needs_plain]
+    reader, both = " and ".join(needy) or "a head's scale and standard units", examples.rollouts
+    plain_only([*both.train, *both.held_out], config.rollouts, reader, skip=config.on_bad_rows == "skip")
+    sides = [tuple(item for item in side if not item.departure) for side in (both.train, both.held_out)]
+    if not all(sides):
+        raise DataError(
+            f"{config.rollouts}: no plain rollouts are left to train on, or to judge by: give more"
+        )
+    return dataclasses.replace(examples, rollouts=Split(*sides))
 
 
 def _make_features(config: TrainConfig, policy: Policy, extract: Extract | None) -> FeatureSource:

@@ -4,7 +4,6 @@ scores them."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from tqdm.auto import tqdm
 
@@ -14,11 +13,12 @@ from trimtab.guidance.errors import DataError
 from trimtab.guidance.examples import PromptItem, RowEncoder, rows_of
 from trimtab.guidance.head import Head
 from trimtab.guidance.items import RolloutItem
-from trimtab.guidance.manifest import Manifest, Parts, load_manifest
+from trimtab.guidance.manifest import Manifest, Parts
 from trimtab.guidance.on_policy.sampler import Draw
 from trimtab.guidance.policy import Policy
 from trimtab.guidance.processes import is_first, process_index
 from trimtab.guidance.prompt_form import Form
+from trimtab.guidance.rows import ReadColumns
 from trimtab.guidance.train_config import TrainConfig
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
@@ -26,11 +26,12 @@ from trimtab.server.engine.loading import load
 from trimtab.server.engine.offline import GenerationError
 from trimtab.server.engine.request import InvalidRequestError
 from trimtab.server.judging.config import JudgeConfig
-from trimtab.server.scoring.choose import ScorerContext, make_scorer, split_scorer
+from trimtab.server.scoring.choose import ScorerContext, check_scorer, make_scorer
 from trimtab.server.scoring.rollout import RolloutRow
 from trimtab.server.scoring.sample import EncodedPrompt, SamplePlan, sample
 from trimtab.server.scoring.score import Score, Scorer
 
+FLAG = "--on-policy.score"
 _NAME = "learner"
 
 
@@ -84,6 +85,11 @@ class EngineSampler:
         """See Sampler."""
         return self.scorer is not None
 
+    @property
+    def reads(self) -> ReadColumns:
+        """See Sampler."""
+        return check_scorer(self.config.on_policy.score, FLAG)
+
     def sample(
         self,
         head: Head,
@@ -103,7 +109,10 @@ class EngineSampler:
             heads=((_NAME, 1.0),),
             strength=strength,
         )
-        encoded = [EncodedPrompt(i, item.prompt, item.prompt_ids) for i, item in enumerate(prompts, first)]
+        encoded = [
+            EncodedPrompt(i, item.prompt, item.prompt_ids, columns=item.columns)
+            for i, item in enumerate(prompts, first)
+        ]
         total, shown = len(prompts) * num_replies, self.config.show_progress and is_first()
         with tqdm(total=total, desc="replies", unit="reply", leave=False, disable=not shown) as bar:
             try:
@@ -115,7 +124,10 @@ class EngineSampler:
 
     def _draw(self, row: RolloutRow, score: Score) -> Draw:
         reply = self._encoder.reply(row.prompt, row.completion, Sampled(row.token_ids, row.is_cut))
-        problem = f"prompt {row.prompt_id} sample {row.sample}: {score.problem}" if score.problem else ""
+        told = score.problem or (
+            "it was left without a reward" if self.is_scoring and score.reward is None else ""
+        )
+        problem = f"prompt {row.prompt_id} sample {row.sample}: {told}" if told else ""
         return Draw(row.prompt_id, RolloutItem(reply, score.reward, score.token_rewards), problem)
 
 
@@ -125,18 +137,13 @@ def _own_name(stem: str, suffix: str) -> str:
 
 
 def _scorer(config: TrainConfig, rows: Form) -> Scorer:
-    """`reward:FOLDER` names a head by its folder."""
-    kind, rest = split_scorer(config.on_policy.score)
-    heads: tuple[Path, ...] = ()
-    name = config.on_policy.score
-    if kind == "reward":
-        heads, name = (Path(rest),), f"reward:{load_manifest(Path(rest)).name}"
     context = ScorerContext(
         model=config.model,
-        heads=heads,
+        heads=() if config.start_from is None else (config.start_from,),
         judge=JudgeConfig(),
         answers=config.run_folder / _own_name("judge_answers", ".jsonl"),
         device=config.device,
         rows=rows,
+        flag=FLAG,
     )
-    return make_scorer(name, context)
+    return make_scorer(config.on_policy.score, context)

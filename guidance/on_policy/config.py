@@ -16,8 +16,10 @@ class OnPolicyConfig:
     iteration's prompts, each with an engine of its own, and its batches.
 
     score: `function:MODULE:FUNCTION`, called with (prompt, reply) or (prompt, reply, tokens), which returns a
-    number or one per token; `reward:FOLDER`, the reward part of a head; or `judge:URL`. Without it the head's
-    own reward part scores.
+    number or one per token, or as TRL calls reward functions with (prompts, completions, **columns of the
+    prompt file); `reward:NAME_OR_FOLDER`, the reward part of a head; `model:PATH`, a
+    …ForSequenceClassification; or `judge:URL`: see `trimtab rollouts --help`. Without it the head's own
+    reward part scores.
     start_strength: at which the head of start_from begins; by default at its optimum, or without one at 1.
     num_prompts: of an iteration.
     num_replies: to each of its prompts; rloo and grpo compare them.

@@ -11,6 +11,7 @@ from trimtab.guidance.encoding import EncodedReply
 from trimtab.guidance.examples import PromptItem
 from trimtab.guidance.head import Head
 from trimtab.guidance.items import RolloutItem
+from trimtab.guidance.rows import ReadColumns
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,11 @@ class Sampler(Protocol):
     @property
     def is_scoring(self) -> bool:
         """Whether draws come with rewards; else the head's own reward part gives them."""
+        ...
+
+    @property
+    def reads(self) -> ReadColumns:
+        """Columns of the prompts' rows that scoring reads."""
         ...
 
     def sample(

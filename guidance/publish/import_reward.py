@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from trimtab.guidance.errors import HeadError, PolicyError
 from trimtab.guidance.head import Head, LinearScalar
@@ -36,7 +35,9 @@ def read_classifier(path: str | Path, policy: Policy) -> Classifier:
         PolicyError: there is no such model.
         HeadError: it is another model, or scores otherwise; one line that names what differs.
     """
-    model = _load(path)
+    model = load_classifier(path)
+    if model.config.num_labels != 1:
+        raise HeadError(f"{path} has {model.config.num_labels} labels: a reward is a model with one")
     layer = score_layer(model)
     _check_backbone(str(path), model.base_model, policy)
     bias = float(getattr(model.config, BIAS, 0.0)) + (0.0 if layer.bias is None else layer.bias.item())
@@ -46,22 +47,22 @@ def read_classifier(path: str | Path, policy: Policy) -> Classifier:
     return Classifier(weight, bias, getattr(model.config, MEAN, 0.0), getattr(model.config, STD, 1.0))
 
 
-def _load(path: str | Path) -> PreTrainedModel:
+def load_classifier(path: str | Path, dtype: torch.dtype | str = torch.float32) -> PreTrainedModel:
+    """A trained sequence classification model from safetensors.
+
+    Raises:
+        PolicyError: there is no such model.
+        HeadError: its weights are not those of a trained classification.
+    """
     local = must_be_local(path)
     try:
-        config: Any = AutoConfig.from_pretrained(path, local_files_only=local)
-        if config.num_labels != 1:
-            raise HeadError(f"{path} has {config.num_labels} labels: a reward is a model with one")
         model, found = AutoModelForSequenceClassification.from_pretrained(
             path,
-            config=config,
-            dtype=torch.float32,
+            dtype=dtype,
             use_safetensors=True,
             local_files_only=local,
             output_loading_info=True,
         )
-    except HeadError:
-        raise
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise PolicyError(f"model '{path}' cannot be loaded ({reason}): name a safetensors folder") from error

@@ -15,8 +15,7 @@ from trimtab.server.commands.model import BUNDLED, resolve_engine
 from trimtab.server.commands.row_accounts import show_accounts
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.judging.config import JudgeConfig
-from trimtab.server.scoring.choose import SCORERS
-from trimtab.server.scoring.functions import load_function, takes_tokens
+from trimtab.server.scoring.choose import SCORERS, check_scorer
 from trimtab.server.scoring.score import OnBadScores
 
 Section = Literal["preferences", "frontier", "sycophancy"]
@@ -43,12 +42,12 @@ class EvalConfig(EngineConfig, JudgeConfig, EncodedRows):
     sections: by default every one whose data are given.
     preferences: rows {prompt?, chosen, rejected} that no head was trained on.
     prompts: rows {prompt} that no head was trained on.
-    gold: scores the frontier is judged by: `function:MODULE:FUNCTION`, called with (prompt, reply) or
-    (prompt, reply, tokens), which returns a number, one per token, or a dict of numbers by name (None where
-    it cannot say); `reward:HEAD`, a head's name or folder; or `judge:URL`, a model that rates from 1 to 10.
-    The bundled model has a judge of its own by default.
-    proxy: the score that a head was trained to raise, as `reward:HEAD` or `function:MODULE:FUNCTION`; by
-    default each head's own reward part.
+    gold: scores the frontier is judged by, spelled and called as --score of `trimtab rollouts`:
+    `function:MODULE:FUNCTION`, which for (prompt, reply) or (prompt, reply, tokens) may also return a dict
+    of numbers by name (None where it cannot say); `reward:NAME_OR_FOLDER` of a head; `model:PATH` of a
+    …ForSequenceClassification; or `judge:URL`, a model that rates from 1 to 10. The bundled model has a judge
+    of its own by default.
+    proxy: the score that a head was trained to raise, spelled alike; by default each head's own reward part.
     strengths: points of each head's curve; the plain policy is always the first. By default about where the
     head costs as many nats as --at-kl says, the least less a fifth, the most and a quarter more.
     steer: one curve of several heads together, such as kind=1,concise=0.5, in place of one for each.
@@ -211,9 +210,7 @@ def main(prog: str, args: Sequence[str]) -> None:
     config = parse(EvalConfig, prog, args)
     show_accounts()
     for flag, scorer in (("--gold", config.gold_scorer), ("--proxy", config.proxy_scorer)):
-        kind, _, name = scorer.partition(":")
-        if kind == "function":
-            takes_tokens(load_function(name, flag))
+        check_scorer(scorer, flag)
     from trimtab.server.commands.eval_run import run  # noqa: PLC0415 (heavy; bad flags are told before)
 
     try:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from trimtab.guidance.data import load_prompts
 from trimtab.guidance.encoding import ReplyEncoder
 from trimtab.guidance.errors import DataError
 from trimtab.guidance.evaluation.curve import CurvePoint, Judging, judge_point
@@ -17,23 +16,26 @@ from trimtab.guidance.evaluation.strengths import Probe
 from trimtab.guidance.features import FeatureSource
 from trimtab.guidance.message import Prompt
 from trimtab.guidance.prompt_form import mismatches
+from trimtab.guidance.prompt_rows import PromptRow, load_prompt_rows
 from trimtab.server.commands.eval import EvalConfig
 from trimtab.server.commands.eval_sampling import Sampler, fitting_prompts
-from trimtab.server.commands.eval_scores import Judges, check_reward_head, make_judges
+from trimtab.server.commands.eval_scores import Judges, make_judges
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.request import SamplingParams
+from trimtab.server.scoring.choose import check_scorer
 
 _PROBED_REPLIES = 64
 
 
 @dataclass(frozen=True, slots=True)
 class JudgedPrompts:
-    """Prompts that fit the context, with their tokens and their rows in the file. encoder: what encoded them.
-    too_long: rows left out."""
+    """Prompts that fit the context, with their tokens, their rows in the file, and what scorers read of these
+    beside. encoder: what encoded them. too_long: rows left out."""
 
     prompts: tuple[Prompt, ...]
     encoded: tuple[tuple[int, ...], ...]
     rows: tuple[int, ...]
+    read: tuple[PromptRow, ...]
     encoder: ReplyEncoder
     too_long: tuple[int, ...] = ()
 
@@ -41,14 +43,13 @@ class JudgedPrompts:
 def read_prompts(config: EvalConfig, engine: Engine, path: Path, limit: int | None = None) -> JudgedPrompts:
     """limit: of the rows, from the first. Raises DataError for prompts that do not fit, where those are
     refused."""
+    columns = check_scorer(config.gold_scorer, "--gold").also(check_scorer(config.proxy_scorer, "--proxy"))
     policy = engine.policy
     encoder = ReplyEncoder(
         policy.tokenizer, config.rows, end_ids=policy.eos_token_ids, extra_keys=config.extra_columns
     )
-    if encoder.form == "text":
-        policy.complete_texts()
-    prompts = load_prompts(path, config, as_text=encoder.form == "text").rows[:limit]
-    fitting, too_long = fitting_prompts(engine, prompts, config.max_tokens, encoder)
+    loaded = load_prompt_rows(path, config, columns, as_text=encoder.form == "text").rows[:limit]
+    fitting, too_long = fitting_prompts(engine, [row.prompt for row in loaded], config.max_tokens, encoder)
     for line in [*encoder.notes.lines(), *mismatches(engine.bank.manifests, encoder.form)]:
         print(f"{path}: {line}")
     if too_long and config.on_bad_rows == "refuse":
@@ -56,9 +57,9 @@ def read_prompts(config: EvalConfig, engine: Engine, path: Path, limit: int | No
             f"{path}: {len(too_long)} prompts and {config.max_tokens} tokens of reply do not fit "
             f"the context, first row {too_long[0]}: leave them out with --on-bad-rows skip"
         )
-    rows = tuple(sorted(set(range(len(prompts))) - set(too_long)))
+    rows = tuple(sorted(set(range(len(loaded))) - set(too_long)))
     kept, encoded = zip(*fitting, strict=True)
-    return JudgedPrompts(kept, encoded, rows, encoder, tuple(too_long))
+    return JudgedPrompts(kept, encoded, rows, tuple(loaded[row] for row in rows), encoder, tuple(too_long))
 
 
 @dataclass(frozen=True)
@@ -116,12 +117,7 @@ def make_bench(
     read from, or ""."""
     bank = engine.bank
     measured = tuple(name for name, has in zip(bank.names, bank.has_reward, strict=True) if has)
-    kind, _, proxy = config.proxy_scorer.partition(":")
-    if kind == "reward":
-        check_reward_head(engine, proxy, "--proxy")
-    judges = make_judges(
-        replace(config, rows=judged.encoder.form), engine, judged.prompts, measured, gold_head
-    )
+    judges = make_judges(replace(config, rows=judged.encoder.form), engine, judged.read, measured, gold_head)
     sampling = SamplingParams(
         max_tokens=config.max_tokens, temperature=config.temperature, n=config.num_replies, seed=config.seed
     )

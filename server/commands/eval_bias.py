@@ -26,6 +26,7 @@ from trimtab.guidance.evaluation.static_bias import (
 )
 from trimtab.guidance.evaluation.strengths import strengths_for
 from trimtab.guidance.items import RolloutItem
+from trimtab.guidance.plain_rollouts import plain_only
 from trimtab.guidance.prompt_form import form_of
 from trimtab.server.commands.errors import UserError
 from trimtab.server.commands.eval import FIT, EvalConfig
@@ -105,8 +106,7 @@ def _fitted(config: EvalConfig, engine: Engine) -> Iterator[tuple[BiasTrial, Bia
     encoder = ReplyEncoder(policy.tokenizer, form, end_ids=policy.eos_token_ids, extra_keys="ignore")
     items = [
         RolloutItem(encoder.encode(r.prompt, r.completion, r.sampled), r.reward, r.token_rewards)
-        for r in rows
-        if r.strength == 0
+        for r in plain_only(rows, config.rollouts, "a static bias", skip=config.on_bad_rows == "skip")
     ]
     credits = {discount: credit_by_token(items, discount) for discount in dict.fromkeys(config.bias_discount)}
     seen: set[frozenset[tuple[int, float]]] = set()

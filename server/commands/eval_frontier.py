@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
@@ -26,11 +25,12 @@ from trimtab.server.commands.eval import EvalConfig
 from trimtab.server.commands.eval_bench import Bench, JudgedPrompts, make_bench, read_prompts
 from trimtab.server.commands.eval_bias import STATIC_BIAS, bias_curve, find_bias
 from trimtab.server.commands.eval_run import Materials
-from trimtab.server.commands.eval_scores import check_reward_head, reward_name
+from trimtab.server.commands.eval_scores import PROXY, reward_name
 from trimtab.server.commands.weights import parse_weights
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.policy import ModelError
 from trimtab.server.engine.request import MAX_STRENGTH
+from trimtab.server.scoring.choose import with_reward_head
 
 BEST_OF_N = "best-of-n by "
 NUM_EXAMPLES = 3
@@ -67,18 +67,12 @@ def judge_frontier(materials: Materials) -> FrontierReport:
 def _load_engine(materials: Materials) -> tuple[Engine, str]:
     """The engine, and the name of the head that gold scores are read from; "" for another judge."""
     config, engine_config = materials.config, materials.engine_config
-    kind, _, name = config.gold_scorer.partition(":")
-    gold_head = name if kind == "reward" else ""
-    heads = engine_config.heads
-    if gold_head and Path(gold_head).is_dir():
-        folder, gold_head = Path(gold_head), load_manifest(Path(gold_head)).name
-        heads = heads if folder.resolve() in [h.resolve() for h in heads] else (*heads, folder)
+    heads, gold_head = with_reward_head(config.gold_scorer, engine_config.heads, "--gold")
+    heads, _ = with_reward_head(config.proxy_scorer, heads, "--proxy")
     try:
         engine = Engine.from_config(replace(engine_config, heads=heads))
     except ModelError as error:
         raise UserError(str(error)) from error
-    if gold_head:
-        check_reward_head(engine, gold_head, "--gold")
     return engine, gold_head
 
 
@@ -165,9 +159,10 @@ def _strengths(bench: Bench, heads: Heads, materials: Materials) -> tuple[float,
 
 def _proxy_of(bench: Bench, heads: Heads) -> str | None:
     """The score that this curve pushes: the one asked for, or the steering head's own reward part."""
-    kind, _, name = bench.config.proxy_scorer.partition(":")
-    if kind:
-        wanted = reward_name(name) if kind == "reward" else "proxy"
+    asked = bench.config.proxy_scorer
+    if asked:
+        _, head = with_reward_head(asked, bench.sampler.engine.config.heads, "--proxy")
+        wanted = reward_name(head) if head else PROXY
     else:
         wanted = reward_name(heads[0][0]) if len(heads) == 1 else ""
     return wanted if wanted in bench.scores else None

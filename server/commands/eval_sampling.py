@@ -93,8 +93,8 @@ class Sampler:
         sampling = replace(self.sampling, n=num or self.sampling.n, logit_bias=bias)
         seed, rows = (self.sampling.seed or 0) << 32, self.rows or range(len(self.encoded))
         requests = [
-            Request(str(i), ids, replace(sampling, seed=seed + row), guidance)
-            for i, (row, ids) in enumerate(zip(rows, self.encoded, strict=True))
+            Request(str(i), ids, replace(sampling, seed=seed + row), guidance, self.encoder.end_id(prompt))
+            for i, (row, ids, prompt) in enumerate(zip(rows, self.encoded, self.prompts, strict=True))
         ]
         return _run(self.engine, requests, label, self.show_progress)
 

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-from trimtab.guidance.errors import HeadError
 from trimtab.guidance.evaluation.reply import Reply, Scores
-from trimtab.guidance.message import Prompt
+from trimtab.guidance.prompt_rows import PromptRow
 from trimtab.server.commands.errors import UserError
 from trimtab.server.commands.eval import EvalConfig
 from trimtab.server.engine.engine import Engine
-from trimtab.server.judging.answers import AnswerFile
 from trimtab.server.judging.questions import RUBRIC
-from trimtab.server.scoring.functions import check_result, load_function, takes_tokens
-from trimtab.server.scoring.judge import JudgeScorer
+from trimtab.server.scoring.choose import ScorerContext, make_scorer, split_scorer
+from trimtab.server.scoring.functions import calling_of, check_result, load_function
 from trimtab.server.scoring.rollout import RolloutRow, plain_prompt
 from trimtab.server.scoring.score import Scorer
 from trimtab.server.scoring.token_texts import TokenTexts
 
 Column = list[float | None]
-GOLD = "gold"
+GOLD, PROXY = "gold", "proxy"
 
 
 def reward_name(head: str) -> str:
@@ -36,7 +34,7 @@ class Judges:
     names its scores itself. gold_names: known once something has been scored."""
 
     config: EvalConfig
-    prompts: Sequence[Prompt]
+    prompts: Sequence[PromptRow]
     gold: dict[str, Callable[[Sequence[RolloutRow]], Any]]
     proxies: dict[str, Callable[[Sequence[RolloutRow]], Any]]
     measured: tuple[str, ...]
@@ -84,34 +82,40 @@ class Judges:
 
 
 def make_judges(
-    config: EvalConfig, engine: Engine, prompts: Sequence[Prompt], heads: Sequence[str], gold_head: str
+    config: EvalConfig, engine: Engine, prompts: Sequence[PromptRow], heads: Sequence[str], gold_head: str
 ) -> Judges:
     """heads: those whose reward part is read. gold_head: the one that `--gold reward:HEAD` names, or "".
 
     Raises UserError or HeadError, one line, for a scorer that cannot be had.
     """
-    gold: dict[str, Any] = {}
-    kind, _, name = config.gold_scorer.partition(":")
-    if kind in ("function", "judge"):
-        gold[GOLD] = _scorer(kind, name, GOLD, config, engine)
-    proxies: dict[str, Any] = {}
-    kind, _, name = config.proxy_scorer.partition(":")
-    if kind in ("function", "judge"):
-        proxies["proxy"] = _scorer(kind, name, "proxy", config, engine)
+    gold, proxies = (
+        {score: _scorer(name, score, config, engine)} if name and not name.startswith("reward:") else {}
+        for name, score in ((config.gold_scorer, GOLD), (config.proxy_scorer, PROXY))
+    )
     return Judges(config, prompts, gold, proxies, tuple(heads), gold_head)
 
 
 def _scorer(
-    kind: str, name: str, score: str, config: EvalConfig, engine: Engine
+    name: str, score: str, config: EvalConfig, engine: Engine
 ) -> Callable[[Sequence[RolloutRow]], tuple[Scores, list[str]]]:
-    if kind == "judge":
-        asked = replace(config, judge_url=name or config.judge_url)
-        rubric = RUBRIC if config.rubric is None else _read(config)
-        return _of_scorer(
-            JudgeScorer(asked, AnswerFile(config.out / f"{score}.answers.jsonl"), rubric), score
-        )
-    function = load_function(name, f"--{score}")
-    return _Named(function, score, TokenTexts(engine.policy.tokenizer, config.rows))
+    kind, rest = split_scorer(name, f"--{score}")
+    if kind == "function":
+        function = load_function(rest, f"--{score}")
+        calling = calling_of(function)
+        if calling.style != "batch":
+            texts = TokenTexts(engine.policy.tokenizer, config.rows)
+            return _Named(function, calling.style == "tokens", score, texts)
+    context = ScorerContext(
+        engine.config.model,
+        (),
+        config,
+        config.out / f"{score}.answers.jsonl",
+        RUBRIC if config.rubric is None else _read(config),
+        engine.config.device,
+        config.rows,
+        f"--{score}",
+    )
+    return _of_scorer(make_scorer(name, context), score)
 
 
 def _of_scorer(scorer: Scorer, name: str) -> Callable[[Sequence[RolloutRow]], tuple[Scores, list[str]]]:
@@ -128,20 +132,20 @@ class _Named:
     say."""
 
     function: Callable[..., Any]
+    takes_tokens: bool
     name: str
     token_texts: TokenTexts
 
     def __call__(self, rows: Sequence[RolloutRow]) -> tuple[Scores, list[str]]:
-        takes = takes_tokens(self.function)
-        found = [self._one(row, takes) for row in rows]
+        found = [self._one(row) for row in rows]
         names = next((list(scores) for scores, problem in found if not problem), [self.name])
         problems = [p or ("" if list(s) == names else f"the names are {list(s)}") for s, p in found]
         columns: Scores = {name: [scores.get(name) for scores, _ in found] for name in names}
         return columns, problems
 
-    def _one(self, row: RolloutRow, takes: bool) -> tuple[dict[str, float | None], str]:
+    def _one(self, row: RolloutRow) -> tuple[dict[str, float | None], str]:
         arguments: list[Any] = [plain_prompt(row.prompt), row.completion]
-        if takes:
+        if self.takes_tokens:
             arguments.append(self.token_texts(row))
         try:
             result = self.function(*arguments)
@@ -166,9 +170,9 @@ def _by_name(result: dict[Any, Any]) -> tuple[dict[str, float | None], str]:
     return scores, "" if scores else "the function returned an empty dict"
 
 
-def _row(reply: Reply, prompts: Sequence[Prompt]) -> RolloutRow:
+def _row(reply: Reply, prompts: Sequence[PromptRow]) -> RolloutRow:
     return RolloutRow(
-        prompts[reply.prompt],
+        prompts[reply.prompt].prompt,
         reply.text,
         reply.token_ids,
         reply.finish_reason == "length",
@@ -177,6 +181,7 @@ def _row(reply: Reply, prompts: Sequence[Prompt]) -> RolloutRow:
         seed=0,
         kl=reply.kl,
         strength=0.0,
+        columns=prompts[reply.prompt].columns,
     )
 
 
@@ -190,12 +195,3 @@ def _read(config: EvalConfig) -> str:
         return config.rubric.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--rubric {config.rubric} cannot be read ({error}); name a text file") from error
-
-
-def check_reward_head(engine: Engine, head: str, flag: str) -> None:
-    """Raises HeadError for a head that is not loaded or has no reward part."""
-    if head not in engine.bank.names:
-        loaded = ", ".join(engine.bank.names) or "none"
-        raise HeadError(f"{flag} reward:{head}: no such head; loaded are {loaded}")
-    if not engine.bank.has_reward[engine.bank.names.index(head)]:
-        raise HeadError(f"{flag} reward:{head}: the head has no reward part: train one, or name another")

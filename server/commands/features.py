@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from trimtab.guidance.bundled import MODEL_DIR
+from trimtab.guidance.feature_manifest import MANIFEST_FILE, load_feature_manifest
 from trimtab.guidance.feature_plan import PositionChoice, PositionKind
 from trimtab.guidance.row_options import RowLimits
 from trimtab.server.commands.flags import parse
@@ -42,7 +44,7 @@ class FeaturesConfig(RowLimits):
     max_num_seqs: replies that share a step.
     kv_cache_gib: memory for keys and values at most; by default 2 on a CPU, of which max_num_seqs replies
     take what they need, and what is free on a GPU.
-    resume: keep the whole shards of a run that was stopped.
+    resume: keep the whole shards of a run that was stopped, or killed: it has lost some seconds' work.
     overwrite: remove the features that the folder holds.
     """
 
@@ -106,4 +108,20 @@ def main(prog: str, args: Sequence[str]) -> None:
     show_accounts()
     from trimtab.server.commands.features_run import run  # noqa: PLC0415 (heavy; bad flags are told before)
 
-    run(config)
+    try:
+        run(config)
+    except KeyboardInterrupt:
+        print(f"\nstopped; {_kept(config.out)}", file=sys.stderr, flush=True)
+        raise
+
+
+def _kept(folder: Path) -> str:
+    """What a run that was stopped has left, and how to go on."""
+    if not (folder / MANIFEST_FILE).is_file():
+        return "nothing was done yet"
+    manifest = load_feature_manifest(folder)
+    num_read = sum(shard.num_replies for shard in manifest.shards)
+    return (
+        f"features of {num_read} of {manifest.num_replies} replies are kept in {folder}: give the same "
+        "command with --resume to go on"
+    )

@@ -7,7 +7,7 @@ from dataclasses import replace
 from trimtab.guidance.encoding import EncodedReply
 from trimtab.guidance.examples import load_items
 from trimtab.guidance.feature_manifest import FeatureManifest
-from trimtab.guidance.feature_plan import FeaturePlan, plan_features
+from trimtab.guidance.feature_plan import FeaturePlan
 from trimtab.guidance.feature_writer import check_destination, remove_features, write_features
 from trimtab.guidance.formats.registry import AUTO
 from trimtab.guidance.policy import Policy
@@ -15,6 +15,7 @@ from trimtab.guidance.prompt_form import form_of
 from trimtab.guidance.row_files.source import check_source
 from trimtab.server.commands.errors import UserError
 from trimtab.server.commands.features import FeaturesConfig
+from trimtab.server.commands.work_size import plan_by_work
 from trimtab.server.engine.extract import RunnerExtract
 from trimtab.server.engine.policy import ModelError
 
@@ -30,9 +31,7 @@ def run(config: FeaturesConfig) -> FeatureManifest:
         raise UserError(str(error)) from error
     replies = load_replies(config, extract)
     policy = extract.policy
-    plan = plan_features(
-        replies, config.position_choice(), hidden_size=policy.identity.hidden_size, dtype=policy.dtype
-    )
+    plan = plan_by_work(replies, config.position_choice(), policy)
     print(describe(plan, config), flush=True)
     if config.overwrite:
         remove_features(config.out)

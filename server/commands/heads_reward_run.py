@@ -16,6 +16,7 @@ from trimtab.guidance.head import Head, LinearScalar
 from trimtab.guidance.held_out import score_ends, standard_units
 from trimtab.guidance.locate import must_be_local, name_of
 from trimtab.guidance.manifest import Manifest, load_manifest
+from trimtab.guidance.plain_rollouts import plain_only
 from trimtab.guidance.policy import Policy, load_policy
 from trimtab.guidance.publish.export_card import export_card
 from trimtab.guidance.publish.export_reward import (
@@ -70,7 +71,9 @@ def _fit_units(
 ) -> Manifest:
     if not rollouts.exists():
         raise DataError(f"{rollouts}: no such file or folder")
-    replies = [item.reply for item in load_items("rollouts", rollouts, config, policy)]
+    items = load_items("rollouts", rollouts, config, policy)
+    plain = plain_only(items, rollouts, "a head's standard units", skip=config.on_bad_rows == "skip")
+    replies = [item.reply for item in plain]
     features = FeatureCache(policy, show_progress=config.show_progress)
     assert isinstance(head.reward, LinearScalar)
     mean, std = standard_units(score_ends(head.reward.to(policy.device), features, replies))

@@ -10,6 +10,7 @@ from trimtab.guidance.examples import load_items
 from trimtab.guidance.features import FeatureCache
 from trimtab.guidance.manifest import AdvantagePart, Manifest
 from trimtab.guidance.methods import METHODS
+from trimtab.guidance.plain_rollouts import plain_only
 from trimtab.guidance.policy import load_policy
 from trimtab.guidance.prompt_form import form_of, mismatch
 from trimtab.guidance.scale import KL_PER_TOKEN, Scale, fit_scale
@@ -32,7 +33,9 @@ def rescale(config: RescaleConfig) -> None:
     form = form_of(policy.tokenizer, config.rows, [config.rollouts])
     if (problem := mismatch(manifest.name, manifest.rows, form)) is not None:
         print(problem)
-    replies = [item.reply for item in load_items("rollouts", config.rollouts, config, policy)]
+    items = load_items("rollouts", config.rollouts, config, policy)
+    plain = plain_only(items, config.rollouts, "a head's scale", skip=config.on_bad_rows == "skip")
+    replies = [item.reply for item in plain]
     method = METHODS["advantage"].get(part.loss)
     is_tilt = method is not None and method.is_tilt
     features = FeatureCache(policy, show_progress=config.show_progress)

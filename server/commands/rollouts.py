@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -14,22 +15,25 @@ from trimtab.server.commands.model import BUNDLED, resolve_engine
 from trimtab.server.commands.row_accounts import show_accounts
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.judging.config import JudgeConfig
-from trimtab.server.scoring.choose import split_scorer
-from trimtab.server.scoring.functions import load_function, takes_tokens
+from trimtab.server.scoring.choose import check_scorer, split_scorer
 from trimtab.server.scoring.score import OnBadScores
 from trimtab.server.scoring.training_rows import PairRule
 
 SAMPLING_FIELDS = (
     *("num_prompts", "num_replies", "max_tokens", "temperature", "top_p", "seed", "steer", "strength"),
-    *("prompts_per_part", "on_bad_rows", "extra_columns", "format", "columns", "rows"),
+    *("prompts_per_part", "on_bad_rows", "extra_columns", "format", "columns", "rows", "keep_columns"),
+    "keep_features",
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutsConfig(EngineConfig, JudgeConfig, EncodedRows):
     """Samples replies to prompts, guided or not, scores them, and writes them as Parquet; from scored ones it
-    also makes training rows. A run that was stopped goes on with the same replies when the same command is
-    given again: until it is complete, its parts stand in a folder beside the file, named `.partial`.
+    also makes training rows. A run that was stopped, or killed, goes on with the same replies when the same
+    command is given again: until it is complete, its parts stand in a folder beside the file, named
+    `.partial`, and its scores in a file named `.scores.jsonl`. Replies that are not plain samples (steered,
+    at another temperature than 1, or with top_p below 1) make pairs, rankings and labels and teach a reward
+    by regression; whatever assumes the policy's own replies refuses them.
     Example: `trimtab rollouts --model M --prompts prompts.jsonl --num-replies 8 --score function:my:reward
     --pairs best-worst` and then `trimtab train --model M --preferences rollouts.preference.parquet`.
     Replies that are there already are scored anew by `trimtab rollouts --rescore rollouts.parquet --score …`.
@@ -45,19 +49,30 @@ class RolloutsConfig(EngineConfig, JudgeConfig, EncodedRows):
     seed: each prompt's noise is its own, whatever shares its batch.
     steer: heads with weights that steer the replies, such as kind=1,concise=0.5; by default none does.
     strength: of the steering; by default 1 where --steer is given, else 0.
-    score: `reward:HEAD`, a loaded head's reward part, in its raw units; `function:MODULE:FUNCTION`, called
-    with (prompt, reply) or (prompt, reply, tokens), which returns a number, or one per token; or `judge:URL`,
-    a judge model that rates from 1 to 10.
+    score: `reward:NAME_OR_FOLDER`, a head's reward part, in its raw units; `function:MODULE:FUNCTION`; with
+    `model:PATH` a transformers …ForSequenceClassification with one label, or `model:PATH:LABEL` the
+    log-probability of one of several; or `judge:URL`, a judge model that rates from 1 to 10. A function is
+    called for each reply with (prompt, reply) or (prompt, reply, tokens) and returns a number, or one per
+    token. If one of its parameters is called `completions` it is called as TRL calls reward functions, for
+    batches of 64 replies and with keywords alone: prompts, completions, completion_ids as far as it takes
+    them, and columns of the prompt file by their names (all of them, if it takes **kwargs); a completion is
+    a string where the prompt is one, else [{"role": "assistant", "content": …}]. It returns a list with a
+    number, numbers per token, or None (no reward) for each reply.
     rubric: text file that tells the judge what to rate.
     on_bad_scores: where the scorer gives no finite number: `refuse` the file, keeping the sampled replies for
     another try, or `skip`, which leaves those rewards null.
+    keep_columns: all columns of the prompt file stand in the file of rollouts, for a later --rescore, as
+    those that the scorer reads always do; then none is extra.
     pairs: also writes preferences to OUT's name with .preference.parquet: of each prompt's replies the best
     against the worst, or all pairs.
     min_margin: rewards of a pair differ by at least so much.
     rankings: also writes each prompt's replies with ranks, to .ranking.parquet.
     labels: also writes every reply with a label, true where the reward is at least so much, to
     .unpaired.parquet.
-    prompts_per_part: prompts that are sampled together and kept when the run is stopped.
+    prompts_per_part: prompts that are sampled together and kept when the run is stopped; by default as many
+    as take some seconds.
+    keep_features: also keeps what heads read of every reply, at all positions, in this folder, for `trimtab
+    train --features` without running `trimtab features`: the policy has computed it anyway.
     max_num_seqs: replies that are sampled at the same time.
     prefix_caching: off by default, so that a run that was stopped goes on bit for bit.
     """
@@ -77,11 +92,13 @@ class RolloutsConfig(EngineConfig, JudgeConfig, EncodedRows):
     score: str = ""
     rubric: Path | None = None
     on_bad_scores: OnBadScores = "refuse"
+    keep_columns: bool = False
     pairs: PairRule = "none"
     min_margin: float = 0.0
     rankings: bool = False
     labels: float | None = None
-    prompts_per_part: int = 64
+    prompts_per_part: int | None = None
+    keep_features: Path | None = None
     max_num_seqs: int = 128
     prefix_caching: bool = False
 
@@ -144,11 +161,23 @@ def main(prog: str, args: Sequence[str]) -> None:
 
     try:
         print(run(config, resolve_engine(config)), end="")
+    except KeyboardInterrupt:
+        print(f"\nstopped; {_kept(config)}", file=sys.stderr, flush=True)
+        raise
     except OSError as error:
         raise UserError(
             f"{config.destination} or its parts cannot be written ({error}): make room, then run the same "
             "again; what is whole is kept"
         ) from error
+
+
+def _kept(config: RolloutsConfig) -> str:
+    """What a run that was stopped has left, and how to go on."""
+    parts, scores = (config.destination.with_suffix(suffix) for suffix in (".partial", ".scores.jsonl"))
+    num_parts = len(list(parts.glob("part-*.parquet")))
+    kept = [f"{num_parts} parts of the replies are kept in {parts}"] * (num_parts > 0)
+    kept += [f"scores are kept in {scores}"] * scores.exists()
+    return f"{' and '.join(kept)}: give the same command again to go on" if kept else "nothing was done yet"
 
 
 def read_rubric(path: Path) -> str:
@@ -163,9 +192,8 @@ def read_rubric(path: Path) -> str:
 
 
 def _check_before_work(config: RolloutsConfig) -> None:
+    check_scorer(config.score)
     kind, name = split_scorer(config.score) if config.score else ("", "")
-    if kind == "function":
-        takes_tokens(load_function(name, "--score function:"))
     if kind == "judge":
         asked = replace(config, judge_url=name or config.judge_url)
         asked.headers()

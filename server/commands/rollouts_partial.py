@@ -24,6 +24,11 @@ class Partial:
 
     folder: Path
 
+    @staticmethod
+    def is_begun(out: Path) -> bool:
+        """Whether an earlier run has left parts."""
+        return (out.with_suffix(".partial") / RUN_FILE).is_file()
+
     @classmethod
     def open(cls, out: Path, made_by: Mapping[str, Any]) -> Partial:
         """The folder of an earlier run that made its rows as this one does, or a new one.
@@ -43,6 +48,10 @@ class Partial:
 
     def write(self, number: int, table: pa.Table) -> None:
         write_parquet(self._part(number), table)
+
+    def features_of(self, number: int) -> Path:
+        """A file that is written before the part is."""
+        return self.folder / f"part-{number:05}.safetensors"
 
     def read(self, number: int) -> pa.Table:
         return read_parquet(self._part(number))

@@ -10,7 +10,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from trimtab.guidance.errors import DataError
 from trimtab.guidance.parquet import write_parquet
+from trimtab.guidance.plain_rollouts import departure
 from trimtab.guidance.prompt_form import METADATA_KEY, Rows, recorded_form
 from trimtab.server.commands.errors import UserError
 from trimtab.server.commands.rollouts import RolloutsConfig, read_rubric
@@ -18,10 +20,18 @@ from trimtab.server.commands.rollouts_partial import Partial
 from trimtab.server.commands.rollouts_sampling import Sampled, sample_all
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.judging.questions import RUBRIC
-from trimtab.server.scoring.choose import ScorerContext, make_scorer
+from trimtab.server.scoring.choose import ScorerContext, identity_of, make_scorer
+from trimtab.server.scoring.kept_scores import KeptScores
 from trimtab.server.scoring.reward_part import RAW_UNITS
-from trimtab.server.scoring.rollout import RolloutRow, prompt_type, read_rollouts, rollout_schema, to_table
-from trimtab.server.scoring.score import ScoreCount, apply
+from trimtab.server.scoring.rollout import (
+    RolloutRow,
+    carried_type,
+    prompt_type,
+    read_rollouts,
+    rollout_schema,
+    to_table,
+)
+from trimtab.server.scoring.score import Score, ScoreCount, Scorer, apply
 from trimtab.server.scoring.training_rows import (
     PREFERENCE_COLUMNS,
     RANKING_COLUMNS,
@@ -49,10 +59,10 @@ def run(config: RolloutsConfig, engine_config: EngineConfig) -> str:
     if config.score:
         rows = _scored(config, engine_config, sampled, told)
     if config.score or config.rescore is None:
-        write_parquet(
-            out, to_table(rows, rollout_schema(prompt_type(r.prompt for r in rows), sampled.made_by))
-        )
+        kinds = prompt_type(r.prompt for r in rows), carried_type([r.columns for r in rows])
+        write_parquet(out, to_table(rows, rollout_schema(kinds[0], sampled.made_by, kinds[1])))
         told += [_summary(rows), f"written to {out}"]
+    _kept_scores(out).unlink(missing_ok=True)
     if config.rescore is None:
         Partial(sampled.source).remove()
     return "\n".join([*told, *_write_training_rows(config, out, rows, sampled.rows_as)]) + "\n"
@@ -66,19 +76,43 @@ def _scored(
     if sampled.is_scored:
         units, rows = RAW_UNITS, sampled.rows
         for row in rows:
-            count.take(row, "" if row.reward is not None else "the reward part gave no finite number")
+            problem = "" if row.reward is not None else "the reward part gave no finite number"
+            count.take(row, Score(row.reward, None, problem))
     else:
-        scorer = make_scorer(config.score, _context(config, engine_config, sampled.rows_as))
-        units, rows = scorer.units, list(apply(scorer, sampled.rows, count))
-    if count.num_bad == count.num_rows or (count.num_bad and config.on_bad_scores == "refuse"):
+        scorer, scores = _scores(config, engine_config, sampled)
+        units, rows = scorer.units, list(apply(scores, sampled.rows, count))
+    if count.num_bad + count.num_left == count.num_rows or (
+        count.num_bad and config.on_bad_scores == "refuse"
+    ):
+        _kept_scores(config.destination).unlink(missing_ok=True)
         raise UserError(
             f"{count}; the replies are kept in {sampled.source}: mend the scorer and run the same again, "
             "which only scores, or give --on-bad-scores skip"
         )
     if count.num_bad:
         told.append(f"skipped: {count}")
+    if count.num_left:
+        told.append(f"{config.score} left {count.num_left} of {count.num_rows} replies without a reward")
     sampled.made_by.update(score=config.score, units=units)
     return rows
+
+
+def _scores(
+    config: RolloutsConfig, engine_config: EngineConfig, sampled: Sampled
+) -> tuple[Scorer, list[Score]]:
+    """Those that a run which was killed has kept among them. One whose scorer fails keeps none."""
+    context = _context(config, engine_config, sampled.rows_as)
+    kept = KeptScores(_kept_scores(config.destination), identity_of(config.score, context), sampled.rows)
+    try:
+        scorer = make_scorer(config.score, context)
+        return scorer, kept.score(scorer)
+    except (UserError, DataError) as error:
+        kept.remove()
+        raise UserError(f"{error}; the replies are kept in {sampled.source}") from error
+
+
+def _kept_scores(out: Path) -> Path:
+    return out.with_suffix(".scores.jsonl")
 
 
 def _context(config: RolloutsConfig, engine_config: EngineConfig, form: Rows) -> ScorerContext:
@@ -129,4 +163,8 @@ def _summary(rows: Sequence[RolloutRow]) -> str:
         scored = (
             f"reward {statistics.fmean(rewards):.3f} (sd {statistics.pstdev(rewards):.3f}) of {len(rewards)}"
         )
-    return f"{len(rows)} replies, {num_tokens} tokens, {cut:.0%} cut, KL {kl:.2f} nats; {scored}"
+    told = f"{len(rows)} replies, {num_tokens} tokens, {cut:.0%} cut, KL {kl:.2f} nats; {scored}"
+    how = {departure(strength=r.strength, temperature=r.temperature, top_p=r.top_p) for r in rows} - {""}
+    if how:
+        told += f"; no plain samples ({', '.join(sorted(how))}): a value or monte_carlo would refuse them"
+    return told

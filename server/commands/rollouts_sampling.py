@@ -5,31 +5,34 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from tqdm.auto import tqdm
 
-from trimtab.guidance.data import load_prompts
 from trimtab.guidance.encoding import ReplyEncoder
 from trimtab.guidance.errors import DataError
 from trimtab.guidance.manifest import MANIFEST_FILE, TENSORS_FILE
-from trimtab.guidance.message import Prompt
 from trimtab.guidance.prompt_form import Form, Rows, mismatches
+from trimtab.guidance.prompt_rows import PromptRow, load_prompt_rows
 from trimtab.server.commands.errors import UserError
 from trimtab.server.commands.rollouts import RolloutsConfig
+from trimtab.server.commands.rollouts_features import FeatureKeeper, check_features
 from trimtab.server.commands.rollouts_partial import Partial
 from trimtab.server.commands.weights import parse_weights
+from trimtab.server.commands.work_size import MIN_ROWS, tokens_at_once
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.offline import GenerationError
 from trimtab.server.engine.policy import ModelError
 from trimtab.server.engine.request import InvalidRequestError
-from trimtab.server.scoring.choose import measured_head
+from trimtab.server.engine.state_recorder import StateRecorder
+from trimtab.server.scoring.choose import check_scorer, with_reward_head
 from trimtab.server.scoring.rollout import (
     RolloutRow,
+    carried_type,
     from_table,
     plain_prompt,
     prompt_type,
@@ -63,30 +66,58 @@ def sample_all(config: RolloutsConfig, engine_config: EngineConfig, told: list[s
     Raises UserError, HeadError, PolicyError, DataError or InvalidRequestError with one line.
     """
     assert config.prompts is not None
-    loaded = load_prompts(config.prompts, config, as_text=config.rows == "text")
+    read, keep_all = check_scorer(config.score), config.keep_columns
+    as_text = config.rows == "text"
+    loaded = load_prompt_rows(config.prompts, config, read, keep_all=keep_all, as_text=as_text)
     prompts = loaded.rows[: config.num_prompts]
-    kind = prompt_type(prompts)
+    kind, carried = prompt_type(row.prompt for row in prompts), carried_type([row.columns for row in prompts])
     if loaded.num_bad:
         told.append(f"{loaded.num_bad} bad rows of {config.prompts} were skipped, first {loaded.first_bad}")
+    heads, measure = with_reward_head(config.score, engine_config.heads, "--score")
+    engine_config, plan = replace(engine_config, heads=heads), replace(_plan(config), measure=measure)
+    engine, recorder = _engine(config, engine_config)
+    encoder = ReplyEncoder(engine.policy.tokenizer, config.rows, extra_keys=config.extra_columns)
+    encoded = _encode(engine, encoder, prompts, plan, config, told)
+    told += [*encoder.notes.lines(), *_mismatches(engine, plan, encoder.form)]
+    size = config.prompts_per_part or _part_size(engine, plan, len(encoded))
+    made_by = _made_by(config, engine, engine_config, prompts, plan) | {
+        "prompts_per_part": size,
+        "rows": encoder.form,
+    }
+    partial = Partial.open(config.destination, made_by)
+    keeper = FeatureKeeper(engine.policy, recorder, partial, encoder) if recorder else None
+    schema = rollout_schema(kind, made_by, carried)
+    try:
+        parts = _sample_parts(engine, encoded, plan, size, partial, schema, keeper)
+    except GenerationError as error:
+        raise UserError(f"{error}; what was sampled is kept in {partial.folder}") from error
+    if keeper is not None and config.keep_features is not None:
+        told.append(keeper.write(parts, config.keep_features))
+    rows = [row for part in parts for row in part]
+    return Sampled(rows, {**made_by, "score": "", "units": ""}, partial.folder, bool(plan.measure))
+
+
+def _engine(config: RolloutsConfig, engine_config: EngineConfig) -> tuple[Engine, StateRecorder | None]:
+    """The engine, and what records its hidden states where they are to be kept."""
+    if config.keep_features is not None:
+        check_features(config.keep_features, is_begun=Partial.is_begun(config.destination))
     try:
         engine = Engine.from_config(engine_config)
     except ModelError as error:
         raise UserError(str(error)) from error
-    plan = _plan(config)
-    _check_measured(engine, plan.measure)
-    encoder = ReplyEncoder(engine.policy.tokenizer, config.rows, extra_keys=config.extra_columns)
-    if encoder.form == "text":
-        engine.policy.complete_texts()
-    encoded = _encode(engine, encoder, prompts, plan, config, told)
-    told += [*encoder.notes.lines(), *_mismatches(engine, plan, encoder.form)]
-    made_by = _made_by(config, engine, engine_config, prompts, plan) | {"rows": encoder.form}
-    partial = Partial.open(config.destination, made_by)
-    schema = rollout_schema(kind, made_by)
-    try:
-        rows = _sample_parts(engine, encoded, plan, config.prompts_per_part, partial, schema)
-    except GenerationError as error:
-        raise UserError(f"{error}; what was sampled is kept in {partial.folder}") from error
-    return Sampled(rows, {**made_by, "score": "", "units": ""}, partial.folder, bool(plan.measure))
+    if config.keep_features is None:
+        return engine, None
+    recorder = StateRecorder()
+    engine.record(recorder)
+    return engine, recorder
+
+
+def _part_size(engine: Engine, plan: SamplePlan, num_prompts: int) -> int:
+    """Prompts of a part, if all replies were as long as they may be; fewer replies than MIN_ROWS side by side
+    would take almost as long as those."""
+    per_prompt = plan.num_replies * plan.max_tokens
+    affordable = tokens_at_once(engine.policy, per_prompt * num_prompts) // per_prompt
+    return max(affordable, -(-MIN_ROWS // plan.num_replies))
 
 
 def _sample_parts(
@@ -96,9 +127,10 @@ def _sample_parts(
     size: int,
     partial: Partial,
     schema: pa.Schema,
-) -> list[RolloutRow]:
+    keeper: FeatureKeeper | None,
+) -> list[list[RolloutRow]]:
     """Each part is sampled by an engine with nothing else to do, so that it does not depend on the others."""
-    rows: list[RolloutRow] = []
+    parts: list[list[RolloutRow]] = []
     with tqdm(total=len(prompts) * plan.num_replies, desc="rollouts", unit="reply") as bar:
         for number, start in enumerate(range(0, len(prompts), size)):
             if partial.has(number):
@@ -106,9 +138,11 @@ def _sample_parts(
                 bar.update(len(part))
             else:
                 part = sample(engine, prompts[start : start + size], plan, bar)
+                if keeper is not None:
+                    keeper.keep(number, part)
                 partial.write(number, to_table(part, schema))
-            rows += part
-    return rows
+            parts.append(part)
+    return parts
 
 
 def _plan(config: RolloutsConfig) -> SamplePlan:
@@ -121,17 +155,7 @@ def _plan(config: RolloutsConfig) -> SamplePlan:
         seed=config.seed,
         heads=tuple(parse_weights(config.steer).items()),
         strength=strength,
-        measure=measured_head(config.score),
     )
-
-
-def _check_measured(engine: Engine, head: str) -> None:
-    has_reward = dict(zip(engine.bank.names, engine.bank.has_reward, strict=True))
-    if head and not has_reward.get(head):
-        known = ", ".join(name for name, has in has_reward.items() if has) or "none"
-        raise UserError(
-            f"--score reward:{head}: no loaded head of this name has a reward part; with one: {known}"
-        )
 
 
 def _mismatches(engine: Engine, plan: SamplePlan, form: Form) -> list[str]:
@@ -142,16 +166,17 @@ def _mismatches(engine: Engine, plan: SamplePlan, form: Form) -> list[str]:
 def _encode(
     engine: Engine,
     encoder: ReplyEncoder,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[PromptRow],
     plan: SamplePlan,
     config: RolloutsConfig,
     told: list[str],
 ) -> list[EncodedPrompt]:
     """Raises DataError where no prompt, or (on_bad_rows refuse) not every prompt, can be replied to."""
     good, bad = [], []
-    for number, prompt in enumerate(prompts):
+    for number, row in enumerate(prompts):
         try:
-            encoded = EncodedPrompt(number, prompt, encoder.prompt_ids(prompt))
+            ids = encoder.prompt_ids(row.prompt)
+            encoded = EncodedPrompt(number, row.prompt, ids, encoder.end_id(row.prompt), row.columns)
             request = plan.request(encoded)
         except DataError as error:
             bad.append(f"prompt {number}: {error}")
@@ -178,12 +203,15 @@ def _made_by(
     config: RolloutsConfig,
     engine: Engine,
     engine_config: EngineConfig,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[PromptRow],
     plan: SamplePlan,
 ) -> Metadata:
     """All that the rows depend on, in words and numbers that a user can compare."""
     base = engine.policy.identity.base_model
-    text = json.dumps([plain_prompt(prompt) for prompt in prompts])
+    text = json.dumps([plain_prompt(row.prompt) for row in prompts])
+    carried = (
+        json.dumps([row.columns for row in prompts], default=str) if any(r.columns for r in prompts) else ""
+    )
     heads = {
         name: _digest(folder)
         for name, folder in zip(engine.bank.names, engine_config.heads, strict=True)
@@ -199,12 +227,13 @@ def _made_by(
         "steer": dict(plan.heads),
         "strength": plan.strength,
         "reward_part": plan.measure,
-        "prompts": hashlib.sha256(text.encode()).hexdigest(),
+        "prompts": hashlib.sha256((text + carried).encode()).hexdigest(),
         "num_prompts": len(prompts),
         **{
             name: getattr(config, name)
-            for name in ("num_replies", "max_tokens", "temperature", "top_p", "seed", "prompts_per_part")
+            for name in ("num_replies", "max_tokens", "temperature", "top_p", "seed")
         },
+        **({} if config.keep_features is None else {"keep_features": True}),
     }
 
 

@@ -25,12 +25,13 @@ from trimtab.server.engine.loading import load
 from trimtab.server.engine.memory import measure_blocks
 from trimtab.server.engine.model_runner import ModelRunner
 from trimtab.server.engine.policy import Policy
-from trimtab.server.engine.reply import Measured, Reply, Scores, new_replies
+from trimtab.server.engine.reply import Measured, Scores, new_replies
 from trimtab.server.engine.request import Aborted, Event, Failed, Finished, InvalidRequestError, Request
 from trimtab.server.engine.request_check import check_request
 from trimtab.server.engine.row_needs import RowNeeds
 from trimtab.server.engine.sampler import Sampler
 from trimtab.server.engine.scheduler import Purpose, Row, Scheduler, Step
+from trimtab.server.engine.state_recorder import StateRecorder
 from trimtab.server.engine.step_result import StepResult
 from trimtab.server.engine.warm_up import warm_up
 
@@ -52,8 +53,7 @@ class Engine:
             warm_up(self.sampler, policy, bank, self.runner.state)
         self._launched: deque[StepResult] = deque()
         self._pending_events: list[Event] = []
-        # A reward part reads one token past the reply, so one position is kept for it.
-        self._max_model_len = policy.max_model_len - any(bank.has_reward)
+        self._recorder: StateRecorder | None = None
 
     @classmethod
     def from_config(cls, config: EngineConfig, chat_template: str | None = None) -> Engine:
@@ -81,6 +81,17 @@ class Engine:
             ),
             created=int(time.time()),
         )
+
+    @property
+    def _max_model_len(self) -> int:
+        """A reward part reads one token past the reply, and so does a recorder: a position is kept for it."""
+        reads_end = any(self.bank.has_reward) or self._recorder is not None
+        return self.policy.max_model_len - reads_end
+
+    def record(self, recorder: StateRecorder) -> None:
+        """From now on all replies run to their ends, and the recorder keeps their hidden states."""
+        assert not self._live, "requests under way would be recorded in part"
+        self._recorder = recorder
 
     @property
     def has_work(self) -> bool:
@@ -188,6 +199,8 @@ class Engine:
         drawing = [row for row in step.rows if row.purpose is Purpose.DRAW]
         judging = [row for row in step.rows if row.purpose is Purpose.REWARD]
         needs = [self._live[row.choice.request.request_id].needs for row in drawing]
+        if self._recorder is not None:
+            self._recorder.take([*drawing, *judging], hidden.h)
         with torch.inference_mode():
             drawn = self.sampler.draw(hidden, needs) if drawing else None
             rewards = self.sampler.judge(hidden, len(drawing), len(judging)) if judging else None
@@ -217,6 +230,8 @@ class Engine:
             self._contain(error, (request_id,))
 
     def _judge(self, live: LiveRequest, row: Row, reward: list[float]) -> None:
+        if self._recorder is not None and self._put_end(live, row.choice):
+            return
         scores = self._scores(live, reward)
         if all(math.isfinite(score) for _, score in scores):
             self._complete(live, row.choice, scores)
@@ -238,17 +253,22 @@ class Engine:
         self._pending_events.append(reply.push(token))
         if reply.finish_reason is None:
             return
-        if live.needs.judging:
-            self._begin_finishing(choice, reply)
+        if live.needs.judging or self._recorder is not None:
+            # Recorded, a cut reply's last token is fed alone first: a step gives h at its last token only.
+            if self._recorder is not None or not self._put_end(live, choice):
+                self.scheduler.begin_finishing(choice, list(choice.lane.tokens))
         else:
             self._complete(live, choice, ())
 
-    def _begin_finishing(self, choice: Choice, reply: Reply) -> None:
-        end_id = self.policy.reply_end_id
-        tokens = list(choice.lane.tokens)
-        if not reply.ended_with_eos and end_id is not None:
-            tokens.append(end_id)
-        self.scheduler.begin_finishing(choice, tokens)
+    def _put_end(self, live: LiveRequest, choice: Choice) -> bool:
+        """Feeds the token that ends a reply to one that ended otherwise, once. Whether there is one."""
+        reply, end_id, tokens = live.replies[choice.index], live.request.end_token_id, choice.lane.tokens
+        end_id = self.policy.reply_end_id if end_id is None else end_id
+        is_put = len(tokens) > choice.num_prompt_tokens + len(reply.token_ids)
+        if reply.ended_with_eos or end_id is None or is_put:
+            return False
+        self.scheduler.begin_finishing(choice, [*tokens, end_id])
+        return True
 
     def _complete(self, live: LiveRequest, choice: Choice, reward: Scores) -> None:
         self._pending_events.append(live.replies[choice.index].done(reward))

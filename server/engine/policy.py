@@ -110,11 +110,6 @@ class Policy:
             return packed_linear(self.packed_lm_head, None, columns)
         return nn.functional.linear(columns, self.lm_head)
 
-    def complete_texts(self) -> None:
-        """From now on prompts are texts, whether there is a chat template or not: rewards are read after the
-        token that ends these, as in training."""
-        self.reply_end_id = _reply_end_id(self.tokenizer, is_chat=False)
-
     def use_attention(self, function: Callable[..., Any] | str) -> None:
         """Route the model's attention through `function`, or through one of transformers' own by name.
 

@@ -176,10 +176,14 @@ def _settled(number: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Request:
+    """end_token_id: put behind a reply that ended without one before it is judged; by default the policy's
+    own, of chats where it has a chat template."""
+
     request_id: str
     prompt_token_ids: tuple[int, ...]
     sampling: SamplingParams = field(default_factory=SamplingParams)
     guidance: Guidance = field(default_factory=Guidance)
+    end_token_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,18 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
+from trimtab.guidance.rows import ReadColumns
 from trimtab.server.commands.errors import UserError
 from trimtab.server.scoring.rollout import RolloutRow, plain_prompt
 from trimtab.server.scoring.score import Score
 
 TokenTexts = Callable[[RolloutRow], list[str]]
+UNITS = "the function's own"
+BATCH_ARGUMENTS = ("prompts", "completions", "completion_ids")
+_TRAINERS_OWN = ("trainer_state", "log_extra", "log_metric", "environments")
 
 
 def load_function(name: str, flag: str = "--judge") -> Callable[..., Any]:
@@ -33,23 +38,73 @@ def load_function(name: str, flag: str = "--judge") -> Callable[..., Any]:
     return function
 
 
-def takes_tokens(function: Callable[..., Any]) -> bool:
-    """Whether it is called with (prompt, reply, tokens) rather than (prompt, reply).
+@dataclass(frozen=True, slots=True)
+class Calling:
+    """How a function is called: for each reply with (prompt, reply) or (prompt, reply, tokens), or for a
+    batch with keywords (prompts, completions, completion_ids), as far as it takes them, and `columns`."""
 
-    Raises UserError for a function that can be called with neither.
+    style: Literal["reply", "tokens", "batch"]
+    arguments: tuple[str, ...] = ()
+    columns: ReadColumns = field(default_factory=ReadColumns)
+
+
+def calling_of(function: Callable[..., Any]) -> Calling:
+    """Read from the signature: a function that takes `completions` is called for batches.
+
+    Raises UserError for a function that can be called in no such way, or is asynchronous.
     """
+    name = _name(function)
+    if any(map(inspect.iscoroutinefunction, (function, getattr(function, "__call__", None)))):  # noqa: B004
+        raise UserError(
+            f"{name} is asynchronous, and rewards are asked for one after the other: give `def {name}`"
+        )
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
-        return False  # some built-in functions do not tell: called with two
-    for arguments in (("prompt", "reply", "tokens"), ("prompt", "reply")):
+        return Calling("reply")  # some built-in functions do not tell: called with two
+    kinds = {parameter.kind for parameter in signature.parameters.values()}
+    if "completions" in signature.parameters or kinds == {inspect.Parameter.VAR_KEYWORD}:
+        return _batch_calling(name, signature)
+    for style, arguments in (("tokens", ("prompt", "reply", "tokens")), ("reply", ("prompt", "reply"))):
         try:
             signature.bind(*arguments)
         except TypeError:
             continue
-        return len(arguments) == 3
-    name = getattr(function, "__name__", function)
-    raise UserError(f"{name}{signature} must take (prompt, reply) or (prompt, reply, tokens)")
+        return Calling(style)  # type: ignore[arg-type]
+    raise UserError(
+        f"{name}{signature} must take (prompt, reply), (prompt, reply, tokens), or batches as "
+        "(prompts, completions, **columns)"
+    )
+
+
+def _batch_calling(name: str, signature: inspect.Signature) -> Calling:
+    parameters = list(signature.parameters.values())
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    if any(p.kind is p.POSITIONAL_ONLY for p in parameters):
+        raise UserError(f"{name}{signature} is called with keywords: take away the `/`")
+    others = [p for p in named if p.name not in BATCH_ARGUMENTS]
+    for parameter in others:
+        if parameter.name in _TRAINERS_OWN and parameter.default is parameter.empty:
+            raise UserError(
+                f"{name}{signature} needs {parameter.name}, which only TRL's trainer has: give it a default"
+            )
+    columns = [p for p in others if p.name not in _TRAINERS_OWN]
+    taken = BATCH_ARGUMENTS if takes_all else tuple(p.name for p in named if p.name in BATCH_ARGUMENTS)
+    return Calling(
+        "batch",
+        taken,
+        ReadColumns(
+            name,
+            needed=tuple(p.name for p in columns if p.default is p.empty),
+            optional=tuple(p.name for p in columns if p.default is not p.empty),
+            takes_all=takes_all,
+        ),
+    )
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return str(getattr(function, "__name__", type(function).__name__))
 
 
 class FunctionScorer:
@@ -59,13 +114,14 @@ class FunctionScorer:
     an end token is "". NaN, infinity, a wrong number of numbers and exceptions are problems of the reply.
     """
 
-    units = "the function's own"
+    units = UNITS
+    rows_at_once = 64
 
     def __init__(self, function: Callable[..., Any], token_texts: TokenTexts | None = None) -> None:
         """token_texts: needed by a function that takes tokens."""
         self.function = function
         self.token_texts = token_texts
-        self.takes_tokens = takes_tokens(function)
+        self.takes_tokens = calling_of(function).style == "tokens"
 
     def score(self, rows: Sequence[RolloutRow]) -> list[Score]:
         return [self._score(row) for row in rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from trimtab.server.judging.answers import AnswerFile
@@ -17,6 +18,7 @@ class JudgeScorer:
     """The judge's whole number from 1 to 10. Replies that it does not rate are problems of their scores."""
 
     units = "a judge's rating, 1 to 10"
+    rows_at_once = sys.maxsize  # it keeps each answer itself
 
     def __init__(self, config: JudgeConfig, file: AnswerFile, rubric: str = RUBRIC) -> None:
         """Raises UserError for a URL or an API key that cannot be."""

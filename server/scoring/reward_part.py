@@ -25,6 +25,7 @@ class RewardPartScorer:
     """
 
     units = RAW_UNITS
+    rows_at_once = 256
 
     def __init__(self, policy: Policy, folder: Path, rows: Rows = "auto") -> None:
         """rows: as what prompts that are strings were sampled to.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from tqdm.auto import tqdm
 
@@ -19,11 +20,14 @@ Weights = tuple[tuple[str, float], ...]
 
 @dataclass(frozen=True, slots=True)
 class EncodedPrompt:
-    """number: the prompt's own, which seeds its replies."""
+    """number: the prompt's own, which seeds its replies. end_id: what is read behind a reply that is cut;
+    None for the policy's own. columns: carried along to the rows."""
 
     number: int
     prompt: Prompt
     token_ids: tuple[int, ...]
+    end_id: int | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +58,8 @@ class SamplePlan:
         )
         measured = self.measure and self.measure not in dict(self.heads)
         heads = (*self.heads, (self.measure, 0.0)) if measured else self.heads
-        return Request(str(prompt.number), prompt.token_ids, sampling, Guidance(self.strength, heads))
+        guidance = Guidance(self.strength, heads)
+        return Request(str(prompt.number), prompt.token_ids, sampling, guidance, prompt.end_id)
 
 
 def sample(
@@ -64,7 +69,7 @@ def sample(
 
     Raises InvalidRequestError before any work, GenerationError when a request ends with an error.
     """
-    of_number = {prompt.number: prompt.prompt for prompt in prompts}
+    of_number = {prompt.number: prompt for prompt in prompts}
     completions = generate(engine, [plan.request(prompt) for prompt in prompts], bar=bar)
     return [
         _row(engine, plan, completion.request, of_number[int(completion.request.request_id)], index, choice)
@@ -74,11 +79,16 @@ def sample(
 
 
 def _row(
-    engine: Engine, plan: SamplePlan, request: Request, prompt: Prompt, index: int, choice: CompletedChoice
+    engine: Engine,
+    plan: SamplePlan,
+    request: Request,
+    prompt: EncodedPrompt,
+    index: int,
+    choice: CompletedChoice,
 ) -> RolloutRow:
     assert choice.summary is not None and request.sampling.seed is not None
     return RolloutRow(
-        prompt=prompt,
+        prompt=prompt.prompt,
         completion=choice.text,
         token_ids=tuple(choice.token_ids),
         is_cut=choice.finish_reason == "length",
@@ -87,7 +97,10 @@ def _row(
         seed=request.sampling.seed,
         kl=choice.summary.kl,
         strength=plan.strength,
+        temperature=plan.temperature,
+        top_p=plan.top_p,
         reward=_raw_reward(engine, plan.measure, choice.summary) if plan.measure else None,
+        columns=prompt.columns,
     )
 
 

@@ -34,6 +34,12 @@ def vowels(prompt, reply):
 def odd_by_token(prompt, reply, tokens):
     return [float(bool(token) and ord(token[0]) % 2) for token in tokens]
 
+def answered(prompts, completions, answer):
+    return answer
+
+def unanswered(completions, **columns):
+    return [None] * len(completions)
+
 def never(prompt, reply):
     return float("nan")
 """
@@ -116,6 +122,20 @@ def test_a_reward_part_named_by_its_folder_scores(config: TrainConfig, policy: P
         random_head(config, policy, config.advantage.form), 1.0, prompts(policy), 2, seed=1
     )
     assert len({draw.rollout.reward for draw in draws}) > 2
+
+
+def test_a_batch_function_scores_with_columns_of_the_prompts(config: TrainConfig, tmp_path: Path, capsys):
+    rows = [{"prompt": f"say {i}", "answer": float(i)} for i in range(12)]
+    config.prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folders = ("--head-folder", str(tmp_path / "heads/vowels"), "--run-folder", str(tmp_path / "run"))
+    assert main(["train", *flags(config), "function:letter_scores:answered", *folders]) == 0
+    metrics = json.loads((tmp_path / "heads/vowels/head.json").read_text())["metrics"]
+    assert metrics["score"] == pytest.approx(metrics["base_score"])  # it is the answer, whatever the reply
+    capsys.readouterr()
+    assert main(["train", *flags(config), "function:letter_scores:unanswered", *folders]) == 1
+    assert "was left without a reward" in capsys.readouterr().err
+    assert main(["train", *flags(config), "function:letter_scores:vowels", *folders]) == 1
+    assert "no column answer" in capsys.readouterr().err
 
 
 def test_a_scorer_that_is_not_there_is_told(config: TrainConfig, policy: Policy):

@@ -18,6 +18,7 @@ from trimtab.guidance.items import RolloutItem
 from trimtab.guidance.on_policy.config import OnPolicyConfig
 from trimtab.guidance.on_policy.sampler import Draw
 from trimtab.guidance.policy import Policy, output_embedding_input
+from trimtab.guidance.rows import ReadColumns
 from trimtab.guidance.train_config import AdvantageConfig, OptimiserConfig, TrainConfig, ValueConfig
 
 WANTED, LENGTH = range(8, 13), 5  # the words "c" to "g"
@@ -43,6 +44,10 @@ class SlowSampler:
     @property
     def is_scoring(self) -> bool:
         return self.score is not None
+
+    @property
+    def reads(self) -> ReadColumns:
+        return ReadColumns()
 
     @torch.no_grad()
     def sample(

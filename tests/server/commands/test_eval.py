@@ -31,6 +31,9 @@ def per_token(prompt, reply, tokens):
 def by_name(prompt, reply):
     return {"length": len(reply), "starts": None if prompt.endswith("1") else 1.0}
 
+def batch(completions, answer, **columns):
+    return [len(text) + number for text, number in zip(completions, answer)]
+
 def broken(prompt, reply):
     return float("nan") if prompt.endswith("1") else 1.0
 """
@@ -238,6 +241,36 @@ def test_a_gold_head_is_read_from_its_folder_and_is_no_curve(judge):
     assert code == 0
     assert report["frontier"]["gold"] == ["gold"]
     assert set(curves(report)) == {"a", "best-of-n by gold", "best-of-n by a reward"}
+
+
+def test_a_static_bias_is_fitted_on_plain_rollouts_alone(judge, folder: Path):
+    rows = [json.loads(line) for line in (folder / "rollouts.jsonl").read_text().splitlines()]
+    write(
+        folder / "mixed.jsonl", [row | {"temperature": 0.5 if i < 2 else 1.0} for i, row in enumerate(rows)]
+    )
+    flags = ("--prompts", "prompts.jsonl", "--gold", "counting_gold:vowels", "--strengths", "1", *SMALL)
+    fit = ("--static-bias", "fit", "--rollouts", "mixed.jsonl")
+    code, _, line = judge(*flags, *fit)
+    assert code == 1
+    assert (
+        "2 of 8 rollouts were not drawn from the policy itself (temperature 0.5), and a static bias" in line
+    )
+    assert judge(*flags, *fit, "--on-bad-rows", "skip")[0] == 0
+
+
+def test_gold_and_proxy_are_spelled_as_scores_of_rollouts_are(judge, folder: Path):
+    """A batch function reads columns of the prompts; a proxy head is named by its folder."""
+    write(folder / "answers.jsonl", [{"prompt": f"say {i}", "answer": i} for i in range(4)])
+    flags = ("--prompts", "answers.jsonl", "--strengths", "1", *SMALL)
+    gold = ("--gold", "function:counting_gold:batch")
+    code, report, _ = judge(*flags, *gold, "--proxy", "reward:heads/judge")
+    assert code == 0
+    assert report["frontier"]["gold"] == ["gold"]
+    assert curves(report)["a"]["proxy"] == "judge reward"
+    assert "best-of-n by judge reward" in curves(report)
+    code, _, line = judge("--prompts", "prompts.jsonl", *flags[2:], *gold)
+    assert code == 1
+    assert "reads the column answer" in line
 
 
 def test_scores_by_name_may_be_missing_and_are_counted(judge):

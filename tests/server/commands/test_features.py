@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from stopped_runs import stopped
 from tiny_models import SIZES, save_random_model
 from transformers import LlamaConfig
 
@@ -117,6 +119,31 @@ def test_bad_and_over_long_rows_are_as_in_training(run, files, tmp_path, capsys,
     assert "skipped 1 bad rows" in caplog.text
     assert "left out 1 rows" in caplog.text
     assert load_feature_manifest(tmp_path / "store").num_replies == 7
+
+
+def test_a_small_run_that_is_killed_goes_on_to_the_same_bytes_and_says_how(
+    run, files, model, tmp_path, capfd
+):
+    """40 replies of some 50 tokens were less than a shard."""
+    rows = [{"prompt": f"say {i}", "completion": "ab" * 20 + str(i)} for i in range(40)]
+    files["rollouts"].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run("--rollouts", files["rollouts"]) == 0
+    (tmp_path / "store").rename(tmp_path / "whole")
+    command = ["features", "--model", str(model), "--out", str(tmp_path / "store"), "--no-show-progress"]
+    command += ["--rollouts", str(files["rollouts"])]
+    stopped("trimtab.guidance.feature_writer:_keep", 2, command)
+    manifest = load_feature_manifest(tmp_path / "store")
+    assert len(manifest.shards) == 2
+    assert not manifest.complete
+    told = stopped("trimtab.guidance.feature_writer:_keep", 1, [*command, "--resume"], signal.SIGINT)
+    num_kept = sum(shard.num_replies for shard in load_feature_manifest(tmp_path / "store").shards)
+    assert f"stopped; features of {num_kept} of 40 replies are kept" in told
+    assert "--resume" in told
+    assert run("--rollouts", files["rollouts"], "--resume") == 0
+    names = sorted(path.name for path in (tmp_path / "whole").iterdir())
+    assert sorted(path.name for path in (tmp_path / "store").iterdir()) == names
+    for name in names:
+        assert (tmp_path / "store" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -75,6 +75,29 @@ def test_an_import_has_the_source_s_units_or_those_of_rollouts(folder: Path, tmp
     assert manifest.metrics == {"unit_rollouts": 8}
 
 
+def test_standard_units_are_of_plain_replies_alone(folder: Path, tmp_path: Path, capsys):
+    steered = tmp_path / "steered.jsonl"
+    rows = [json.loads(line) for line in (folder / "rollouts.jsonl").read_text().splitlines()]
+    rows = [row | {"strength": 1.5 * (i < 3)} for i, row in enumerate(rows)]
+    steered.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = ["import-reward", str(folder / "exported"), "--model", str(folder / "tiny"), "--name", "again"]
+    command = [
+        "heads",
+        *source,
+        "--rollouts",
+        str(steered),
+        "--no-show-progress",
+        "--out",
+        str(tmp_path / "a"),
+    ]
+    assert main(command) == 1
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert "3 of 8 rollouts were not drawn from the policy itself (strength 1.5)" in told
+    assert "a head's standard units" in told
+    assert main([*command, "--on-bad-rows", "skip"]) == 0
+    assert load_head(tmp_path / "a")[1].metrics == {"unit_rollouts": 5}
+
+
 def test_what_cannot_be_done_is_told_in_one_line(folder: Path, tmp_path: Path, capsys):
     mlp = save_random_head(tmp_path, folder / "tiny", "mlp", parts="r")
     other = save_random_model(LlamaConfig(**SIZES), tmp_path / "other", seed=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -13,15 +14,21 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from local_judge import Say, local_judge
+from stopped_runs import stopped
 from tiny_models import EOS, SIZES, byte_tokenizer, save_random_head, save_random_model
 from transformers import LlamaConfig
 
 from trimtab.guidance import parquet
 from trimtab.guidance.data import load_preferences, load_rankings, load_rollouts, load_unpaired
+from trimtab.guidance.examples import load_items
+from trimtab.guidance.feature_store import StoredFeatures, open_features
+from trimtab.guidance.policy import load_policy
 from trimtab.guidance.prompt_form import recorded_form
 from trimtab.server.cli import main
 from trimtab.server.commands import rollouts_sampling
+from trimtab.server.commands.features import FeaturesConfig
 from trimtab.server.scoring.sample import sample
 
 REWARDS = """
@@ -42,6 +49,23 @@ def per_token(prompt, reply, tokens):
 
 def too_short(prompt, reply, tokens):
     return [0.0] * (len(tokens) - 1)
+
+def length_from_answer(prompts, completions, answer, **columns):
+    return [abs(len(text) - a) for text, a in zip(completions, answer)]
+
+def for_even_answers(completions, answer):
+    return [None if a % 2 else float(a) for a in answer]
+
+def for_none(completions):
+    return [None] * len(completions)
+
+def counted(prompt, reply):
+    with open("scored.txt", "a") as file:
+        file.write(".")
+    return float(len(reply))
+
+async def later(prompts, completions):
+    return [0.0] * len(completions)
 """
 
 
@@ -115,9 +139,14 @@ def test_a_prompt_s_replies_do_not_depend_on_what_is_sampled_beside_them(flags):
     assert all(row["token_ids"] == ids[row["prompt_id"], row["sample"]] for row in read("few.parquet"))
 
 
-def test_steering_is_measured_in_kl(flags):
-    run(*flags, "--steer", "mute=0.5", "--strength", "2")
+def test_steering_is_measured_in_kl_and_said_in_every_row(flags, capsys):
+    run(*flags, "--steer", "mute=0.5", "--strength", "2", "--temperature", "0.75", "--top-p", "0.875")
     assert all(row["strength"] == 2 and row["kl"] > 0 for row in read())
+    assert {(row["temperature"], row["top_p"]) for row in read()} == {(0.75, 0.875)}
+    assert "no plain samples (strength 2)" in capsys.readouterr().out
+    assert {row.departure for row in load_rollouts(Path("out.parquet")).rows} == {"strength 2"}
+    run(*flags, "--out", "sharp.parquet", "--temperature", "0.75")
+    assert {row.departure for row in load_rollouts(Path("sharp.parquet")).rows} == {"temperature 0.75"}
 
 
 def test_messages_go_through_the_template(flags):
@@ -305,7 +334,7 @@ def test_a_judge_s_garbage_is_counted(flags, capsys):
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        (["--score", "rewards:kind"], "reward:HEAD"),
+        (["--score", "rewards:kind"], "reward:NAME_OR_FOLDER"),
         (["--score", "reward:mute"], "with one: kind"),
         (["--score", "function:my_rewards:none"], "module:function"),
         (["--score", "judge:127.0.0.1"], "http://"),
@@ -355,6 +384,189 @@ def test_extra_columns_are_refused_by_name(flags, capsys):
     write_prompts(["a"], topic="x")
     assert "topic" in complaint(capsys, *flags)
     run(*flags, "--extra-columns", "ignore")
+
+
+def write_answers() -> None:
+    rows = [{"prompt": f"say {i}", "answer": i, "topic": {"of": ["x", str(i)]}} for i in range(5)]
+    Path("prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_columns_that_the_reward_reads_are_no_extra_and_stay_for_rescoring(flags, policy, capsys):
+    write_answers()
+    run(*flags, "--score", "function:my_rewards:length_from_answer")
+    for row in read():
+        assert row["columns"] == {"answer": row["prompt_id"], "topic": {"of": ["x", str(row["prompt_id"])]}}
+        assert row["reward"] == abs(len(row["completion"]) - row["prompt_id"])
+    assert len(load_rollouts(Path("out.parquet")).rows) == 15
+    again = ("--model", str(policy), "--rescore", "out.parquet", "--out", "again.parquet", "--score")
+    run(*again, "function:my_rewards:for_even_answers")
+    assert "for_even_answers left 6 of 15 replies without a reward" in capsys.readouterr().out
+    assert {(row["prompt_id"], row["reward"]) for row in read("again.parquet")} == {
+        *((0, 0.0), (2, 2.0), (4, 4.0), (1, None), (3, None))
+    }
+    told = complaint(capsys, *flags, "--score", "function:my_rewards:for_even_answers", "--out", "b.parquet")
+    assert "no column topic" in told
+
+
+def test_columns_are_kept_for_later_where_that_is_asked(flags, policy, capsys):
+    write_answers()
+    run(*flags, "--extra-columns", "ignore")
+    again = ("--model", str(policy), "--rescore", "out.parquet", "--score")
+    told = complaint(capsys, *again, "function:my_rewards:for_even_answers")
+    assert "for_even_answers reads the column answer, which is not there" in told
+    assert "columns" not in read()[0]
+    run(*flags, "--keep-columns", "--out", "kept.parquet")
+    assert read("kept.parquet")[3]["columns"]["topic"] == {"of": ["x", "1"]}
+    run(*again[:3], "kept.parquet", "--score", "function:my_rewards:for_even_answers", "--pairs", "none")
+
+
+@pytest.mark.parametrize(
+    ("function", "says"),
+    [
+        ("for_even_answers", "reads the column answer, which is not there"),
+        ("for_none", "the scorer left 15 of 15 replies without a reward"),
+        ("later", "later is asynchronous"),
+    ],
+)
+def test_a_batch_function_that_cannot_reward_is_told_in_one_line(flags, capsys, function, says):
+    assert says in complaint(capsys, *flags, "--score", f"function:my_rewards:{function}")
+    assert not Path("out.parquet").exists()
+
+
+def test_a_column_of_several_types_is_named(flags, capsys):
+    rows = [{"prompt": "a", "answer": 1}, {"prompt": "b", "answer": "one"}]
+    Path("prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "answer" in complaint(capsys, *flags, "--keep-columns")
+
+
+def test_a_reward_is_named_by_its_folder_too(flags, policy):
+    run(*flags, "--score", "reward:kind")
+    without = [flag for flag in flags if flag != str(policy / "heads/kind")]
+    run(*without, "--score", f"reward:{policy / 'heads/kind'}", "--out", "b.parquet")
+    assert [row["reward"] for row in read("b.parquet")] == [row["reward"] for row in read()]
+
+
+def features_of(path: str, policy: Path) -> tuple[list[torch.Tensor], StoredFeatures]:
+    loaded = load_policy(policy, device="cpu")
+    config = FeaturesConfig(model=policy, out=Path("none"), rollouts=Path(path))
+    replies = [item.reply for item in load_items("rollouts", Path(path), config, loaded)]
+    return replies, open_features(Path("kept"), loaded)
+
+
+@pytest.mark.parametrize("score", [(), ("--score", "reward:kind")])
+@pytest.mark.parametrize("prompt", ["text", "chat"])
+def test_features_kept_while_sampling_are_those_that_a_second_pass_would_write(flags, policy, score, prompt):
+    """Two prompts are alike, so that a reply may come twice; some end by themselves, some by their length."""
+    texts = [f"say {i % 4}" for i in range(5)]
+    write_prompts(texts if prompt == "text" else [[{"role": "user", "content": text}] for text in texts])
+    steer = ("--steer", "mute=1", "--max-num-seqs", "4")
+    run(*flags, *score, *steer, "--keep-features", "kept", "--temperature", "2", "--max-tokens", "100")
+    run(*flags, *score, *steer, "--out", "b.parquet", "--temperature", "2", "--max-tokens", "100")
+    assert [row["token_ids"] for row in read()] == [row["token_ids"] for row in read("b.parquet")]
+    assert {row["is_cut"] for row in read()} == {True, False}
+    command = ["features", "--model", str(policy), "--rollouts", "out.parquet", "--no-show-progress", "--out"]
+    assert main([*command, "anew"]) == 0
+    replies, kept = features_of("out.parquet", policy)
+    anew = open_features(Path("anew"), kept.policy)
+    for mine, theirs in zip(kept.get(replies), anew.get(replies), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+    without = dataclasses.replace(anew.manifest)
+    assert kept.manifest == without
+    assert main([*command, "kept", "--resume"]) == 0
+    train = [
+        "train",
+        "--name",
+        "v",
+        "--model",
+        str(policy),
+        "--rollouts",
+        "b.parquet",
+        "--reward-from",
+        "columns",
+    ]
+    assert main([*train, "--features", "kept", "--run-folder", "r", "--head-folder", "h"]) == 1
+
+
+def test_a_run_killed_at_any_moment_keeps_its_features_too(flags, policy):
+    write_prompts([f"say {i}" for i in range(12)])
+    run(*flags, "--keep-features", "whole", "--out", "whole.parquet")
+    for at, count in ((KEEP, 2), (STORE, 1)):
+        stopped(at, count, ["rollouts", *flags, "--keep-features", "kept"])
+        assert not Path("out.parquet").exists()
+    assert len(list(Path("out.partial").glob("part-*.parquet"))) == 6
+    run(*flags, "--keep-features", "kept")
+    assert Path("out.parquet").read_bytes() == Path("whole.parquet").read_bytes()
+    names = sorted(path.name for path in Path("whole").iterdir())
+    assert sorted(path.name for path in Path("kept").iterdir()) == names
+    assert all(Path("kept", name).read_bytes() == Path("whole", name).read_bytes() for name in names)
+    assert not Path("out.partial").exists()
+
+
+PART = "trimtab.server.commands.rollouts_partial:write_parquet"
+KEEP = "trimtab.server.commands.rollouts_features:FeatureKeeper.keep"
+STORE = "trimtab.guidance.feature_writer:_keep"
+
+
+def test_a_small_run_is_kept_in_parts_by_itself(flags, monkeypatch):
+    """Without --prompts-per-part: 64 prompts of 36 tokens were one part."""
+    write_prompts([f"say {i}" for i in range(64)])
+    at = flags.index("--prompts-per-part")
+    flags = flags[:at] + flags[at + 2 :]
+    run(*flags, "--out", "whole.parquet")
+    stopped(PART, 3, ["rollouts", *flags])
+    assert len(list(Path("out.partial").glob("part-*.parquet"))) == 3
+    sampled = []
+    monkeypatch.setattr(rollouts_sampling, "sample", lambda *args: sampled.append(args[1]) or sample(*args))
+    run(*flags)
+    assert sum(map(len, sampled)) <= 64 - 3 * 6
+    assert Path("out.parquet").read_bytes() == Path("whole.parquet").read_bytes()
+
+
+def test_scores_are_kept_as_they_come_and_made_anew_where_the_function_changes(flags):
+    """Killed at the 100th reply: the first 64 are kept."""
+    write_prompts([f"say {i}" for i in range(50)])
+    scored = ("--score", "function:my_rewards:counted")
+    run(*flags, *scored, "--out", "whole.parquet")
+    stopped("trimtab.server.scoring.functions:FunctionScorer._score", 99, ["rollouts", *flags, *scored])
+    kept = Path("out.scores.jsonl")
+    with kept.open("a") as file:
+        file.write("[64, [[1.0, nu")  # as a kill in the midst of a line leaves it
+    half_done = kept.read_text()
+    Path("scored.txt").unlink()
+    run(*flags, *scored)
+    assert len(Path("scored.txt").read_text()) == 150 - 64
+    assert Path("out.parquet").read_bytes() == Path("whole.parquet").read_bytes()
+    assert not kept.exists()
+
+    Path("out.parquet").rename("b.parquet")
+    Path("b.scores.jsonl").write_text(half_done)  # of other rows: those of b.parquet have rewards
+    Path("scored.txt").unlink()
+    run("--rescore", "b.parquet", *scored)
+    assert len(Path("scored.txt").read_text()) == 150
+
+
+def test_a_run_that_is_interrupted_says_what_is_kept_and_how_to_go_on(flags):
+    write_prompts([f"say {i}" for i in range(200)])
+    told = stopped(PART, 2, ["rollouts", *flags], signal.SIGINT)
+    assert "stopped; 2 parts of the replies are kept in out.partial: give the same command again" in told
+    assert "Traceback" not in told
+
+
+def test_a_prompt_that_leaves_no_room_for_the_end_is_told_before_anything_is_sampled(flags, policy, capsys):
+    """128 positions: 116 tokens of prompt and 12 of reply; kept features read one more behind a cut reply."""
+    write_prompts(["say 0", "x" * 116])
+    flags = [flag for flag in flags if flag != "--heads" and not flag.startswith(str(policy / "heads"))]
+    run(*flags, "--out", "whole.parquet")
+    told = complaint(capsys, *flags, "--keep-features", "kept")
+    assert "1 of 2 prompts cannot be replied to, first prompt 1" in told
+    assert not Path("out.partial").exists()
+
+
+def test_features_of_another_folder_are_not_mixed_with(flags, capsys):
+    Path("kept").mkdir()
+    Path("kept/mine.txt").write_text("mine")
+    assert "kept exists" in complaint(capsys, *flags, "--keep-features", "kept")
+    assert not Path("out.partial").exists()
 
 
 def test_a_file_that_is_there_is_not_written_over(flags, capsys):

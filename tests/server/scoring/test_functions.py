@@ -10,7 +10,7 @@ import torch
 
 from trimtab.guidance.message import Message
 from trimtab.server.commands.errors import UserError
-from trimtab.server.scoring.functions import FunctionScorer, check_result, load_function, takes_tokens
+from trimtab.server.scoring.functions import FunctionScorer, calling_of, check_result, load_function
 from trimtab.server.scoring.rollout import RolloutRow
 from trimtab.server.scoring.score import Score, ScoreCount, apply
 
@@ -57,7 +57,8 @@ def test_an_exception_is_one_reply_s_problem_and_is_counted():
         return 1.0
 
     count = ScoreCount()
-    rows = list(apply(FunctionScorer(reward), [row(), row(completion="bad", sample=1), row()], count))
+    given = [row(), row(completion="bad", sample=1), row()]
+    rows = list(apply(FunctionScorer(reward).score(given), given, count))
     assert [r.reward for r in rows] == [1.0, None, 1.0]
     assert (count.num_rows, count.num_bad) == (3, 1)
     assert "prompt 7 sample 1" in str(count)
@@ -65,8 +66,8 @@ def test_an_exception_is_one_reply_s_problem_and_is_counted():
 
 
 def test_a_problem_takes_away_an_older_reward():
-    scored = apply(FunctionScorer(lambda p, r: 1.0), [row()], ScoreCount())
-    (again,) = apply(FunctionScorer(lambda p, r: math.nan), list(scored), ScoreCount())
+    scored = list(apply([Score(1.0)], [row()], ScoreCount()))
+    (again,) = apply(FunctionScorer(lambda p, r: math.nan).score(scored), scored, ScoreCount())
     assert again.reward is None
 
 
@@ -81,11 +82,12 @@ def test_the_function_gets_strings_message_dicts_and_token_texts():
 
 
 def test_whether_tokens_are_wanted_is_read_from_the_signature():
-    assert not takes_tokens(lambda prompt, reply: 0)
-    assert not takes_tokens(lambda prompt, reply, *, strict=True: 0)
-    assert takes_tokens(lambda prompt, reply, tokens: 0)
+    assert calling_of(lambda prompt, reply: 0).style == "reply"
+    assert calling_of(lambda prompt, reply, *, strict=True: 0).style == "reply"
+    assert calling_of(lambda prompts, replies: 0).style == "reply"
+    assert calling_of(lambda prompt, reply, tokens: 0).style == "tokens"
     with pytest.raises(UserError, match=r"must take \(prompt, reply\)"):
-        takes_tokens(lambda reply: 0)
+        calling_of(lambda reply: 0)
 
 
 @pytest.mark.parametrize("name", ["no_such_module:f", "json:no_such", "json", ":f", "", "json:__doc__"])
