@@ -218,10 +218,10 @@ def test_other_files_train_other_methods_end_to_end(
 ):
     folder = config.preferences.parent
     kinds = {"reward": RewardConfig, "value": ValueConfig, "advantage": AdvantageConfig}
-    shapes = {"reward": {}, "value": {"width": 8}, "advantage": {"rank": 4}}
+    learned = {"optimiser": QUICK}
+    shapes = {"reward": {}, "value": {"width": 8, **learned}, "advantage": {"rank": 4, **learned}}
     built = {
-        key: kinds[key](**value, **shapes[key], optimiser=QUICK) if key in kinds else value
-        for key, value in settings.items()
+        key: kinds[key](**value, **shapes[key]) if key in kinds else value for key, value in settings.items()
     }
     paths = {file: folder / f"{file}.jsonl" for file in files}
     manifest = train_head(dataclasses.replace(config, preferences=None, **paths, **built), policy=policy)
