@@ -19,7 +19,7 @@ from trimtab.guidance.plain_rollouts import departure, plain_only
 from trimtab.guidance.train_config import AdvantageConfig, RewardConfig, TrainConfig, ValueConfig
 from trimtab.guidance.trainer import train_head
 
-REGRESSION = RewardConfig(loss="regression", optimiser=QUICK)
+REGRESSION = RewardConfig(loss="regression")
 
 
 @pytest.fixture

@@ -72,7 +72,13 @@ def config_for(folder: Path, policy: Path, part: Any, loss: str) -> TrainConfig:
     return quick_config(
         folder,
         policy,
-        **{"preferences": None, kind: folder / f"{kind}.jsonl", "parts": parts, "held_out": 0.4},
+        **{
+            "preferences": None,
+            kind: folder / f"{kind}.jsonl",
+            "parts": parts,
+            "held_out": 0.4,
+            "rows": "text",
+        },
         **{part: KINDS[part](**options)},
     )
 
