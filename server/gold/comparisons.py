@@ -82,7 +82,8 @@ def _claims(task: Task) -> Step:
             *("--best-of", "1", "2", "4", "8", "16", "32", "64", "--static-bias", "fit"),
             *("--rollouts", task.at("replies.parquet"), "--bias-discount", "0", "0.5", "0.8", "0.9", "1"),
             *("--bias-shrinkage", "5", "20", "100", "--bias-tokens", "16", "64", "256", "1024", "all"),
-            *("--tuning-prompts", task.at(TUNING_PROMPTS), "--external", task.at(LORA_POINTS)),
+            *("--tuning-prompts", task.at(TUNING_PROMPTS), "--tuning-replies", "1"),
+            *("--external", task.at(LORA_POINTS)),
             *("--out", task.at(out)),
         ),
         f"{out}/report.json",
@@ -112,7 +113,7 @@ def _evaluation(task: Task, form: str) -> Step:
 def _judged_by_gold(task: Task, num_replies: str) -> Command:
     return (
         *("--prompts", task.at(JUDGE_PROMPTS), "--gold", BY_REPLY, "--max-tokens", REPLY_TOKENS),
-        *("--num-replies", num_replies, "--max-num-seqs", "256"),
+        *("--num-replies", num_replies, "--max-num-seqs", "256", "--at-kl", "1", "2", "4"),
     )
 
 
