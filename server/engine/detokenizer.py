@@ -54,7 +54,9 @@ class ByteDetokenizer:
     def push(self, token_id: int) -> str:
         piece = self._pieces[token_id]
         begun: bytes = self._utf8.getstate()[0]
-        self.offset = self._length + bool(begun and piece and not _goes_on(begun, piece))
+        ends_begun = begun and piece and not _goes_on(begun, piece)
+        # Mostly one mark; but of a surrogate's first bytes, which codecs hold back too, one each.
+        self.offset = self._length + (len(begun.decode("utf-8", "replace")) if ends_begun else 0)
         text = self._utf8.decode(piece)
         self._length += len(text)
         return text

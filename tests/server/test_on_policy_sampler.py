@@ -134,7 +134,8 @@ def test_a_batch_function_scores_with_columns_of_the_prompts(config: TrainConfig
     capsys.readouterr()
     assert main(["train", *flags(config), "function:letter_scores:unanswered", *folders]) == 1
     assert "was left without a reward" in capsys.readouterr().err
-    assert main(["train", *flags(config), "function:letter_scores:vowels", *folders]) == 1
+    plain = ("--format", "trl", *folders)
+    assert main(["train", *flags(config), "function:letter_scores:vowels", *plain]) == 1
     assert "no column answer" in capsys.readouterr().err
 
 

@@ -8,11 +8,12 @@ import subprocess
 import sys
 
 STOPPED = """
-import os, sys
+import os, signal, sys
 from pathlib import Path
 import {module} as module
 from trimtab.server.cli import main
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 calls, real = 0, {owner}.{name}
 
 def stop(*args, **options):

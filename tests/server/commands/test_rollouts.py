@@ -404,8 +404,8 @@ def test_columns_that_the_reward_reads_are_no_extra_and_stay_for_rescoring(flags
     assert {(row["prompt_id"], row["reward"]) for row in read("again.parquet")} == {
         *((0, 0.0), (2, 2.0), (4, 4.0), (1, None), (3, None))
     }
-    told = complaint(capsys, *flags, "--score", "function:my_rewards:for_even_answers", "--out", "b.parquet")
-    assert "no column topic" in told
+    plain = ("--format", "trl", "--score", "function:my_rewards:for_even_answers", "--out", "b.parquet")
+    assert "no column topic" in complaint(capsys, *flags, *plain)
 
 
 def test_columns_are_kept_for_later_where_that_is_asked(flags, policy, capsys):
@@ -556,6 +556,7 @@ def test_a_prompt_that_leaves_no_room_for_the_end_is_told_before_anything_is_sam
     """128 positions: 116 tokens of prompt and 12 of reply; kept features read one more behind a cut reply."""
     write_prompts(["say 0", "x" * 116])
     flags = [flag for flag in flags if flag != "--heads" and not flag.startswith(str(policy / "heads"))]
+    flags += ["--rows", "text"]
     run(*flags, "--out", "whole.parquet")
     told = complaint(capsys, *flags, "--keep-features", "kept")
     assert "1 of 2 prompts cannot be replied to, first prompt 1" in told

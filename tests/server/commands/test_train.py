@@ -24,7 +24,7 @@ def flags(tmp_path: Path) -> list[str]:
     return [
         *("--name", "vowel", "--model", str(policy), "--preferences", str(tmp_path / "pairs.jsonl")),
         *("--head-folder", str(tmp_path / "heads/vowel"), "--run-folder", str(tmp_path / "run")),
-        *("--advantage.rank", "4", "--value.width", "8", "--no-show-progress"),
+        *("--advantage.rank", "4", "--value.width", "8", "--held-out", "0.25", "--no-show-progress"),
     ]
 
 

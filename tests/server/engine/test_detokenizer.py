@@ -144,6 +144,12 @@ def test_a_decoder_of_unknown_kind_is_read_by_its_text_alone(prompt: str, text: 
     assert "\ufffd" in text or all("\ufffd" not in piece for piece in pieces)
 
 
+def test_a_surrogates_first_bytes_are_as_many_marks_before_a_tokens_text():
+    detokenizer = DECODERS["cut bytes"].detokenizer(())
+    text = "".join(detokenizer.push(token) for token in (0xED, 0xA0, ord("!"))) + detokenizer.flush()
+    assert (text, detokenizer.offset) == ("\ufffd\ufffd!", 2)
+
+
 @pytest.mark.parametrize("name", ["cut bytes", "byte fallback"])
 @given(data=st.data())
 @settings(max_examples=150, deadline=None)
