@@ -78,7 +78,7 @@ def _claims(task: Task) -> Step:
         (
             *("eval", *task.common, *task.heads(name for names in groups.values() for name in names)),
             *("--group", *(f"{name}={','.join(names)}" for name, names in groups.items())),
-            *_judged_by_gold(task, "8"),
+            *_judged_by_gold(task, "6"),
             *("--best-of", "1", "2", "4", "8", "16", "32", "64", "--static-bias", "fit"),
             *("--rollouts", task.at("replies.parquet"), "--bias-discount", "0", "0.5", "0.8", "0.9", "1"),
             *("--bias-shrinkage", "5", "20", "100", "--bias-tokens", "16", "64", "256", "1024", "all"),
