@@ -41,6 +41,7 @@ def test_no_noun_is_in_two_splits() -> None:
         assert len(set(group)) == len(group)
 
 
+@pytest.mark.slow
 def test_no_noun_of_the_other_splits_occurs_in_the_training(drawn: list[Conversation]) -> None:
     text = " ".join(m["content"].lower() for c in drawn for m in c.messages())
     unseen = {noun.lower() for d in DOMAINS for split in SPLITS[1:] for noun, _ in d.nouns(split)}

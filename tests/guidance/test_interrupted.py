@@ -83,6 +83,7 @@ def test_a_run_killed_in_the_middle_of_an_epoch_resumes_to_the_same_weights(
         assert torch.equal(tensor, weights(killed)[name]), name
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_does(config: TrainConfig, tmp_path: Path):
     """Of 17 pairs in batches of 2 × 4 the last holds one, so that one process has no share of it."""
     train_head(config)

@@ -138,6 +138,7 @@ def test_one_held_out_pair_and_two_held_out_replies_are_neither_accuracy_nor_uni
     assert "too few for standard units" in caplog.text
 
 
+@pytest.mark.slow
 def test_rows_that_stopped_a_part_do_not_judge_it_where_there_are_enough(tmp_path: Path, policy_folder: Path):
     """52 of 130 prompts are held out: 26 stop the advantage and the others judge it; all judge the reward."""
     make_all_rows(tmp_path, has_sense=True)
@@ -177,6 +178,7 @@ def test_the_loss_of_knowing_nothing_by_hand(
     assert train_head(config).metrics[f"{part}_loss_of_nothing"] == pytest.approx(nothing, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("parts", "loss", "form"),
     [

@@ -121,6 +121,7 @@ def test_bad_and_over_long_rows_are_as_in_training(run, files, tmp_path, capsys,
     assert load_feature_manifest(tmp_path / "store").num_replies == 7
 
 
+@pytest.mark.slow
 def test_a_small_run_that_is_killed_goes_on_to_the_same_bytes_and_says_how(
     run, files, model, tmp_path, capfd
 ):

@@ -453,8 +453,15 @@ def features_of(path: str, policy: Path) -> tuple[list[torch.Tensor], StoredFeat
     return replies, open_features(Path("kept"), loaded)
 
 
-@pytest.mark.parametrize("score", [(), ("--score", "reward:kind")])
-@pytest.mark.parametrize("prompt", ["text", "chat"])
+@pytest.mark.parametrize(
+    ("prompt", "score"),
+    [
+        ("chat", ("--score", "reward:kind")),
+        pytest.param("text", (), marks=pytest.mark.slow),
+        pytest.param("chat", (), marks=pytest.mark.slow),
+        pytest.param("text", ("--score", "reward:kind"), marks=pytest.mark.slow),
+    ],
+)
 def test_features_kept_while_sampling_are_those_that_a_second_pass_would_write(flags, policy, score, prompt):
     """Two prompts are alike, so that a reply may come twice; some end by themselves, some by their length."""
     texts = [f"say {i % 4}" for i in range(5)]
@@ -487,6 +494,7 @@ def test_features_kept_while_sampling_are_those_that_a_second_pass_would_write(f
     assert main([*train, "--features", "kept", "--run-folder", "r", "--head-folder", "h"]) == 1
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_any_moment_keeps_its_features_too(flags, policy):
     write_prompts([f"say {i}" for i in range(12)])
     run(*flags, "--keep-features", "whole", "--out", "whole.parquet")
@@ -507,6 +515,7 @@ KEEP = "trimtab.server.commands.rollouts_features:FeatureKeeper.keep"
 STORE = "trimtab.guidance.feature_writer:_keep"
 
 
+@pytest.mark.slow
 def test_a_small_run_is_kept_in_parts_by_itself(flags, monkeypatch):
     """Without --prompts-per-part: 64 prompts of 36 tokens were one part."""
     write_prompts([f"say {i}" for i in range(64)])
@@ -522,6 +531,7 @@ def test_a_small_run_is_kept_in_parts_by_itself(flags, monkeypatch):
     assert Path("out.parquet").read_bytes() == Path("whole.parquet").read_bytes()
 
 
+@pytest.mark.slow
 def test_scores_are_kept_as_they_come_and_made_anew_where_the_function_changes(flags):
     """Killed at the 100th reply: the first 64 are kept."""
     write_prompts([f"say {i}" for i in range(50)])
@@ -545,6 +555,7 @@ def test_scores_are_kept_as_they_come_and_made_anew_where_the_function_changes(f
     assert len(Path("scored.txt").read_text()) == 150
 
 
+@pytest.mark.slow
 def test_a_run_that_is_interrupted_says_what_is_kept_and_how_to_go_on(flags):
     write_prompts([f"say {i}" for i in range(200)])
     told = stopped(PART, 2, ["rollouts", *flags], signal.SIGINT)
