@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from trimtab.guidance.errors import DataError
-from trimtab.guidance.prompt_form import METADATA_KEY
+from trimtab.guidance.prompt_form import made_by
 
 logger = logging.getLogger(__name__)
 
@@ -47,14 +43,7 @@ def departure(
 def stated_sampling(path: Path) -> dict[str, float]:
     """temperature and top_p as the metadata of a Parquet file of rollouts state them for all its rows; empty
     where they do not, or the rows say it themselves."""
-    if path.suffix != ".parquet" or not path.is_file():
-        return {}
-    try:
-        schema = pq.read_schema(path)
-        made_by = json.loads((schema.metadata or {}).get(METADATA_KEY, b"{}"))
-    except (OSError, ValueError, pa.ArrowException):
-        return {}
-    stated = made_by if isinstance(made_by, dict) else {}
+    schema, stated = made_by(path)
     return {
         name: float(stated[name])
         for name in ("temperature", "top_p")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from trimtab.guidance.errors import DataError, PolicyError
 
@@ -53,16 +53,9 @@ def form_of(tokenizer: PreTrainedTokenizerBase, rows: Rows, files: Iterable[Path
 
 def recorded_form(path: Path) -> Form | None:
     """As what the rows of a file of ours were sampled; None where it does not say, or is none of ours."""
-    if path.suffix != ".parquet" or not path.is_file():
-        return None
     import pyarrow as pa  # noqa: PLC0415 (not needed to serve)
-    import pyarrow.parquet as pq  # noqa: PLC0415
 
-    try:
-        schema = pq.read_schema(path)
-        said = json.loads((schema.metadata or {}).get(METADATA_KEY, b"{}"))
-    except (pa.ArrowException, OSError, ValueError):
-        return None  # whoever reads the rows says what is wrong
+    schema, said = made_by(path)
     if said.get("rows") in OTHER:
         form: Form = said["rows"]
         return form
@@ -70,6 +63,23 @@ def recorded_form(path: Path) -> Form | None:
         return None
     # Written before there was a choice: strings were completed as they are.
     return "text" if pa.types.is_string(schema.field("prompt").type) else "chat"
+
+
+def made_by(path: Path) -> tuple[Any, dict[str, Any]]:
+    """The schema of a Parquet file, and what it says made its rows; an empty schema and nothing of another
+    file, or of one that cannot be read: whoever reads the rows says what is wrong."""
+    import pyarrow as pa  # noqa: PLC0415 (not needed to serve)
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    nothing: tuple[Any, dict[str, Any]] = pa.schema([]), {}
+    if path.suffix != ".parquet" or not path.is_file():
+        return nothing
+    try:
+        schema = pq.read_schema(path)
+        said = json.loads((schema.metadata or {}).get(METADATA_KEY, b"{}"))
+    except (pa.ArrowException, OSError, ValueError):
+        return nothing
+    return schema, said if isinstance(said, dict) else {}
 
 
 def mismatch(name: str, trained: str | None, used: Rows) -> str | None:

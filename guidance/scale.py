@@ -14,14 +14,14 @@ from trimtab.guidance.features import FeatureSource
 from trimtab.guidance.head import Advantage
 from trimtab.guidance.held_out import fetch_in_chunks
 from trimtab.guidance.policy import Policy
+from trimtab.guidance.vocabulary_tiles import tile_rows
 
 KL_PER_TOKEN = 0.02
 MAX_OPTIMUM_SCALE = 1e3
 """Beyond which a tilt is too weak: its trained optimum spends a millionth of what a unit is to spend."""
 _MAX_RMS = 1e3  # nats: with so much of Ā a tilt has picked its favourites, and more of it spends no more
 _PRECISION = 1.005
-_NUMBERS_AT_ONCE = 2**24  # of positions times vocabulary
-_NUMBERS = 2**27
+_NUMBERS = 2**27  # of positions times vocabulary
 
 MeanKL = Callable[[float], float]
 
@@ -104,10 +104,11 @@ def _mean(
     measure: Callable[[Tensor, Tensor], Tensor],
 ) -> float:
     """The mean over positions of measure(logits, advantage), [n, V] both -> [n]."""
-    total = 0.0
-    for piece in h.to(policy.device).split(max(1, _NUMBERS_AT_ONCE // policy.vocab_size)):
-        found = measure(policy.logits(piece), part(piece.float(), lm_head))
-        total += found.double().sum().item()
+    total, h = 0.0, h.to(policy.device)
+    column, vocabulary = part.factors(h.float(), lm_head)
+    size = tile_rows(policy.vocab_size)
+    for piece, thin in zip(h.split(size), column.split(size), strict=True):
+        total += measure(policy.logits(piece), thin @ vocabulary.T).double().sum().item()
     return total / len(h)
 
 

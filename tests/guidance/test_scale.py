@@ -71,7 +71,7 @@ def test_a_sample_of_the_positions_gives_about_the_scale_of_all(
 ):
     advantage = make_advantage("lowrank", 0.5)
     whole = fit_scale(advantage, features, REPLIES, is_tilt=True).scale
-    monkeypatch.setattr(scale_module, "_NUMBERS_AT_ONCE", 27 * 5)
+    monkeypatch.setattr(scale_module, "tile_rows", lambda vocab_size: 5)
     assert fit_scale(advantage, features, REPLIES, is_tilt=True).scale == pytest.approx(whole, rel=1e-4)
     monkeypatch.setattr(scale_module, "_NUMBERS", 27 * 60)
     sampled = fit_scale(advantage, features, REPLIES, is_tilt=True).scale
