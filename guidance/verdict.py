@@ -76,31 +76,26 @@ def _of_pairs(part: str, num: int, metrics: Metrics) -> Verdict:
 
 
 def _of_labels(part: str, num: int, metrics: Metrics) -> Verdict:
-    rows = "1 labelled reply" if num == 1 else f"{num} labelled replies"
-    name = f"label_{part}_accuracy"
+    rows, name = "1 labelled reply" if num == 1 else f"{num} labelled replies", f"label_{part}_accuracy"
     if name not in metrics:
         return _too_few(part, rows, metrics)
-    low, high = metrics[f"{name}_low"], metrics[f"{name}_high"]
-    shown = _percent("good above bad", name, metrics)
-    return Verdict(
-        f"{_chance(low, high, 0.5)} on {rows}",
-        _joined(shown, _loss(part, metrics), _shared(part, metrics)),
-        low > 0.5,
-    )
+    return _of_figure(part, rows, name, _percent("good above bad", name, metrics), 0.5, metrics)
 
 
 def _of_correlation(part: str, num: int, metrics: Metrics) -> Verdict:
-    rows = "1 reply" if num == 1 else f"{num} replies"
-    name = f"{part}_correlation"
+    rows, name = "1 reply" if num == 1 else f"{num} replies", f"{part}_correlation"
     if name not in metrics:
         return _too_few(part, rows, metrics)
     low, high = metrics[f"{name}_low"], metrics[f"{name}_high"]
     shown = f"correlation with the return {metrics[name]:.3f} [{low:.3f}, {high:.3f}]"
-    return Verdict(
-        f"{_chance(low, high, 0)} on {rows}",
-        _joined(shown, _loss(part, metrics), _shared(part, metrics)),
-        low > 0,
-    )
+    return _of_figure(part, rows, name, shown, 0, metrics)
+
+
+def _of_figure(part: str, rows: str, name: str, shown: str, chance: float, metrics: Metrics) -> Verdict:
+    """Of a figure with an interval, which is `chance` where nothing was learned."""
+    low, high = metrics[f"{name}_low"], metrics[f"{name}_high"]
+    figures = _joined(shown, _loss(part, metrics), _shared(part, metrics))
+    return Verdict(f"{_chance(low, high, chance)} on {rows}", figures, low > chance)
 
 
 def _of_loss(part: str, num: int, metrics: Metrics) -> Verdict:
