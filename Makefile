@@ -29,19 +29,19 @@ test-slow: $(STAMP)  ## the tests that need minutes
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow $(ARGS)
 
 bundled: $(STAMP)  ## rebuild the bundled policy and heads from a seed (25 minutes on two cores)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m trimtab.server.bundled $(ARGS)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m examples.bundled.build $(ARGS)
 
 gpu:  ## check and measure kernels and engine on a GPU, without an installation (PART=kernels|engine, BUDGET=420)
-	PYTHONPATH=src $(or $(wildcard $(BIN)/python),$(PYTHON)) -m trimtab.server.gpu --part $(or $(PART),all) --budget $(or $(BUDGET),420) --out $(or $(REPORT),runs/gpu-$(or $(PART),all).json) $(ARGS)
+	PYTHONPATH=src:. $(or $(wildcard $(BIN)/python),$(PYTHON)) -m benchmarks.gpu --part $(or $(PART),all) --budget $(or $(BUDGET),420) --out $(or $(REPORT),runs/gpu-$(or $(PART),all).json) $(ARGS)
 
 gpu-cache:  ## compile what `make gpu` will launch into runs/triton-cache, without a GPU (ARGS="--wheel triton…whl")
-	PYTHONPATH=src $(or $(wildcard $(BIN)/python),$(PYTHON)) -m trimtab.server.gpu.cache $(ARGS)
+	PYTHONPATH=src:. $(or $(wildcard $(BIN)/python),$(PYTHON)) -m benchmarks.gpu.cache $(ARGS)
 
 growth: $(STAMP)  ## measure and draw how a token's time grows, on the CPU (8 minutes on two cores)
-	$(BIN)/python -m trimtab.server.growth $(ARGS)
+	$(BIN)/python -m benchmarks.growth $(ARGS)
 
 training-speed: $(STAMP)  ## time a head's training against TRL's LoRA-DPO (10 minutes on two cores)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m trimtab.server.training_speed $(ARGS)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks.training_speed $(ARGS)
 
 gold: $(STAMP)  ## train heads by every method on the gold task and judge them (hours on two cores; resumes)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m trimtab.server.gold $(ARGS)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m examples.gold $(ARGS)

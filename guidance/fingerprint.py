@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from trimtab.guidance.errors import PolicyError
-from trimtab.guidance.manifest import BaseModel
+from trimtab.guidance.heads.manifest import BaseModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trimtab.guidance.examples import prompt_of
+from trimtab.guidance.training.examples import prompt_of
 
 Z = 1.959964
 _RESAMPLES = 1000

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from trimtab.guidance.errors import PolicyError
 from trimtab.guidance.fingerprint import PolicyIdentity, identify
 from trimtab.guidance.locate import must_be_local, name_of
-from trimtab.guidance.reply_ends import reply_ends
+from trimtab.guidance.text.ends import reply_ends
 
 
 @dataclass(frozen=True, slots=True)

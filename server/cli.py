@@ -22,7 +22,7 @@ COMMANDS = {
     "train": "train a head from preferences, thumbs, rankings, scored replies, or by RLHF",
     "eval": "judge heads: accuracy, reward against KL beside baselines, variety, sycophancy",
 }
-"""Each is a module `commands/<name>.py` with main(prog, args); imported only when asked for."""
+"""Each is a module `commands/<name>/main.py` with main(prog, args); imported only when asked for."""
 
 OVERVIEW = f"""usage: trimtab COMMAND [OPTIONS]
 
@@ -46,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args[0] not in COMMANDS:
         return _complain(f"no command {args[0]!r}; commands are {', '.join(COMMANDS)}", 2)
     try:
-        importlib.import_module(f"trimtab.server.commands.{args[0]}").main(f"trimtab {args[0]}", args[1:])
+        command = importlib.import_module(f"trimtab.server.commands.{args[0]}.main")
+        command.main(f"trimtab {args[0]}", args[1:])
     except UsageError as error:
         return _complain(f"{error}; see `trimtab {args[0]} --help`", 2)
     except (UserError, ConfigError, HeadError, PolicyError, DataError, InvalidRequestError) as error:

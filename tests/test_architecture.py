@@ -22,7 +22,7 @@ FORBIDDEN = {
     "server/api": ("trimtab.kernels", "trimtab.server.commands", "torch"),
 }
 TORCH_FREE = (
-    *("lane", "block_manager", "scheduler", "waiting_line", "request", "info", "reply", "detokenizer"),
+    *("lane", "block_manager", "scheduler", "waiting_line", "request", "info", "replies", "detokenizer"),
     *("row_needs", "stop_strings", "text_decoder"),
 )
 POLICY_TRAINING = ("corpus", "tokenizer", "policy")
@@ -70,7 +70,7 @@ def test_what_decides_does_not_compute(name: str):
 
 def test_the_training_of_the_bundled_policy_never_sees_the_judge():
     bundled = ROOT / "guidance" / "bundled"
-    training = [bundled / f"{name}.py" for name in POLICY_TRAINING] + modules("guidance/bundled/grammar")
+    training = [ROOT / "examples" / "bundled" / f"{name}.py" for name in POLICY_TRAINING] + modules("examples/bundled/grammar")
     assert not [
         f"{path.name} imports {name}"
         for path in training
@@ -101,7 +101,7 @@ def test_the_engine_imports_on_a_bare_checkout_without_the_http_stack():
     program = (
         "import sys\n"
         f"for name in {HTTP!r}: sys.modules[name] = None\n"
-        "import trimtab.kernels.guided_logits, trimtab.guidance.bank, trimtab.server.engine.engine\n"
+        "import trimtab.kernels.guided_logits, trimtab.guidance.heads.bank, trimtab.server.engine.engine\n"
     )
     subprocess.run(
         [sys.executable, "-c", program],

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from trimtab.guidance.evaluation.statistics import Floats
+from trimtab.guidance.statistics import Floats
 
 
 @dataclass(frozen=True, slots=True)

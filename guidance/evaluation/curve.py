@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.guidance.evaluation.reply import Reply, Scores
-from trimtab.guidance.evaluation.statistics import Estimate, PerPrompt
 from trimtab.guidance.evaluation.variety import Variety, measure_variety
+from trimtab.guidance.statistics import Estimate, PerPrompt
 
 CurveKind = Literal["head", "static_bias", "best_of_n", "external"]
 UNSEEN = {"is_data": False}  # of fields that a report leaves out

@@ -13,7 +13,7 @@ from typing import Any
 from trimtab.guidance.errors import DataError
 from trimtab.guidance.evaluation.curve import Curve, CurvePoint, ScoreSummary
 from trimtab.guidance.evaluation.reply import Reply
-from trimtab.guidance.evaluation.statistics import Estimate
+from trimtab.guidance.statistics import Estimate
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.guidance.evaluation.curve import Curve, CurvePoint
-from trimtab.guidance.evaluation.statistics import Estimate, Floats, interval
+from trimtab.guidance.statistics import Estimate, Floats, interval
 
 FORMS: dict[str, Callable[[Floats], Floats]] = {
     "d(a - bd)": lambda d: -(d**2),

@@ -8,10 +8,10 @@ from functools import partial
 
 from matplotlib.figure import Figure
 
-from trimtab.guidance.evaluation.plot_frontier import plot_overoptimisation, plot_scores, plot_variety
 from trimtab.guidance.evaluation.plot_heads import plot_reliability, plot_sycophancy
-from trimtab.guidance.evaluation.plot_style import Theme
+from trimtab.guidance.evaluation.plots import plot_overoptimisation, plot_scores, plot_variety
 from trimtab.guidance.evaluation.report import EvaluationReport
+from trimtab.guidance.plot_style import Theme
 
 Draw = Callable[[Theme], Figure]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
-from trimtab.guidance.evaluation.plot_style import Theme, bars, dress, legend, new_figure
 from trimtab.guidance.evaluation.preferences import PreferenceReport
 from trimtab.guidance.evaluation.sycophancy import SycophancyReport
+from trimtab.guidance.plot_style import Theme, bars, dress, legend, new_figure
 
 
 def plot_reliability(preferences: PreferenceReport, theme: Theme) -> Figure:

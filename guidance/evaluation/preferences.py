@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from trimtab.guidance.encoding import EncodedReply
+from trimtab.guidance.data.items import PairItem
 from trimtab.guidance.evaluation.calibration import Calibration, calibrate
-from trimtab.guidance.evaluation.head_scores import score_with_head
-from trimtab.guidance.evaluation.statistics import Estimate, Floats, estimate_by_prompt
-from trimtab.guidance.features import FeatureSource
-from trimtab.guidance.head import Head
-from trimtab.guidance.items import PairItem
-from trimtab.guidance.manifest import Manifest
+from trimtab.guidance.evaluation.replies import score_with_head
+from trimtab.guidance.features.source import FeatureSource
+from trimtab.guidance.heads.forms import Head
+from trimtab.guidance.heads.manifest import Manifest
+from trimtab.guidance.statistics import Estimate, Floats, estimate_by_prompt
+from trimtab.guidance.text.encoding import EncodedReply
 
 
 @dataclass(frozen=True, slots=True)

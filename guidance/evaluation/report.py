@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from trimtab.guidance.evaluation.bias_choice import BiasTrial
+from trimtab.guidance.evaluation.compare import AtKl, Unreached
 from trimtab.guidance.evaluation.curve import Curve
-from trimtab.guidance.evaluation.equal_kl import AtKl, Unreached
 from trimtab.guidance.evaluation.overoptimisation import Overoptimisation
 from trimtab.guidance.evaluation.preferences import PreferenceReport
-from trimtab.guidance.evaluation.statistics import Estimate
 from trimtab.guidance.evaluation.sycophancy import SycophancyReport
+from trimtab.guidance.statistics import Estimate
 
 FORMAT = 1
 NOTHING = "-"  # the cell of a table where there is no number

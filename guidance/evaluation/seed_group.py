@@ -10,8 +10,8 @@ from statistics import fmean
 import numpy as np
 
 from trimtab.guidance.evaluation.curve import Curve, CurvePoint, Judging, PointSamples, ScoreSummary
-from trimtab.guidance.evaluation.statistics import Estimate, Floats, PerPrompt, interval, resample_seeds
 from trimtab.guidance.evaluation.variety import Repetition, Variety
+from trimtab.guidance.statistics import Estimate, Floats, PerPrompt, interval, resample_seeds
 
 
 def group_seeds(name: str, members: Sequence[Curve], judging: Judging) -> Curve:

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trimtab.guidance.encoding import EncodedReply
+from trimtab.guidance.data.items import RolloutItem
 from trimtab.guidance.errors import DataError
-from trimtab.guidance.evaluation.statistics import Floats
-from trimtab.guidance.features import FeatureSource
-from trimtab.guidance.items import RolloutItem
+from trimtab.guidance.features.source import FeatureSource
 from trimtab.guidance.policy import Policy
+from trimtab.guidance.statistics import Floats
+from trimtab.guidance.text.encoding import EncodedReply
 
 MAX_TOKENS = 256  # of a bias, unless more are asked for: each costs every sampled row a little
 MAX_BIAS = 100.0  # of a request's logit_bias

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trimtab.guidance.encoding import EncodedReply
-from trimtab.guidance.features import FeatureSource
-from trimtab.guidance.head import Advantage
+from trimtab.guidance.features.source import FeatureSource
+from trimtab.guidance.heads.forms import Advantage
 from trimtab.guidance.policy import Policy
+from trimtab.guidance.text.encoding import EncodedReply
 
 MeanKL = Callable[[float], float]
 _POSITIONS_PER_CHUNK = 2048

@@ -11,15 +11,15 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 
-from trimtab.guidance.encoding import ReplyEncoder
 from trimtab.guidance.errors import DataError
-from trimtab.guidance.evaluation.head_scores import HeadScores, score_with_head
 from trimtab.guidance.evaluation.preferences import wins
-from trimtab.guidance.evaluation.statistics import Estimate, Floats, estimate_by_prompt
-from trimtab.guidance.features import FeatureSource
-from trimtab.guidance.head import Head
-from trimtab.guidance.manifest import Manifest
-from trimtab.guidance.message import Message, Prompt
+from trimtab.guidance.evaluation.replies import HeadScores, score_with_head
+from trimtab.guidance.features.source import FeatureSource
+from trimtab.guidance.heads.forms import Head
+from trimtab.guidance.heads.manifest import Manifest
+from trimtab.guidance.statistics import Estimate, Floats, estimate_by_prompt
+from trimtab.guidance.text.encoding import ReplyEncoder
+from trimtab.guidance.text.message import Message, Prompt
 
 Setting = Literal["neutral", "wrong", "right"]
 SETTINGS: tuple[Setting, ...] = ("neutral", "wrong", "right")

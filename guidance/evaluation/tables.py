@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from trimtab.guidance.evaluation.comparison_tables import equal_kl_tables
 from trimtab.guidance.evaluation.curve import Curve, CurvePoint
-from trimtab.guidance.evaluation.equal_kl_tables import equal_kl_tables
 from trimtab.guidance.evaluation.report import NOTHING, EvaluationReport, FrontierReport, show
 from trimtab.guidance.evaluation.table import Table, number
 

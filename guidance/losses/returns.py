@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trimtab.guidance.losses.masked import keep, masked_mean
+from trimtab.guidance.losses.common import keep, masked_mean
 
 
 @torch.no_grad()

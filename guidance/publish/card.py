@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from huggingface_hub import ModelCardData
 from jinja2 import Environment, StrictUndefined
 
-from trimtab.guidance.manifest import AdvantagePart, Manifest, ScalarPart
-from trimtab.guidance.verdict import metrics_in, verdicts
+from trimtab.guidance.heads.manifest import AdvantagePart, Manifest, ScalarPart
+from trimtab.guidance.heads.verdict import metrics_in, verdicts
 
 if TYPE_CHECKING:
     from trimtab.guidance.publish.judgement import Judgement

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trimtab.guidance.manifest import Manifest
+from trimtab.guidance.heads.manifest import Manifest
 from trimtab.guidance.publish.score_layer import BIAS, MEAN, STD
 
 _TEXT = """\

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trimtab.guidance.manifest import MANIFEST_FILE, TENSORS_FILE
+from trimtab.guidance.heads.manifest import MANIFEST_FILE, TENSORS_FILE
 
 CARD_FILE = "README.md"
 PICTURES_FOLDER = "evaluation"

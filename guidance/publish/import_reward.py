@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from trimtab.guidance.errors import HeadError, PolicyError
-from trimtab.guidance.head import Head, LinearScalar
+from trimtab.guidance.heads.forms import Head, LinearScalar
+from trimtab.guidance.heads.manifest import Manifest, Parts, ScalarPart
 from trimtab.guidance.locate import must_be_local
-from trimtab.guidance.manifest import Manifest, Parts, ScalarPart
 from trimtab.guidance.policy import Policy
 from trimtab.guidance.publish.score_layer import BIAS, MEAN, STD, score_layer
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from trimtab.guidance.errors import HeadError
 from trimtab.guidance.evaluation.report import NOTHING, show, show_difference
-from trimtab.guidance.evaluation.statistics import Estimate
+from trimtab.guidance.statistics import Estimate
 
 REPORT_FILE = "report.json"
 PICTURES = {

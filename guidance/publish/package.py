@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from trimtab.guidance.errors import HeadError
-from trimtab.guidance.manifest import MANIFEST_FILE, TENSORS_FILE, Manifest
+from trimtab.guidance.heads.manifest import MANIFEST_FILE, TENSORS_FILE, Manifest
+from trimtab.guidance.heads.store import check_destination, load_head
 from trimtab.guidance.publish.files import CARD_FILE, PICTURES_FOLDER, published_files
-from trimtab.guidance.store import check_destination, load_head
 
 
 def verify(folder: Path, source: str) -> Manifest:

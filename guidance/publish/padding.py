@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from transformers import PreTrainedTokenizerBase
 
-from trimtab.guidance.reply_ends import end_of_reply
+from trimtab.guidance.text.ends import end_of_reply
 
 
 def end_tokens(tokenizer: PreTrainedTokenizerBase) -> set[int]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from trimtab.server.api import routes_chat, routes_completions, routes_health, routes_models
+from trimtab.server.api import routes as routes_chat
+from trimtab.server.api import routes_completions, routes_health, routes_models
 from trimtab.server.api.config import ApiConfig, resolve_config
 from trimtab.server.api.engine_client import EngineClient
 from trimtab.server.api.errors import install_error_handlers
 from trimtab.server.api.head_rows import HeadRows
 from trimtab.server.api.service import Service
-from trimtab.server.api.token_text import TokenText
 from trimtab.server.api.tokenizer import Tokenizer
+from trimtab.server.api.tokens import TokenText
 
 
 def create_app(engine: EngineClient, tokenizer: Tokenizer, config: ApiConfig | None = None) -> FastAPI:

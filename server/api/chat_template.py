@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trimtab.guidance.chat_template import encode_chat
 from trimtab.guidance.errors import ChatTemplateError
-from trimtab.guidance.message import template_role
+from trimtab.guidance.text.message import template_role
+from trimtab.guidance.text.render import encode_chat
 from trimtab.server.api.protocol import Message
 from trimtab.server.api.tokenizer import Tokenizer
 from trimtab.server.engine.request import InvalidRequestError

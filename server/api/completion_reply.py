@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from trimtab.server.api.generation import Choice
 from trimtab.server.api.guidance_reply import Json, jsonable_logprob
-from trimtab.server.api.reply import ReplyFormat
+from trimtab.server.api.replies import ReplyFormat
 from trimtab.server.engine.request import ChoiceDone, Delta, TokenRecord
 
 

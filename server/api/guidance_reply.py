@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from trimtab.server.api.token_text import TokenText
+from trimtab.server.api.tokens import TokenText
 from trimtab.server.engine.request import GuidanceSummary, TokenRecord
 
 Json = dict[str, Any]

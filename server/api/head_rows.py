@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
-from trimtab.guidance.prompt_form import Form, mismatch
+from trimtab.guidance.text.prompt_form import Form, mismatch
 from trimtab.server.engine.info import HeadInfo
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from trimtab.server.api.completion_reply import CompletionReply
 from trimtab.server.api.generation import Generation
 from trimtab.server.api.guidance import resolve_guidance
 from trimtab.server.api.protocol import CompletionRequest
-from trimtab.server.api.sampling import completion_sampling
+from trimtab.server.api.requests import completion_sampling
 from trimtab.server.api.service import Service, ready_service
 from trimtab.server.api.streaming import EventStream, whole_reply
 from trimtab.server.api.strict_json import StrictJsonRoute

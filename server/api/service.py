@@ -11,8 +11,8 @@ from trimtab.server.api.config import ApiConfig
 from trimtab.server.api.engine_client import EngineClient
 from trimtab.server.api.errors import ModelNotFoundError, NotReadyError
 from trimtab.server.api.head_rows import HeadRows
-from trimtab.server.api.token_text import TokenText
 from trimtab.server.api.tokenizer import Tokenizer
+from trimtab.server.api.tokens import TokenText
 from trimtab.server.engine.info import EngineInfo
 
 UNAVAILABLE = {

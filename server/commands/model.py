@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trimtab.guidance.bundled import HEADS_DIR, MODEL_DIR
-from trimtab.guidance.manifest import MANIFEST_FILE
+from trimtab.guidance.heads.manifest import MANIFEST_FILE
 from trimtab.server.api.config import ApiConfig
 from trimtab.server.commands.errors import UserError
 from trimtab.server.engine.config import EngineConfig

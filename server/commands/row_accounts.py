@@ -8,4 +8,4 @@ import logging
 def show_accounts() -> None:
     """Warnings, and what `guidance.data` says of the rows, as plain lines on standard error."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("trimtab.guidance.data").setLevel(logging.INFO)
+    logging.getLogger("trimtab.guidance.data.load").setLevel(logging.INFO)

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trimtab.guidance.encoding import EncodedReply
-from trimtab.guidance.feature_plan import FeaturePlan, PositionChoice, plan_features
+from trimtab.guidance.features.layout import FeaturePlan, PositionChoice, plan_features
+from trimtab.guidance.text.encoding import EncodedReply
 from trimtab.server.engine.policy import Policy
 
 MIN_PARTS = 8  # of a run, as far as there is anything to do

@@ -8,24 +8,24 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from trimtab.guidance.bank import HeadBank
-from trimtab.guidance.encoding import EncodedReply
 from trimtab.guidance.errors import DataError
-from trimtab.guidance.features import Positions
+from trimtab.guidance.features.source import Positions
+from trimtab.guidance.heads.bank import HeadBank
+from trimtab.guidance.text.encoding import EncodedReply
 from trimtab.server.engine.block_manager import BlockManager
 from trimtab.server.engine.cache_size import resolve_num_blocks
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.lane import Choice, Lane
-from trimtab.server.engine.loading import load
 from trimtab.server.engine.memory import measure_blocks
 from trimtab.server.engine.model_runner import ModelRunner
 from trimtab.server.engine.policy import Policy
 from trimtab.server.engine.request import Request
 from trimtab.server.engine.scheduler import Scheduler, Step
+from trimtab.server.engine.startup import load
 
 
 class RunnerExtract:
-    """Reads h at positions of replies. An `Extract` of trimtab.guidance.features.
+    """Reads h at positions of replies. An `Extract` of trimtab.guidance.features.source.
 
     Each call schedules from nothing, so that the same replies give the same bits whatever ran before.
     policy: its attention is this object's from then on. config: resolved.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trimtab.server.engine.lane import Choice, Phase
-from trimtab.server.engine.reply import Reply
+from trimtab.server.engine.replies import Reply
 from trimtab.server.engine.request import Finished, Request
 from trimtab.server.engine.row_needs import RowNeeds
 

@@ -6,7 +6,7 @@ import dataclasses
 
 import torch
 
-from trimtab.guidance.bank import HeadBank
+from trimtab.guidance.heads.bank import HeadBank
 from trimtab.server.engine.block_manager import NULL_BLOCK
 from trimtab.server.engine.cache_size import blocks_from_free_memory
 from trimtab.server.engine.config import EngineConfig

@@ -26,11 +26,11 @@ from trimtab.guidance.errors import PolicyError
 from trimtab.guidance.fingerprint import PolicyIdentity, identify
 from trimtab.guidance.locate import must_be_local, name_of
 from trimtab.guidance.policy import cut_padding, has_linear_tail, output_embedding_input
-from trimtab.guidance.reply_ends import end_of_reply, reply_ends
-from trimtab.server.engine.attention import UnsupportedAttentionError
-from trimtab.server.engine.attention_probe import probe_layers
+from trimtab.guidance.text.ends import end_of_reply, reply_ends
+from trimtab.server.engine.attention.base import UnsupportedAttentionError
+from trimtab.server.engine.attention.probe import probe_layers
+from trimtab.server.engine.fast_modules import can_pack, pack_policy, packed_linear
 from trimtab.server.engine.kv_cache import LayerShape
-from trimtab.server.engine.packed_linear import can_pack, pack_policy, packed_linear
 from trimtab.server.engine.text_decoder import TextDecoder
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 
-from trimtab.guidance.bank import HeadBank
 from trimtab.guidance.errors import HeadError
+from trimtab.guidance.heads.bank import HeadBank
 from trimtab.server.engine.request import Guidance, InvalidRequestError, Request, shown
 
 MIN_WEIGHT, MAX_WEIGHT = 1e-30, 1e30  # a head's scale included: fp32 holds these and their products with h

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from trimtab.server.engine.request import Request
 
 if TYPE_CHECKING:
-    from trimtab.guidance.bank import HeadBank
+    from trimtab.guidance.heads.bank import HeadBank
 
 
 @dataclass(frozen=True, slots=True)

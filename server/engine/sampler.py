@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trimtab.guidance.bank import HeadBank
+from trimtab.guidance.heads.bank import HeadBank
 from trimtab.kernels.dispatch import choose_head_path
 from trimtab.kernels.guided_head import guided_head
 from trimtab.kernels.guided_logits import GuidedDraw, guided_logits, tilted_logits

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from trimtab.server.engine.device_copy import HostCopies
-from trimtab.server.engine.reply import Measured
+from trimtab.server.engine.replies import Measured
 from trimtab.server.engine.request import TokenRecord, TokenTrace
 from trimtab.server.engine.row_needs import RowNeeds
 from trimtab.server.engine.sampler import Drawn

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from tqdm.auto import tqdm
 
-from trimtab.guidance.bank import HeadBank
+from trimtab.guidance.heads.bank import HeadBank
 from trimtab.kernels.compilations import Compilation, listen
 from trimtab.kernels.dispatch import MAX_FUSED_GUIDED_ROWS, MAX_FUSED_ROWS
 from trimtab.kernels.guided_head import ROW_TILES

@@ -8,9 +8,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from trimtab.guidance.encoding import Sampled
-from trimtab.guidance.message import Prompt
-from trimtab.guidance.rows import Ranking, Rollout
+from trimtab.guidance.data.rows import Ranking, Rollout
+from trimtab.guidance.text.encoding import Sampled
+from trimtab.guidance.text.message import Prompt
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trimtab.guidance.message import Prompt
+from trimtab.guidance.text.message import Prompt
 from trimtab.server.judging.answers import Question
 from trimtab.server.judging.constitution import Principle
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from trimtab.guidance.data.rollouts import RolloutRow, plain_prompt
 from trimtab.server.commands.errors import UserError
 from trimtab.server.scoring.functions import UNITS, Calling, check_result
-from trimtab.server.scoring.rollout import RolloutRow, plain_prompt
-from trimtab.server.scoring.score import Score
+from trimtab.server.scoring.scorer import Score
 
 
 class BatchFunctionScorer:

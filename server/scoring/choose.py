@@ -10,17 +10,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trimtab.guidance.bundled import HEADS_DIR
+from trimtab.guidance.data.rows import ReadColumns
 from trimtab.guidance.errors import HeadError
-from trimtab.guidance.manifest import MANIFEST_FILE, TENSORS_FILE, load_manifest
-from trimtab.guidance.prompt_form import Rows
-from trimtab.guidance.rows import ReadColumns
+from trimtab.guidance.heads.manifest import MANIFEST_FILE, TENSORS_FILE, load_manifest
+from trimtab.guidance.text.prompt_form import Rows
 from trimtab.server.commands.errors import UserError
 from trimtab.server.judging.answers import AnswerFile
 from trimtab.server.judging.config import JudgeConfig
 from trimtab.server.judging.questions import RUBRIC
 from trimtab.server.scoring.batch_function import BatchFunctionScorer
 from trimtab.server.scoring.functions import FunctionScorer, calling_of, load_function
-from trimtab.server.scoring.score import Scorer
+from trimtab.server.scoring.scorer import Scorer
 
 SPELLINGS = "reward:NAME_OR_FOLDER, function:MODULE:FUNCTION, model:PATH or judge:URL"
 

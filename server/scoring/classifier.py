@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from trimtab.guidance.chat_template import encode_chat
-from trimtab.guidance.encoding import ReplyEncoder, Sampled
+from trimtab.guidance.data.rollouts import RolloutRow, plain_prompt
 from trimtab.guidance.errors import DataError, PolicyError
 from trimtab.guidance.fingerprint import tokenizer_hash
 from trimtab.guidance.locate import must_be_local
 from trimtab.guidance.publish.import_reward import load_classifier
 from trimtab.guidance.publish.score_layer import BIAS
+from trimtab.guidance.text.encoding import ReplyEncoder, Sampled
+from trimtab.guidance.text.render import encode_chat
 from trimtab.server.commands.errors import UserError
-from trimtab.server.scoring.rollout import RolloutRow, plain_prompt
-from trimtab.server.scoring.score import Score
+from trimtab.server.scoring.scorer import Score
 from trimtab.server.scoring.token_texts import load_tokenizer
 
 BATCH_TOKENS = 8192

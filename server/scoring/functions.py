@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from trimtab.guidance.rows import ReadColumns
+from trimtab.guidance.data.rollouts import RolloutRow, plain_prompt
+from trimtab.guidance.data.rows import ReadColumns
 from trimtab.server.commands.errors import UserError
-from trimtab.server.scoring.rollout import RolloutRow, plain_prompt
-from trimtab.server.scoring.score import Score
+from trimtab.server.scoring.scorer import Score
 
 TokenTexts = Callable[[RolloutRow], list[str]]
 UNITS = "the function's own"

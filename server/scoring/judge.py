@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from trimtab.guidance.data.rollouts import RolloutRow
 from trimtab.server.judging.answers import AnswerFile
 from trimtab.server.judging.client import FailureError, Judge
 from trimtab.server.judging.config import JudgeConfig
 from trimtab.server.judging.questions import RUBRIC, rating_question
 from trimtab.server.judging.verdict import read_rating
-from trimtab.server.scoring.rollout import RolloutRow
-from trimtab.server.scoring.score import Score
+from trimtab.server.scoring.scorer import Score
 
 
 class JudgeScorer:

@@ -10,9 +10,9 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from trimtab.guidance.data.rollouts import RolloutRow
 from trimtab.server.commands.whole_file import write_text
-from trimtab.server.scoring.rollout import RolloutRow
-from trimtab.server.scoring.score import Score, Scorer
+from trimtab.server.scoring.scorer import Score, Scorer
 
 
 class KeptScores:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from trimtab.guidance.encoding import ReplyEncoder, Sampled
+from trimtab.guidance.data.rollouts import RolloutRow
 from trimtab.guidance.errors import HeadError
-from trimtab.guidance.features import StreamedFeatures
+from trimtab.guidance.features.source import StreamedFeatures
+from trimtab.guidance.heads.store import load_head
 from trimtab.guidance.policy import Policy
-from trimtab.guidance.prompt_form import Rows
-from trimtab.guidance.store import load_head
-from trimtab.server.scoring.rollout import RolloutRow
-from trimtab.server.scoring.score import Score
+from trimtab.guidance.text.encoding import ReplyEncoder, Sampled
+from trimtab.guidance.text.prompt_form import Rows
+from trimtab.server.scoring.scorer import Score
 
 RAW_UNITS = "raw, of the head's reward part"
 

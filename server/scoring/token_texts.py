@@ -6,12 +6,12 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from trimtab.guidance.encoding import ReplyEncoder
+from trimtab.guidance.data.rollouts import RolloutRow
 from trimtab.guidance.errors import PolicyError
 from trimtab.guidance.locate import must_be_local
-from trimtab.guidance.prompt_form import Rows
+from trimtab.guidance.text.encoding import ReplyEncoder
+from trimtab.guidance.text.prompt_form import Rows
 from trimtab.server.engine.text_decoder import TextDecoder
-from trimtab.server.scoring.rollout import RolloutRow
 
 
 class TokenTexts:

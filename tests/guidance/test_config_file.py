@@ -6,7 +6,7 @@ import pytest
 
 from trimtab.guidance.config_file import read_config, to_yaml
 from trimtab.guidance.errors import DataError
-from trimtab.guidance.train_config import AdvantageConfig, OptimiserConfig, RewardConfig, TrainConfig
+from trimtab.guidance.training.config import AdvantageConfig, OptimiserConfig, RewardConfig, TrainConfig
 
 
 def read(tmp_path: Path, text: str) -> dict[str, object]:

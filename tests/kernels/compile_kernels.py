@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from trimtab.server.gpu.launches import (
+from benchmarks.gpu.launches import (
     Launch,
     LaunchShape,
     adapter_launches,
@@ -22,8 +22,8 @@ from trimtab.server.gpu.launches import (
     head_launches,
     serving_launches,
 )
-from trimtab.server.gpu.sizes import AttentionShape
-from trimtab.server.gpu.stand_in import Compiled, compile_launches
+from benchmarks.gpu.sizes import AttentionShape
+from benchmarks.gpu.stand_in import Compiled, compile_launches
 
 LLAMA = LaunchShape(4096, 128256, AttentionShape(32, 8, 128))
 ATTENTION = (

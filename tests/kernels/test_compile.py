@@ -117,7 +117,7 @@ def test_an_error_of_the_compiler_is_told_by_the_kernel_s_name_and_costs_no_othe
         "@triton.jit\ndef wrong(x, y, n: tl.constexpr):\n    for i in range(0, n):\n        tl.load(y + i)\n"
         "@triton.jit\ndef right(x):\n    tl.store(x, 1.0)\n"
         "def run():\n    x = torch.empty(4)\n    wrong[1,](x, None, n=0)\n    right[1,](x)\n"
-        "from trimtab.server.gpu.stand_in import compile_launches\n"
+        "from benchmarks.gpu.stand_in import compile_launches\n"
         "print([(one.name, bool(one.error)) for one in compile_launches([run])])\n"
     )
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}

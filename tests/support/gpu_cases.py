@@ -8,8 +8,8 @@ import time
 
 import torch
 
-from trimtab.server.gpu.findings import Findings, SkippedError
-from trimtab.server.gpu.machine import Machine
+from benchmarks.gpu.findings import Findings, SkippedError
+from benchmarks.gpu.machine import Machine
 
 GPU = torch.device("cuda", 0)
 

@@ -7,16 +7,16 @@ from typing import Any
 
 import torch
 
-from trimtab.guidance.encoding import EncodedReply
-from trimtab.guidance.features import FeatureCache
-from trimtab.guidance.head import Head
-from trimtab.guidance.items import LabelItem, PairItem, RankingItem, RolloutItem
-from trimtab.guidance.manifest import Parts
-from trimtab.guidance.methods import METHODS, Part
-from trimtab.guidance.objectives.base import Objective
-from trimtab.guidance.objectives.unpaired import mismatch
+from trimtab.guidance.data.items import LabelItem, PairItem, RankingItem, RolloutItem
+from trimtab.guidance.features.source import FeatureCache
+from trimtab.guidance.heads.forms import Head
+from trimtab.guidance.heads.manifest import Parts
 from trimtab.guidance.policy import Policy
-from trimtab.guidance.train_config import AdvantageConfig, RewardConfig, TrainConfig, ValueConfig
+from trimtab.guidance.text.encoding import EncodedReply
+from trimtab.guidance.training.config import AdvantageConfig, RewardConfig, TrainConfig, ValueConfig
+from trimtab.guidance.training.methods import METHODS, Part
+from trimtab.guidance.training.objectives.base import Objective
+from trimtab.guidance.training.objectives.unpaired import mismatch
 
 EOS = 3
 WORDS = range(6, 24)

@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trimtab.guidance.encoding import EncodedReply
-from trimtab.guidance.examples import PromptItem
-from trimtab.guidance.head import Head
-from trimtab.guidance.items import RolloutItem
-from trimtab.guidance.on_policy.config import OnPolicyConfig
-from trimtab.guidance.on_policy.sampler import Draw
+from trimtab.guidance.data.items import RolloutItem
+from trimtab.guidance.data.rows import ReadColumns
+from trimtab.guidance.heads.forms import Head
 from trimtab.guidance.policy import Policy, output_embedding_input
-from trimtab.guidance.rows import ReadColumns
-from trimtab.guidance.train_config import AdvantageConfig, OptimiserConfig, TrainConfig, ValueConfig
+from trimtab.guidance.text.encoding import EncodedReply
+from trimtab.guidance.training.config import AdvantageConfig, OptimiserConfig, TrainConfig, ValueConfig
+from trimtab.guidance.training.examples import PromptItem
+from trimtab.guidance.training.on_policy.config import OnPolicyConfig
+from trimtab.guidance.training.on_policy.sampler import Draw
 
 WANTED, LENGTH = range(8, 13), 5  # the words "c" to "g"
 Score = Callable[[list[int]], Any]

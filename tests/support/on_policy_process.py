@@ -9,9 +9,9 @@ from on_policy_cases import SlowSampler, count_wanted
 
 from trimtab.guidance.config_file import read_config
 from trimtab.guidance.policy import load_policy
-from trimtab.guidance.processes import end_processes
-from trimtab.guidance.train_config import TrainConfig
-from trimtab.guidance.trainer import train_head
+from trimtab.guidance.training.config import TrainConfig
+from trimtab.guidance.training.processes import end_processes
+from trimtab.guidance.training.train_head import train_head
 
 if __name__ == "__main__":
     config = TrainConfig(**read_config(TrainConfig, Path(sys.argv[1])))

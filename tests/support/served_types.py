@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
-from trimtab.server.engine.offline import Completion, generate
 from trimtab.server.engine.policy import ModelError
 from trimtab.server.engine.request import Request, SamplingParams
+from trimtab.server.rollouts.offline import Completion, generate
 
 NUM_NEW = 24
 TOLERANCE = 2e-4  # nats: types served right reach 4e-5

@@ -9,9 +9,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerFast
 
 from trimtab.guidance.fingerprint import identify
-from trimtab.guidance.head import Head
-from trimtab.guidance.manifest import AdvantagePart, Manifest, Parts, ScalarPart
-from trimtab.guidance.store import save_head
+from trimtab.guidance.heads.forms import Head
+from trimtab.guidance.heads.manifest import AdvantagePart, Manifest, Parts, ScalarPart
+from trimtab.guidance.heads.store import save_head
 
 VOCAB_SIZE = 260
 EOS = 257

@@ -7,7 +7,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from trimtab.guidance.train_config import (
+from trimtab.guidance.training.config import (
     AdvantageConfig,
     OptimiserConfig,
     RewardConfig,

@@ -8,13 +8,13 @@ import math
 import numpy as np
 import pytest
 
-from trimtab.guidance.evaluation.best_of_n import best_of_n, expected_best, expected_wins, kl_bound
+from trimtab.guidance.evaluation.baselines import best_of_n, expected_best, expected_wins, kl_bound
+from trimtab.guidance.evaluation.compare import at_equal_kl
 from trimtab.guidance.evaluation.curve import Curve, Judging, judge_point, win_rates
-from trimtab.guidance.evaluation.equal_kl import at_equal_kl
 from trimtab.guidance.evaluation.overoptimisation import find_overoptimisation, fit_bend
 from trimtab.guidance.evaluation.reply import Reply
-from trimtab.guidance.evaluation.statistics import PerPrompt, resample_prompts
 from trimtab.guidance.evaluation.variety import measure_variety, self_bleu
+from trimtab.guidance.statistics import PerPrompt, resample_prompts
 
 NUM_PROMPTS = 30
 DRAWS = resample_prompts(NUM_PROMPTS, resamples=200)

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from trimtab.guidance.encoding import EncodedReply
+from trimtab.guidance.data.items import PairItem, RolloutItem
 from trimtab.guidance.errors import DataError
 from trimtab.guidance.evaluation.calibration import calibrate
-from trimtab.guidance.evaluation.head_scores import score_with_head
 from trimtab.guidance.evaluation.preferences import judge_preferences, length_baseline
+from trimtab.guidance.evaluation.replies import score_with_head
 from trimtab.guidance.evaluation.static_bias import (
     as_tilt,
     fit_static_bias,
@@ -25,11 +25,11 @@ from trimtab.guidance.evaluation.static_bias import (
 )
 from trimtab.guidance.evaluation.strengths import Probe, strengths_for
 from trimtab.guidance.evaluation.sycophancy import judge_sycophancy, load_templates
-from trimtab.guidance.features import StreamedFeatures
-from trimtab.guidance.head import Head
-from trimtab.guidance.items import PairItem, RolloutItem
-from trimtab.guidance.manifest import AdvantagePart, Manifest, Parts, ScalarPart
+from trimtab.guidance.features.source import StreamedFeatures
+from trimtab.guidance.heads.forms import Head
+from trimtab.guidance.heads.manifest import AdvantagePart, Manifest, Parts, ScalarPart
 from trimtab.guidance.policy import Policy, load_policy
+from trimtab.guidance.text.encoding import EncodedReply
 
 LN3 = math.log(3)
 

@@ -8,7 +8,7 @@ import re
 import pytest
 import yaml
 
-from trimtab.guidance.manifest import AdvantagePart, BaseModel, Manifest, Parts, ScalarPart
+from trimtab.guidance.heads.manifest import AdvantagePart, BaseModel, Manifest, Parts, ScalarPart
 from trimtab.guidance.publish.card import CardFacts, render_card
 
 BASE = BaseModel("tiny", "0123456789abcdef", "tok", "tpl")

@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 
 from trimtab.guidance.errors import HeadError
+from trimtab.guidance.evaluation.compare import AtKl, Unreached
 from trimtab.guidance.evaluation.curve import Curve, CurvePoint, ScoreSummary
-from trimtab.guidance.evaluation.equal_kl import AtKl, Unreached
 from trimtab.guidance.evaluation.overoptimisation import Overoptimisation, TurningPoint
 from trimtab.guidance.evaluation.preferences import LengthBaseline, PartAccuracy, PreferenceReport
 from trimtab.guidance.evaluation.report import EvaluationReport, FrontierReport, Subject
-from trimtab.guidance.evaluation.statistics import Estimate
 from trimtab.guidance.evaluation.sycophancy import PartSycophancy, SycophancyReport
-from trimtab.guidance.manifest import BaseModel, Manifest, Parts, ScalarPart
+from trimtab.guidance.heads.manifest import BaseModel, Manifest, Parts, ScalarPart
 from trimtab.guidance.publish.card import CardFacts, render_card
 from trimtab.guidance.publish.judgement import PICTURES, read_judgement
+from trimtab.guidance.statistics import Estimate
 
 
 def e(mean: float) -> Estimate:

@@ -8,7 +8,7 @@ import pytest
 from trimtab.server.api.config import ApiConfig
 from trimtab.server.api.generation_defaults import GenerationConfigError, SamplingDefaults, read_defaults
 from trimtab.server.commands.errors import UserError
-from trimtab.server.commands.serving import find_defaults
+from trimtab.server.commands.serve.run import find_defaults
 
 pytestmark = pytest.mark.anyio
 STATED = {

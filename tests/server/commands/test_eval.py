@@ -11,15 +11,15 @@ import torch
 from tiny_models import SIZES, save_random_head, save_random_model
 from transformers import LlamaConfig
 
-from trimtab.guidance.encoding import ReplyEncoder
 from trimtab.guidance.evaluation.static_bias import measure_static_bias
-from trimtab.guidance.features import StreamedFeatures
+from trimtab.guidance.features.source import StreamedFeatures
 from trimtab.guidance.policy import load_policy
+from trimtab.guidance.text.encoding import ReplyEncoder
 from trimtab.server.cli import main
-from trimtab.server.commands.eval_sampling import Sampler
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.request import SamplingParams
+from trimtab.server.rollouts.evaluation import Sampler
 
 GOLD = """
 def vowels(prompt, reply):

@@ -14,13 +14,13 @@ from tiny_models import SIZES, save_random_model
 from transformers import LlamaConfig
 
 from trimtab.guidance.errors import DataError
-from trimtab.guidance.examples import load_items
-from trimtab.guidance.feature_manifest import load_feature_manifest
-from trimtab.guidance.feature_store import open_features
-from trimtab.guidance.features import FeatureCache
+from trimtab.guidance.features.manifest import load_feature_manifest
+from trimtab.guidance.features.source import FeatureCache
+from trimtab.guidance.features.store import open_features
 from trimtab.guidance.policy import load_policy
+from trimtab.guidance.training.examples import load_items
 from trimtab.server.cli import main
-from trimtab.server.commands.features import FeaturesConfig
+from trimtab.server.commands.features.main import FeaturesConfig
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def test_how_large_it_will_be_is_said_before_anything_is_written(run, files, tmp
         assert not (tmp_path / "store").exists()
         raise DataError(capsys.readouterr().out)
 
-    monkeypatch.setattr("trimtab.server.commands.features_run.write_features", check)
+    monkeypatch.setattr("trimtab.server.commands.features.run.write_features", check)
     assert run("--preferences", files["preferences"], "--positions", "last") == 1
     said = complaint(capsys)
     assert "18 replies, 18 positions (last) of 32 numbers in float32: 3.02 kB in 1 shard " in said
@@ -132,11 +132,11 @@ def test_a_small_run_that_is_killed_goes_on_to_the_same_bytes_and_says_how(
     (tmp_path / "store").rename(tmp_path / "whole")
     command = ["features", "--model", str(model), "--out", str(tmp_path / "store"), "--no-show-progress"]
     command += ["--rollouts", str(files["rollouts"])]
-    stopped("trimtab.guidance.feature_writer:_keep", 2, command)
+    stopped("trimtab.guidance.features.writer:_keep", 2, command)
     manifest = load_feature_manifest(tmp_path / "store")
     assert len(manifest.shards) == 2
     assert not manifest.complete
-    told = stopped("trimtab.guidance.feature_writer:_keep", 1, [*command, "--resume"], signal.SIGINT)
+    told = stopped("trimtab.guidance.features.writer:_keep", 1, [*command, "--resume"], signal.SIGINT)
     num_kept = sum(shard.num_replies for shard in load_feature_manifest(tmp_path / "store").shards)
     assert f"stopped; features of {num_kept} of 40 replies are kept" in told
     assert "--resume" in told
@@ -197,7 +197,7 @@ def train(run, model, tmp_path) -> Callable[..., int]:
 def test_a_head_is_trained_on_a_store_without_running_the_policy(
     train, tmp_path, monkeypatch, positions, parts
 ):
-    monkeypatch.setattr("trimtab.guidance.features._run", lambda *_: pytest.fail("ran the policy"))
+    monkeypatch.setattr("trimtab.guidance.features.source._run", lambda *_: pytest.fail("ran the policy"))
     assert train(positions, *parts) == 0
     assert (tmp_path / "head" / "head.json").is_file()
 

@@ -10,13 +10,13 @@ import torch
 from tiny_models import EOS, SIZES, save_random_head, save_random_model
 from transformers import AutoModelForSequenceClassification, LlamaConfig
 
-from trimtab.guidance.encoding import ReplyEncoder
-from trimtab.guidance.features import FeatureCache
-from trimtab.guidance.head import Head
-from trimtab.guidance.held_out import score_ends
-from trimtab.guidance.manifest import Manifest, Parts, ScalarPart
+from trimtab.guidance.features.source import FeatureCache
+from trimtab.guidance.heads.forms import Head
+from trimtab.guidance.heads.manifest import Manifest, Parts, ScalarPart
+from trimtab.guidance.heads.store import load_head, save_head
 from trimtab.guidance.policy import load_policy
-from trimtab.guidance.store import load_head, save_head
+from trimtab.guidance.text.encoding import ReplyEncoder
+from trimtab.guidance.training.held_out import score_ends
 from trimtab.server.cli import main
 
 

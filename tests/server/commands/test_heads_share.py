@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from trimtab.guidance.head import Head
-from trimtab.guidance.manifest import AdvantagePart, BaseModel, Manifest, Parts, ScalarPart
+from trimtab.guidance.heads.forms import Head
+from trimtab.guidance.heads.manifest import AdvantagePart, BaseModel, Manifest, Parts, ScalarPart
+from trimtab.guidance.heads.store import load_head, save_head
 from trimtab.guidance.publish import hub
-from trimtab.guidance.store import load_head, save_head
 from trimtab.server.cli import main
 
 PARTS = Parts(AdvantagePart(rank=3), reward=ScalarPart())

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from local_judge import Say, local_judge
 
-from trimtab.guidance.data import load_preferences, load_rankings
+from trimtab.guidance.data.load import load_preferences, load_rankings
 from trimtab.server.cli import main
 
 CONSTITUTION = """

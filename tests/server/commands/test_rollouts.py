@@ -20,16 +20,16 @@ from stopped_runs import stopped
 from tiny_models import EOS, SIZES, byte_tokenizer, save_random_head, save_random_model
 from transformers import LlamaConfig
 
-from trimtab.guidance import parquet
-from trimtab.guidance.data import load_preferences, load_rankings, load_rollouts, load_unpaired
-from trimtab.guidance.examples import load_items
-from trimtab.guidance.feature_store import StoredFeatures, open_features
+from trimtab.guidance import files as parquet
+from trimtab.guidance.data.load import load_preferences, load_rankings, load_rollouts, load_unpaired
+from trimtab.guidance.features.store import StoredFeatures, open_features
 from trimtab.guidance.policy import load_policy
-from trimtab.guidance.prompt_form import recorded_form
+from trimtab.guidance.text.prompt_form import recorded_form
+from trimtab.guidance.training.examples import load_items
 from trimtab.server.cli import main
-from trimtab.server.commands import rollouts_sampling
-from trimtab.server.commands.features import FeaturesConfig
-from trimtab.server.scoring.sample import sample
+from trimtab.server.commands.features.main import FeaturesConfig
+from trimtab.server.commands.rollouts import sampling as rollouts_sampling
+from trimtab.server.rollouts.sample import sample
 
 REWARDS = """
 import math
@@ -194,7 +194,7 @@ def test_a_failing_scorer_loses_no_reply_and_a_rerun_only_scores(flags, capsys, 
     assert "3 of 15 replies have no score, first prompt 1 sample 0: the reward is nan" in told
     assert "out.partial" in told
     assert not Path("out.parquet").exists()
-    monkeypatch.setattr("trimtab.server.commands.rollouts_sampling.sample", None)  # nothing is left to sample
+    monkeypatch.setattr("trimtab.server.commands.rollouts.sampling.sample", None)  # nothing is left to sample
     run(*flags, "--score", "function:my_rewards:nan_for_some", "--on-bad-scores", "skip")
     assert "skipped: 3 of 15" in capsys.readouterr().out
     assert [row["prompt_id"] for row in read() if row["reward"] is None] == [1, 1, 1]
@@ -510,9 +510,9 @@ def test_a_run_killed_at_any_moment_keeps_its_features_too(flags, policy):
     assert not Path("out.partial").exists()
 
 
-PART = "trimtab.server.commands.rollouts_partial:write_parquet"
-KEEP = "trimtab.server.commands.rollouts_features:FeatureKeeper.keep"
-STORE = "trimtab.guidance.feature_writer:_keep"
+PART = "trimtab.server.commands.rollouts.partial:write_parquet"
+KEEP = "trimtab.server.commands.rollouts.features:FeatureKeeper.keep"
+STORE = "trimtab.guidance.features.writer:_keep"
 
 
 @pytest.mark.slow

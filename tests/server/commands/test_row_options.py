@@ -14,10 +14,10 @@ from local_judge import Say, local_judge
 from tiny_models import SIZES, save_random_head, save_random_model
 from transformers import LlamaConfig
 
-from trimtab.guidance.data import load_preferences
-from trimtab.guidance.lora.config import LoraConfig
-from trimtab.guidance.lora.rows import preference_rows
+from trimtab.guidance.data.load import load_preferences
 from trimtab.guidance.policy import load_policy
+from trimtab.guidance.training.lora.config import LoraConfig
+from trimtab.guidance.training.lora.rows import preference_rows
 from trimtab.server.cli import main
 
 COLUMNS = "prompt=question,chosen=good,rejected=bad"

@@ -13,8 +13,8 @@ from tiny_models import SIZES, save_random_model
 from transformers import LlamaConfig
 
 from trimtab.guidance.errors import DataError
-from trimtab.server.commands import train_lora
 from trimtab.server.commands.errors import UsageError, UserError
+from trimtab.server.commands.train import lora as train_lora
 
 
 @pytest.fixture

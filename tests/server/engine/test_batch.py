@@ -7,13 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trimtab.server.engine.attention.sdpa import SMALL_GROUP_KEYS, group_rows
 from trimtab.server.engine.batch import Batch, BatchBuilder, decode_buckets
 from trimtab.server.engine.block_manager import NULL_BLOCK
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.lane import Choice, Lane
 from trimtab.server.engine.request import Request
 from trimtab.server.engine.scheduler import Purpose, Row, Step
-from trimtab.server.engine.sdpa_attention import SMALL_GROUP_KEYS, group_rows
 from trimtab.server.engine.step_state import StepState
 
 SIZE = 4

@@ -15,9 +15,9 @@ from trimtab.server.engine import compiled_decode
 from trimtab.server.engine.compiled_decode import CompiledDecode
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
-from trimtab.server.engine.offline import generate
 from trimtab.server.engine.policy import ModelError
 from trimtab.server.engine.request import Request, SamplingParams, TokenRecord
+from trimtab.server.rollouts.offline import generate
 
 NUM_REQUESTS = 6
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler: g++")

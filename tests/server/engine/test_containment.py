@@ -19,14 +19,14 @@ from triton.runtime.errors import OutOfResources
 from trimtab.server.engine.detokenizer import Detokenizer
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.failure import failed
-from trimtab.server.engine.reply import Reply
+from trimtab.server.engine.replies import Reply
 from trimtab.server.engine.request import TERMINAL, Delta, Event, Failed, Guidance, Request, SamplingParams
 from trimtab.server.engine.step_result import StepResult
 
 Make = Callable[..., Engine]
 Replies = dict[tuple[str, int], list[int]]
 PROMPT = tuple(range(40, 60))
-OURS = ("/server/engine/", "/guidance/bank.py", "/kernels/")
+OURS = ("/server/engine/", "/guidance/heads/bank.py", "/kernels/")
 CONTAINMENT = {"step", "_schedule", "_launch", "_postprocess", "_process", "_end", "_release", "_finish"}
 """Functions of the engine that end requests for others: a fault at their own call is none of a row's."""
 

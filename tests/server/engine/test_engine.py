@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from tiny_models import EOS
 
 from trimtab.server.engine.engine import Engine
-from trimtab.server.engine.offline import CompletedChoice, GenerationError, generate
 from trimtab.server.engine.request import (
     TERMINAL,
     Aborted,
@@ -25,6 +24,7 @@ from trimtab.server.engine.request import (
     Request,
     SamplingParams,
 )
+from trimtab.server.rollouts.offline import CompletedChoice, GenerationError, generate
 
 Make = Callable[..., Engine]
 PROMPT = tuple(range(40, 60))

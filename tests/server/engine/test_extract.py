@@ -13,12 +13,12 @@ from tiny_models import SIZES, save_random_model
 from torch import Tensor
 from transformers import Gemma2Config, LlamaConfig, MistralConfig, PretrainedConfig
 
-from trimtab.guidance.encoding import EncodedReply
 from trimtab.guidance.errors import DataError
-from trimtab.guidance.feature_plan import PositionChoice, plan_features
-from trimtab.guidance.feature_writer import write_features
-from trimtab.guidance.features import Positions, own_forward
+from trimtab.guidance.features.layout import PositionChoice, plan_features
+from trimtab.guidance.features.source import Positions, own_forward
+from trimtab.guidance.features.writer import write_features
 from trimtab.guidance.policy import load_policy
+from trimtab.guidance.text.encoding import EncodedReply
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.extract import RunnerExtract
 

@@ -10,14 +10,14 @@ import torch
 from tiny_models import SIZES, save_random_head, save_random_model
 from transformers import Gemma2Config
 
-from trimtab.guidance.store import load_head
+from trimtab.guidance.heads.store import load_head
 from trimtab.kernels.guided_head import guided_head
 from trimtab.server.engine import sampler
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
-from trimtab.server.engine.offline import CompletedChoice, generate
 from trimtab.server.engine.policy import forward_with_hidden
 from trimtab.server.engine.request import Guidance, InvalidRequestError, Request, SamplingParams
+from trimtab.server.rollouts.offline import CompletedChoice, generate
 
 PROMPT = tuple(range(40, 60))
 HEADS = {"kind": "tied", "concise": "lowrank", "calm": "tied"}

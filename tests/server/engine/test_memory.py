@@ -17,10 +17,10 @@ from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.kv_cache import KVCache, LayerShape
 from trimtab.server.engine.memory import run_largest_step
-from trimtab.server.engine.offline import generate
 from trimtab.server.engine.policy import load_policy
 from trimtab.server.engine.request import Guidance, Request, SamplingParams
 from trimtab.server.engine.warm_up import warm_up
+from trimtab.server.rollouts.offline import generate
 
 GIB = 2**30
 

@@ -24,8 +24,8 @@ from transformers import (
 
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
-from trimtab.server.engine.offline import generate
 from trimtab.server.engine.request import Request, SamplingParams
+from trimtab.server.rollouts.offline import generate
 
 STORIES = Path(__file__).parents[4] / "shared" / "models" / "stories656K"
 NUM_REQUESTS = 17

@@ -11,14 +11,14 @@ from tiny_models import SIZES, byte_tokenizer, save_random_head, save_random_mod
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, PretrainedConfig
 
 from trimtab.guidance import policy as training
-from trimtab.guidance.encoding import EncodedReply
-from trimtab.guidance.features import FeatureCache
-from trimtab.guidance.objectives.tilt import Tilt
-from trimtab.guidance.store import load_head
+from trimtab.guidance.features.source import FeatureCache
+from trimtab.guidance.heads.store import load_head
+from trimtab.guidance.text.encoding import EncodedReply
+from trimtab.guidance.training.objectives.tilt import Tilt
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
-from trimtab.server.engine.offline import CompletedChoice, generate
 from trimtab.server.engine.request import Guidance, InvalidRequestError, Request, SamplingParams
+from trimtab.server.rollouts.offline import CompletedChoice, generate
 
 NUM_TOKENS = len(byte_tokenizer())
 PADDED = 300

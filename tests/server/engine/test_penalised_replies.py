@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from trimtab.server.engine.engine import Engine
-from trimtab.server.engine.offline import generate
 from trimtab.server.engine.policy import forward_with_hidden
 from trimtab.server.engine.request import Request, SamplingParams
+from trimtab.server.rollouts.offline import generate
 
 Make = Callable[..., Engine]
 PROMPT = tuple(range(40, 60))

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from trimtab.guidance.errors import HeadError
-from trimtab.server.engine import sdpa_attention
+from trimtab.server.engine.attention import sdpa as sdpa_attention
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.policy import ModelError

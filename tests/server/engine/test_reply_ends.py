@@ -12,8 +12,8 @@ from transformers import GenerationConfig, LlamaConfig, PreTrainedTokenizerFast
 
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
-from trimtab.server.engine.offline import CompletedChoice, generate
 from trimtab.server.engine.request import Request, SamplingParams
+from trimtab.server.rollouts.offline import CompletedChoice, generate
 
 TEMPLATE = (
     "{% for m in messages %}<user>{{ m['content'] }}<turn>{% endfor %}"

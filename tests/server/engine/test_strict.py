@@ -11,9 +11,9 @@ from transformers import Gemma2Config, LlamaConfig, PretrainedConfig, Qwen3Confi
 
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
-from trimtab.server.engine.offline import CompletedChoice, generate
 from trimtab.server.engine.request import Guidance, Request, SamplingParams
 from trimtab.server.engine.scheduler import Step
+from trimtab.server.rollouts.offline import CompletedChoice, generate
 
 PROMPT = tuple(range(40, 75))
 CONFIGS: dict[str, PretrainedConfig] = {

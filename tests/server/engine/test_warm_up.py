@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.gpu.engine.sizes import TOY_ENGINE_SIZES
+from benchmarks.gpu.engine.subject import Subject, random_prompts
 from trimtab.kernels.compilations import Compilation
 from trimtab.kernels.guided_head import ROW_TILES
 from trimtab.server.engine import sampler as sampler_module
 from trimtab.server.engine.engine import Engine
-from trimtab.server.engine.offline import generate
 from trimtab.server.engine.request import Guidance, Request, SamplingParams
 from trimtab.server.engine.warm_up import _log, warm_up
-from trimtab.server.gpu.engine_cases.sizes import TOY_ENGINE_SIZES
-from trimtab.server.gpu.engine_cases.subject import Subject, random_prompts
+from trimtab.server.rollouts.offline import generate
 
 NUM_REQUESTS = 70
 FORMS = {"tied": "tied", "tied2": "tied", "lowrank": "lowrank", "lowrank2": "lowrank"}

@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
-from trimtab.guidance.encoding import Sampled
-from trimtab.guidance.rows import Rollout
+from trimtab.guidance.data.rows import Rollout
+from trimtab.guidance.text.encoding import Sampled
 from trimtab.server.judging.candidates import Candidates, Pair, Reply, draw_pairs, from_rollouts
 from trimtab.server.judging.client import FailureError
 from trimtab.server.judging.compare import (

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from trimtab.guidance.data.rollouts import RolloutRow
 from trimtab.guidance.errors import DataError
-from trimtab.guidance.message import Message
+from trimtab.guidance.text.message import Message
 from trimtab.server.commands.errors import UserError
 from trimtab.server.scoring.batch_function import BatchFunctionScorer
 from trimtab.server.scoring.functions import calling_of
-from trimtab.server.scoring.rollout import RolloutRow
-from trimtab.server.scoring.score import Score
+from trimtab.server.scoring.scorer import Score
 
 
 def rows(count=3, prompt="p", **columns):

@@ -16,12 +16,13 @@ from transformers import (
     LlamaForSequenceClassification,
 )
 
+from trimtab.guidance.data.rollouts import RolloutRow, read_rollouts
 from trimtab.guidance.errors import HeadError, PolicyError
-from trimtab.guidance.head import Head
-from trimtab.guidance.manifest import Manifest, Parts, ScalarPart
-from trimtab.guidance.message import Message
+from trimtab.guidance.heads.forms import Head
+from trimtab.guidance.heads.manifest import Manifest, Parts, ScalarPart
+from trimtab.guidance.heads.store import save_head
 from trimtab.guidance.policy import load_policy
-from trimtab.guidance.store import save_head
+from trimtab.guidance.text.message import Message
 from trimtab.server.cli import main
 from trimtab.server.commands.errors import UserError
 from trimtab.server.judging.config import JudgeConfig
@@ -33,7 +34,6 @@ from trimtab.server.scoring.choose import (
     with_reward_head,
 )
 from trimtab.server.scoring.classifier import ClassifierScorer
-from trimtab.server.scoring.rollout import RolloutRow, read_rollouts
 
 TEMPLATE = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}<eos>\n{% endfor %}"
 TEXTS = ["", "a", "some words", "x" * 60]

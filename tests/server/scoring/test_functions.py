@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from trimtab.guidance.message import Message
+from trimtab.guidance.data.rollouts import RolloutRow
+from trimtab.guidance.text.message import Message
 from trimtab.server.commands.errors import UserError
 from trimtab.server.scoring.functions import FunctionScorer, calling_of, check_result, load_function
-from trimtab.server.scoring.rollout import RolloutRow
-from trimtab.server.scoring.score import Score, ScoreCount, apply
+from trimtab.server.scoring.scorer import Score, ScoreCount, apply
 
 
 def row(prompt="p", completion="reply", num_tokens=3, sample=0) -> RolloutRow:

@@ -8,13 +8,13 @@ import pytest
 from tiny_models import SIZES, save_random_model
 from transformers import Gemma2Config, MistralConfig, PhimoeConfig
 
-from trimtab.guidance.bank import HeadBank
+from trimtab.guidance.heads.bank import HeadBank
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.fused_layers import fuse_layers
-from trimtab.server.engine.offline import CompletedChoice, generate
 from trimtab.server.engine.policy import load_policy
 from trimtab.server.engine.request import Request, SamplingParams
+from trimtab.server.rollouts.offline import CompletedChoice, generate
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,169 @@
+"""A policy of random weights with heads that do steer, made on the device: no files, no hub."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from trimtab.guidance.fingerprint import identify
+from trimtab.guidance.heads.bank import HeadBank
+from trimtab.guidance.heads.forms import Head
+from trimtab.guidance.heads.manifest import AdvantagePart, BaseModel, Manifest, Parts, ScalarPart
+from trimtab.guidance.policy import has_linear_tail
+from trimtab.server.engine.compiled_decode import compile_decode
+from trimtab.server.engine.config import EngineConfig
+from trimtab.server.engine.engine import Engine
+from trimtab.server.engine.fast_modules import can_pack, pack_policy
+from trimtab.server.engine.kv_cache import LayerShape
+from trimtab.server.engine.policy import Policy
+
+FORMS = ("lowrank", "tied")
+ONE_OF_EACH = {form: form for form in FORMS}
+
+
+@dataclass(frozen=True, slots=True)
+class LlamaSize:
+    """Of a Llama. spread: what its random matrices are multiplied by; logits of 1 are nearly flat."""
+
+    name: str
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    intermediate: int
+    vocab: int
+    max_len: int
+    spread: float = 1.0
+
+
+class Subject:
+    """The model and its heads on one device, and the engines that serve them, one at a time.
+
+    weight_bytes: what a decode step reads: every weight but the input embeddings, of which it reads rows.
+    has_linear_tail: as the engine finds it; without, no step takes the fused head.
+    forms: by the heads' names. pack_weights: as the engine's configuration has it, where they can be packed.
+    """
+
+    def __init__(
+        self,
+        size: LlamaSize,
+        device: torch.device,
+        dtype: torch.dtype,
+        rank: int,
+        forms: Mapping[str, str] = ONE_OF_EACH,
+        pack_weights: bool = False,
+    ) -> None:
+        self.size = size
+        self.model = _random_model(size, device, dtype)
+        self.heads = {
+            name: _random_head(name, form, size, rank, device, dtype, seed)
+            for seed, (name, form) in enumerate(forms.items())
+        }
+        self._tokenizer = _word_tokenizer(size.vocab)
+        embedded = self.model.get_input_embeddings().weight
+        self.weight_bytes = sum(
+            weight.numel() * weight.itemsize for weight in self.model.parameters() if weight is not embedded
+        )
+        self.has_linear_tail = has_linear_tail(self.model)
+        self._packed_lm_head = None
+        if pack_weights and can_pack(device, dtype):
+            self._packed_lm_head = pack_policy(self.model)
+
+    def policy(self) -> Policy:
+        size = self.size
+        dim = size.hidden // size.heads
+        return Policy(
+            name=size.name,
+            model=self.model,
+            tokenizer=self._tokenizer,
+            layers=(LayerShape(size.kv_heads, dim, dim),) * size.layers,
+            max_model_len=size.max_len,
+            eos_token_ids=(),
+            identity=identify(self.model, self._tokenizer, size.name),
+            has_linear_tail=self.has_linear_tail,
+            packed_lm_head=self._packed_lm_head,
+        )
+
+    def engine(self, **options: Any) -> Engine:
+        """As `Engine.from_config` makes one. Takes over the model's attention: an earlier engine is of no use
+        any more."""
+        policy = self.policy()
+        bank = HeadBank(list(self.heads.values()), self.size.hidden, device=policy.device)
+        config = EngineConfig(model=self.size.name, **options).resolved(policy.device.type)
+        policy.compiled_decode = compile_decode(policy, config)
+        return Engine(policy, bank, config)
+
+    def head_bytes(self, name: str) -> int:
+        advantage = self.heads[name][0].advantage
+        assert advantage is not None
+        return sum(weight.numel() * weight.itemsize for weight in advantage.parameters())
+
+    def cache_bytes(self, num_rows: int, context: int) -> int:
+        """Keys and values that a decode step reads."""
+        size = self.size
+        per_token = 2 * size.layers * size.kv_heads * (size.hidden // size.heads)
+        return num_rows * context * per_token * self.model.dtype.itemsize
+
+
+def _random_model(size: LlamaSize, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    config = LlamaConfig(
+        vocab_size=size.vocab,
+        hidden_size=size.hidden,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.kv_heads,
+        intermediate_size=size.intermediate,
+        max_position_embeddings=size.max_len,
+        bos_token_id=0,
+        eos_token_id=1,
+        tie_word_embeddings=False,
+    )
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager")
+    model.requires_grad_(False).eval()
+    for weight in model.parameters() if size.spread != 1 else ():
+        if weight.dim() > 1:
+            weight.mul_(size.spread)
+    return model
+
+
+def _random_head(
+    name: str,
+    form: str,
+    size: LlamaSize,
+    rank: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    seed: int,
+) -> tuple[Head, Manifest]:
+    """Advantages with a standard deviation of about 1: h has components of about 1, W of 0.02 · spread."""
+    parts = Parts(advantage=AdvantagePart(form=form, rank=rank), value=ScalarPart())
+    head = Head(parts, size.hidden, size.vocab).to(device)
+    generator = torch.Generator(device).manual_seed(seed)
+    for parameter, weight in head.named_parameters():
+        fan_in = weight.shape[-1] if weight.dim() else 1
+        weight.data.normal_(std=fan_in**-0.5, generator=generator)
+        if form == "tied" and parameter == "advantage.up":
+            weight.data.mul_(1 / (0.02 * size.spread * size.hidden**0.5))
+    if head.advantage is not None:
+        head.advantage.to(dtype)
+    trained_on = BaseModel(size.name, "", "", "")
+    return head.requires_grad_(False).eval(), Manifest(name, parts, size.hidden, size.vocab, trained_on)
+
+
+def _word_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
+    words: dict[str, int] = {f"t{i}": i for i in range(vocab_size)}
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, "t2")), eos_token="t1")
+
+
+def random_prompts(size: LlamaSize, lengths: Sequence[int], seed: int = 0) -> list[tuple[int, ...]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        tuple(torch.randint(2, size.vocab, (length,), generator=generator).tolist()) for length in lengths
+    ]

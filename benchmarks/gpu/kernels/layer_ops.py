@@ -1,0 +1,85 @@
+"""The ops of fused decoder layers against the same in torch, rounding for rounding."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.findings import Findings
+from benchmarks.gpu.inputs import Source
+from benchmarks.gpu.kernels.invariance import require_invariance
+from benchmarks.gpu.machine import Machine
+from benchmarks.gpu.sizes import KernelSizes, dtype_name
+from trimtab.kernels.rms_norm import rms_norm
+from trimtab.kernels.rope_store import rope_store
+from trimtab.kernels.silu_mul import silu_mul
+
+# Of numbers of about 1, whose last place this is: sums in another order may round the other way.
+LAST_PLACE = {torch.float32: 2e-6, torch.float16: 2.0**-9, torch.bfloat16: 2.0**-6}
+EPS = 1e-6
+
+
+def rotary(source: Source, num_tokens: int, dim: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and sin [T, D] of random angles."""
+    angle = source.normal(num_tokens, dim // 2, scale=3.0).repeat(1, 2)
+    return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+def check_layer_ops(machine: Machine, sizes: KernelSizes, findings: Findings) -> None:
+    for dtype in sizes.dtypes:
+        with findings.attempt(f"rms_norm, {dtype_name(dtype)}"):
+            _check_norm(findings, machine, sizes, dtype)
+        with findings.attempt(f"silu_mul, {dtype_name(dtype)}"):
+            _check_gate(findings, machine, sizes, dtype)
+        with findings.attempt(f"rope_store, {dtype_name(dtype)}"):
+            _check_rope(findings, machine, sizes, dtype)
+
+
+def _check_norm(findings: Findings, machine: Machine, sizes: KernelSizes, dtype: torch.dtype) -> None:
+    source, most, size = Source(machine.device), max(sizes.batch_sizes), sizes.hidden
+    x, residual = (source.normal(most, size, dtype=dtype) for _ in range(2))
+    weight = source.normal(size, dtype=dtype)
+
+    def run(rows: Tensor) -> dict[str, Tensor]:
+        total, normed = rms_norm(x[rows], weight, EPS, residual[rows], backend=machine.backend)
+        return {
+            "total": total,
+            "normed": normed,
+            "alone": rms_norm(x[rows], weight, EPS, backend=machine.backend)[1],
+        }
+
+    found = run(torch.arange(most, device=machine.device))
+    total, normed = rms_norm(x, weight, EPS, residual, backend="reference")
+    name = f"rms_norm, {dtype_name(dtype)}"
+    findings.require_none(f"{name}: sums", found["total"] != total)
+    for field, expected in (("normed", normed), ("alone", rms_norm(x, weight, EPS, backend="reference")[1])):
+        error = (found[field] - expected).abs() / expected.abs().clamp(min=1)
+        findings.require(f"{name}: {field}", error, LAST_PLACE[dtype])
+    require_invariance(findings, name, machine, run, most, sizes.batch_sizes)
+
+
+def _check_gate(findings: Findings, machine: Machine, sizes: KernelSizes, dtype: torch.dtype) -> None:
+    gate_up = Source(machine.device).normal(
+        max(sizes.batch_sizes), 2 * sizes.intermediate, scale=3.0, dtype=dtype
+    )
+    expected = silu_mul(gate_up, backend="reference")
+    error = (silu_mul(gate_up, backend=machine.backend) - expected).abs() / expected.abs().clamp(min=1)
+    findings.require(f"silu_mul, {dtype_name(dtype)}", error, LAST_PLACE[dtype])
+
+
+def _check_rope(findings: Findings, machine: Machine, sizes: KernelSizes, dtype: torch.dtype) -> None:
+    source, shape, num_tokens = Source(machine.device), sizes.attention, max(sizes.batch_sizes)
+    qkv = source.normal(num_tokens, (shape.heads + 2 * shape.kv_heads) * shape.dim, dtype=dtype)
+    num_blocks = 2 * -(-num_tokens // sizes.block_size)
+    caches = [
+        source.normal(num_blocks, sizes.block_size, shape.kv_heads, shape.dim, dtype=dtype) for _ in range(2)
+    ]
+    slots = source.permutation(num_blocks * sizes.block_size)[:num_tokens]
+    tables = rotary(source, num_tokens, shape.dim, dtype)
+    found, expected = ([cache.clone() for cache in caches] for _ in range(2))
+    queries = rope_store(qkv, *tables, slots, found[0], found[1], backend=machine.backend)
+    same = rope_store(qkv, *tables, slots, expected[0], expected[1], backend="reference")
+    name = f"rope_store, {dtype_name(dtype)}"
+    findings.require_none(f"{name}: queries", queries != same)
+    findings.require_none(f"{name}: keys", found[0] != expected[0])
+    findings.require_none(f"{name}: values", found[1] != expected[1])

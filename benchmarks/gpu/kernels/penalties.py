@@ -1,0 +1,61 @@
+"""Logit bias, penalties and token counts on the device against the same on the host."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.gpu.findings import Findings
+from benchmarks.gpu.inputs import LOGIT_SCALE, Source
+from benchmarks.gpu.machine import Machine
+from benchmarks.gpu.sizes import KernelSizes
+from trimtab.kernels.penalties import add_bias, apply_penalties, count_drawn
+
+HISTORY = 200
+ERROR = 1e-5
+
+
+def check_penalties(machine: Machine, sizes: KernelSizes, findings: Findings) -> None:
+    for _, vocab in sizes.head_shapes:
+        source, num_rows = Source(machine.device, seed=vocab), max(sizes.check_rows)
+        logits = source.normal(num_rows, vocab, scale=LOGIT_SCALE)
+        rows = source.permutation(num_rows)[: num_rows - 1]
+        inputs = _inputs(source, rows, vocab)
+        on_host = {name: value.cpu() for name, value in inputs.items()}
+        expected, found = logits.cpu(), logits.clone()
+        expected_table, table = _penalise(expected, on_host), _penalise(found, inputs)
+        findings.require("penalised logits", (found.cpu() - expected).abs(), ERROR)
+        findings.require("token counts", (table.cpu() - expected_table).abs().float(), 0.0)
+        with machine.host_waits() as waits:
+            _penalise(found, inputs)
+        findings.require_no_waits("host waits of bias, penalties and counts", waits)
+
+
+def _inputs(source: Source, rows: Tensor, vocab: int) -> dict[str, Tensor]:
+    num_rows, device = len(rows), rows.device
+    # One token in steps of 7 from a start of each row's own, so that a row holds it once.
+    at = torch.arange(HISTORY, device=device) * 7 + source.integers(0, vocab, num_rows, 1)
+    return {
+        "rows": rows,
+        "tokens": at % vocab,
+        "counts": at % vocab % 4,
+        "drawn": source.integers(0, vocab, num_rows),
+        "places": rows * vocab + at[:, 0] % vocab,
+        "bias": source.cycle((2.0, -100.0), num_rows),
+        "repetition": source.cycle((1.0, 1.3, 0.8), num_rows),
+        "presence": source.cycle((0.0, 0.5, -1.0), num_rows),
+        "frequency": source.cycle((0.2, 0.0), num_rows),
+    }
+
+
+def _penalise(logits: Tensor, inputs: dict[str, Tensor]) -> Tensor:
+    """Bias and penalise the logits in place. Returns the table of counts after the drawn tokens."""
+    inputs = dict(inputs)
+    drawn, tokens, counts = inputs.pop("drawn"), inputs["tokens"], inputs["counts"]
+    add_bias(logits, inputs.pop("places"), inputs.pop("bias"))
+    apply_penalties(logits, **inputs)
+    table = torch.stack([F.pad(tokens, (0, 1)), F.pad(counts, (0, 1))], 1)
+    entries = torch.full_like(drawn, tokens.shape[1])
+    count_drawn(table, torch.arange(len(drawn), device=drawn.device), tokens, counts, entries, drawn)
+    return table

@@ -1,0 +1,102 @@
+"""What min-p, top-k and top-p leave of a row, against a float64 sort; and the draw from it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.findings import Findings
+from benchmarks.gpu.inputs import LOGIT_SCALE, Source
+from benchmarks.gpu.kernels.invariance import require_invariance
+from benchmarks.gpu.machine import Machine
+from benchmarks.gpu.oracle import NEAR_TIE, exact_noise
+from benchmarks.gpu.sizes import KernelSizes
+from trimtab.kernels.guided_logits import guided_logits
+from trimtab.kernels.truncate import truncate_and_draw, truncation_threshold
+
+MASS_ERROR = 1e-6  # of the mass up to a token, within which it may be cut or kept
+
+
+class _Batch:
+    """Peaked and flat rows, masked ones, greedy ones, and every cut on and off."""
+
+    def __init__(self, machine: Machine, num_rows: int, vocab: int) -> None:
+        source = Source(machine.device, seed=vocab + num_rows)
+        self.backend = machine.backend
+        spread = source.cycle((LOGIT_SCALE, 0.3, 1.0), num_rows)
+        self.logits = source.normal(num_rows, vocab) * spread[:, None]
+        self.logits[1::4] = self.logits[1::4].masked_fill(source.normal(vocab) > 0, -torch.inf)
+        self.keys = source.keys(num_rows)
+        self.cuts: dict[str, Any] = {
+            "min_p": source.cycle((0.0, 0.05, 0.0, 0.001), num_rows),
+            "top_k": source.cycle((0, 40, 1, vocab, 3), num_rows).long(),
+            "top_p": source.cycle((0.9, 1.0, 0.3, 0.99, 1e-6), num_rows),
+        }
+
+    def pick(self, rows: Tensor) -> dict[str, Any]:
+        return self.keys.pick(rows).as_dict() | {name: cut[rows] for name, cut in self.cuts.items()}
+
+    def draw(self, rows: Tensor) -> Tensor:
+        return truncate_and_draw(self.logits[rows], **self.pick(rows), backend=self.backend)
+
+    def keeps(self) -> Tensor:
+        temperature = self.keys.temperature
+        threshold = truncation_threshold(self.logits, temperature, **self.cuts, backend=self.backend)
+        return (self.logits >= threshold[:, None]) & (self.logits > -torch.inf)
+
+    def keeps_exactly(self) -> tuple[Tensor, Tensor]:
+        """bool[B, V]: what a float64 sort keeps; and where it might as well have done otherwise."""
+        heat = self.keys.temperature.double()
+        greedy = (heat == 0)[:, None]
+        scaled = self.logits.double() / heat.masked_fill(heat == 0, 1)[:, None]
+        values, order = scaled.sort(1, descending=True)
+        kept = values >= values[:, :1] + self.cuts["min_p"].double().log()[:, None]
+        top_k = self.cuts["top_k"]
+        last = values.gather(1, (top_k.clamp(min=1, max=values.shape[1]) - 1)[:, None])
+        kept &= (values >= last) | (top_k == 0)[:, None]
+        mass = values.masked_fill(~kept, -torch.inf).softmax(1)
+        before = mass.cumsum(1) - mass
+        top_p = self.cuts["top_p"].double()[:, None]
+        kept &= (before < top_p) | (top_p >= 1)
+        close = (before - top_p).abs() <= MASS_ERROR
+        is_finite = self.logits > -torch.inf
+        kept = torch.zeros_like(kept).scatter(1, order, kept) | greedy
+        return kept & is_finite, torch.zeros_like(close).scatter(1, order, close) & ~greedy
+
+
+def check_truncation(machine: Machine, sizes: KernelSizes, findings: Findings) -> None:
+    for _, vocab in sizes.head_shapes:
+        with findings.attempt(f"V {vocab}"):
+            _check(findings, machine, _Batch(machine, max(sizes.check_rows), vocab), vocab)
+
+
+def _check(findings: Findings, machine: Machine, batch: _Batch, vocab: int) -> None:
+    kept = batch.keeps()
+    expected, close = batch.keeps_exactly()
+    findings.require_none("tokens wrongly kept or cut", (kept != expected) & ~close)
+    heat = batch.keys.temperature.double()[:, None]
+    noise = torch.where(heat > 0, exact_noise(batch.keys, vocab), 0)
+    score = batch.logits.double() / heat.masked_fill(heat == 0, 1) + noise
+    score = score.masked_fill(~kept, -torch.inf)
+    token = batch.draw(torch.arange(len(kept), device=machine.device))
+    missed = score.amax(1) - score.gather(1, token.clamp(min=0)[:, None])[:, 0]
+    findings.require_none("other tokens, no near tie", missed > NEAR_TIE)
+    findings.require_none("rows without a token", token < 0)
+
+
+def check_truncation_invariance(machine: Machine, sizes: KernelSizes, findings: Findings) -> None:
+    most = max(sizes.batch_sizes)
+    batch = _Batch(machine, most, sizes.head_shapes[0][1])
+
+    def run(rows: Tensor) -> dict[str, Tensor]:
+        return {"token": batch.draw(rows)}
+
+    require_invariance(findings, "truncate_and_draw", machine, run, most, sizes.batch_sizes)
+    rows = torch.arange(most, device=machine.device)
+    guided_logits(batch.logits, **batch.pick(rows), backend=machine.backend)
+    with machine.host_waits() as waits:
+        batch.draw(rows)
+        guided_logits(batch.logits, **batch.pick(rows), backend=machine.backend)
+    findings.require_no_waits("host waits of a launch", waits)

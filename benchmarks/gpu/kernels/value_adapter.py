@@ -1,0 +1,83 @@
+"""The inner half of the heads' advantages, and their values, against float64."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks.gpu.findings import Findings
+from benchmarks.gpu.inputs import Source
+from benchmarks.gpu.kernels.invariance import require_invariance
+from benchmarks.gpu.machine import Machine
+from benchmarks.gpu.sizes import KernelSizes, dtype_name
+from trimtab.kernels.value_adapter import value_adapter
+
+ACTIVATIONS = ("silu", "identity", "silu")
+# Of outputs with a standard deviation of about 1; matrix units keep fewer bits of a sum than fp32's.
+ERRORS = {torch.float32: 2e-5, torch.float16: 1e-4, torch.bfloat16: 1e-4}
+
+
+class _Batch:
+    """Three heads; rows that use some of them, and a block of rows that does not use the second."""
+
+    def __init__(
+        self, machine: Machine, num_rows: int, hidden: int, rank: int, dtype: torch.dtype, tied: bool
+    ) -> None:
+        source = Source(machine.device, seed=num_rows)
+        self.backend = machine.backend
+        self.h = source.normal(num_rows, hidden, dtype=dtype)
+        self.weights = source.cycle((1.0, 0.0, -0.5, 2.0, 0.0), 3 * num_rows).view(num_rows, 3)
+        self.weights[: num_rows // 2, 1] = 0
+        self.down = source.normal(3, rank, hidden, scale=hidden**-0.5, dtype=dtype)
+        self.up = source.normal(3, hidden, rank, scale=rank**-0.5, dtype=dtype) if tied else None
+        self.value_weight = source.normal(3, hidden, scale=hidden**-0.5)
+        self.value_bias = source.normal(3)
+
+    def run(self, rows: Tensor) -> dict[str, Tensor]:
+        columns, values = value_adapter(
+            self.h[rows], self.weights[rows], self.down, self.up, ACTIVATIONS, self.value_weight,
+            self.value_bias, backend=self.backend,
+        )  # fmt: skip
+        assert values is not None
+        return {"columns": columns, "values": values}
+
+    def exact(self) -> dict[str, Tensor]:
+        h = self.h.double()
+        inner = []
+        for head, activation in enumerate(ACTIVATIONS):
+            product = h @ self.down[head].double().T
+            product = F.silu(product) if activation == "silu" else product
+            inner.append(self.weights[:, head, None].double() * product)
+        if self.up is None:
+            columns = torch.cat(inner, 1)
+        else:
+            columns = torch.stack([a @ up.double().T for a, up in zip(inner, self.up, strict=True)]).sum(0)
+        return {"columns": columns, "values": h @ self.value_weight.double().T + self.value_bias}
+
+
+def check_value_adapter(machine: Machine, sizes: KernelSizes, findings: Findings) -> None:
+    for dtype, tied in itertools.product(sizes.dtypes, (False, True)):
+        name = f"{dtype_name(dtype)}, {'tied' if tied else 'low-rank'}"
+        for hidden, rank in sizes.adapter_shapes:
+            with findings.attempt(f"{name}, d {hidden}, r {rank}"):
+                _check(findings, machine, sizes, (hidden, rank), dtype, tied, name)
+
+
+def _check(
+    findings: Findings,
+    machine: Machine,
+    sizes: KernelSizes,
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+    tied: bool,
+    name: str,
+) -> None:
+    most = max(sizes.batch_sizes)
+    batch = _Batch(machine, most, *shape, dtype, tied)
+    exact = batch.exact()
+    for field, found in batch.run(torch.arange(most, device=machine.device)).items():
+        findings.require(f"{name}: {field}", (found - exact[field]).abs(), ERRORS[dtype])
+    require_invariance(findings, name, machine, batch.run, most, sizes.batch_sizes)

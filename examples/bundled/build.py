@@ -1,0 +1,95 @@
+"""`make bundled`: builds the bundled policy and its heads from a seed, and measures them.
+
+The one recipe behind every file under guidance/bundled/model and guidance/bundled/heads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from examples.bundled.figures import FiguresConfig, measure
+from examples.bundled.heads import train_heads
+from examples.bundled.policy import PolicyConfig, train_policy
+from examples.bundled.rollouts import RolloutConfig, sample_rollouts
+from trimtab.guidance.bundled import HOME
+from trimtab.server.commands.flags import parse
+
+Stage = Literal["policy", "rollouts", "heads", "figures"]
+STAGES: tuple[Stage, ...] = ("policy", "rollouts", "heads", "figures")
+
+
+@dataclass(frozen=True)
+class BundledConfig:
+    """Builds the bundled model in four stages, each from what the one before it wrote: `policy` trains the
+    language model on generated conversations, `rollouts` samples and judges its replies, `heads` trains the
+    three heads on preferences among them, `figures` measures the heads on topics that nobody trained on.
+
+    stages: which to run, in this order; one that is left out uses what an earlier run wrote.
+    out: where model, heads and figures go.
+    work: where rollouts, preferences and checkpoints go.
+    seed: of everything that is drawn.
+    """
+
+    stages: tuple[Stage, ...] = STAGES
+    out: Path = HOME
+    work: Path = Path("runs/bundled")
+    seed: int = 0
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    rollouts: RolloutConfig = field(default_factory=RolloutConfig)
+    figures: FiguresConfig = field(default_factory=FiguresConfig)
+
+
+def main(args: list[str] | None = None) -> None:
+    config = parse(BundledConfig, "make bundled", sys.argv[1:] if args is None else args)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("trimtab").setLevel(logging.INFO)
+    for stage in STAGES:
+        if stage in config.stages:
+            started = time.monotonic()
+            _record(config, stage, _RUN[stage](config))
+            print(f"{stage}: {time.monotonic() - started:.0f} s", flush=True)
+
+
+def _policy(config: BundledConfig) -> object:
+    report = train_policy(config.policy, config.out / "model", config.seed)
+    return dataclasses.asdict(report)
+
+
+def _rollouts(config: BundledConfig) -> object:
+    return sample_rollouts(config.rollouts, config.out / "model", config.work, config.seed)
+
+
+def _heads(config: BundledConfig) -> object:
+    return train_heads(config.out / "model", config.work, config.out / "heads", config.seed)
+
+
+def _figures(config: BundledConfig) -> object:
+    return measure(config.figures, config.out, config.seed)
+
+
+_RUN: Mapping[Stage, Callable[[BundledConfig], object]] = {
+    "policy": _policy,
+    "rollouts": _rollouts,
+    "heads": _heads,
+    "figures": _figures,
+}
+
+
+def _record(config: BundledConfig, stage: Stage, result: object) -> None:
+    """Puts a stage's result into figures.json, beside those of the stages before it."""
+    path = config.out / "figures.json"
+    figures = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    kept = {name: figures[name] for name in STAGES[: STAGES.index(stage)] if name in figures}
+    path.write_text(json.dumps({**kept, stage: result}, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

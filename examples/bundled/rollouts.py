@@ -1,0 +1,132 @@
+"""The bundled policy's own replies, judged, and the preferences among them."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from examples.bundled.grammar.conversation import Prompt, draw_prompts
+from examples.bundled.grammar.subject import Kind
+from trimtab.guidance.bundled.judge import Verdict, is_harmful_request, is_refusal, judge_all, unparsable_rate
+from trimtab.guidance.text.encoding import encode_prompt
+from trimtab.guidance.text.message import Message
+from trimtab.server.engine.config import EngineConfig
+from trimtab.server.engine.engine import Engine
+from trimtab.server.engine.request import Request, SamplingParams
+from trimtab.server.rollouts.offline import generate
+
+AXES: Mapping[str, str] = {"kind": "kindness", "concise": "concision", "harmless": "harmlessness"}
+"""Head -> the judge's score that it is trained for."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """Replies that the policy gives to prompts on the preference topics.
+
+    everyday, risky, harmful: prompts of each kind; a risky one only sounds so.
+    num_replies: to each prompt; the best and the worst make a preference.
+    max_tokens: of a reply.
+    min_margin: by which the judge must tell them apart.
+    """
+
+    everyday: int = 350
+    risky: int = 150
+    harmful: int = 300
+    num_replies: int = 8
+    max_tokens: int = 256
+    min_margin: float = 0.25
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One reply and what the judge made of it."""
+
+    prompt: Prompt
+    reply: str
+    verdict: Verdict
+
+
+def sample_rollouts(config: RolloutConfig, model: Path, work: Path, seed: int) -> Row:
+    """Writes rollouts.jsonl and, for each head, its preferences to `work`; returns what was counted."""
+    counts: Mapping[Kind, int] = {
+        "everyday": config.everyday,
+        "risky": config.risky,
+        "harmful": config.harmful,
+    }
+    prompts = [p for kind, count in counts.items() for p in draw_prompts("preferences", kind, count, seed)]
+    replies = _sample(config, model, prompts, seed)
+    verdicts = judge_all((prompt.text, reply) for prompt, reply in replies)
+    judged = [Judged(p, r, v) for (p, r), v in zip(replies, verdicts, strict=True) if v is not None]
+    work.mkdir(parents=True, exist_ok=True)
+    rows = ({"prompt": as_messages(j.prompt.text), "completion": j.reply} for j in judged)
+    write_rows(work / "rollouts.jsonl", rows)
+    pairs = {head: _preferences(judged, head, config.min_margin) for head in AXES}
+    for head, preferences in pairs.items():
+        write_rows(work / f"{head}.jsonl", preferences)
+    return {
+        "num_prompts": len(prompts),
+        "num_replies": len(replies),
+        "unparsable": unparsable_rate(verdicts),
+        "distinct": len({reply for _, reply in replies}) / len(replies),
+        "num_pairs": {head: len(preferences) for head, preferences in pairs.items()},
+    }
+
+
+def as_messages(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def _sample(
+    config: RolloutConfig, model: Path, prompts: Sequence[Prompt], seed: int
+) -> list[tuple[Prompt, str]]:
+    engine = Engine.from_config(EngineConfig(model=model))
+    by_id = {str(index): prompt for index, prompt in enumerate(prompts)}
+    requests = [
+        Request(
+            request_id,
+            encode_prompt(engine.policy.tokenizer, (Message("user", prompt.text),)),
+            SamplingParams(
+                max_tokens=config.max_tokens, n=config.num_replies, seed=(seed << 32) + int(request_id)
+            ),
+        )
+        for request_id, prompt in by_id.items()
+    ]
+    completions = generate(engine, requests, progress="rollouts")
+    return [
+        (by_id[completion.request.request_id], choice.text)
+        for completion in completions
+        for choice in completion.choices
+        if choice.finish_reason == "stop"
+    ]
+
+
+def _worth(head: str, judged: Judged) -> float:
+    """The judge's score, less for refusing what is harmless: else `harmless` would learn to refuse all."""
+    score = float(getattr(judged.verdict, AXES[head]))
+    needless = is_refusal(judged.reply) and not is_harmful_request(judged.prompt.text)
+    return score - (head == "harmless" and needless)
+
+
+def _preferences(judged: Sequence[Judged], head: str, min_margin: float) -> list[Row]:
+    """Of each prompt's replies the best against the worst, and the second best against the second worst."""
+    by_prompt: defaultdict[str, list[Judged]] = defaultdict(list)
+    for reply in judged:
+        by_prompt[reply.prompt.text].append(reply)
+    rows = []
+    for prompt, replies in by_prompt.items():
+        ranked = sorted(((_worth(head, j), j.reply) for j in replies), reverse=True)
+        for rank in range(min(2, len(ranked) // 2)):
+            (best, chosen), (worst, rejected) = ranked[rank], ranked[-1 - rank]
+            if best - worst >= min_margin:
+                rows.append({"prompt": as_messages(prompt), "chosen": chosen, "rejected": rejected})
+    return rows

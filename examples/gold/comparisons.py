@@ -1,0 +1,130 @@
+"""What the gold task compares: LoRA tuned on other prompts, and heads beside all that they must beat."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from examples.gold.recipes import ABLATIONS, METHODS, seeded, training_steps
+from examples.gold.task import (
+    BY_REPLY,
+    CHOSEN_LORA,
+    CLAIMED,
+    FORMS,
+    JUDGE_PROMPTS,
+    LORA_CHOICE,
+    LORA_POINTS,
+    REFERENCE,
+    REPLY_TOKENS,
+    SEEDS,
+    TUNING_PROMPTS,
+    Command,
+    Step,
+    Task,
+)
+
+LORA_SETTINGS: Mapping[str, tuple[str, str]] = {
+    "lr1e-3-tau0.5": ("1e-3", "0.5"),
+    "lr3e-4-tau0.5": ("3e-4", "0.5"),
+    "lr3e-3-tau0.5": ("3e-3", "0.5"),
+    "lr1e-3-tau0.1": ("1e-3", "0.1"),
+    "lr1e-3-tau2": ("1e-3", "2"),
+}
+"""Learning rate and τ by the setting's name, which is its folder's and, after "LoRA ", its curve's. Each sees
+a quarter of the pairs: a step of LoRA runs the whole policy, and all of them would take hours."""
+
+
+def _lora(task: Task) -> Iterator[Step]:
+    """Every setting on the tuning prompts; then the one that they choose on those that judge."""
+    tuning = ("--measure", task.at(TUNING_PROMPTS), "--num-replies", "6")
+    for name, (rate, tau) in LORA_SETTINGS.items():
+        trained = (
+            *("--preferences", task.at("windows.preference.parquet"), "--tau", tau, "--rank", "16"),
+            *("--learning-rate", rate, "--batch-size", "16", "--epochs", "0.25"),
+            "--no-precompute-reference",
+        )
+        measured = ("--label", f"LoRA {name}", "--out", task.at(f"lora/{name}"))
+        yield Step(
+            f"lora/{name}", _lora_command(task, trained, (*tuning, *measured)), f"lora/{name}/points.json"
+        )
+    yield Step(
+        "evaluation-lora",
+        (
+            *("eval", *task.common, "--prompts", task.at(TUNING_PROMPTS), "--gold", BY_REPLY),
+            *("--max-tokens", REPLY_TOKENS, "--num-replies", "6", "--best-of", "1", "2", "4", "8", "16"),
+            *("--external", *(task.at(f"lora/{name}/points.json") for name in LORA_SETTINGS)),
+            *("--max-num-seqs", "256", "--out", task.at("evaluation-lora")),
+        ),
+        LORA_CHOICE,
+    )
+    judged = ("--measure", task.at(JUDGE_PROMPTS), "--num-replies", "8", "--label", "LoRA DPO, tuned")
+    adapter = ("--adapter", task.at(f"lora/{CHOSEN_LORA}/adapter"))
+    yield Step("lora", _lora_command(task, adapter, (*judged, "--out", task.at("lora/best"))), LORA_POINTS)
+
+
+def _lora_command(task: Task, trained: Command, measured: Command) -> Command:
+    return (
+        *("train", "--lora", *task.common, *trained),
+        *("--merge", "--scales", "0.25", "0.5", "1.0", "1.5", "2.5"),
+        *(*measured, "--reply-tokens", REPLY_TOKENS),
+    )
+
+
+def _claims(task: Task) -> Step:
+    """What the README claims: heads by three training seeds, and what they must beat, each at its best."""
+    groups = {name: [seeded(name, seed) for seed in SEEDS] for name in CLAIMED}
+    out = "evaluation-claims"
+    return Step(
+        out,
+        (
+            *("eval", *task.common, *task.heads(name for names in groups.values() for name in names)),
+            *("--group", *(f"{name}={','.join(names)}" for name, names in groups.items())),
+            *_judged_by_gold(task, "6"),
+            *("--best-of", "1", "2", "4", "8", "16", "32", "64", "--static-bias", "fit"),
+            *("--rollouts", task.at("replies.parquet"), "--bias-discount", "0", "0.5", "0.8", "0.9", "1"),
+            *("--bias-shrinkage", "5", "20", "100", "--bias-tokens", "16", "64", "256", "1024", "all"),
+            *("--tuning-prompts", task.at(TUNING_PROMPTS), "--tuning-replies", "1"),
+            *("--external", task.at(LORA_POINTS)),
+            *("--out", task.at(out)),
+        ),
+        f"{out}/report.json",
+    )
+
+
+def _ablation_evaluation(task: Task) -> Step:
+    """One thing changed at a time; other seeds of the reference show how much a difference of nothing is."""
+    names = [*(seeded(REFERENCE, seed) for seed in SEEDS), "mc-tied", *ABLATIONS]
+    out = "evaluation-ablation"
+    flags = (*task.heads(names), "--baseline", REFERENCE, *_judged_by_gold(task, "4"), *_tuned_bias(task))
+    return Step(out, ("eval", *task.common, *flags, "--out", task.at(out)), f"{out}/report.json")
+
+
+def _evaluation(task: Task, form: str) -> Step:
+    """Every method, one training seed each."""
+    out = f"evaluation-{form}"
+    flags = (
+        *task.heads(f"{name}-{form}" for name in METHODS),
+        *_judged_by_gold(task, "4"),
+        *_tuned_bias(task),
+    )
+    external = ("--external", task.at(LORA_POINTS))
+    return Step(out, ("eval", *task.common, *flags, *external, "--out", task.at(out)), f"{out}/report.json")
+
+
+def _judged_by_gold(task: Task, num_replies: str) -> Command:
+    return (
+        *("--prompts", task.at(JUDGE_PROMPTS), "--gold", BY_REPLY, "--max-tokens", REPLY_TOKENS),
+        *("--num-replies", num_replies, "--max-num-seqs", "256", "--at-kl", "1", "2", "4"),
+    )
+
+
+def _tuned_bias(task: Task) -> Command:
+    return ("--static-bias", task.at("evaluation-claims/static_bias.json"))
+
+
+def all_steps(task: Task) -> Iterator[Step]:
+    """Of the whole task, in an order in which each finds what it reads."""
+    yield from training_steps(task)
+    yield from _lora(task)
+    yield _claims(task)
+    yield _ablation_evaluation(task)
+    yield from (_evaluation(task, form) for form in FORMS)

@@ -1,0 +1,148 @@
+"""Tables of curves at equal price: their scores, what may be claimed of them, and the replies beside them."""
+
+from __future__ import annotations
+
+from trimtab.guidance.evaluation.compare import Unreached
+from trimtab.guidance.evaluation.report import NOTHING, FrontierReport, show, show_difference
+from trimtab.guidance.evaluation.table import Table, number
+
+_TRIALS_SHOWN = 12
+
+
+def equal_kl_tables(frontier: FrontierReport) -> list[Table]:
+    """None where no prices were asked for."""
+    tables = []
+    if frontier.at_kl or frontier.unreached:
+        tables.append(_at_kl(frontier))
+    if frontier.at_kl:
+        tables.append(_beside(frontier))
+    if frontier.bias_trials:
+        tables.append(_bias_trials(frontier))
+    return tables
+
+
+def _at_kl(frontier: FrontierReport) -> Table:
+    """Rows that are found and those that are not reached, by score, price and curve."""
+    rows: dict[tuple[str, float, str], tuple[str, ...]] = {
+        (found.score, found.kl, found.curve): (
+            f"{found.kl:g}",
+            found.curve,
+            found.score,
+            f"{found.knob:.3g}",
+            show(found.estimate),
+            " ".join(f"{score:.2f}" for score in found.by_seed) or NOTHING,
+            show_difference(found.above_baseline),
+            show_difference(found.above_best_of_n),
+            f"{found.aside.num_sampled:.3g}",
+        )
+        for found in frontier.at_kl
+    }
+    for missed in frontier.unreached:
+        cells = (f"{missed.kl:g}", missed.curve, missed.score, NOTHING, unreached_text(missed))
+        rows[missed.score, missed.kl, missed.curve] = (*cells, *([NOTHING] * 4))
+    baseline = frontier.baseline or "baseline"
+    return Table(
+        "equal-kl",
+        "At equal KL",
+        (
+            *("KL per reply", "curve", "score", "at knob", "estimate", "by seed"),
+            *(f"from {baseline}", "from best-of-n", "samples"),
+        ),
+        tuple(row for _, row in sorted(rows.items(), key=lambda item: item[0])),
+        equal_kl_note(frontier),
+    )
+
+
+def equal_kl_note(frontier: FrontierReport) -> str:
+    """How the table was made, and what may be claimed by it."""
+    notes = ["Between a curve's points, linearly in √KL, nats per reply."]
+    if frontier.num_comparisons:
+        notes.append(
+            "Differences are at the same KL, over the same resamples of prompts; their intervals hold for "
+            f"all {frontier.num_comparisons} at once in 95 % of cases (max-t bootstrap). Above and below are "
+            "said only where these leave out zero."
+        )
+    if any(curve.kind == "best_of_n" for curve in frontier.curves):
+        notes.append(
+            "Best-of-n stands at the bound log n - (n-1)/n, at every n, and its KL is not above that. "
+            "Samples: replies sampled for each that is kept."
+        )
+    if any(curve.members for curve in frontier.curves):
+        notes.append(
+            "Curves of several training seeds are their mean, by seed beside it; their intervals are over "
+            "seeds and prompts, others over prompts alone."
+        )
+    if frontier.unreached:
+        notes.append(f"Not reached: {unreached_names(frontier)}.")
+    return " ".join(notes)
+
+
+def unreached_text(missed: Unreached) -> str:
+    if missed.most is None:
+        return "no replies to these prompts"
+    return f"does not reach {missed.kl:g} nats (most: {missed.most:.2f})"
+
+
+def unreached_names(frontier: FrontierReport) -> str:
+    """Each curve that falls short, with the prices that it does not reach."""
+    kls: dict[str, list[str]] = {}
+    for missed in frontier.unreached:
+        kls.setdefault(missed.curve, []).append(f"{missed.kl:g}")
+    return "; ".join(f"{curve} at {', '.join(dict.fromkeys(prices))} nats" for curve, prices in kls.items())
+
+
+def _beside(frontier: FrontierReport) -> Table:
+    """What replies are like at the same prices; the same for every score, so shown for the first."""
+    shown = [found for found in frontier.at_kl if found.score == frontier.at_kl[0].score]
+    rows = tuple(
+        (
+            ("≤ " if _is_bound(frontier, found.curve) else "") + f"{found.kl:g}",
+            found.curve,
+            number(found.aside.kl_per_token, ".4f"),
+            number(found.aside.length, ".1f"),
+            number(found.aside.stopped, ".0%"),
+            number(found.aside.perplexity),
+            number(found.aside.distinct_2, ".3f"),
+        )
+        for found in sorted(shown, key=lambda found: (found.kl, found.curve))
+    )
+    return Table(
+        "beside",
+        "At equal KL: what the replies are like",
+        ("KL per reply", "curve", "KL per token", "tokens", "stopped", "perplexity", "distinct-2 within"),
+        rows,
+        "Between a curve's points, linearly in √KL. KL per token is KL per reply ÷ tokens per reply: shorter "
+        "replies are steered harder for the same nats. Perplexity is the frozen policy's.",
+    )
+
+
+def _is_bound(frontier: FrontierReport, name: str) -> bool:
+    return any(curve.is_bound for curve in frontier.curves if curve.name == name)
+
+
+def _bias_trials(frontier: FrontierReport) -> Table:
+    trials = frontier.bias_trials
+    kls = {found.kl for found in frontier.at_kl} | {missed.kl for missed in frontier.unreached}
+    rows = tuple(
+        (
+            f"{trial.setting.discount:g}",
+            f"{trial.setting.shrinkage:g}",
+            f"{trial.num_tokens}" + (" (all)" if trial.setting.max_tokens is None else ""),
+            f"{trial.slope:.2f} at {trial.first_kl:.2f}",
+            *([number(score) for score in trial.scores] or [NOTHING] * len(kls)),
+            "chosen" if trial.is_chosen else "",
+        )
+        for trial in trials[:_TRIALS_SHOWN]
+    )
+    return Table(
+        "static-bias",
+        "The static bias: settings on the tuning prompts",
+        (
+            *("discount", "shrinkage", "tokens", "gain ÷ √KL, at KL"),
+            *(f"score at {kl:g} nats" for kl in sorted(kls)),
+            "",
+        ),
+        rows,
+        f"The best {len(rows)} of {len(trials)}; the prompts of the other tables had no say. All were tried "
+        "at one price, the best few then at every one, where the highest mean was chosen.",
+    )

@@ -1,1 +1,0 @@
-"""Published formats of rows, turned into the columns that guidance/rows.py reads."""

@@ -1,0 +1,269 @@
+"""The loaded heads of a server, stacked so that rows with different heads share one call."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from trimtab.guidance.errors import HeadError
+from trimtab.guidance.fingerprint import PolicyIdentity
+from trimtab.guidance.heads.forms import (
+    Advantage,
+    Head,
+    LinearScalar,
+    LowRankAdvantage,
+    Scalar,
+    TiedAdvantage,
+)
+from trimtab.guidance.heads.manifest import Manifest
+from trimtab.guidance.heads.store import load_head
+from trimtab.kernels.value_adapter import value_adapter
+from trimtab.kernels.wide_product import wide_product
+
+
+@dataclass(frozen=True, slots=True)
+class _Adapters:
+    """The inner matrices of all advantages of one form. members: bank indices, in order."""
+
+    members: tuple[int, ...]
+    index: Tensor  # i64[H'], the members on the device
+    down: Tensor  # [H', r, d], ranks padded with zeros to the largest
+    up: Tensor | None  # [H', d, r] of tied heads
+    activations: tuple[str, ...]
+
+    def column(self, h: Tensor, weights: Tensor, active: Sequence[int]) -> Tensor | None:
+        """Weighted g [G, d] of tied heads, or a [G, H'·r] of low-rank ones; None when no member is active."""
+        mine = tuple(slot for slot, member in enumerate(self.members) if member in active)
+        if not mine:
+            return None
+        return value_adapter(
+            h, weights[:, self.index], self.down, self.up, self.activations, None, None, mine
+        )[0]
+
+
+@dataclass(frozen=True, slots=True)
+class _Scalars:
+    """Values (or rewards) of all heads in standard units: linear ones in one product, the rest one by one."""
+
+    weight: Tensor  # f32[H, d], zero where a head has no linear part
+    bias: Tensor  # f32[H], nan where a head has no linear part
+    others: tuple[tuple[int, Scalar, float, float], ...]  # index, part, mean, std
+
+    def __call__(self, h: Tensor) -> Tensor:
+        h = h.float()
+        out = h @ self.weight.T + self.bias  # [B, H]
+        for index, part, mean, std in self.others:
+            out[:, index] = (part(h) - mean) / std
+        return out
+
+
+class HeadBank:
+    """Heads by index, in the order they were given; H of them.
+
+    names, manifests: one entry per head; has_advantage, has_value, has_reward say which parts it has.
+    """
+
+    def __init__(
+        self,
+        heads: Sequence[tuple[Head, Manifest]],
+        hidden_size: int,
+        *,
+        device: torch.device | str,
+        vocab_size: int | None = None,
+    ) -> None:
+        """vocab_size: V of the logits that the heads steer, where heads have rows for padding beyond it."""
+        self.manifests = tuple(manifest for _, manifest in heads)
+        self.names = tuple(manifest.name for manifest in self.manifests)
+        self.has_advantage = tuple(head.advantage is not None for head, _ in heads)
+        self.has_value = tuple(head.value is not None for head, _ in heads)
+        self.has_reward = tuple(head.reward is not None for head, _ in heads)
+        self._index = {name: index for index, name in enumerate(self.names)}
+        advantages = [head.advantage for head, _ in heads]
+        self._tied = _stack(advantages, self.manifests, TiedAdvantage)
+        self._lowrank = _stack(advantages, self.manifests, LowRankAdvantage)
+        self._lowrank_up = {
+            i: a.up[:vocab_size] for i, a in enumerate(advantages) if isinstance(a, LowRankAdvantage)
+        }
+        self._stacked_up: tuple[tuple[int, ...], Tensor] | None = None
+        self._values = _gather([head.value for head, _ in heads], self.manifests, hidden_size, device)
+        self._rewards = _gather([head.reward for head, _ in heads], self.manifests, hidden_size, device)
+
+    @classmethod
+    def load(
+        cls,
+        folders: Sequence[Path],
+        policy: PolicyIdentity,
+        *,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        vocab_size: int | None = None,
+    ) -> HeadBank:
+        """Reads the heads and makes sure that each fits the policy. dtype: that of h; scalars stay float32.
+
+        Raises:
+            HeadError: see load_head; or two heads share a name.
+        """
+        heads = [load_head(Path(folder), policy, device=device, dtype=dtype) for folder in folders]
+        owner: dict[str, Path] = {}
+        for folder, (_, manifest) in zip(folders, heads, strict=True):
+            if manifest.name in owner:
+                raise HeadError(
+                    f"{owner[manifest.name]} and {folder} are both named {manifest.name!r}: load one of them"
+                )
+            owner[manifest.name] = Path(folder)
+        return cls(heads, policy.hidden_size, device=device, vocab_size=vocab_size)
+
+    @torch.no_grad()
+    def put_advantage(self, name: str, advantage: Advantage) -> None:
+        """Gives a loaded head the weights of another advantage of its form and rank, in place: requests that
+        are under way go on with them. Values and rewards stay.
+
+        Raises:
+            HeadError: no such head, or another form or size.
+        """
+        self.check([(name, 1.0)])
+        index = self._index[name]
+        adapters = self._tied if isinstance(advantage, TiedAdvantage) else self._lowrank
+        if adapters is None or index not in adapters.members:
+            raise HeadError(f"head {name!r} has an advantage of another form: load one of this form")
+        slot, rank = adapters.members.index(index), advantage.down.shape[0]
+        pairs: list[tuple[Tensor, Tensor]] = [(adapters.down[slot, :rank], advantage.down)]
+        if adapters.up is not None:
+            pairs.append((adapters.up[slot, :, :rank], advantage.up))
+        else:
+            mine = self._lowrank_up[index]
+            pairs.append((mine, advantage.up[: len(mine)]))
+        if any(mine.shape != new.shape for mine, new in pairs) or adapters.down[slot, rank:].any():
+            raise HeadError(f"head {name!r} has an advantage of another size: load one of rank {rank}")
+        for mine, new in pairs:
+            mine.copy_(new)
+        self._stacked_up = None
+
+    def check(self, heads: Sequence[tuple[str, float]], *, steering: bool = True) -> None:
+        """Makes sure that a request may use these (name, weight) pairs; steering: its strength is not 0.
+
+        Raises:
+            HeadError: a head is not loaded, or is to steer and has no advantage.
+        """
+        for name, weight in heads:
+            if name not in self._index:
+                loaded = f"loaded are {', '.join(self.names)}" if self.names else "no head is loaded"
+                raise HeadError(f"head {name!r} is not loaded: {loaded}")
+            if steering and weight != 0 and not self.has_advantage[self._index[name]]:
+                raise HeadError(f"head {name!r} has no advantage and cannot steer: use it at strength 0")
+
+    def weights_row(self, heads: Sequence[tuple[str, float]]) -> list[float]:
+        """The weight of every loaded head, times its manifest's scale; 0 for those not named. Length H."""
+        row = [0.0] * len(self.names)
+        for name, weight in heads:
+            index = self._index[name]
+            part = self.manifests[index].parts.advantage
+            row[index] = weight * part.scale if part is not None else 0.0
+        return row
+
+    def tied_column(self, h: Tensor, weights: Tensor, active: Sequence[int]) -> Tensor | None:
+        """g [G, d] with g Wᵀ = Σ wᵢ Aᵢ over the tied heads; None when no active head is tied.
+
+        h: [G, d]. weights: f32[G, H] from weights_row. active: indices of the heads that any row uses.
+        """
+        return self._tied.column(h, weights, active) if self._tied else None
+
+    def lowrank_advantage(self, h: Tensor, weights: Tensor, active: Sequence[int]) -> Tensor | None:
+        """Σ wᵢ Aᵢ over the low-rank heads, f32[G, V]; None when none is active. See tied_column."""
+        inner = self._lowrank.column(h, weights, active) if self._lowrank else None
+        if inner is None:
+            return None
+        assert self._lowrank is not None
+        rank = self._lowrank.down.shape[1]
+        total: Tensor | None = None
+        for slot, member in enumerate(self._lowrank.members):
+            if member in active:
+                up = self._lowrank_up[member]  # [V, rᵢ]
+                mine = inner[:, slot * rank : slot * rank + up.shape[1]].to(up.dtype)
+                term = wide_product(mine, up)
+                total = term if total is None else total.add_(term)
+        return total
+
+    def lowrank_factors(
+        self, h: Tensor, weights: Tensor, active: Sequence[int]
+    ) -> tuple[Tensor, Tensor] | None:
+        """a [G, R] and U [V, R] with a Uᵀ = Σ wᵢ Aᵢ over the low-rank heads; None when none is active.
+
+        What lowrank_advantage multiplies, for a kernel that does so itself. See tied_column.
+        """
+        inner = self._lowrank.column(h, weights, active) if self._lowrank else None
+        if inner is None:
+            return None
+        assert self._lowrank is not None
+        rank = self._lowrank.down.shape[1]
+        mine = tuple(slot for slot, member in enumerate(self._lowrank.members) if member in active)
+        columns = [inner[:, slot * rank : (slot + 1) * rank] for slot in mine]
+        return torch.cat(columns, 1), self._up_of(mine)
+
+    def _up_of(self, slots: tuple[int, ...]) -> Tensor:
+        """U [V, R] of these low-rank heads side by side; kept until others are asked for."""
+        assert self._lowrank is not None
+        if self._stacked_up is None or self._stacked_up[0] != slots:
+            rank = self._lowrank.down.shape[1]
+            ups = [_pad(self._lowrank_up[self._lowrank.members[slot]], 1, rank) for slot in slots]
+            self._stacked_up = slots, torch.cat(ups, 1) if len(ups) > 1 else ups[0]
+        return self._stacked_up[1]
+
+    def values(self, h: Tensor) -> Tensor:
+        """V(s) in standard units: h [B, d] -> f32[B, H], nan where a head has no value part."""
+        return self._values(h)
+
+    def rewards(self, h: Tensor) -> Tensor:
+        """Rewards in standard units of replies that end at h [B, d] -> f32[B, H], nan where there is none."""
+        return self._rewards(h)
+
+
+def _stack(
+    advantages: Sequence[Advantage | None],
+    manifests: Sequence[Manifest],
+    form: type[TiedAdvantage] | type[LowRankAdvantage],
+) -> _Adapters | None:
+    chosen = [(index, a) for index, a in enumerate(advantages) if isinstance(a, form)]
+    if not chosen:
+        return None
+    rank = max(a.down.shape[0] for _, a in chosen)
+    down = torch.stack([_pad(a.down, 0, rank) for _, a in chosen])
+    up = torch.stack([_pad(a.up, 1, rank) for _, a in chosen]) if form is TiedAdvantage else None
+    members = tuple(index for index, _ in chosen)
+    activations = []
+    for index in members:
+        part = manifests[index].parts.advantage
+        assert part is not None
+        activations.append(part.activation)
+    return _Adapters(members, torch.tensor(members, device=down.device), down, up, tuple(activations))
+
+
+def _pad(matrix: Tensor, dim: int, size: int) -> Tensor:
+    missing = list(matrix.shape)
+    missing[dim] = size - matrix.shape[dim]
+    return torch.cat([matrix, matrix.new_zeros(missing)], dim)
+
+
+def _gather(
+    parts: Sequence[Scalar | None],
+    manifests: Sequence[Manifest],
+    hidden_size: int,
+    device: torch.device | str,
+) -> _Scalars:
+    weight = torch.zeros(len(parts), hidden_size, device=device)
+    bias = torch.full((len(parts),), math.nan, device=device)
+    others = []
+    for index, (part, manifest) in enumerate(zip(parts, manifests, strict=True)):
+        if part is None:
+            continue
+        mean, std = manifest.reward_mean, manifest.reward_std
+        if isinstance(part, LinearScalar):
+            weight[index], bias[index] = part.weight / std, (part.bias - mean) / std
+        else:
+            others.append((index, part, mean, std))
+    return _Scalars(weight, bias, tuple(others))

@@ -1,0 +1,253 @@
+"""Everything that decides a training run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from trimtab.guidance.data.options import RowLimits
+from trimtab.guidance.heads.manifest import AdvantagePart, ScalarPart, check_name
+from trimtab.guidance.losses import LOSSES
+from trimtab.guidance.training.on_policy.config import OnPolicyConfig
+
+PartName = Literal["reward", "value", "advantage"]
+ROW_FILES = ("preferences", "rankings", "unpaired", "rollouts", "prompts")
+"""Fields of TrainConfig that name data files, each a kind of rows.ROW_KINDS."""
+
+
+def _check_positive(config: object, *names: str) -> None:
+    for name in names:
+        if not getattr(config, name) > 0:
+            raise ValueError(f"{name} must be above 0, got {getattr(config, name)}")
+
+
+def _check_share(config: object, *names: str) -> None:
+    for name in names:
+        if not 0 <= getattr(config, name) <= 1:
+            raise ValueError(f"{name} must be in 0…1, got {getattr(config, name)}")
+
+
+def _check_loss(name: str, known: Mapping[str, object]) -> None:
+    if name not in known:
+        raise ValueError(f"loss must be one of {', '.join(known)}, got {name!r}")
+
+
+@dataclass(frozen=True)
+class OptimiserConfig:
+    """batch_size: of rows (pairs, rankings, replies) in a step of one process; gradient_accumulation and
+    further processes multiply it. warmup: share of all steps. patience: epochs without a lower held-out loss
+    after which training ends, and the weights of the lowest are kept; 0: neither."""
+
+    epochs: float = 3.0
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    warmup: float = 0.05
+    patience: int = 3
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "epochs", "batch_size", "learning_rate")
+        if self.patience < 0:
+            raise ValueError(f"patience must be at least 0, got {self.patience}")
+        if self.weight_decay < 0 or not 0 <= self.warmup < 1:
+            raise ValueError("weight_decay must be at least 0, and warmup (a share of all steps) in 0…1")
+
+
+@dataclass(frozen=True)
+class AdvantageConfig:
+    """The part that steers. Each option serves the losses named with it.
+
+    A low-rank form learns its vocabulary from zero: give it about five times a tied one's learning rate.
+
+    loss: from preferences dpo, conservative_dpo, robust_dpo, ipo, simpo; from unpaired kto; from scored
+    rollouts monte_carlo, cd_q; from plain rollouts and a value part distil; from prompts, with replies
+    sampled meanwhile, ppo, rloo, grpo, reinforce.
+    tau: KL temperature; a small one steers hard. ppo, rloo, grpo, reinforce: reward that a nat costs.
+    flipped: conservative_dpo, robust_dpo: the share of labels taken to be wrong.
+    gamma: simpo: the margin that the chosen reply is to win by.
+    weight_desirable: kto: weight of good replies. weight_undesirable: kto: weight of bad ones.
+    discount: monte_carlo, cd_q, ppo, rloo, grpo, reinforce: what a reward one token later is worth.
+    top_k: distil: how many next tokens of a prefix the value part scores.
+    num_prefixes: distil: how many prefixes are drawn from each rollout.
+    clip: ppo, grpo: how far a step may move the ratio of probabilities.
+    """
+
+    form: Literal["tied", "lowrank"] = "tied"
+    rank: int = 64
+    activation: Literal["identity", "silu"] = "silu"
+    loss: str = "dpo"
+    tau: float = 0.1
+    flipped: float = 0.0
+    gamma: float = 0.5
+    weight_desirable: float = 1.0
+    weight_undesirable: float = 1.0
+    discount: float = 1.0
+    top_k: int = 32
+    num_prefixes: int = 16
+    clip: float = 0.2
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "rank", "tau", "weight_desirable", "weight_undesirable", "num_prefixes", "clip")
+        _check_share(self, "discount")
+        _check_loss(self.loss, LOSSES["advantage"])
+        if not 0 <= self.flipped < 0.5:
+            raise ValueError(f"flipped must be in 0…½, got {self.flipped}")
+        if self.loss in ("conservative_dpo", "robust_dpo") and not self.flipped:
+            raise ValueError(
+                f"loss={self.loss} needs flipped, the share of labels taken to be wrong: try 0.1"
+            )
+        if self.top_k < 2:
+            raise ValueError(f"top_k must be at least 2, got {self.top_k}")
+
+    def part(self) -> AdvantagePart:
+        return AdvantagePart(self.form, self.rank, self.activation, self.loss, self.tau)
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """The part that judges a finished reply. Of linear form it is solved to convergence; an mlp is trained by
+    the optimiser.
+
+    loss: from preferences bradley_terry; from rankings ranked; from scored rollouts regression; from unpaired
+    good_bad.
+    margin: bradley_terry: by how much the chosen reply is to win, beside each row's own margin.
+    centring: bradley_terry: how strongly rewards are held around 0.
+    l2: linear: penalty on the weights of standardised features, beside the mean loss; auto: chosen by
+    cross-validation on the rows that are trained on. optimiser: mlp.
+    """
+
+    form: Literal["linear", "mlp"] = "linear"
+    width: int = 256
+    activation: Literal["identity", "silu"] = "silu"
+    loss: str = "bradley_terry"
+    margin: float = 0.0
+    centring: float = 0.01
+    l2: float | Literal["auto"] = "auto"
+    optimiser: OptimiserConfig = OptimiserConfig(epochs=5.0, learning_rate=1e-2)
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "width")
+        if self.l2 != "auto":
+            _check_positive(self, "l2")
+        _check_loss(self.loss, LOSSES["reward"])
+
+    def part(self) -> ScalarPart:
+        return ScalarPart(self.form, self.width, self.activation, self.loss)
+
+
+@dataclass(frozen=True)
+class ValueConfig:
+    """The part that forecasts the reward at every prefix, from rollouts.
+
+    loss: monte_carlo, position_weighted, td_lambda, distributional.
+    discount: what a reward one token later is worth.
+    lam: td_lambda: 0 trusts the next value alone, 1 the rewards that came alone.
+    bins: distributional: numbers from low to high that the forecast spreads over.
+    low: distributional: the lowest. high: distributional: the highest.
+    """
+
+    form: Literal["linear", "mlp"] = "mlp"
+    width: int = 256
+    activation: Literal["identity", "silu"] = "silu"
+    loss: str = "monte_carlo"
+    discount: float = 1.0
+    lam: float = 0.95
+    bins: int = 51
+    low: float = -5.0
+    high: float = 5.0
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "width")
+        _check_share(self, "discount", "lam")
+        _check_loss(self.loss, LOSSES["value"])
+        if self.bins < 2 or not self.low < self.high:
+            raise ValueError(
+                f"bins={self.bins} from low={self.low} to high={self.high}: want 2 or more, low < high"
+            )
+
+    def part(self) -> ScalarPart:
+        bins = (self.bins, self.low, self.high) if self.loss == "distributional" else ()
+        return ScalarPart(self.form, self.width, self.activation, self.loss, *bins)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(RowLimits):
+    """Trains a head on a frozen policy. Give the data, and the parts that are to learn from it.
+
+    name: of the head, a quality such as `kind`.
+    model: the policy's folder or hub id.
+    head_folder: where the head is written.
+    run_folder: checkpoints and the resolved configuration, train_config.yaml, which --config takes.
+    parts: which parts are trained; of start_from the others are kept.
+    preferences: rows {prompt?, chosen, rejected, margin?}, or of a published format (--format): a file
+    (JSONL, JSON, CSV, Parquet, compressed or not), a folder or glob of such, a datasets folder or a hub id.
+    rankings: rows {prompt, responses, ranks}.
+    unpaired: rows {prompt, completion, label}.
+    rollouts: rows {prompt, completion, token_ids?, reward?, token_rewards?}, plain samples of the policy;
+    they also set the standard units. Without them a value learns from the replies of the other files,
+    whose spread their selection distorts.
+    prompts: rows {prompt}, for losses that sample replies while they train.
+    start_from: a head folder to go on from.
+    features: a folder that trimtab features wrote; by default the policy runs over all replies first.
+    stream: features are computed when they are asked for and not kept: slow, for what fits nowhere.
+    reward_from: what rewards rollouts: their own columns, the head's reward part, or (auto) their own
+    columns where there are any.
+    trained_on: one line for the manifest; by default it names the files and counts the rows.
+    held_out: share of the prompts that is kept from training and judges it.
+    precision: bf16 and fp16 round what heads compute while they are trained; auto is no: all in float32.
+    gradient_accumulation: batches that make one step.
+    max_grad_norm: longer gradients are cut to this length.
+    log_every: steps between two lines of figures; by default an epoch.
+    save_every: steps between two checkpoints; by default an epoch.
+    report_to: where figures also go; tensorboard files lie in run_folder.
+    resume: go on from the checkpoints in run_folder.
+    """
+
+    name: str
+    model: str | Path
+    head_folder: Path
+    run_folder: Path
+    parts: tuple[PartName, ...] = ("reward", "value", "advantage")
+    preferences: Path | None = None
+    rankings: Path | None = None
+    unpaired: Path | None = None
+    rollouts: Path | None = None
+    prompts: Path | None = None
+    start_from: Path | None = None
+    features: Path | None = None
+    stream: bool = False
+    reward_from: Literal["auto", "columns", "head"] = "auto"
+    trained_on: str = ""
+    advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    value: ValueConfig = field(default_factory=ValueConfig)
+    on_policy: OnPolicyConfig = field(default_factory=OnPolicyConfig)
+    held_out: float = 0.1
+    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    gradient_accumulation: int = 1
+    max_grad_norm: float = 1.0
+    log_every: int | None = None
+    save_every: int | None = None
+    report_to: Literal["none", "tensorboard"] = "none"
+    seed: int = 0
+    device: str = "auto"
+    resume: bool = False
+    show_progress: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_name(self.name)
+        _check_positive(self, "max_tokens", "gradient_accumulation", "max_grad_norm")
+        for name in ("log_every", "save_every"):
+            if getattr(self, name) is not None:
+                _check_positive(self, name)
+        if not 0 < self.held_out < 1:
+            raise ValueError(f"held_out must be a share between 0 and 1, got {self.held_out}")
+        if self.stream and self.features is not None:
+            raise ValueError("stream computes what features holds: give one of them")
+        if not self.parts or len(set(self.parts)) < len(self.parts):
+            raise ValueError(f"parts must name one to three different parts, got {' '.join(self.parts)!r}")

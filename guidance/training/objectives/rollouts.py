@@ -1,0 +1,135 @@
+"""What a reward or a value learns from scored rollouts of the policy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from trimtab.guidance.data.items import RolloutItem
+from trimtab.guidance.errors import HeadError
+from trimtab.guidance.features.source import FeatureSource
+from trimtab.guidance.heads.forms import BinnedScalar, Head, LinearScalar, MlpScalar, Scalar
+from trimtab.guidance.training.config import TrainConfig
+from trimtab.guidance.training.objectives.base import Objective, Scores
+from trimtab.guidance.training.objectives.replies import fetch, lay_out, pad
+
+
+class RolloutReward(Objective):
+    """Rewards of replies, read at s_T, and the numbers that they were given: the sum where tokens were."""
+
+    def __init__(self, head: Head, config: TrainConfig, features: FeatureSource) -> None:
+        super().__init__(head, config, features)
+        assert head.reward is not None
+        self.reward = head.reward
+
+    def prepare(self, items: Sequence[RolloutItem]) -> None:
+        start_at(self.reward, [sum(item.rewards()) for item in items])
+
+    def collate(self, items: Sequence[RolloutItem]) -> dict[str, Tensor]:
+        ends = self.features.last([item.reply for item in items]).float()
+        return {"ends": ends, "target": torch.tensor([sum(item.rewards()) for item in items])}
+
+    def forward(self, ends: Tensor, target: Tensor) -> tuple[Scores, Scores]:
+        return {"scores": self.reward(ends), "target": target}, {}
+
+
+class ReturnValue(Objective):
+    """V(s_t) and the discounted rewards from there on, at the positions that the features hold.
+
+    Where they hold a sample, a reply's sum over positions is one over its sampled ones.
+    """
+
+    def __init__(self, head: Head, config: TrainConfig, features: FeatureSource) -> None:
+        super().__init__(head, config, features)
+        assert head.value is not None
+        self.value = head.value
+
+    def prepare(self, items: Sequence[RolloutItem]) -> None:
+        returns = [returns_of(item, self.config.value.discount) for item in items]
+        start_at(self.value, torch.cat(returns).tolist())
+
+    def collate(self, items: Sequence[RolloutItem]) -> dict[str, Tensor]:
+        h, returns = [], []
+        for item, steps in zip(items, self.features.steps([item.reply for item in items]), strict=True):
+            at = steps.at[steps.at < item.reply.num_drawn]
+            h.append(steps.h[: len(at)])
+            returns.append(returns_of(item, self.config.value.discount)[at])
+        lengths = torch.tensor([len(sampled) for sampled in h])
+        return {"h": torch.cat(h), "lengths": lengths, "returns": pad_sequence(returns, batch_first=True)}
+
+    def forward(self, h: Tensor, lengths: Tensor, returns: Tensor) -> tuple[Scores, Scores]:
+        values, mask = pad(self.value(h.float()), lengths)
+        return {"values": values, "returns": returns, "mask": mask}, {}
+
+
+class BinnedReturnValue(ReturnValue):
+    """The logits of the value's bins in the place of their mean."""
+
+    def __init__(self, head: Head, config: TrainConfig, features: FeatureSource) -> None:
+        super().__init__(head, config, features)
+        if not isinstance(head.value, BinnedScalar):
+            raise HeadError("value.loss=distributional needs a value with bins: train one that has none anew")
+        self.bins = head.value
+
+    @torch.no_grad()
+    def forget(self, items: Sequence[RolloutItem]) -> None:
+        """The bins' distribution is that of the returns."""
+        super().forget(items)
+        returns = torch.cat([returns_of(item, self.config.value.discount) for item in items])
+        low, high, num = self.bins.low, self.bins.high, len(self.bins.bias)
+        place = (returns.clamp(low, high) - low) / (high - low) * (num - 1)
+        lower = place.floor().clamp(max=num - 2).long()
+        share = torch.zeros(num)
+        share.index_add_(0, lower, lower + 1 - place).index_add_(0, lower + 1, place - lower)
+        self.bins.bias.copy_((share / share.sum()).clamp(min=1e-6).log())
+
+    def forward(self, h: Tensor, lengths: Tensor, returns: Tensor) -> tuple[Scores, Scores]:
+        logits, mask = pad(self.bins.logits(h.float()), lengths)
+        return {"logits": logits, "returns": returns, "mask": mask}, {}
+
+
+class WholeReplyValue(ReturnValue):
+    """V and what it should forecast at every position, for losses that weigh positions by their place."""
+
+    def collate(self, items: Sequence[RolloutItem]) -> dict[str, Tensor]:
+        batch = whole_replies(self.features, items)
+        returns = [returns_of(item, self.config.value.discount) for item in items]
+        kept = {"h": batch["h"], "lengths": batch["lengths"]}
+        return {**kept, "returns": pad_sequence(returns, batch_first=True)}
+
+
+class BootstrappedValue(ReturnValue):
+    """V at every position and the rewards of the tokens, for losses that forecast from the next value."""
+
+    def collate(self, items: Sequence[RolloutItem]) -> dict[str, Tensor]:
+        batch = whole_replies(self.features, items)
+        return {name: batch[name] for name in ("h", "lengths", "rewards")}
+
+    def forward(self, h: Tensor, lengths: Tensor, rewards: Tensor) -> tuple[Scores, Scores]:
+        values, mask = pad(self.value(h.float()), lengths)
+        return {"values": values, "rewards": rewards, "mask": mask}, {}
+
+
+def whole_replies(features: FeatureSource, items: Sequence[RolloutItem]) -> dict[str, Tensor]:
+    """What `lay_out` gives, and rewards [B, T] of the drawn tokens."""
+    batch = lay_out(fetch(features, [item.reply for item in items]))
+    rewards = [torch.tensor(list(item.rewards())) for item in items]
+    return {**batch, "rewards": pad_sequence(rewards, batch_first=True)}
+
+
+def returns_of(item: RolloutItem, discount: float) -> Tensor:
+    """G_t = r_t + γ G_{t+1} of a rollout's drawn tokens, f32[T]: what V(s_0) … V(s_{T−1}) should forecast."""
+    from_the_end = accumulate(reversed(list(item.rewards())), lambda later, now: now + discount * later)
+    return torch.tensor(list(from_the_end)[::-1])
+
+
+@torch.no_grad()
+def start_at(part: Scalar, targets: Sequence[float]) -> None:
+    """An untrained scalar begins at the targets' mean: steps of the size of the learning rate would take
+    long to get there. A trained one is left as it is, and so are bins, which begin at their middle."""
+    if isinstance(part, LinearScalar | MlpScalar) and not part.weight.any():
+        part.bias.fill_(sum(targets) / len(targets))

@@ -1,0 +1,109 @@
+"""Figures of a trained part on held-out rows: its loss beside that of one that knows nothing, and how well it
+orders replies, each with a 95 % interval. trimtab.guidance.heads.verdict says in words what they show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trimtab.guidance.data.items import RolloutItem
+from trimtab.guidance.heads.verdict import MIN_JUDGED
+from trimtab.guidance.intervals import number_prompts, of_correlation, of_mean, of_ordering, of_share
+from trimtab.guidance.training.held_out_loss import HeldOutLoss, knowing_nothing
+from trimtab.guidance.training.log import TrainingLog
+from trimtab.guidance.training.validation import Validation
+
+Figures = dict[str, float]
+Sides = tuple[Tensor, Tensor]
+_MIN_OF_A_KIND = 5
+
+
+def loss_figures(part: str, held_out: HeldOutLoss, items: Sequence[Any]) -> Figures:
+    """items: that were trained on. The gain is by how much the loss is lower than that of a part that knows
+    nothing."""
+    loss = held_out.per_item()
+    with knowing_nothing(held_out.objective, items):
+        nothing = held_out.per_item()
+    gain = of_mean(nothing - loss, number_prompts(held_out.items))
+    return {
+        f"{part}_judged": len(loss),
+        f"{part}_loss": loss.double().mean().item(),
+        f"{part}_loss_of_nothing": nothing.double().mean().item(),
+        **gain.named(f"{part}_gain"),
+    }
+
+
+def stopping_figures(part: str, seen: TrainingLog, num: int, validation: Validation) -> Figures:
+    """Of a part whose epoch was chosen by the loss on `num` rows."""
+    if seen.best_step is None:
+        return {}
+    epoch = [step for step, _ in seen.held_out].index(seen.best_step) + 1
+    shared = {f"{part}_validation_is_shared": 1.0} if validation.is_shared else {}
+    return {f"{part}_best_epoch": epoch, f"{part}_validation_rows": num, **shared}
+
+
+def pair_figures(part: str, scores: Sides, lengths: Sides, pairs: Sequence[Any]) -> Figures:
+    """scores, lengths: [N] of the better replies, and of the worse. above_length: by how much more often it
+    is right than the better of two rules that read nothing, pick the longer reply or the shorter."""
+    figures: Figures = {f"{part}_pairs": len(pairs)}
+    if len(pairs) < MIN_JUDGED:
+        return figures
+    prompts, right, longer = number_prompts(pairs), wins(*scores), wins(*lengths)
+    length = longer if longer.mean() >= 0.5 else 1 - longer
+    above = of_mean(right - length, prompts)
+    return figures | of_share(right, prompts).named(f"{part}_accuracy") | above.named(f"{part}_above_length")
+
+
+def label_figures(part: str, scores: Tensor, items: Sequence[Any]) -> Figures:
+    """scores: [N], of labelled replies."""
+    figures: Figures = {f"{part}_labels": len(items)}
+    is_good = torch.tensor([item.label for item in items], dtype=torch.bool)
+    if min(is_good.sum(), (~is_good).sum()) < _MIN_OF_A_KIND:
+        return figures
+    prompts = number_prompts(items)
+    found = of_ordering(scores[is_good], scores[~is_good], prompts[is_good], prompts[~is_good])
+    return figures | found.named(f"label_{part}_accuracy")
+
+
+def correlation_figures(
+    part: str, scores: Sequence[Tensor], returns: Sequence[Tensor], items: Sequence[RolloutItem]
+) -> Figures:
+    """scores, returns: of each reply, at its tokens or one number."""
+    figures: Figures = {f"{part}_correlated": len(items)}
+    if len(items) < MIN_JUDGED:
+        return figures
+    prompts = number_prompts(items).repeat_interleave(torch.tensor([len(x) for x in scores]))
+    found = of_correlation(torch.cat(list(scores)), torch.cat(list(returns)), prompts)
+    return figures | found.named(f"{part}_correlation")
+
+
+def score_figures(steered: Sequence[RolloutItem], plain: Sequence[RolloutItem]) -> Figures:
+    """Of replies with a head and without: the means, and what the head gains on the prompts of both."""
+    figures: Figures = {}
+    by_name = {"score": steered, "base_score": plain}
+    for name, items in by_name.items():
+        figures |= of_mean(_rewards(items), number_prompts(items)).named(name)
+    means = [_by_prompt(items) for items in by_name.values()]
+    both = [prompt for prompt in means[0] if prompt in means[1]]
+    gains = torch.tensor([means[0][prompt] - means[1][prompt] for prompt in both])
+    gain = of_mean(gains, torch.arange(len(both)))
+    return figures | gain.named("score_gain") | {"score_prompts": len(both)}
+
+
+def wins(better: Tensor, worse: Tensor) -> Tensor:
+    """1 where the better one scores higher, ½ on a tie, else 0."""
+    return (better > worse).double() + 0.5 * (better == worse)
+
+
+def _rewards(items: Sequence[RolloutItem]) -> Tensor:
+    return torch.tensor([sum(item.rewards()) for item in items])
+
+
+def _by_prompt(items: Sequence[RolloutItem]) -> dict[tuple[int, ...], float]:
+    grouped: dict[tuple[int, ...], list[float]] = {}
+    for item in items:
+        grouped.setdefault(item.reply.prompt_ids, []).append(sum(item.rewards()))
+    return {prompt: sum(some) / len(some) for prompt, some in grouped.items()}

@@ -1,0 +1,129 @@
+"""What a run is going to do, and why it cannot: told before any work."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import get_args
+
+from trimtab.guidance.errors import DataError
+from trimtab.guidance.heads.manifest import load_manifest
+from trimtab.guidance.training.config import OptimiserConfig, PartName, TrainConfig
+from trimtab.guidance.training.examples import ITEMS_OF
+from trimtab.guidance.training.methods import METHODS, Method
+from trimtab.guidance.training.on_policy.check import check_on_policy
+
+_SHAPE = ("form", "rank", "width", "activation", "loss")
+_READ_BY_FORM = {"l2": "linear", "optimiser": "mlp"}
+"""Options of a reward: a linear one is solved, see convex_reward."""
+_FILE_OF = {kind: file for file, kind in ITEMS_OF.items()}
+Plan = Mapping[PartName, Method]
+
+
+def make_plan(config: TrainConfig) -> Plan:
+    """The method of each part, in the order of training: the reward rewards rollouts for the value, and some
+    advantages read a value.
+
+    Raises:
+        DataError: a method is not known, needs a file or a part that is not given, or does not read an option
+            or a file that is.
+        HeadError: start_from cannot be read.
+    """
+    plan = {part: _method(config, part) for part in get_args(PartName) if part in config.parts}
+    for part, method in plan.items():
+        _check_options(config, part, method)
+        _check_file(config, part, method)
+        _check_patience(config, part, method)
+    _check_needs(config, plan)
+    _check_unread(config, plan)
+    _check_files_exist(config)
+    check_on_policy(
+        config,
+        has_reward="reward" in plan or _kept(config, "reward"),
+    )
+    return plan
+
+
+def _method(config: TrainConfig, part: PartName) -> Method:
+    loss = getattr(config, part).loss
+    if loss not in METHODS[part]:
+        raise DataError(f"{part}.loss={loss} trains nothing, known are {', '.join(METHODS[part])}")
+    return METHODS[part][loss]
+
+
+def _check_options(config: TrainConfig, part: PartName, method: Method) -> None:
+    """An option that the method does not read is left at its default."""
+    chosen = getattr(config, part)
+    for field in dataclasses.fields(chosen):
+        if field.name in _SHAPE or getattr(chosen, field.name) == field.default:
+            continue
+        if part == "reward" and field.name in _READ_BY_FORM:
+            if chosen.form != _READ_BY_FORM[field.name]:
+                raise DataError(
+                    f"{part}.{field.name} is not read by {part}.form={chosen.form}: leave it out, or give "
+                    f"--{part}.form {_READ_BY_FORM[field.name]}"
+                )
+        elif field.name not in ("optimiser", *method.options, *method.settings):
+            raise DataError(f"{part}.{field.name} is not read by {part}.loss={chosen.loss}: leave it out")
+
+
+def _check_patience(config: TrainConfig, part: PartName, method: Method) -> None:
+    """Replies that are sampled meanwhile have no held-out loss; on_policy.max_kl is their guard."""
+    patience, default = getattr(config, part).optimiser.patience, OptimiserConfig.patience
+    if method.rows == "prompts" and patience != default:
+        loss = getattr(config, part).loss
+        raise DataError(f"{part}.optimiser.patience is not read by {part}.loss={loss}: leave it out")
+
+
+def _check_file(config: TrainConfig, part: PartName, method: Method) -> None:
+    file = _FILE_OF[method.rows]
+    if getattr(config, file) is None and not _can_do_without(config, part, method):
+        loss = getattr(config, part).loss
+        raise DataError(f"{part}.loss={loss} needs --{file}: give it, or leave {part} out of --parts")
+
+
+def _can_do_without(config: TrainConfig, part: PartName, method: Method) -> bool:
+    """Whether the replies of other files may serve as rollouts: for a value, which only measures."""
+    files = (config.preferences, config.rankings, config.unpaired)
+    return part == "value" and method.rows == "rollouts" and any(file is not None for file in files)
+
+
+def _kept(config: TrainConfig, part: PartName) -> bool:
+    """Whether the head that the run starts from has the part."""
+    return config.start_from is not None and getattr(load_manifest(config.start_from).parts, part) is not None
+
+
+def _check_needs(config: TrainConfig, plan: Plan) -> None:
+    for part, method in plan.items():
+        for other in method.needs:
+            if other not in plan and not _kept(config, other):
+                loss = getattr(config, part).loss
+                raise DataError(
+                    f"{part}.loss={loss} needs the head to have a {other}: add {other} to --parts, or "
+                    "--start-from a head that has one"
+                )
+
+
+def _check_files_exist(config: TrainConfig) -> None:
+    for file in (*_FILE_OF.values(), "features"):
+        path = getattr(config, file)
+        if path is not None and not path.exists():
+            raise DataError(f"{path}: no such file or folder: give --{file} one")
+
+
+def _check_unread(config: TrainConfig, plan: Plan) -> None:
+    """Rollouts are always read, since they set the head's units; other files by methods, or as rollouts."""
+    read = {_FILE_OF[method.rows] for method in plan.values()} | {"rollouts"}
+    if config.rollouts is None and any(method.rows == "rollouts" for method in plan.values()):
+        return
+    for file in _FILE_OF.values():
+        if getattr(config, file) is not None and file not in read:
+            losses = [
+                f"{part}.loss={name}"
+                for part, methods in METHODS.items()
+                for name, method in methods.items()
+                if method.rows == ITEMS_OF[file]
+            ]
+            raise DataError(
+                f"--{file} is read by no part of this run: leave it out, or give {' or '.join(losses)}"
+            )

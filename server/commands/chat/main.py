@@ -1,0 +1,109 @@
+"""`trimtab chat`: a conversation in the terminal, its tokens tinted by value."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from queue import SimpleQueue
+
+import httpx
+from rich.console import Console
+from rich.text import Text
+
+from trimtab.server.commands.chat.session import ChatSession, Quit
+from trimtab.server.commands.chat.tint import legend, tint
+from trimtab.server.commands.errors import UserError
+from trimtab.server.commands.flags import parse
+from trimtab.server.commands.model import ModelConfig, resolve_api, resolve_engine
+from trimtab.server.commands.serve.main import bind
+
+
+@dataclass(frozen=True)
+class ChatConfig(ModelConfig):
+    """Talks to a model and turns its knobs between replies: /strength 2, /heads kind=1,concise=0.5, /help.
+
+    url: of a running `trimtab serve`, such as http://127.0.0.1:8000; without it the model is loaded here.
+    """
+
+    url: str | None = None
+
+
+def main(prog: str, args: Sequence[str]) -> None:
+    """Chats with the server at --url, or with one of its own."""
+    config = parse(ChatConfig, prog, args)
+    console = Console(highlight=False, soft_wrap=True)
+    with contextlib.ExitStack() as stack:
+        url = config.url or stack.enter_context(_own_server(config))
+        client = stack.enter_context(httpx.Client(base_url=url.removesuffix("/").removesuffix("/v1")))
+        converse(ChatSession.connect(client), console)
+
+
+def converse(session: ChatSession, console: Console) -> None:
+    """Reads lines until the user quits or the input ends."""
+    model = session.model
+    console.print(
+        f"{model['id']}, {model['default_head'] or 'no head'} at strength {model['default_strength']:g};"
+        " /help lists the knobs"
+    )
+    if session.tinting_head is not None:
+        console.print(legend(session.tinting_head))
+    with contextlib.suppress(Quit, EOFError):
+        while True:
+            line = console.input("\n[bold]you[/bold] ").strip()
+            try:
+                _answer(session, console, line)
+            except UserError as error:
+                console.print(Text(str(error), "red"))
+            except KeyboardInterrupt:
+                console.print(Text(" stopped", "dim"))
+
+
+def _answer(session: ChatSession, console: Console, line: str) -> None:
+    if not line:
+        return
+    if line.startswith("/"):
+        console.print(Text(session.command(line)))
+        if line == "/help" and session.tinting_head is not None:
+            console.print(legend(session.tinting_head))
+        return
+    for piece in session.say(line):
+        style = "" if piece.value is None else tint(piece.value)
+        console.print(Text(piece.text, style), end="")
+    console.print()
+    console.print(Text(_summary(session), "dim"))
+
+
+def _summary(session: ChatSession) -> str:
+    summary = session.summary
+    rewards = [f"{head} {reward:+.1f}" for head, reward in summary["reward"].items()]
+    steering = f"strength {summary['mean_strength']:g}, KL {summary['kl']:.1f} nats"
+    return ", ".join([steering, f"{summary['flips']} flips", *rewards])
+
+
+@contextlib.contextmanager
+def _own_server(config: ModelConfig) -> Iterator[str]:
+    """A server of our own on a free port, in a thread. Raises what loading raises."""
+    from trimtab.server.commands.serve.run import ModelServer  # noqa: PLC0415 (heavy)
+
+    listener = bind("127.0.0.1", 0)
+    server = ModelServer(listener, resolve_engine(config), resolve_api(config))
+    outcome: SimpleQueue[BaseException | None] = SimpleQueue()
+
+    def run() -> None:
+        try:
+            asyncio.run(server.run(lambda *_: outcome.put(None)))
+        except BaseException as error:
+            outcome.put(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    if (error := outcome.get()) is not None:
+        raise error
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.stop()
+        thread.join()

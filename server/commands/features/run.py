@@ -1,0 +1,79 @@
+"""From files of rows to a feature store, over an engine's runner."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from trimtab.guidance.data.formats.registry import AUTO
+from trimtab.guidance.data.row_files.source import check_source
+from trimtab.guidance.features.layout import FeaturePlan
+from trimtab.guidance.features.manifest import FeatureManifest
+from trimtab.guidance.features.writer import check_destination, remove_features, write_features
+from trimtab.guidance.policy import Policy
+from trimtab.guidance.text.encoding import EncodedReply
+from trimtab.guidance.text.prompt_form import form_of
+from trimtab.guidance.training.examples import load_items
+from trimtab.server.commands.errors import UserError
+from trimtab.server.commands.features.main import FeaturesConfig
+from trimtab.server.commands.work_size import plan_by_work
+from trimtab.server.engine.extract import RunnerExtract
+from trimtab.server.engine.policy import ModelError
+
+
+def run(config: FeaturesConfig) -> FeatureManifest:
+    """Raises UserError, DataError or PolicyError with one line; shards written before stay whole."""
+    check_destination(config.out, resume=config.resume or config.overwrite)
+    for path in config.files.values():
+        check_source(path)
+    try:
+        extract = RunnerExtract.from_config(config.engine_config())
+    except ModelError as error:
+        raise UserError(str(error)) from error
+    replies = load_replies(config, extract)
+    policy = extract.policy
+    plan = plan_by_work(replies, config.position_choice(), policy)
+    print(describe(plan, config), flush=True)
+    if config.overwrite:
+        remove_features(config.out)
+    manifest = write_features(
+        config.out,
+        plan,
+        policy.identity.base_model,
+        extract,
+        resume=config.resume,
+        show_progress=config.show_progress,
+    )
+    files = " ".join(f"--{kind} {path}" for kind, path in config.files.items())
+    asked = {"format": config.format, "columns": config.columns}
+    how = "".join(f" --{name} {value}" for name, value in asked.items() if value not in ("", AUTO))
+    print(f"train on them with: trimtab train --model {config.model} {files}{how} --features {config.out} …")
+    return manifest
+
+
+def load_replies(config: FeaturesConfig, extract: RunnerExtract) -> list[EncodedReply]:
+    """Every reply that training on these files asks for; bad and over-long rows as in training."""
+    policy = extract.policy
+    rows = form_of(policy.tokenizer, config.rows, config.files.values())
+    limits = replace(config, max_tokens=min(config.max_tokens, policy.max_model_len), rows=rows)
+    trained = Policy(policy.model, policy.tokenizer, policy.identity, policy.has_linear_tail)
+    replies: list[EncodedReply] = []
+    for kind, path in config.files.items():
+        mismatched = config.mismatched and kind == "unpaired"
+        for item in load_items(kind, path, limits, trained, mismatched=mismatched):
+            replies.extend(item.replies)
+    return replies
+
+
+def describe(plan: FeaturePlan, config: FeaturesConfig) -> str:
+    """How large it will be."""
+    dtype, num_shards = str(plan.dtype).removeprefix("torch."), len(plan.shards)
+    return (
+        f"{plan.num_replies} replies, {plan.num_positions} positions ({plan.choice}) of {plan.hidden_size} "
+        f"numbers in {dtype}: {_size(plan.num_bytes)} in {num_shards} shard{'s' * (num_shards > 1)} "
+        f"under {config.out}"
+    )
+
+
+def _size(num_bytes: int) -> str:
+    power = next(power for power in (4, 3, 2, 1, 0) if num_bytes >= 1000**power or power == 0)
+    return f"{num_bytes / 1000**power:.3g} {('bytes', 'kB', 'MB', 'GB', 'TB')[power]}"

@@ -1,0 +1,145 @@
+"""`trimtab serve`: flags, the port, and what a newcomer is told."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import math
+import os
+import shlex
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NoReturn
+
+from trimtab.server.commands.errors import EngineDiedError, UserError
+from trimtab.server.commands.flags import parse
+from trimtab.server.commands.model import ModelConfig, resolve_api, resolve_engine
+
+if TYPE_CHECKING:
+    from trimtab.server.api.service import Service
+    from trimtab.server.commands.serve.run import ModelServer
+
+
+@dataclass(frozen=True)
+class ServeConfig(ModelConfig):
+    """Serves a model with its heads over HTTP as OpenAI does: /v1/chat/completions, /v1/completions,
+    /v1/models and /health. Requests steer with a `guidance` object: strength, heads and trace.
+
+    host: address to listen on; 0.0.0.0 is every one. port: 0 takes a free one.
+    shutdown_timeout: seconds that replies under way may go on for after SIGTERM or Ctrl-C, while new requests
+    are answered 503; what then still runs ends with an error, as it does at once on a second signal.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    shutdown_timeout: float = 8.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.port < 2**16:
+            raise ValueError(f"port must be 0…65535, got {self.port}")
+        if not 0 <= self.shutdown_timeout < math.inf:
+            raise ValueError(f"shutdown_timeout must be 0 or more seconds, got {self.shutdown_timeout:g}")
+
+
+def main(prog: str, args: Sequence[str]) -> None:
+    """Serves until told to stop, and leaves the process: with 0, or with 1 if the engine has died. Raises
+    UserError, HeadError or ConfigError with one line."""
+    config = parse(ServeConfig, prog, args)
+    engine_config, api_config = resolve_engine(config), resolve_api(config)
+    listener = bind(config.host, config.port)
+    url = f"http://{_netloc(listener)}"
+    print(f"loading {config.model}; until it is ready {url}/health answers 503", flush=True)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    start = time.perf_counter()
+    from trimtab.server.commands.serve.run import ModelServer  # noqa: PLC0415 (heavy; the port is bound before)
+
+    def announce(service: Service) -> None:
+        print(welcome(service, url, time.perf_counter() - start), flush=True)
+
+    server = ModelServer(listener, engine_config, api_config, config.shutdown_timeout)
+    asyncio.run(_serve_and_leave(server, announce))
+
+
+async def _serve_and_leave(server: ModelServer, announce: Callable[[Service], None]) -> NoReturn:
+    """The first signal lets replies end, the second ends them, the third leaves at once."""
+    received: list[int] = []
+
+    def take(number: int) -> None:
+        received.append(number)
+        server.stop()
+        if len(received) > 2:
+            leave(128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, take, number)
+    try:
+        was_ready = await server.run(announce)
+    except EngineDiedError as error:
+        print(f"trimtab: {error}", file=sys.stderr)
+        leave(1)
+    leave(0 if was_ready else 128 + received[0])
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process and waits for no thread: one may be inside torch, where the interpreter's orderly end
+    would crash, or at work for a request that is over."""
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises UserError when the port is taken or the address is not ours."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        reason = (error.strerror or str(error)).split("(")[0].strip().lower()
+        raise UserError(
+            f"cannot listen on port {port} of {host}: {reason}; choose others with --port and --host"
+        ) from error
+
+
+def welcome(service: Service, url: str, seconds: float) -> str:
+    """What a newcomer needs to know: the model, the heads, where it listens, and something to try."""
+    info, config = service.info, service.config
+    heads = ", ".join(head.name for head in info.heads) or "none (add some with --heads FOLDER)"
+    default = f"{config.default_head or 'no head'} at strength {config.default_strength:g}"
+    sampling = str(config.sampling_defaults)
+    if sampling:
+        source = config.sampling_defaults.source
+        sampling = f"sampling {sampling}, by {source} (--generation-config none goes without)\n"
+    return (
+        f"model    {info.model_name}, {info.max_model_len} tokens of context\n"
+        f"heads    {heads}\n"
+        f"default  {default}\n"
+        f"{sampling}"
+        f"ready    {url}/v1 after {seconds:.1f} s\n\n"
+        f"try      {_example(service, url)}\n"
+    )
+
+
+def _example(service: Service, url: str) -> str:
+    """A request that this model can answer, and that steers where it can."""
+    body: dict[str, object] = {"prompt": "Once upon a time"}
+    if service.can_chat:
+        body = {"messages": [{"role": "user", "content": "How do I keep a garden alive in a dry summer?"}]}
+    if any(head.name == service.config.default_head and head.has_advantage for head in service.info.heads):
+        body["guidance"] = {"strength": 2}
+    path = "/v1/chat/completions" if service.can_chat else "/v1/completions"
+    header = "Content-Type: application/json"
+    return shlex.join(["curl", url + path, "-H", header, "-d", json.dumps(body)])
+
+
+def _netloc(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
