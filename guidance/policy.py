@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from trimtab.guidance.errors import PolicyError
-from trimtab.guidance.fingerprint import PolicyIdentity, identify
+from trimtab.guidance.heads.fingerprint import PolicyIdentity, identify
 from trimtab.guidance.locate import must_be_local, name_of
 from trimtab.guidance.text.ends import reply_ends
 

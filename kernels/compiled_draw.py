@@ -9,13 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from trimtab.kernels.dispatch import MIN_SIZE, compile_unguarded, compiler_settings
 from trimtab.kernels.guided_logits import guided_logits
-from trimtab.kernels.inductor import MIN_SIZE, compile_unguarded, compiler_settings
-from trimtab.kernels.keyed_draw import MIN_TEMPERATURE
 from trimtab.kernels.philox import (
     DRAW,
     LARGEST_UNIFORM,
     MASK,
+    MIN_TEMPERATURE,
     MULTIPLIER_0,
     MULTIPLIER_1,
     NUM_ROUNDS,

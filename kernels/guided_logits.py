@@ -17,8 +17,7 @@ from trimtab.kernels.base_statistics import (
     pivot_and_stride,
 )
 from trimtab.kernels.dispatch import choose_backend, jit, tl, triton
-from trimtab.kernels.keyed_draw import MIN_TEMPERATURE, keyed_draw
-from trimtab.kernels.philox import DRAW, gumbel_tile
+from trimtab.kernels.philox import DRAW, MIN_TEMPERATURE, gumbel_tile, keyed_draw
 from trimtab.kernels.tile_reduce import (
     NO_TOKEN,
     NUM_FIELDS,

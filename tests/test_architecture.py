@@ -70,7 +70,8 @@ def test_what_decides_does_not_compute(name: str):
 
 def test_the_training_of_the_bundled_policy_never_sees_the_judge():
     bundled = ROOT / "guidance" / "bundled"
-    training = [ROOT / "examples" / "bundled" / f"{name}.py" for name in POLICY_TRAINING] + modules("examples/bundled/grammar")
+    example = ROOT / "examples" / "bundled"
+    training = [example / f"{name}.py" for name in POLICY_TRAINING] + modules("examples/bundled/grammar")
     assert not [
         f"{path.name} imports {name}"
         for path in training

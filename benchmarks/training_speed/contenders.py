@@ -20,7 +20,7 @@ from trimtab.guidance.policy import Policy, load_policy
 from trimtab.guidance.training.config import AdvantageConfig, OptimiserConfig, TrainConfig
 from trimtab.guidance.training.loop import train_part
 from trimtab.guidance.training.lora.config import LoraConfig
-from trimtab.guidance.training.lora.rows import pairs_dataset
+from trimtab.guidance.training.lora.train import pairs_dataset
 from trimtab.guidance.training.methods import METHODS
 
 
@@ -84,7 +84,7 @@ def _product_seconds(policy: Policy, num_positions: int) -> float:
 
 def lora(config: SpeedConfig, model: Path, scratch: Path) -> Turn:
     """TRL's DPOTrainer with peft adapters on every linear layer, as `trimtab train --lora` runs it."""
-    from trimtab.guidance.training.lora.trainers import dpo_trainer  # noqa: PLC0415 (only here, for the other's memory)
+    from trimtab.guidance.training.lora.train import dpo_trainer  # noqa: PLC0415 (only here, for the other's memory)
 
     policy, pairs = load_policy(model, device=config.device, with_padding=True), draw_pairs(config)
     idle = peak_bytes(config.device)

@@ -15,10 +15,10 @@ from examples.bundled.rollouts import AXES
 from trimtab.guidance.bundled import judge
 from trimtab.guidance.evaluation.curve import Curve, Judging, judge_point
 from trimtab.guidance.evaluation.plots import plot_scores
-from trimtab.guidance.evaluation.reply import Reply, Scores
+from trimtab.guidance.evaluation.replies import Reply, Scores
 from trimtab.guidance.evaluation.report import FrontierReport, as_data
 from trimtab.guidance.evaluation.tables import frontier_tables
-from trimtab.guidance.evaluation.variance import share_decided_later
+from trimtab.guidance.evaluation.variety import share_decided_later
 from trimtab.guidance.plot_style import LIGHT, as_png
 from trimtab.guidance.statistics import resample_prompts
 from trimtab.guidance.text.encoding import ReplyEncoder, encode_prompt

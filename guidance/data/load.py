@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -21,7 +21,7 @@ from trimtab.guidance.data.formats.recognise import (
 )
 from trimtab.guidance.data.formats.registry import AUTO, TRL
 from trimtab.guidance.data.options import RowOptions, columns_for, format_for
-from trimtab.guidance.data.plain_rollouts import stated_sampling
+from trimtab.guidance.data.rollouts import stated_sampling
 from trimtab.guidance.data.row_files.json_text import BadRow
 from trimtab.guidance.data.row_files.source import raw_rows
 from trimtab.guidance.data.rows import ROW_KINDS, Preference, Ranking, ReadColumns, Rollout, Unpaired
@@ -250,3 +250,30 @@ def _check_text(value: object, where: str = "") -> None:
     elif isinstance(value, list):
         for inner in value:
             _check_text(inner, where)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRow:
+    prompt: Prompt
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+def load_prompt_rows(
+    path: Path,
+    options: RowOptions,
+    read: ReadColumns | None = None,
+    *,
+    as_text: bool = False,
+    keep_all: bool = False,
+) -> LoadedRows[PromptRow]:
+    """Rows {prompt} with the columns that `read` asks for, or (keep_all) all of them.
+
+    Raises DataError as load_prompts does, but takes no column for extra that is read; and where one is
+    missing that is needed.
+    """
+    read = read or ReadColumns()
+    asked = replace(read, takes_all=read.takes_all or keep_all)
+    loaded = load_rows("prompts", path, options, as_text=as_text, read=asked)
+    rows = tuple(PromptRow(*pair) for pair in zip(loaded.rows, loaded.carried, strict=True))
+    read.check(path, {name for row in rows for name in row.columns})
+    return replace(loaded, rows=rows)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
-from trimtab.guidance.evaluation.pictures import Picture, all_pictures
+from trimtab.guidance.evaluation.plots import Picture, all_pictures
 from trimtab.guidance.evaluation.report import EvaluationReport
 from trimtab.guidance.evaluation.tables import all_tables
 from trimtab.guidance.plot_style import DARK, LIGHT, Theme, as_png

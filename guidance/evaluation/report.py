@@ -8,11 +8,11 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from trimtab.guidance.evaluation.bias_choice import BiasTrial
 from trimtab.guidance.evaluation.compare import AtKl, Unreached
 from trimtab.guidance.evaluation.curve import Curve
 from trimtab.guidance.evaluation.overoptimisation import Overoptimisation
 from trimtab.guidance.evaluation.preferences import PreferenceReport
+from trimtab.guidance.evaluation.static_bias import BiasTrial
 from trimtab.guidance.evaluation.sycophancy import SycophancyReport
 from trimtab.guidance.statistics import Estimate
 

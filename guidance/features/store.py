@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
+from tqdm import tqdm
 
 from trimtab.guidance.errors import DataError
-from trimtab.guidance.features.layout import KEY_BYTES, reply_key
-from trimtab.guidance.features.manifest import (
+from trimtab.guidance.features.layout import (
+    KEY_BYTES,
+    MANIFEST_FILE,
+    SAME,
     FeatureManifest,
+    FeaturePlan,
     Shard,
+    ShardPlan,
     check_fit,
     keys_hash,
     load_feature_manifest,
+    reply_key,
 )
-from trimtab.guidance.features.source import Steps, all_steps
+from trimtab.guidance.features.source import Extract, Steps, all_steps
+from trimtab.guidance.heads.manifest import BaseModel
 from trimtab.guidance.policy import Policy
 from trimtab.guidance.text.encoding import EncodedReply
 
@@ -124,3 +134,158 @@ def open_features(folder: Path, policy: Policy) -> StoredFeatures:
             "run trimtab features with --resume"
         )
     return StoredFeatures(folder, manifest, policy)
+
+
+SPARE_BYTES = 2**20  # for headers and the manifest
+
+
+def write_features(
+    folder: Path,
+    plan: FeaturePlan,
+    base_model: BaseModel,
+    extract: Extract,
+    *,
+    resume: bool = False,
+    show_progress: bool = True,
+) -> FeatureManifest:
+    """Reads what the plan asks for and writes it as `folder`. Each shard is a call of `extract`.
+
+    resume: keep the whole shards of a run that was interrupted; else the folder must hold no store yet.
+
+    Raises:
+        DataError: the folder holds something else, the disk has no room, or runs full in the midst; what
+            was written before stays whole.
+    """
+    manifest = _begin(folder, plan, base_model, resume)
+    progress = tqdm(
+        total=plan.num_replies,
+        initial=sum(shard.num_replies for shard in manifest.shards),
+        desc="features",
+        unit="reply",
+        disable=not show_progress,
+    )
+    with progress:
+        for index in range(len(manifest.shards), len(plan.shards)):
+            tensors = _read(plan.shards[index], plan, extract, progress)
+            manifest = _keep(folder, manifest, plan.shards[index], index, tensors)
+    if not manifest.complete:
+        manifest = replace(manifest, complete=True)
+        manifest.write(folder)
+    return manifest
+
+
+def check_destination(folder: Path, *, resume: bool) -> None:
+    """Raises DataError where writing a store as `folder` would mix it with something else."""
+    if not folder.exists():
+        return
+    if (folder / MANIFEST_FILE).is_file():
+        if not resume:
+            raise DataError(f"{folder} holds features: resume, overwrite, or name another folder")
+    elif not folder.is_dir() or any(folder.iterdir()):
+        raise DataError(f"{folder} exists and holds no features: name another folder, or remove it")
+
+
+def remove_features(folder: Path) -> None:
+    """Removes a store's files, and the folder if nothing else is in it; of another folder nothing."""
+    if not (folder / MANIFEST_FILE).is_file():
+        return
+    (folder / MANIFEST_FILE).unlink()  # first, so that no half of a store looks like one
+    for path in [*folder.glob("features-*.safetensors"), *folder.glob("*.part")]:
+        path.unlink()
+    if not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def _begin(folder: Path, plan: FeaturePlan, base_model: BaseModel, resume: bool) -> FeatureManifest:
+    check_destination(folder, resume=resume)
+    manifest = FeatureManifest.of(plan, base_model)
+    if (folder / MANIFEST_FILE).is_file():
+        before = load_feature_manifest(folder)
+        before.check_same_work(folder, manifest)
+        manifest = _whole_shards(folder, plan, before)
+    _check_room(folder, sum(plan.shard_bytes(shard) for shard in plan.shards[len(manifest.shards) :]))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        manifest.write(folder)
+    except OSError as error:
+        raise DataError(f"{folder} cannot be written ({error.strerror}): name another folder") from error
+    return manifest
+
+
+def _whole_shards(folder: Path, plan: FeaturePlan, before: FeatureManifest) -> FeatureManifest:
+    """The manifest with its leading shards that are on disk as it says; the plan must have them too."""
+    whole: list[Shard] = []
+    for shard, planned in zip(before.shards, plan.shards, strict=False):
+        if not shard.is_of(planned):
+            raise DataError(
+                f"{folder}: was begun with other rows than these, or by a version that cut them otherwise "
+                f"({shard.file} holds others): {SAME}"
+            )
+        path = folder / shard.file
+        if not path.is_file() or path.stat().st_size != shard.num_bytes:
+            break
+        whole.append(shard)
+    return replace(before, shards=tuple(whole), complete=len(whole) == len(plan.shards))
+
+
+def _check_room(folder: Path, num_bytes: int) -> None:
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if free < num_bytes + SPARE_BYTES:
+        raise DataError(
+            f"{folder}: needs {num_bytes / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB free: "
+            "make room, keep fewer positions, or train with --stream"
+        )
+
+
+def _read(shard: ShardPlan, plan: FeaturePlan, extract: Extract, progress: tqdm) -> dict[str, Tensor]:
+    """h [N, d] of a shard's N positions, at i32[N], and of its n replies counts i32[n] and keys u8[n, 32]."""
+    h = torch.empty(shard.num_positions, plan.hidden_size, dtype=plan.dtype)
+    counts = torch.tensor([len(positions) for positions in shard.positions], dtype=torch.int32)
+    ends = counts.cumsum(0).tolist()
+    for index, found in extract(shard.replies, shard.positions):
+        h[ends[index] - len(found) : ends[index]] = found
+        progress.update()
+    num_poisoned = int((~h.isfinite()).any(1).sum())
+    if num_poisoned:
+        raise DataError(
+            f"the policy gives no finite features at {num_poisoned} of {len(h)} positions in {plan.dtype}: "
+            "read them in bfloat16 or float32"
+        )
+    return {
+        "h": h,
+        "at": torch.tensor([t for positions in shard.positions for t in positions], dtype=torch.int32),
+        "counts": counts,
+        "keys": torch.frombuffer(bytearray(shard.keys), dtype=torch.uint8).view(-1, KEY_BYTES),
+    }
+
+
+def _keep(
+    folder: Path, manifest: FeatureManifest, plan: ShardPlan, index: int, tensors: dict[str, Tensor]
+) -> FeatureManifest:
+    """Writes a shard, and then says so."""
+    path = folder / f"features-{index:05}.safetensors"
+    part = path.with_suffix(".part")
+    try:
+        size = _write_through(part, save(tensors))
+        os.replace(part, path)
+        shard = Shard(path.name, len(plan.replies), plan.num_positions, size, keys_hash(plan.keys))
+        manifest = replace(manifest, shards=(*manifest.shards, shard))
+        manifest.write(folder)
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be written ({error.strerror}): make room and resume; "
+            f"{index} shards before it are whole"
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
+    return manifest
+
+
+def _write_through(path: Path, data: bytes) -> int:
+    """Not safetensors' own writer: killed, that leaves a file of a random name behind."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    return len(data)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from trimtab.guidance.errors import HeadError
-from trimtab.guidance.fingerprint import PolicyIdentity
+from trimtab.guidance.heads.fingerprint import PolicyIdentity
 from trimtab.guidance.heads.forms import (
     Advantage,
     Head,

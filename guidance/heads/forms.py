@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from trimtab.guidance.activations import ACTIVATIONS
 from trimtab.guidance.heads.manifest import AdvantagePart, Parts, ScalarPart
 from trimtab.guidance.losses.value import expected
+
+
+def identity(x: Tensor) -> Tensor:
+    return x
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"identity": identity, "silu": F.silu}
 
 
 class TiedAdvantage(nn.Module):

@@ -130,7 +130,7 @@ class Parts:
 
 @dataclass(frozen=True, slots=True)
 class BaseModel:
-    """The policy a head was trained on; see trimtab.guidance.fingerprint."""
+    """The policy a head was trained on; see trimtab.guidance.heads.fingerprint."""
 
     name: str
     fingerprint: str

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from trimtab.guidance.errors import HeadError
-from trimtab.guidance.fingerprint import PolicyIdentity
+from trimtab.guidance.heads.fingerprint import PolicyIdentity
 from trimtab.guidance.heads.forms import Head
 from trimtab.guidance.heads.manifest import MANIFEST_FILE, TENSORS_FILE, Manifest, load_manifest
 

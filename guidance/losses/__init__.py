@@ -6,11 +6,10 @@ from collections.abc import Callable
 from functools import partial
 
 from trimtab.guidance.losses.advantage import cd_q, distil, q_monte_carlo
+from trimtab.guidance.losses.common import LossResult
 from trimtab.guidance.losses.policy_gradient import grpo, ppo, reinforce
-from trimtab.guidance.losses.preference import dpo, ipo, simpo
-from trimtab.guidance.losses.result import LossResult
+from trimtab.guidance.losses.preference import dpo, ipo, kto, simpo
 from trimtab.guidance.losses.reward import bradley_terry, good_bad, ranked, regression
-from trimtab.guidance.losses.unpaired import kto
 from trimtab.guidance.losses.value import distributional, monte_carlo, position_weighted, td_lambda
 
 Loss = Callable[..., LossResult]

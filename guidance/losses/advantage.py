@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from trimtab.guidance.losses.common import keep, masked_mean, per_position
-from trimtab.guidance.losses.result import LossResult
+from trimtab.guidance.losses.common import LossResult, keep, masked_mean, per_position
 
 
 def q_monte_carlo(q: Tensor, returns: Tensor, mask: Tensor) -> LossResult:

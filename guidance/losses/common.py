@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def keep(x: Tensor, mask: Tensor) -> Tensor:
@@ -24,3 +28,33 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
 def per_position(x: Tensor, mask: Tensor) -> Tensor:
     """One number per reply [B], or one per position [B, T], as [B, T], 0 off the mask (bool[B, T])."""
     return keep(x[:, None] if x.dim() == 1 else x, mask)
+
+
+@dataclass(frozen=True, slots=True)
+class LossResult:
+    """per_example: [B], to be averaged. metrics: scalars without gradient, averages over the batch."""
+
+    per_example: Tensor
+    metrics: dict[str, Tensor]
+
+
+def log_ratio(logits: Tensor, advantage: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """ρ = log π₁(y) − log π₀(y) with π₁ ∝ π₀ e^Δ, and log π₀(y).
+
+    logits: [N, V] of the base. advantage: [N, V], Δ; a constant added to a row changes nothing.
+    tokens: i64[N], y. Returns two [N].
+
+    By hand: π₀ = (½, ½), Δ = (ln 3, 0), y = 0: π₁ = (¾, ¼), ρ = ln ¾ − ln ½ = ln 1.5 = 0.4054651.
+    """
+    base = -F.cross_entropy(logits, tokens, reduction="none")
+    tilted = -F.cross_entropy(logits + advantage, tokens, reduction="none")
+    return tilted - base, base
+
+
+def sum_by_reply(per_token: Tensor, lengths: Tensor) -> Tensor:
+    """R = Σ_t ρ_t. per_token: [N], replies laid end to end; lengths: i64[B], summing to N. Returns [B].
+
+    By hand: (1, 2, 3) with lengths (2, 1) gives (3, 3).
+    """
+    reply = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+    return per_token.new_zeros(len(lengths)).index_add(0, reply, per_token)

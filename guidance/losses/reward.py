@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trimtab.guidance.losses.result import LossResult
+from trimtab.guidance.losses.common import LossResult
 
 
 def bradley_terry(

@@ -9,8 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trimtab.guidance.losses.common import keep, masked_mean, per_position
-from trimtab.guidance.losses.result import LossResult
+from trimtab.guidance.losses.common import LossResult, keep, masked_mean, per_position
 from trimtab.guidance.losses.returns import gae
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,13 +17,31 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from trimtab.guidance.errors import HeadError
+from trimtab.guidance.errors import HeadError, PolicyError
 from trimtab.guidance.heads.forms import Head, LinearScalar
-from trimtab.guidance.heads.manifest import Manifest
+from trimtab.guidance.heads.manifest import Manifest, Parts, ScalarPart
+from trimtab.guidance.locate import must_be_local
 from trimtab.guidance.policy import Policy, output_embedding_input
-from trimtab.guidance.publish.files import CARD_FILE
-from trimtab.guidance.publish.package import staged
-from trimtab.guidance.publish.score_layer import BIAS, MEAN, SCORE, STD, score_layer
+from trimtab.guidance.publish.package import CARD_FILE, staged
+from trimtab.guidance.text.ends import end_of_reply
+
+SCORE = "score"
+BIAS, MEAN, STD = "trimtab_reward_bias", "trimtab_reward_mean", "trimtab_reward_std"
+"""Keys of config.json, of what a score layer cannot carry. The raw reward is logit + bias, and
+(raw - mean) / std is in standard units."""
+
+
+def score_layer(model: PreTrainedModel) -> nn.Linear:
+    """Raises HeadError unless all that stands over the backbone is one linear layer with one output."""
+    own = [name for name, _ in model.named_parameters() if not name.startswith(f"{model.base_model_prefix}.")]
+    layer = getattr(model, SCORE, None)
+    is_only = {name.split(".")[0] for name in own} == {SCORE}
+    if not isinstance(layer, nn.Linear) or layer.out_features != 1 or not is_only:
+        raise HeadError(
+            f"{type(model).__name__} is not a backbone under one `{SCORE}` layer with one label: its own "
+            f"parameters are {', '.join(own) or 'none'}"
+        )
+    return layer
 
 
 def as_classifier(
@@ -134,3 +154,136 @@ def save_classifier(
             os.replace(new, folder)
     except OSError as error:
         raise HeadError(f"{folder} cannot be written ({error.strerror or error}): make room there") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Classifier:
+    """A sequence classification model with one label: weight f32[d], and what its config says of the bias and
+    of standard units."""
+
+    weight: Tensor
+    bias: float
+    mean: float
+    std: float
+
+
+def read_classifier(path: str | Path, policy: Policy) -> Classifier:
+    """The score layer of a model whose backbone is the policy.
+
+    Raises:
+        PolicyError: there is no such model.
+        HeadError: it is another model, or scores otherwise; one line that names what differs.
+    """
+    model = load_classifier(path)
+    if model.config.num_labels != 1:
+        raise HeadError(f"{path} has {model.config.num_labels} labels: a reward is a model with one")
+    layer = score_layer(model)
+    _check_backbone(str(path), model.base_model, policy)
+    bias = float(getattr(model.config, BIAS, 0.0)) + (0.0 if layer.bias is None else layer.bias.item())
+    weight = layer.weight[0].detach().float()
+    if not weight.isfinite().all():
+        raise HeadError(f"{path}: its score layer holds numbers that are not finite")
+    return Classifier(weight, bias, getattr(model.config, MEAN, 0.0), getattr(model.config, STD, 1.0))
+
+
+def load_classifier(path: str | Path, dtype: torch.dtype | str = torch.float32) -> PreTrainedModel:
+    """A trained sequence classification model from safetensors.
+
+    Raises:
+        PolicyError: there is no such model.
+        HeadError: its weights are not those of a trained classification.
+    """
+    local = must_be_local(path)
+    try:
+        model, found = AutoModelForSequenceClassification.from_pretrained(
+            path,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=local,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise PolicyError(f"model '{path}' cannot be loaded ({reason}): name a safetensors folder") from error
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise HeadError(f"{path} is no trained sequence classification: it has no {missing[0]}")
+    return model.eval()
+
+
+def _check_backbone(path: str, backbone: nn.Module, policy: Policy) -> None:
+    """Raises HeadError unless every tensor is the policy's, both rounded to bfloat16 as for fingerprints."""
+    ours = dict(policy.model.base_model.named_parameters())
+    theirs = dict(backbone.named_parameters())
+    name = policy.identity.base_model.name
+    for key in sorted(ours.keys() | theirs.keys()):
+        if key not in ours or key not in theirs:
+            raise HeadError(f"{path}: {key} is {'not ' if key in ours else 'only '}there, unlike in {name}")
+        mine, other = ours[key].detach(), theirs[key].detach()
+        if mine.shape != other.shape:
+            raise HeadError(f"{path}: {key} is {list(other.shape)}, that of {name} is {list(mine.shape)}")
+        if not torch.equal(mine.cpu().bfloat16(), other.cpu().bfloat16()):
+            raise HeadError(
+                f"{path}: {key} differs from that of {name}: a reward over a backbone that was trained too "
+                "cannot become a head on a frozen one"
+            )
+
+
+def as_head(classifier: Classifier, policy: Policy, *, name: str, trained_on: str) -> tuple[Head, Manifest]:
+    """A head with a linear reward part and no other."""
+    identity = policy.identity
+    parts = Parts(reward=ScalarPart(form="linear"))
+    head = Head(parts, identity.hidden_size, identity.vocab_size)
+    assert isinstance(head.reward, LinearScalar)
+    head.reward.weight.data.copy_(classifier.weight)
+    head.reward.bias.data.fill_(classifier.bias)
+    manifest = Manifest(
+        name=name,
+        parts=parts,
+        hidden_size=identity.hidden_size,
+        vocab_size=identity.vocab_size,
+        base_model=identity.base_model,
+        reward_mean=classifier.mean,
+        reward_std=classifier.std,
+        trained_on=trained_on,
+    )
+    return head.requires_grad_(False), manifest
+
+
+def end_tokens(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Those that a reply may end with, in a chat and out of one. Raises PolicyError where there is none."""
+    kinds = (False, True) if tokenizer.chat_template else (False,)
+    if tokenizer.eos_token_id is None and tokenizer.chat_template:
+        kinds = (True,)
+    return {end_of_reply(tokenizer, is_chat=is_chat) for is_chat in kinds}
+
+
+def set_pad_token(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> int | None:
+    """Gives the tokenizer a pad token that ends no reply, and returns its id; None where it has none to give.
+
+    Only the end of a row matters: a special token that stands elsewhere in replies serves. vocab_size: rows
+    of the policy's embedding, of which one may be left for a new token.
+    """
+    ends = end_tokens(tokenizer)
+    for token in _candidates(tokenizer):
+        index = int(tokenizer.convert_tokens_to_ids(token))
+        if index < vocab_size and index not in ends:
+            tokenizer.pad_token = token
+            return index
+    if max(tokenizer.get_vocab().values()) + 1 < vocab_size:
+        tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+        return int(tokenizer.pad_token_id)
+    return None
+
+
+def _candidates(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    special = list(tokenizer.all_special_tokens)
+    added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    if tokenizer.pad_token is not None:
+        yield tokenizer.pad_token
+    yield from (token for token in (*special, *added) if "pad" in token.lower())
+    if tokenizer.unk_token is not None:
+        yield tokenizer.unk_token
+    yield from (token for token in (*added, *special) if token != tokenizer.bos_token)
+    if tokenizer.bos_token is not None:
+        yield tokenizer.bos_token

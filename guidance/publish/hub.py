@@ -22,7 +22,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined] # of HTTPErro
 from trimtab.guidance.errors import HeadError
 from trimtab.guidance.heads.manifest import MANIFEST_FILE
 from trimtab.guidance.locate import HUB_TIMEOUT
-from trimtab.guidance.publish.files import PATTERNS, PICTURES_FOLDER
+from trimtab.guidance.publish.package import PATTERNS, PICTURES_FOLDER
 
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 _NEW_REPOSITORY = {".gitattributes", "README.md"}

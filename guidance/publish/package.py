@@ -12,7 +12,16 @@ from pathlib import Path
 from trimtab.guidance.errors import HeadError
 from trimtab.guidance.heads.manifest import MANIFEST_FILE, TENSORS_FILE, Manifest
 from trimtab.guidance.heads.store import check_destination, load_head
-from trimtab.guidance.publish.files import CARD_FILE, PICTURES_FOLDER, published_files
+
+CARD_FILE = "README.md"
+PICTURES_FOLDER = "evaluation"
+PATTERNS = (MANIFEST_FILE, TENSORS_FILE, CARD_FILE, f"{PICTURES_FOLDER}/*.png")
+"""Nothing else is written, fetched or replaced."""
+
+
+def published_files(folder: Path) -> list[Path]:
+    """Those of PATTERNS that the folder holds."""
+    return [path for pattern in PATTERNS for path in sorted(folder.glob(pattern)) if path.is_file()]
 
 
 def verify(folder: Path, source: str) -> Manifest:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from trimtab.guidance.training.checkpoint import load_weights, save_weights
-from trimtab.guidance.training.held_out_loss import HeldOutLoss, knowing_nothing
+from trimtab.guidance.training.figures import HeldOutLoss, knowing_nothing
 from trimtab.guidance.training.log import HELD_OUT, NOTHING, TrainingLog
 from trimtab.guidance.training.processes import is_first, num_processes, process_index
 

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from trimtab.guidance.data.items import Item, LabelItem, PairItem, RankingItem, RolloutItem
-from trimtab.guidance.data.load import load_rows
+from trimtab.guidance.data.load import PromptRow, load_prompt_rows, load_rows
 from trimtab.guidance.data.options import ExtraColumns, RowLimits
-from trimtab.guidance.data.prompt_rows import PromptRow, load_prompt_rows
 from trimtab.guidance.data.rows import Preference, Ranking, ReadColumns, Rollout, Unpaired
 from trimtab.guidance.errors import DataError
 from trimtab.guidance.policy import Policy
@@ -22,7 +21,7 @@ from trimtab.guidance.text.message import Prompt
 from trimtab.guidance.text.notes import RowNotes
 from trimtab.guidance.text.prompt_form import Form, Rows, form_of
 from trimtab.guidance.training.config import ROW_FILES, TrainConfig
-from trimtab.guidance.training.objectives.unpaired import mismatch
+from trimtab.guidance.training.objectives.pairs import mismatch
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -16,7 +16,6 @@ from transformers.integrations import is_tensorboard_available
 
 from trimtab.guidance.errors import DataError
 from trimtab.guidance.losses import Loss
-from trimtab.guidance.training.batches import NUM_ITEMS, make_loader
 from trimtab.guidance.training.checkpoint import (
     OptimiserCheckpoint,
     is_finished,
@@ -29,11 +28,10 @@ from trimtab.guidance.training.checkpoint import (
 )
 from trimtab.guidance.training.config import OptimiserConfig, TrainConfig
 from trimtab.guidance.training.early_stopping import EarlyStopping, load_best, remove_best
-from trimtab.guidance.training.held_out_loss import HeldOutLoss
-from trimtab.guidance.training.log import TrainingLog
-from trimtab.guidance.training.loss_bar import LossBar
+from trimtab.guidance.training.figures import HeldOutLoss
+from trimtab.guidance.training.log import LossBar, TrainingLog
 from trimtab.guidance.training.objectives.base import Objective
-from trimtab.guidance.training.processes import is_first, num_processes
+from trimtab.guidance.training.processes import NUM_ITEMS, is_first, make_loader, num_processes
 
 
 class Model(nn.Module):

@@ -16,14 +16,22 @@ from trimtab.guidance.features.source import FeatureSource
 from trimtab.guidance.heads.forms import Head, Scalar
 from trimtab.guidance.heads.manifest import Manifest, Parts
 from trimtab.guidance.heads.verdict import MIN_JUDGED
-from trimtab.guidance.losses.log_ratio import sum_by_reply
+from trimtab.guidance.losses.common import sum_by_reply
 from trimtab.guidance.text.encoding import EncodedReply
 from trimtab.guidance.training.config import PartName, TrainConfig
 from trimtab.guidance.training.examples import Examples
+from trimtab.guidance.training.figures import (
+    Figures,
+    Validation,
+    correlation_figures,
+    label_figures,
+    pair_figures,
+)
 from trimtab.guidance.training.held_out import (
     TiltStatistics,
     better_of_lengths,
     fetch_in_chunks,
+    reads_columns,
     score_ends,
     score_prefixes,
     standard_units,
@@ -31,11 +39,8 @@ from trimtab.guidance.training.held_out import (
     value_per_advantage,
 )
 from trimtab.guidance.training.objectives.rollouts import returns_of
-from trimtab.guidance.training.part_figures import Figures, correlation_figures, label_figures, pair_figures
 from trimtab.guidance.training.plan import Plan
-from trimtab.guidance.training.rollout_rewards import reads_columns
 from trimtab.guidance.training.scale import KL_PER_TOKEN, fit_scale
-from trimtab.guidance.training.validation import Validation
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -11,10 +11,8 @@ from torch import Tensor
 
 from trimtab.guidance.losses import ADVANTAGE_LOSSES, REWARD_LOSSES, VALUE_LOSSES, Loss
 from trimtab.guidance.losses.advantage import distil
-from trimtab.guidance.losses.log_ratio import sum_by_reply
-from trimtab.guidance.losses.result import LossResult
+from trimtab.guidance.losses.common import LossResult, sum_by_reply
 from trimtab.guidance.losses.value import td_lambda
-from trimtab.guidance.training.objectives.action_values import BootstrappedAdvantage, ReturnAdvantage
 from trimtab.guidance.training.objectives.base import Objective
 from trimtab.guidance.training.objectives.distil import DistilledAdvantage
 from trimtab.guidance.training.objectives.on_policy import (
@@ -22,8 +20,6 @@ from trimtab.guidance.training.objectives.on_policy import (
     ClippedValuePolicyObjective,
     PolicyObjective,
     ValuePolicyObjective,
-)
-from trimtab.guidance.training.objectives.on_policy_losses import (
     grpo_with_kl,
     ppo_with_kl,
     reinforce_with_kl,
@@ -31,19 +27,22 @@ from trimtab.guidance.training.objectives.on_policy_losses import (
 )
 from trimtab.guidance.training.objectives.pairs import (
     AveragePairAdvantage,
+    LabelAdvantage,
+    LabelReward,
     LikelihoodPairAdvantage,
     PairAdvantage,
     PairReward,
+    RankingReward,
 )
-from trimtab.guidance.training.objectives.rankings import RankingReward
 from trimtab.guidance.training.objectives.rollouts import (
     BinnedReturnValue,
+    BootstrappedAdvantage,
     BootstrappedValue,
+    ReturnAdvantage,
     ReturnValue,
     RolloutReward,
     WholeReplyValue,
 )
-from trimtab.guidance.training.objectives.unpaired import LabelAdvantage, LabelReward
 
 Part = Literal["reward", "advantage", "value"]
 Rows = Literal["pairs", "rankings", "unpaired", "rollouts", "prompts"]

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 
 from trimtab.guidance.config_file import to_yaml
 from trimtab.guidance.data.items import RolloutItem
-from trimtab.guidance.data.plain_rollouts import plain_only
+from trimtab.guidance.data.rollouts import plain_only
 from trimtab.guidance.errors import DataError, HeadError
 from trimtab.guidance.features.source import Extract, FeatureCache, FeatureSource, StreamedFeatures
 from trimtab.guidance.features.store import open_features
@@ -28,18 +28,23 @@ from trimtab.guidance.text.prompt_form import mismatch
 from trimtab.guidance.training.config import PartName, TrainConfig
 from trimtab.guidance.training.convex_reward import solve_reward
 from trimtab.guidance.training.examples import Examples, Split, load_examples, rows_of
-from trimtab.guidance.training.held_out_loss import HeldOutLoss
+from trimtab.guidance.training.figures import (
+    Figures,
+    HeldOutLoss,
+    Validation,
+    choose_validation,
+    loss_figures,
+    stopping_figures,
+)
+from trimtab.guidance.training.held_out import reads_columns, reward_rollouts
 from trimtab.guidance.training.learning_curve import draw_learning_curves
 from trimtab.guidance.training.loop import train_part
 from trimtab.guidance.training.manifest import Measured, measure
 from trimtab.guidance.training.methods import Method
+from trimtab.guidance.training.on_policy.collect import Sampler
 from trimtab.guidance.training.on_policy.run import Outcome, train_on_policy
-from trimtab.guidance.training.on_policy.sampler import Sampler
-from trimtab.guidance.training.part_figures import Figures, loss_figures, stopping_figures
 from trimtab.guidance.training.plan import Plan, make_plan
 from trimtab.guidance.training.processes import is_first, own_device
-from trimtab.guidance.training.rollout_rewards import reads_columns, reward_rollouts
-from trimtab.guidance.training.validation import Validation, choose_validation
 
 logger = logging.getLogger(__name__)
 CONFIG_FILE = "train_config.yaml"

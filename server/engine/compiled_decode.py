@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from trimtab.kernels.compiled_draw import CompiledDraw
-from trimtab.kernels.inductor import MIN_SIZE, compile_unguarded, compiler_settings
+from trimtab.kernels.dispatch import MIN_SIZE, compile_unguarded, compiler_settings
 from trimtab.server.engine.attention.base import check_attention_call
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.kv_cache import KVCache, LayerShape

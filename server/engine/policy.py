@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from trimtab.guidance.errors import PolicyError
-from trimtab.guidance.fingerprint import PolicyIdentity, identify
+from trimtab.guidance.heads.fingerprint import PolicyIdentity, identify
 from trimtab.guidance.locate import must_be_local, name_of
 from trimtab.guidance.policy import cut_padding, has_linear_tail, output_embedding_input
 from trimtab.guidance.text.ends import end_of_reply, reply_ends

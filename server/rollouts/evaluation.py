@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from tqdm.auto import tqdm
 
 from trimtab.guidance.errors import DataError
-from trimtab.guidance.evaluation.reply import Heads, Reply
+from trimtab.guidance.evaluation.replies import Heads, Reply
 from trimtab.guidance.text.encoding import EncodedReply, ReplyEncoder, Sampled
 from trimtab.guidance.text.message import Prompt
 from trimtab.server.engine.engine import Engine

@@ -19,7 +19,7 @@ from trimtab.guidance.text.encoding import Sampled
 from trimtab.guidance.text.prompt_form import Form
 from trimtab.guidance.training.config import TrainConfig
 from trimtab.guidance.training.examples import PromptItem, RowEncoder, rows_of
-from trimtab.guidance.training.on_policy.sampler import Draw
+from trimtab.guidance.training.on_policy.collect import Draw
 from trimtab.guidance.training.processes import is_first, process_index
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine

@@ -13,10 +13,9 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from trimtab.guidance.data.rollouts import RolloutRow, plain_prompt
 from trimtab.guidance.errors import DataError, PolicyError
-from trimtab.guidance.fingerprint import tokenizer_hash
+from trimtab.guidance.heads.fingerprint import tokenizer_hash
 from trimtab.guidance.locate import must_be_local
-from trimtab.guidance.publish.import_reward import load_classifier
-from trimtab.guidance.publish.score_layer import BIAS
+from trimtab.guidance.publish.classifier import BIAS, load_classifier
 from trimtab.guidance.text.encoding import ReplyEncoder, Sampled
 from trimtab.guidance.text.render import encode_chat
 from trimtab.server.commands.errors import UserError

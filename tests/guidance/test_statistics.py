@@ -3,8 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from trimtab.guidance.evaluation.variance import share_decided_later
-from trimtab.guidance.evaluation.variety import distinct
+from trimtab.guidance.evaluation.variety import distinct, share_decided_later
 from trimtab.guidance.statistics import estimate_by_prompt
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from trimtab.kernels import keyed_draw, philox
+from trimtab.kernels import philox
+from trimtab.kernels import philox as keyed_draw
 from trimtab.kernels.guided_logits import guided_logits
 
 NUM_DRAWS, VOCAB_SIZE = 60_000, 64

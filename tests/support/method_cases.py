@@ -16,7 +16,7 @@ from trimtab.guidance.text.encoding import EncodedReply
 from trimtab.guidance.training.config import AdvantageConfig, RewardConfig, TrainConfig, ValueConfig
 from trimtab.guidance.training.methods import METHODS, Part
 from trimtab.guidance.training.objectives.base import Objective
-from trimtab.guidance.training.objectives.unpaired import mismatch
+from trimtab.guidance.training.objectives.pairs import mismatch
 
 EOS = 3
 WORDS = range(6, 24)

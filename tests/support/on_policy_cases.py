@@ -16,10 +16,15 @@ from trimtab.guidance.data.rows import ReadColumns
 from trimtab.guidance.heads.forms import Head
 from trimtab.guidance.policy import Policy, output_embedding_input
 from trimtab.guidance.text.encoding import EncodedReply
-from trimtab.guidance.training.config import AdvantageConfig, OptimiserConfig, TrainConfig, ValueConfig
+from trimtab.guidance.training.config import (
+    AdvantageConfig,
+    OnPolicyConfig,
+    OptimiserConfig,
+    TrainConfig,
+    ValueConfig,
+)
 from trimtab.guidance.training.examples import PromptItem
-from trimtab.guidance.training.on_policy.config import OnPolicyConfig
-from trimtab.guidance.training.on_policy.sampler import Draw
+from trimtab.guidance.training.on_policy.collect import Draw
 
 WANTED, LENGTH = range(8, 13), 5  # the words "c" to "g"
 Score = Callable[[list[int]], Any]

@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerFast
 
-from trimtab.guidance.fingerprint import identify
+from trimtab.guidance.heads.fingerprint import identify
 from trimtab.guidance.heads.forms import Head
 from trimtab.guidance.heads.manifest import AdvantagePart, Manifest, Parts, ScalarPart
 from trimtab.guidance.heads.store import save_head

@@ -10,8 +10,8 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from trimtab.guidance.fingerprint import identify
 from trimtab.guidance.heads.bank import HeadBank
+from trimtab.guidance.heads.fingerprint import identify
 from trimtab.guidance.heads.forms import Head
 from trimtab.guidance.heads.manifest import AdvantagePart, BaseModel, Manifest, Parts, ScalarPart
 from trimtab.guidance.policy import has_linear_tail

@@ -3,28 +3,83 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from trimtab.guidance.data.items import RolloutItem
+from trimtab.guidance.data.rows import ReadColumns
 from trimtab.guidance.errors import DataError
 from trimtab.guidance.features.source import FeatureSource
+from trimtab.guidance.heads.forms import Head
 from trimtab.guidance.text.encoding import EncodedReply
 from trimtab.guidance.training.examples import PromptItem
 from trimtab.guidance.training.held_out import score_ends
+from trimtab.guidance.training.objectives.base import ReplyFeatures, fetch, lay_out, pad
 from trimtab.guidance.training.objectives.on_policy import Experience, Iteration, PolicyObjective
-from trimtab.guidance.training.objectives.replies import ReplyFeatures, fetch, lay_out, pad
 from trimtab.guidance.training.objectives.rollouts import returns_of, start_at
-from trimtab.guidance.training.objectives.tilt_terms import TiltTerms, tilt_terms
+from trimtab.guidance.training.objectives.tilt import TiltTerms, tilt_terms
 from trimtab.guidance.training.on_policy.credit import CREDITS, Credit, Scored
 from trimtab.guidance.training.on_policy.guard import KlGuard
-from trimtab.guidance.training.on_policy.sampler import Draw, Sampler
 from trimtab.guidance.training.processes import gather_shares, gather_texts, own_share
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """A reply to the prompts' prompt-th. problem: why the scorer gave it no reward."""
+
+    prompt: int
+    rollout: RolloutItem
+    problem: str = ""
+
+    def to_json(self) -> str:
+        """One line, from which another process has the same draw, bit for bit."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Draw:
+        read: dict[str, Any] = json.loads(text)
+        rollout = read["rollout"]
+        reply, rewards = rollout["reply"], rollout["token_rewards"]
+        encoded = EncodedReply(tuple(reply["prompt_ids"]), tuple(reply["reply_ids"]), reply["is_cut"])
+        item = RolloutItem(encoded, rollout["reward"], None if rewards is None else tuple(rewards))
+        return cls(read["prompt"], item, read["problem"])
+
+
+class Sampler(Protocol):
+    @property
+    def is_scoring(self) -> bool:
+        """Whether draws come with rewards; else the head's own reward part gives them."""
+        ...
+
+    @property
+    def reads(self) -> ReadColumns:
+        """Columns of the prompts' rows that scoring reads."""
+        ...
+
+    def sample(
+        self,
+        head: Head,
+        strength: float,
+        prompts: Sequence[PromptItem],
+        num_replies: int,
+        seed: int,
+        first: int = 0,
+    ) -> list[Draw]:
+        """Replies of the policy as the head's advantage tilts it at `strength`, at temperature 1; the same
+        ones for the same arguments. In the prompts' order, num_replies to each.
+
+        first: the number of the first prompt, from which the others count on. A prompt's replies follow from
+        seed and number, so that a share of many prompts gets what it would get among them.
+        """
+        ...
+
 
 logger = logging.getLogger(__name__)
 _REPLIES_AT_ONCE = 64

@@ -11,7 +11,7 @@ from torch import nn
 
 from trimtab.guidance.errors import DataError
 from trimtab.guidance.training.checkpoint import load_weights, save_weights, writing
-from trimtab.guidance.training.on_policy.config import OnPolicyConfig
+from trimtab.guidance.training.config import OnPolicyConfig
 from trimtab.guidance.training.processes import is_first
 
 HISTORY_FILE = "iterations.jsonl"

@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from trimtab.guidance.data.prompt_rows import PromptRow, load_prompt_rows
+from trimtab.guidance.data.load import PromptRow, load_prompt_rows
 from trimtab.guidance.errors import DataError
-from trimtab.guidance.evaluation.curve import CurvePoint, Judging, judge_point
-from trimtab.guidance.evaluation.reply import Reply, Scores
-from trimtab.guidance.evaluation.strengths import Probe
+from trimtab.guidance.evaluation.curve import CurvePoint, Judging, Probe, judge_point
+from trimtab.guidance.evaluation.replies import Reply, Scores
 from trimtab.guidance.features.source import FeatureSource
 from trimtab.guidance.statistics import resample_prompts
 from trimtab.guidance.text.encoding import ReplyEncoder

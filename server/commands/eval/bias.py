@@ -11,21 +11,22 @@ from tqdm.auto import tqdm
 
 from trimtab.guidance.data.items import RolloutItem
 from trimtab.guidance.data.load import load_rollouts
-from trimtab.guidance.data.plain_rollouts import plain_only
+from trimtab.guidance.data.rollouts import plain_only
 from trimtab.guidance.errors import DataError
-from trimtab.guidance.evaluation.bias_choice import BiasTrial, all_settings, ranked
 from trimtab.guidance.evaluation.compare import at_equal_kl
-from trimtab.guidance.evaluation.curve import Curve, CurvePoint
+from trimtab.guidance.evaluation.curve import Curve, CurvePoint, strengths_for
 from trimtab.guidance.evaluation.static_bias import (
     Bias,
+    BiasTrial,
+    all_settings,
     as_tilt,
     bias_from,
     credit_by_token,
     load_static_bias,
     measure_static_bias,
+    ranked,
     scaled,
 )
-from trimtab.guidance.evaluation.strengths import strengths_for
 from trimtab.guidance.text.encoding import ReplyEncoder
 from trimtab.guidance.text.prompt_form import form_of
 from trimtab.server.commands.errors import UserError

@@ -8,15 +8,13 @@ from dataclasses import replace
 import numpy as np
 
 from trimtab.guidance.errors import HeadError
-from trimtab.guidance.evaluation.baselines import best_of_n
+from trimtab.guidance.evaluation.baselines import External, best_of_n, load_external
 from trimtab.guidance.evaluation.compare import at_equal_kl
-from trimtab.guidance.evaluation.curve import Curve
-from trimtab.guidance.evaluation.external import External, load_external
+from trimtab.guidance.evaluation.curve import Curve, strengths_for
 from trimtab.guidance.evaluation.overoptimisation import find_overoptimisation
-from trimtab.guidance.evaluation.reply import Heads, Reply
+from trimtab.guidance.evaluation.replies import Heads, Reply
 from trimtab.guidance.evaluation.report import Example, FrontierReport
 from trimtab.guidance.evaluation.seed_group import group_seeds
-from trimtab.guidance.evaluation.strengths import strengths_for
 from trimtab.guidance.heads.manifest import load_manifest
 from trimtab.guidance.heads.store import load_head
 from trimtab.guidance.text.message import Prompt

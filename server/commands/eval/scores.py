@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from trimtab.guidance.data.prompt_rows import PromptRow
+from trimtab.guidance.data.load import PromptRow
 from trimtab.guidance.data.rollouts import RolloutRow, plain_prompt
-from trimtab.guidance.evaluation.reply import Reply, Scores
+from trimtab.guidance.evaluation.replies import Reply, Scores
 from trimtab.server.commands.errors import UserError
 from trimtab.server.commands.eval.main import EvalConfig
 from trimtab.server.engine.engine import Engine

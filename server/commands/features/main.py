@@ -10,8 +10,12 @@ from typing import Literal
 
 from trimtab.guidance.bundled import MODEL_DIR
 from trimtab.guidance.data.options import RowLimits
-from trimtab.guidance.features.layout import PositionChoice, PositionKind
-from trimtab.guidance.features.manifest import MANIFEST_FILE, load_feature_manifest
+from trimtab.guidance.features.layout import (
+    MANIFEST_FILE,
+    PositionChoice,
+    PositionKind,
+    load_feature_manifest,
+)
 from trimtab.server.commands.flags import parse
 from trimtab.server.commands.model import BUNDLED
 from trimtab.server.commands.row_accounts import show_accounts

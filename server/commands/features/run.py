@@ -6,9 +6,8 @@ from dataclasses import replace
 
 from trimtab.guidance.data.formats.registry import AUTO
 from trimtab.guidance.data.row_files.source import check_source
-from trimtab.guidance.features.layout import FeaturePlan
-from trimtab.guidance.features.manifest import FeatureManifest
-from trimtab.guidance.features.writer import check_destination, remove_features, write_features
+from trimtab.guidance.features.layout import FeatureManifest, FeaturePlan
+from trimtab.guidance.features.store import check_destination, remove_features, write_features
 from trimtab.guidance.policy import Policy
 from trimtab.guidance.text.encoding import EncodedReply
 from trimtab.guidance.text.prompt_form import form_of

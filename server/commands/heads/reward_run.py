@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, PreTrainedModel
 
 from trimtab.guidance.bundled import MODEL_DIR
-from trimtab.guidance.data.plain_rollouts import plain_only
+from trimtab.guidance.data.rollouts import plain_only
 from trimtab.guidance.errors import DataError
 from trimtab.guidance.features.source import FeatureCache
 from trimtab.guidance.heads.forms import Head, LinearScalar
@@ -17,17 +17,19 @@ from trimtab.guidance.heads.manifest import Manifest, load_manifest
 from trimtab.guidance.heads.store import check_destination, load_head, save_head
 from trimtab.guidance.locate import must_be_local, name_of
 from trimtab.guidance.policy import Policy, load_policy
+from trimtab.guidance.publish.card import export_card
 from trimtab.guidance.publish.classifier import (
     as_classifier,
+    as_head,
     check_empty,
     check_exportable,
     check_same,
+    end_tokens,
+    read_classifier,
     save_classifier,
     set_dtype,
+    set_pad_token,
 )
-from trimtab.guidance.publish.export_card import export_card
-from trimtab.guidance.publish.import_reward import as_head, read_classifier
-from trimtab.guidance.publish.padding import end_tokens, set_pad_token
 from trimtab.guidance.training.examples import load_items
 from trimtab.guidance.training.held_out import score_ends, standard_units
 from trimtab.server.commands.heads.main import find_head_folder

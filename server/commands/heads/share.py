@@ -145,8 +145,7 @@ def _fill(
     package: Path,
 ) -> None:
     from trimtab.guidance.publish.card import CardFacts, render_card  # noqa: PLC0415 (heavy)
-    from trimtab.guidance.publish.files import PICTURES_FOLDER  # noqa: PLC0415
-    from trimtab.guidance.publish.package import gather  # noqa: PLC0415
+    from trimtab.guidance.publish.package import PICTURES_FOLDER, gather  # noqa: PLC0415 (heavy)
 
     facts = CardFacts(
         config.destination if is_repository else None, config.license, config.base_model, config.datasets

@@ -13,10 +13,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from trimtab.guidance.data.rollouts import RolloutRow
-from trimtab.guidance.features.layout import PositionChoice
-from trimtab.guidance.features.manifest import MANIFEST_FILE
+from trimtab.guidance.features.layout import MANIFEST_FILE, PositionChoice
 from trimtab.guidance.features.source import Positions
-from trimtab.guidance.features.writer import check_destination, write_features
+from trimtab.guidance.features.store import check_destination, write_features
 from trimtab.guidance.text.encoding import EncodedReply, ReplyEncoder, Sampled
 from trimtab.server.commands.rollouts.partial import Partial
 from trimtab.server.commands.work_size import plan_by_work

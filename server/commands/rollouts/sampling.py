@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 from tqdm.auto import tqdm
 
-from trimtab.guidance.data.prompt_rows import PromptRow, load_prompt_rows
+from trimtab.guidance.data.load import PromptRow, load_prompt_rows
 from trimtab.guidance.data.rollouts import (
     RolloutRow,
     carried_type,

@@ -15,8 +15,7 @@ from trimtab.guidance.config_file import read_config
 from trimtab.guidance.heads.manifest import Manifest
 from trimtab.guidance.policy import load_policy
 from trimtab.guidance.training.config import TrainConfig
-from trimtab.guidance.training.on_policy.check import samples_replies
-from trimtab.guidance.training.plan import make_plan
+from trimtab.guidance.training.plan import make_plan, samples_replies
 from trimtab.guidance.training.processes import end_processes, is_first, own_device
 from trimtab.guidance.training.train_head import train_head
 from trimtab.server.commands.errors import UsageError, UserError

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from trimtab.guidance.evaluation.baselines import best_of_n, kl_bound
-from trimtab.guidance.evaluation.bias_choice import BiasSetting, BiasTrial, all_settings, ranked
 from trimtab.guidance.evaluation.compare import at_equal_kl
 from trimtab.guidance.evaluation.comparison_tables import equal_kl_tables
 from trimtab.guidance.evaluation.curve import Curve, Judging, judge_point
 from trimtab.guidance.evaluation.plots import plot_scores
-from trimtab.guidance.evaluation.reply import Reply
+from trimtab.guidance.evaluation.replies import Reply
 from trimtab.guidance.evaluation.report import FrontierReport, show_difference
 from trimtab.guidance.evaluation.seed_group import group_seeds
+from trimtab.guidance.evaluation.static_bias import BiasSetting, BiasTrial, all_settings, ranked
 from trimtab.guidance.plot_style import LIGHT
 from trimtab.guidance.statistics import (
     Estimate,

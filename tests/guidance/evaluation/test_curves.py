@@ -12,7 +12,7 @@ from trimtab.guidance.evaluation.baselines import best_of_n, expected_best, expe
 from trimtab.guidance.evaluation.compare import at_equal_kl
 from trimtab.guidance.evaluation.curve import Curve, Judging, judge_point, win_rates
 from trimtab.guidance.evaluation.overoptimisation import find_overoptimisation, fit_bend
-from trimtab.guidance.evaluation.reply import Reply
+from trimtab.guidance.evaluation.replies import Reply
 from trimtab.guidance.evaluation.variety import measure_variety, self_bleu
 from trimtab.guidance.statistics import PerPrompt, resample_prompts
 

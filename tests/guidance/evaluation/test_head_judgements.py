@@ -13,8 +13,8 @@ from torch import Tensor
 
 from trimtab.guidance.data.items import PairItem, RolloutItem
 from trimtab.guidance.errors import DataError
-from trimtab.guidance.evaluation.calibration import calibrate
-from trimtab.guidance.evaluation.preferences import judge_preferences, length_baseline
+from trimtab.guidance.evaluation.curve import Probe, strengths_for
+from trimtab.guidance.evaluation.preferences import calibrate, judge_preferences, length_baseline
 from trimtab.guidance.evaluation.replies import score_with_head
 from trimtab.guidance.evaluation.static_bias import (
     as_tilt,
@@ -23,7 +23,6 @@ from trimtab.guidance.evaluation.static_bias import (
     measure_static_bias,
     scaled,
 )
-from trimtab.guidance.evaluation.strengths import Probe, strengths_for
 from trimtab.guidance.evaluation.sycophancy import judge_sycophancy, load_templates
 from trimtab.guidance.features.source import StreamedFeatures
 from trimtab.guidance.heads.forms import Head

@@ -16,9 +16,16 @@ from torch import Tensor
 
 from trimtab.guidance.data.items import PairItem
 from trimtab.guidance.errors import DataError
-from trimtab.guidance.features import writer as feature_writer
-from trimtab.guidance.features.layout import FeaturePlan, PositionChoice, plan_features, reply_key
-from trimtab.guidance.features.manifest import MANIFEST_FILE, FeatureManifest, load_feature_manifest
+from trimtab.guidance.features import store as feature_writer
+from trimtab.guidance.features.layout import (
+    MANIFEST_FILE,
+    FeatureManifest,
+    FeaturePlan,
+    PositionChoice,
+    load_feature_manifest,
+    plan_features,
+    reply_key,
+)
 from trimtab.guidance.features.source import (
     Extract,
     FeatureCache,
@@ -27,8 +34,7 @@ from trimtab.guidance.features.source import (
     StreamedFeatures,
     own_forward,
 )
-from trimtab.guidance.features.store import StoredFeatures, open_features
-from trimtab.guidance.features.writer import remove_features, write_features
+from trimtab.guidance.features.store import StoredFeatures, open_features, remove_features, write_features
 from trimtab.guidance.heads.forms import Head
 from trimtab.guidance.heads.manifest import AdvantagePart, Parts, ScalarPart
 from trimtab.guidance.policy import Policy, load_policy

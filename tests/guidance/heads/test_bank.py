@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from trimtab.guidance.errors import HeadError
-from trimtab.guidance.fingerprint import PolicyIdentity
 from trimtab.guidance.heads.bank import HeadBank
+from trimtab.guidance.heads.fingerprint import PolicyIdentity
 from trimtab.guidance.heads.forms import Head
 from trimtab.guidance.heads.manifest import AdvantagePart, BaseModel, Manifest, Parts, ScalarPart
 from trimtab.guidance.heads.store import save_head

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from trimtab.guidance.errors import HeadError
-from trimtab.guidance.fingerprint import PolicyIdentity
+from trimtab.guidance.heads.fingerprint import PolicyIdentity
 from trimtab.guidance.heads.forms import Head
 from trimtab.guidance.heads.manifest import AdvantagePart, BaseModel, Manifest, Parts, ScalarPart
 from trimtab.guidance.heads.store import load_head, save_head

@@ -9,15 +9,17 @@ import torch
 from trimtab.guidance.data.items import LabelItem, PairItem, RolloutItem
 from trimtab.guidance.heads.verdict import metrics_in, verdicts
 from trimtab.guidance.text.encoding import EncodedReply
-from trimtab.guidance.training.learning_curve import PICTURE_FILE, draw_learning_curves
-from trimtab.guidance.training.log import TrainingLog
-from trimtab.guidance.training.part_figures import (
+from trimtab.guidance.training.figures import (
+    MIN_TO_SPLIT,
+    MIN_TO_STOP,
+    choose_validation,
     correlation_figures,
     label_figures,
     pair_figures,
     score_figures,
 )
-from trimtab.guidance.training.validation import MIN_TO_SPLIT, MIN_TO_STOP, choose_validation
+from trimtab.guidance.training.learning_curve import PICTURE_FILE, draw_learning_curves
+from trimtab.guidance.training.log import TrainingLog
 
 
 def reply(prompt: int, number: int = 0) -> EncodedReply:

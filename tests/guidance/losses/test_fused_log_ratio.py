@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from trimtab.guidance.losses import vocabulary_tiles as tiles
+from trimtab.guidance.losses.common import log_ratio
 from trimtab.guidance.losses.fused_log_ratio import fused_log_ratio
-from trimtab.guidance.losses.log_ratio import log_ratio
 from trimtab.guidance.losses.vocabulary_tiles import Workspace
 
 

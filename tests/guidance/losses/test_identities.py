@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from trimtab.guidance.losses import ADVANTAGE_LOSSES
-from trimtab.guidance.losses.log_ratio import log_ratio, sum_by_reply
+from trimtab.guidance.losses.common import log_ratio, sum_by_reply
 from trimtab.guidance.losses.preference import dpo
 
 N, V, T = 6, 9, 3

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from trimtab.guidance.losses.log_ratio import log_ratio, sum_by_reply
+from trimtab.guidance.losses.common import log_ratio, sum_by_reply
 
 N, V = 7, 13
 

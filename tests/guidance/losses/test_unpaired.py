@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trimtab.guidance.losses.unpaired import kto
+from trimtab.guidance.losses.preference import kto
 
 LN3 = math.log(3)
 KINDS = torch.tensor([True, False])

@@ -27,13 +27,14 @@ from trimtab.guidance.heads.manifest import Manifest, Parts, ScalarPart
 from trimtab.guidance.policy import Policy, as_policy
 from trimtab.guidance.publish.classifier import (
     as_classifier,
+    as_head,
     check_exportable,
     check_same,
+    read_classifier,
     save_classifier,
     set_dtype,
+    set_pad_token,
 )
-from trimtab.guidance.publish.import_reward import as_head, read_classifier
-from trimtab.guidance.publish.padding import set_pad_token
 from trimtab.guidance.text.encoding import EncodedReply, ReplyEncoder
 from trimtab.guidance.training.held_out import score_ends
 

@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
 
 from trimtab.guidance.errors import HeadError
 from trimtab.guidance.publish import hub
-from trimtab.guidance.publish.files import PATTERNS
+from trimtab.guidance.publish.package import PATTERNS
 
 
 def answer(kind: type[HfHubHTTPError], status: int, message: str = "said") -> HfHubHTTPError:

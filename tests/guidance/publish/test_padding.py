@@ -4,7 +4,7 @@ import pytest
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from trimtab.guidance.publish.padding import end_tokens, set_pad_token
+from trimtab.guidance.publish.classifier import end_tokens, set_pad_token
 
 
 def bare_tokenizer(*words: str, **special: str) -> PreTrainedTokenizerFast:

@@ -8,8 +8,7 @@ import pytest
 from trained_tokenizers import FAMILIES, TEMPLATES
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from trimtab.guidance.text.boundary import decode, following_tokens
-from trimtab.guidance.text.encoding import ReplyEncoder
+from trimtab.guidance.text.encoding import ReplyEncoder, decode, following_tokens
 from trimtab.guidance.text.render import render_chat
 
 STORIES = Path(__file__).parents[4] / "shared" / "models" / "stories656K"

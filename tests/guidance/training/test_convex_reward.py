@@ -22,10 +22,8 @@ from trimtab.guidance.heads.manifest import ScalarPart
 from trimtab.guidance.losses.reward import bradley_terry, good_bad, ranked, regression
 from trimtab.guidance.text.encoding import EncodedReply
 from trimtab.guidance.training.convex_reward import L2_WITHOUT_SIGNAL, Fit, solve_reward
-from trimtab.guidance.training.objectives.pairs import PairReward
-from trimtab.guidance.training.objectives.rankings import RankingReward
+from trimtab.guidance.training.objectives.pairs import LabelReward, PairReward, RankingReward
 from trimtab.guidance.training.objectives.rollouts import RolloutReward
-from trimtab.guidance.training.objectives.unpaired import LabelReward
 
 WIDTH = 6
 

@@ -23,7 +23,7 @@ from trimtab.guidance.training.held_out import (
     tilt_statistics,
     value_per_advantage,
 )
-from trimtab.guidance.training.objectives.replies import ReplyFeatures, lay_out
+from trimtab.guidance.training.objectives.base import ReplyFeatures, lay_out
 
 
 def reply(length: int) -> ReplyFeatures:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
 from trimtab.guidance.errors import DataError
-from trimtab.guidance.losses.result import LossResult
+from trimtab.guidance.losses.common import LossResult
 from trimtab.guidance.training import checkpoint
 from trimtab.guidance.training.config import OptimiserConfig, TrainConfig
 from trimtab.guidance.training.learning_curve import draw_learning_curves
@@ -263,7 +263,7 @@ def test_the_bar_shows_losses(config: TrainConfig, monkeypatch: pytest.MonkeyPat
         def close(self) -> None:
             shown.append({"steps": str(self.n)})
 
-    monkeypatch.setattr("trimtab.guidance.training.loss_bar.tqdm", Bar)
+    monkeypatch.setattr("trimtab.guidance.training.log.tqdm", Bar)
     train(dataclasses.replace(config, show_progress=True), optimiser=PATIENT, held_out=CONTRARY)
     assert shown[-1] == {"steps": "6"}
     assert shown[-2].keys() == {"loss", "held out", "knowing nothing"}

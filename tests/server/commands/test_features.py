@@ -14,7 +14,7 @@ from tiny_models import SIZES, save_random_model
 from transformers import LlamaConfig
 
 from trimtab.guidance.errors import DataError
-from trimtab.guidance.features.manifest import load_feature_manifest
+from trimtab.guidance.features.layout import load_feature_manifest
 from trimtab.guidance.features.source import FeatureCache
 from trimtab.guidance.features.store import open_features
 from trimtab.guidance.policy import load_policy
@@ -132,11 +132,11 @@ def test_a_small_run_that_is_killed_goes_on_to_the_same_bytes_and_says_how(
     (tmp_path / "store").rename(tmp_path / "whole")
     command = ["features", "--model", str(model), "--out", str(tmp_path / "store"), "--no-show-progress"]
     command += ["--rollouts", str(files["rollouts"])]
-    stopped("trimtab.guidance.features.writer:_keep", 2, command)
+    stopped("trimtab.guidance.features.store:_keep", 2, command)
     manifest = load_feature_manifest(tmp_path / "store")
     assert len(manifest.shards) == 2
     assert not manifest.complete
-    told = stopped("trimtab.guidance.features.writer:_keep", 1, [*command, "--resume"], signal.SIGINT)
+    told = stopped("trimtab.guidance.features.store:_keep", 1, [*command, "--resume"], signal.SIGINT)
     num_kept = sum(shard.num_replies for shard in load_feature_manifest(tmp_path / "store").shards)
     assert f"stopped; features of {num_kept} of 40 replies are kept" in told
     assert "--resume" in told

@@ -512,7 +512,7 @@ def test_a_run_killed_at_any_moment_keeps_its_features_too(flags, policy):
 
 PART = "trimtab.server.commands.rollouts.partial:write_parquet"
 KEEP = "trimtab.server.commands.rollouts.features:FeatureKeeper.keep"
-STORE = "trimtab.guidance.features.writer:_keep"
+STORE = "trimtab.guidance.features.store:_keep"
 
 
 @pytest.mark.slow

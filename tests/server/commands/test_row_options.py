@@ -17,7 +17,7 @@ from transformers import LlamaConfig
 from trimtab.guidance.data.load import load_preferences
 from trimtab.guidance.policy import load_policy
 from trimtab.guidance.training.lora.config import LoraConfig
-from trimtab.guidance.training.lora.rows import preference_rows
+from trimtab.guidance.training.lora.train import preference_rows
 from trimtab.server.cli import main
 
 COLUMNS = "prompt=question,chosen=good,rejected=bad"

@@ -16,7 +16,7 @@ from transformers import Gemma2Config, LlamaConfig, MistralConfig, PretrainedCon
 from trimtab.guidance.errors import DataError
 from trimtab.guidance.features.layout import PositionChoice, plan_features
 from trimtab.guidance.features.source import Positions, own_forward
-from trimtab.guidance.features.writer import write_features
+from trimtab.guidance.features.store import write_features
 from trimtab.guidance.policy import load_policy
 from trimtab.guidance.text.encoding import EncodedReply
 from trimtab.server.engine.config import EngineConfig

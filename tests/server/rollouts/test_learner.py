@@ -18,10 +18,9 @@ from trimtab.guidance.heads.manifest import Parts
 from trimtab.guidance.policy import Policy, load_policy
 from trimtab.guidance.training.config import TrainConfig
 from trimtab.guidance.training.examples import PromptItem
-from trimtab.guidance.training.objectives.replies import fetch, lay_out
-from trimtab.guidance.training.objectives.tilt import Tilt
-from trimtab.guidance.training.objectives.tilt_terms import tilt_terms
-from trimtab.guidance.training.on_policy.sampler import Draw
+from trimtab.guidance.training.objectives.base import fetch, lay_out
+from trimtab.guidance.training.objectives.tilt import Tilt, tilt_terms
+from trimtab.guidance.training.on_policy.collect import Draw
 from trimtab.server.cli import main
 from trimtab.server.commands.errors import UserError
 from trimtab.server.rollouts.learner import EngineSampler

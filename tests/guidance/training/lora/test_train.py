@@ -15,8 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from trimtab.guidance.errors import DataError, PolicyError
 from trimtab.guidance.policy import load_policy
 from trimtab.guidance.training.lora.config import LoraConfig
-from trimtab.guidance.training.lora.rows import completion_rows, preference_rows
-from trimtab.guidance.training.lora.train import CONFIG_FILE, tune
+from trimtab.guidance.training.lora.train import CONFIG_FILE, completion_rows, preference_rows, tune
 
 
 def write(path: Path, rows: list[dict[str, object]]) -> Path:

@@ -10,7 +10,7 @@ import torch
 from trimtab.guidance.losses import vocabulary_tiles as tiles
 from trimtab.guidance.policy import Policy, load_policy
 from trimtab.guidance.text.encoding import EncodedReply
-from trimtab.guidance.training.objectives.base_mean import BaseMeans, base_mean
+from trimtab.guidance.training.objectives.tilt import BaseMeans, base_mean
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import torch
 from trimtab.guidance.features.source import FeatureCache
 from trimtab.guidance.policy import Policy, load_policy
 from trimtab.guidance.text.encoding import EncodedReply
-from trimtab.guidance.training.objectives import candidates
+from trimtab.guidance.training.objectives import distil as candidates
 
 ROWS = [(6, 7, 8, 9), (9, 10), (10, 11, 12, 6, 7, 8, 9), (8,)]
 LENGTHS = [(2, 4), (1,), (1, 3, 7), (1,)]

@@ -11,8 +11,7 @@ from trimtab.guidance.errors import DataError
 from trimtab.guidance.features.source import FeatureCache
 from trimtab.guidance.policy import Policy, load_policy
 from trimtab.guidance.text.encoding import EncodedReply
-from trimtab.guidance.training.objectives.pairs import PairAdvantage
-from trimtab.guidance.training.objectives.unpaired import mismatch
+from trimtab.guidance.training.objectives.pairs import PairAdvantage, mismatch
 
 P, Q = (6, 7), (8,)
 

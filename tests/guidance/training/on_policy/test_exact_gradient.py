@@ -21,7 +21,7 @@ from trimtab.guidance.losses import vocabulary_tiles
 from trimtab.guidance.training.config import AdvantageConfig, TrainConfig
 from trimtab.guidance.training.methods import METHODS
 from trimtab.guidance.training.objectives.on_policy import Experience, Iteration, PolicyObjective
-from trimtab.guidance.training.objectives.tilt_terms import tilt_terms
+from trimtab.guidance.training.objectives.tilt import tilt_terms
 from trimtab.guidance.training.on_policy.credit import CREDITS, Credit, Scored
 
 REPLIES = [(0,), (1, 0), (1, 1)]

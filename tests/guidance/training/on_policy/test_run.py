@@ -24,8 +24,8 @@ from trimtab.guidance.heads.manifest import Manifest, Parts
 from trimtab.guidance.heads.store import load_head, save_head
 from trimtab.guidance.policy import Policy, load_policy
 from trimtab.guidance.training.config import TrainConfig
+from trimtab.guidance.training.on_policy.collect import Draw
 from trimtab.guidance.training.on_policy.guard import HISTORY_FILE
-from trimtab.guidance.training.on_policy.sampler import Draw
 from trimtab.guidance.training.train_head import train_head
 
 

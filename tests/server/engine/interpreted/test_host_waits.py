@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 from transformers import LlamaConfig
 from triton.runtime.interpreter import InterpretedFunction
 
-from trimtab.guidance.fingerprint import identify
 from trimtab.guidance.heads.bank import HeadBank
+from trimtab.guidance.heads.fingerprint import identify
 from trimtab.server.engine import sampler
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trimtab.guidance.fingerprint import fingerprint, identify, template_hash, tokenizer_hash
+from trimtab.guidance.heads.fingerprint import fingerprint, identify, template_hash, tokenizer_hash
 
 
 def test_a_bfloat16_copy_keeps_the_fingerprint(build_model):

@@ -3,8 +3,11 @@ orders replies, each with a 95 % interval. trimtab.guidance.heads.verdict says i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,9 +15,88 @@ from torch import Tensor
 from trimtab.guidance.data.items import RolloutItem
 from trimtab.guidance.heads.verdict import MIN_JUDGED
 from trimtab.guidance.intervals import number_prompts, of_correlation, of_mean, of_ordering, of_share
-from trimtab.guidance.training.held_out_loss import HeldOutLoss, knowing_nothing
+from trimtab.guidance.losses import Loss
+from trimtab.guidance.training.examples import prompt_of
 from trimtab.guidance.training.log import TrainingLog
-from trimtab.guidance.training.validation import Validation
+from trimtab.guidance.training.objectives.base import Objective
+
+MIN_TO_SPLIT = 40
+"""Held-out prompts from which half of them only validate, and judge nothing."""
+MAX_PROMPTS = 256
+MIN_TO_STOP = 5
+"""Rows, below which their loss says nothing of when to stop."""
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """prompts: whose rows validate. is_shared: they are too few to be spared, and judge as well, which
+    flatters what was chosen by them."""
+
+    prompts: frozenset[tuple[int, ...]] = frozenset()
+    is_shared: bool = False
+
+    def stopping(self, items: Sequence[T]) -> list[T]:
+        """Those that say when to stop."""
+        kept = [item for item in items if prompt_of(item) in self.prompts]
+        return kept if len(kept) >= MIN_TO_STOP else []
+
+    def judging(self, items: Sequence[T]) -> list[T]:
+        """Those that judge a part which was stopped by the others."""
+        return [item for item in items if self.is_shared or prompt_of(item) not in self.prompts]
+
+
+def choose_validation(items: Sequence[Any], seed: int) -> Validation:
+    """Of all held-out items: half of the prompts, at most MAX_PROMPTS; all of fewer than MIN_TO_SPLIT."""
+
+    def rank(prompt: tuple[int, ...]) -> bytes:
+        return hashlib.sha256(repr(("validation", seed, prompt)).encode()).digest()
+
+    prompts = sorted({prompt_of(item) for item in items}, key=rank)
+    if len(prompts) < MIN_TO_SPLIT:
+        return Validation(frozenset(prompts), is_shared=True)
+    return Validation(frozenset(prompts[: min(len(prompts) // 2, MAX_PROMPTS)]))
+
+
+@dataclass(frozen=True)
+class HeldOutLoss:
+    """items: for objective.collate; not empty. batch_size: of items whose features are held at once."""
+
+    objective: Objective
+    loss: Loss
+    items: Sequence[Any]
+    batch_size: int
+
+    def __post_init__(self) -> None:
+        self.objective.prepare_held_out(self.items)
+
+    @torch.no_grad()
+    def per_item(self, process: int = 0, num_processes: int = 1) -> Tensor:
+        """The loss of each item [N], on the CPU; of several processes each takes its share, and the others'
+        items are 0."""
+        found = torch.zeros(len(self.items))
+        starts = range(0, len(self.items), self.batch_size)
+        for start in starts[process::num_processes]:
+            some = self.items[start : start + self.batch_size]
+            batch = self.objective.collate(some)
+            scores, _ = self.objective(**{k: x.to(self.objective.policy.device) for k, x in batch.items()})
+            found[start : start + len(some)] = self.loss(**scores).per_example.cpu()
+        return found
+
+
+@contextmanager
+def knowing_nothing(objective: Objective, items: Sequence[Any]) -> Iterator[None]:
+    """Within, the part that is trained says the same of everything: an advantage and a reward 0, a value the
+    mean return of the items, which are those that are trained on."""
+    trained = {name: parameter.detach().clone() for name, parameter in objective.named_parameters()}
+    objective.forget(items)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, parameter in objective.named_parameters():
+                parameter.copy_(trained[name])
+
 
 Figures = dict[str, float]
 Sides = tuple[Tensor, Tensor]
