@@ -1,6 +1,6 @@
 """Benchmark the engine on CPU: guided against plain, against vLLM and transformers, and under load.
 
-    python -m benchmarks.cpu.__main__ --vllm-python PATH/TO/vllm-venv/bin/python
+    python -m benchmarks.cpu --vllm-python PATH/TO/vllm-venv/bin/python
 
 Contestants take turns within every repeat, and ratios are taken within a repeat: on a machine whose speed
 drifts, only those mean something. The last line is one JSON document.
@@ -24,9 +24,8 @@ import transformers
 import tyro
 from tqdm.auto import tqdm
 
-from benchmarks.cpu import makespan
-from benchmarks.cpu.contestants import Contestant, Generate, Ours, Vllm
-from benchmarks.cpu.hugging_face import GuidedGenerate
+from benchmarks.cpu import contestants as makespan
+from benchmarks.cpu.contestants import Contestant, Generate, GuidedGenerate, Ours, Vllm
 from benchmarks.cpu.subject import VOCAB_SIZE, save_subject
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine

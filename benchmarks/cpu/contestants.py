@@ -8,14 +8,63 @@ import signal
 import subprocess
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
 
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
 from benchmarks.cpu import vllm_worker
-from benchmarks.cpu.hugging_face import GuidedGenerate
+from trimtab.guidance.heads.forms import Head
+from trimtab.guidance.heads.store import load_head
 from trimtab.server.engine.engine import Engine
-from trimtab.server.engine.request import Guidance, Request, SamplingParams
+from trimtab.server.engine.request import ChoiceDone, Guidance, Request, SamplingParams
 from trimtab.server.rollouts.offline import generate
+
+
+class GuidedGenerate:
+    """Samples at temperature 1. strength 0 leaves the hook out. num_guided counts the rows it has tilted."""
+
+    def __init__(self, model: Path, head: Path, strength: float) -> None:
+        self._model = AutoModelForCausalLM.from_pretrained(model).eval()
+        self._head: Head = load_head(head)[0].eval()
+        self._strength = strength
+        self.num_guided = 0
+        if strength:
+            self._model.get_output_embeddings().register_forward_hook(self._tilt)
+
+    def _tilt(self, lm_head: nn.Linear, args: tuple[Tensor], logits: Tensor) -> Tensor:
+        assert self._head.advantage is not None
+        advantage = self._head.advantage(args[0], lm_head.weight)
+        mean = (logits.softmax(-1) * advantage).sum(-1, keepdim=True)
+        self.num_guided += logits.shape[0]
+        return logits + self._strength * (advantage - mean)
+
+    @torch.inference_mode()
+    def run(self, prompts: Sequence[Sequence[int]], num_new_tokens: Sequence[int]) -> None:
+        """Complete left-padded prompts; each takes as long as the longest reply asked for."""
+        longest = max(len(prompt) for prompt in prompts)
+        ids = torch.zeros(len(prompts), longest, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+            mask[row, longest - len(prompt) :] = 1
+        num_new = max(num_new_tokens)
+        out = self._model.generate(
+            ids,
+            attention_mask=mask,
+            do_sample=True,
+            max_new_tokens=num_new,
+            min_new_tokens=num_new,
+            eos_token_id=None,
+            pad_token_id=0,
+            top_k=0,
+        )
+        assert out.shape[1] == longest + num_new
+
 
 Prompts = Sequence[Sequence[int]]
 
@@ -93,3 +142,64 @@ class Vllm:
             raise RuntimeError(f"the vLLM worker has ended with code {self._process.wait()}")
         answer: dict[str, str] = json.loads(line)
         return answer
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """at: seconds after the start."""
+
+    at: float
+    prompt: tuple[int, ...]
+    num_new_tokens: int
+
+
+def draw_arrivals(rng: np.random.Generator, num_requests: int, rate: float, vocab_size: int) -> list[Arrival]:
+    """Poisson arrivals at `rate` per second, prompts of 8…128 and replies of 16…128 tokens."""
+    times = (
+        np.cumsum(rng.exponential(1 / rate, num_requests)) if np.isfinite(rate) else np.zeros(num_requests)
+    )
+    return [
+        Arrival(
+            float(at),
+            tuple(rng.integers(2, vocab_size, int(rng.integers(8, 129))).tolist()),
+            int(rng.integers(16, 129)),
+        )
+        for at in times
+    ]
+
+
+def ours(engine: Engine, arrivals: Sequence[Arrival], guidance: Guidance) -> float:
+    start = time.perf_counter()
+    num_added = num_done = 0
+    while num_done < len(arrivals):
+        now = time.perf_counter() - start
+        while num_added < len(arrivals) and arrivals[num_added].at <= now:
+            arrival = arrivals[num_added]
+            sampling = SamplingParams(max_tokens=arrival.num_new_tokens, ignore_eos=True)
+            engine.add(Request(f"makespan-{num_added}", arrival.prompt, sampling, guidance))
+            num_added += 1
+        if engine.has_work:
+            num_done += sum(isinstance(event, ChoiceDone) for event in engine.step())
+        else:
+            time.sleep(max(arrivals[num_added].at - now, 0))
+    while engine.has_work:
+        engine.step()
+    return time.perf_counter() - start
+
+
+def hugging_face(generate: GuidedGenerate, arrivals: Sequence[Arrival], max_batch: int) -> float:
+    """One by one (max_batch 1), or in padded batches of what waits."""
+    num_guided = generate.num_guided
+    start = time.perf_counter()
+    num_done = 0
+    while num_done < len(arrivals):
+        now = time.perf_counter() - start
+        waiting = [arrival for arrival in arrivals[num_done:] if arrival.at <= now][:max_batch]
+        if not waiting:
+            time.sleep(arrivals[num_done].at - now)
+            continue
+        generate.run([a.prompt for a in waiting], [a.num_new_tokens for a in waiting])
+        num_done += len(waiting)
+    seconds = time.perf_counter() - start
+    assert generate.num_guided - num_guided >= sum(a.num_new_tokens for a in arrivals), "the rule ran"
+    return seconds

@@ -1,6 +1,6 @@
 """Runs in vLLM's own virtual environment: one JSON job a line in, one JSON line with its seconds out.
 
-Started by benchmarks.cpu.__main__ as `PYTHON vllm_worker.py MODEL_FOLDER`; imports nothing of trimtab.
+Started by benchmarks.cpu as `PYTHON vllm_worker.py MODEL_FOLDER`; imports nothing of trimtab.
 """
 
 from __future__ import annotations

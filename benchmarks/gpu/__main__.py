@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 
 from benchmarks.gpu import cache
+from benchmarks.gpu.findings import Report
 from benchmarks.gpu.machine import missing_gpu, open_gpu, open_rehearsal, process_age
 from benchmarks.gpu.registry import PARTS, ordered_cases
-from benchmarks.gpu.report import Report
 from benchmarks.gpu.runner import STOP_SECONDS, Runner
 
 BUDGET = 420.0

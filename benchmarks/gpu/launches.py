@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.sizes import AttentionShape, dtype_name
+from benchmarks.gpu.inputs import AttentionShape, dtype_name
 from trimtab.kernels.base_statistics import base_statistics
 from trimtab.kernels.guided_head import ROW_TILES, guided_head
 from trimtab.kernels.guided_logits import guided_logits

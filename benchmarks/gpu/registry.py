@@ -16,37 +16,42 @@ from benchmarks.gpu.engine.equality import (
     check_strict,
 )
 from benchmarks.gpu.engine.peers import bench_generate_batch
-from benchmarks.gpu.engine.sizes import TOY_ENGINE_SIZES, EngineSizes
 from benchmarks.gpu.engine.speed import (
     bench_latency,
     bench_lowrank_throughput,
     bench_tied_throughput,
 )
-from benchmarks.gpu.engine.subject import LlamaSize
+from benchmarks.gpu.engine.subject import TOY_ENGINE_SIZES, EngineSizes, LlamaSize
+from benchmarks.gpu.inputs import TOY_KERNEL_SIZES, AttentionShape, KernelSizes
 from benchmarks.gpu.kernels.attention import (
+    bench_decode,
+    bench_prefill,
+    bench_store_kv,
     check_paged_attention,
     check_paged_attention_invariance,
     check_store_kv,
 )
-from benchmarks.gpu.kernels.draw_statistics import check_draws_follow_the_tilt
-from benchmarks.gpu.kernels.guided_head import check_guided_head, check_guided_head_invariance
+from benchmarks.gpu.kernels.guided_head import (
+    bench_guided_head,
+    check_guided_head,
+    check_guided_head_invariance,
+)
 from benchmarks.gpu.kernels.guided_logits import (
+    bench_guided_logits,
+    check_draws_follow_the_tilt,
     check_guided_logits,
     check_guided_logits_invariance,
 )
-from benchmarks.gpu.kernels.layer_ops import check_layer_ops
+from benchmarks.gpu.kernels.layer_ops import bench_layer_ops, check_layer_ops
 from benchmarks.gpu.kernels.peers import bench_beside_flashinfer
 from benchmarks.gpu.kernels.penalties import check_penalties
-from benchmarks.gpu.kernels.tilt import check_solve_tilt, check_solve_tilt_invariance
-from benchmarks.gpu.kernels.times_adapter import NUM_HEADS, bench_value_adapter
-from benchmarks.gpu.kernels.times_attention import bench_decode, bench_prefill, bench_store_kv
-from benchmarks.gpu.kernels.times_head import bench_guided_head
-from benchmarks.gpu.kernels.times_layer_ops import bench_layer_ops
-from benchmarks.gpu.kernels.times_logits import bench_guided_logits
-from benchmarks.gpu.kernels.times_tilt import bench_solve_tilt
-from benchmarks.gpu.kernels.times_truncation import bench_truncate_and_draw
-from benchmarks.gpu.kernels.truncate import check_truncation, check_truncation_invariance
-from benchmarks.gpu.kernels.value_adapter import check_value_adapter
+from benchmarks.gpu.kernels.tilt import bench_solve_tilt, check_solve_tilt, check_solve_tilt_invariance
+from benchmarks.gpu.kernels.truncate import (
+    bench_truncate_and_draw,
+    check_truncation,
+    check_truncation_invariance,
+)
+from benchmarks.gpu.kernels.value_adapter import NUM_HEADS, bench_value_adapter, check_value_adapter
 from benchmarks.gpu.kernels.variants import bench_variants, variant_launches
 from benchmarks.gpu.launches import (
     Launch,
@@ -55,7 +60,6 @@ from benchmarks.gpu.launches import (
     attention_launches,
     serving_launches,
 )
-from benchmarks.gpu.sizes import TOY_KERNEL_SIZES, AttentionShape, KernelSizes
 from benchmarks.gpu.timing import Repeats
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.report import KIND
+from benchmarks.gpu.findings import KIND
 
 BEGIN, END = "<!-- gpu tables: begin -->", "<!-- gpu tables: end -->"
 NOTHING = (

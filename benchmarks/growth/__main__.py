@@ -17,9 +17,7 @@ import transformers
 from tqdm.auto import tqdm
 
 from benchmarks.gpu.machine import device_name, missing_gpu
-from benchmarks.growth.floor import Rates, measure_rates
-from benchmarks.growth.sizes import SIZES, GrowthSizes
-from benchmarks.growth.sweeps import SWEEPS
+from benchmarks.growth.sweeps import SIZES, SWEEPS, GrowthSizes, Rates, measure_rates
 
 KIND = "trimtab growth"
 

@@ -2,26 +2,136 @@
 
 from __future__ import annotations
 
+import json
 import statistics
+import sys
+import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Literal
 
+import numpy as np
 import torch
+from transformers import TrainerCallback
 
-from benchmarks.training_speed.clock import EpochClock, peak_bytes
-from benchmarks.training_speed.config import SpeedConfig
-from benchmarks.training_speed.pairs import draw_pairs
+from benchmarks.cpu.subject import SIZES, SIZES_135M
+from trimtab.guidance.data.items import PairItem
 from trimtab.guidance.features.source import FeatureCache
 from trimtab.guidance.heads.forms import Head
 from trimtab.guidance.heads.manifest import Parts
 from trimtab.guidance.policy import Policy, load_policy
+from trimtab.guidance.text.encoding import EncodedReply
 from trimtab.guidance.training.config import AdvantageConfig, OptimiserConfig, TrainConfig
 from trimtab.guidance.training.loop import train_part
 from trimtab.guidance.training.lora.config import LoraConfig
 from trimtab.guidance.training.lora.train import pairs_dataset
 from trimtab.guidance.training.methods import METHODS
+
+_FIRST_WORD = 2  # below are the special tokens
+
+
+def draw_pairs(config: SpeedConfig) -> list[PairItem]:
+    """Random tokens; the same for the same seed."""
+    rng = np.random.default_rng(config.seed)
+    lengths = (config.prompt_tokens, config.reply_tokens, config.reply_tokens)
+    num_tokens, pairs = config.sizes["vocab_size"], []
+    for _ in range(config.pairs):
+        prompt, chosen, rejected = (
+            tuple(rng.integers(_FIRST_WORD, num_tokens, length).tolist()) for length in lengths
+        )
+        pairs.append(PairItem(EncodedReply(prompt, chosen), EncodedReply(prompt, rejected)))
+    return pairs
+
+
+class EpochClock(TrainerCallback):  # type: ignore[misc]  # transformers has no type stubs
+    """seconds: from the end of the last warm-up step to the end of the last step: data, forward, backward and
+    optimiser of the steps between, and what is logged and saved on the way. cpu_seconds: the same of all
+    threads together, which a busy machine changes less."""
+
+    def __init__(self, warm_up: int) -> None:
+        self._warm_up = warm_up
+        self._start, self._cpu_start = 0.0, 0.0
+        self.seconds, self.cpu_seconds = 0.0, 0.0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        if state.global_step == self._warm_up:
+            self._start, self._cpu_start = time.perf_counter(), time.process_time()
+        self.seconds = time.perf_counter() - self._start
+        self.cpu_seconds = time.process_time() - self._cpu_start
+
+
+def peak_bytes(device: str) -> int:
+    """On a GPU of its tensors; on a CPU of the whole process, interpreter and libraries with it."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    # Not getrusage's ru_maxrss: a process inherits its parent's.
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("/proc/self/status has no VmHWM: peak memory is read on Linux only")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedConfig:
+    """Times an epoch of DPO: a low-rank head on cached features, and LoRA adapters by TRL with precomputed
+    reference log-probabilities. Same pairs, batches, threads; a process of its own for every turn.
+
+    policy: of random weights: the 31M Llama of 8 000 tokens, or one of SmolLM2-135M's shape, of 49 152.
+    contenders: with `head` alone its steps are told, beside the time of their product with the output
+    embedding, which nothing can spare.
+    pairs: of random tokens, of prompt_tokens and reply_tokens.
+    warm_up: steps before the timed epoch begins. repeats: turns of each contender, in alternating order.
+    head_rank: of the head's advantage. lora_rank: of TRL's adapters, on every linear layer.
+    threads: of torch in each contender; 0 takes one for each core.
+    out: where the JSON document is written as well.
+    """
+
+    policy: Literal["31m", "135m"] = "31m"
+    contenders: tuple[Literal["head", "lora"], ...] = ("head", "lora")
+    pairs: int = 256
+    prompt_tokens: int = 64
+    reply_tokens: int = 64
+    batch_size: int = 16
+    warm_up: int = 2
+    repeats: int = 3
+    head_rank: int = 64
+    head_form: Literal["lowrank", "tied"] = "lowrank"
+    lora_rank: int = 16
+    threads: int = 0
+    device: Literal["cpu", "cuda"] = "cpu"
+    seed: int = 0
+    out: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("pairs", "prompt_tokens", "reply_tokens", "batch_size", "warm_up", "repeats"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if "head" not in self.contenders:
+            raise ValueError(f"contenders must have head among them, got {self.contenders}")
+        if self.pairs % self.batch_size:
+            raise ValueError(f"pairs={self.pairs} must be a multiple of batch_size={self.batch_size}")
+
+    @property
+    def sizes(self) -> dict[str, Any]:
+        """Of the policy."""
+        return SIZES if self.policy == "31m" else SIZES_135M
+
+    @property
+    def num_steps(self) -> int:
+        """Of an epoch."""
+        return self.pairs // self.batch_size
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), default=str)
+
+
+def from_json(text: str) -> SpeedConfig:
+    values = json.loads(text)
+    return SpeedConfig(**values | {"out": None, "contenders": tuple(values["contenders"])})
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,3 +219,16 @@ def lora(config: SpeedConfig, model: Path, scratch: Path) -> Turn:
 
 
 CONTENDERS: dict[str, Callable[[SpeedConfig, Path, Path], Turn]] = {"head": head, "lora": lora}
+
+
+def main(name: str, config_json: str, model: str) -> None:
+    config = from_json(config_json)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    with tempfile.TemporaryDirectory() as scratch:
+        turn = CONTENDERS[name](config, Path(model), Path(scratch))
+    print(json.dumps(asdict(turn) | {"threads": torch.get_num_threads()}))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

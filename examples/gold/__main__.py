@@ -10,10 +10,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from examples.gold.begun import write_begun
-from examples.gold.choose import chosen_lora
-from examples.gold.comparisons import all_steps
-from examples.gold.prompts import write_prompts
+from examples.gold.comparisons import all_steps, chosen_lora
+from examples.gold.recipes import write_begun, write_prompts
 from examples.gold.reward import LEXICON_VARIABLE
 from examples.gold.task import BEGUN_PROMPTS, CHOSEN_LORA, LORA_CHOICE, Command, Task
 from trimtab.guidance.errors import DataError

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from trimtab.server.api import routes as routes_chat
-from trimtab.server.api import routes_completions, routes_health, routes_models
+from trimtab.server.api import routes
 from trimtab.server.api.config import ApiConfig, resolve_config
-from trimtab.server.api.engine_client import EngineClient
 from trimtab.server.api.errors import install_error_handlers
-from trimtab.server.api.head_rows import HeadRows
-from trimtab.server.api.service import Service
-from trimtab.server.api.tokenizer import Tokenizer
-from trimtab.server.api.tokens import TokenText
+from trimtab.server.api.generation import EngineClient
+from trimtab.server.api.service import HeadRows, Service
+from trimtab.server.api.tokens import Tokenizer, TokenText
 
 
 def create_app(engine: EngineClient, tokenizer: Tokenizer, config: ApiConfig | None = None) -> FastAPI:
@@ -27,8 +24,7 @@ def create_waiting_app() -> FastAPI:
     app = FastAPI(title="Trimtab", docs_url="/docs", redoc_url=None)
     app.state.service = None
     install_error_handlers(app)
-    for routes in (routes_health, routes_models, routes_chat, routes_completions):
-        app.include_router(routes.router)
+    app.include_router(routes.router)
     return app
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from trimtab.server.api.generation_defaults import SamplingDefaults
-from trimtab.server.engine.info import EngineInfo
-from trimtab.server.engine.request import MAX_STRENGTH
+from trimtab.server.engine.request import MAX_STRENGTH, EngineInfo
 
 
 class ConfigError(ValueError):

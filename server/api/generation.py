@@ -6,14 +6,15 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import Literal, Protocol
 
-from trimtab.server.api.engine_client import EngineClient
 from trimtab.server.api.errors import EngineFailedError, ShuttingDownError
 from trimtab.server.engine.request import (
     TERMINAL,
     Aborted,
     ChoiceDone,
     Delta,
+    EngineInfo,
     Event,
     Failed,
     Finished,
@@ -22,6 +23,27 @@ from trimtab.server.engine.request import (
     Request,
     TokenRecord,
 )
+
+EngineStatus = Literal["starting", "ready", "stopping", "dead"]
+
+
+class EngineClient(Protocol):
+    """An engine as seen from the event loop. Every accepted request ends in exactly one terminal event."""
+
+    @property
+    def info(self) -> EngineInfo: ...
+
+    @property
+    def status(self) -> EngineStatus: ...
+
+    def submit(self, request: Request) -> AsyncIterator[Event]:
+        """The request's events. Raises InvalidRequestError at once for what can never be served,
+        EngineUnavailableError when the engine takes none (any more)."""
+        ...
+
+    def abort(self, request_id: str) -> None:
+        """Ends the request's events with Aborted. Does nothing for a request that has ended."""
+        ...
 
 
 @dataclass(slots=True)

@@ -5,13 +5,53 @@ from __future__ import annotations
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from trimtab.server.api.generation import Choice, Usage
-from trimtab.server.api.guidance_reply import Json, summary_json, trace_json
 from trimtab.server.api.tokens import TokenText
-from trimtab.server.engine.request import ChoiceDone, Delta, TokenRecord
+from trimtab.server.engine.request import ChoiceDone, Delta, GuidanceSummary, TokenRecord
+
+Json = dict[str, Any]
+_LEAST_LOGPROB = -9999.0  # OpenAI's stand-in for minus infinity
+
+
+def jsonable_logprob(logprob: float) -> float:
+    """nats, with minus infinity replaced by what JSON can write."""
+    return max(logprob, _LEAST_LOGPROB)
+
+
+def summary_json(summary: GuidanceSummary) -> Json:
+    """Of one choice; `value` and `reward` by head, in standard units."""
+    return {
+        "kl": summary.kl,
+        "mean_strength": summary.mean_strength,
+        "value": dict(summary.value),
+        "reward": dict(summary.reward),
+        "flips": summary.flips,
+    }
+
+
+def trace_json(tokens: Iterable[TokenRecord], token_text: TokenText) -> list[Json]:
+    """One entry per token that carries a trace."""
+    return [
+        {
+            "token": token_text.text(token.token_id),
+            "value": dict(token.trace.value),
+            "kl": token.trace.kl,
+            "strength": token.trace.strength,
+            "entropy": token.trace.entropy,
+            "logprob": jsonable_logprob(token.logprob),
+            "base_logprob": jsonable_logprob(token.trace.base_logprob),
+            "flip": token.trace.flip,
+            "base_top": [
+                {"token": token_text.text(token_id), "logprob": jsonable_logprob(logprob)}
+                for token_id, logprob in token.trace.base_top
+            ],
+        }
+        for token in tokens
+        if token.trace is not None
+    ]
 
 
 class ReplyFormat(ABC):
@@ -94,3 +134,85 @@ def usage_json(usage: Usage) -> Json:
         "total_tokens": usage.prompt + usage.completion,
         "prompt_tokens_details": {"cached_tokens": usage.cached},
     }
+
+
+class ChatReply(ReplyFormat):
+    """`message` and `delta`, with log-probabilities per token."""
+
+    id_prefix = "chatcmpl"
+    object_name = "chat.completion"
+    chunk_object_name = "chat.completion.chunk"
+
+    def choice(self, index: int, choice: Choice) -> Json:
+        return {
+            "index": index,
+            "message": {"role": "assistant", "content": choice.text, "refusal": None},
+            "logprobs": self.logprobs_or_none(choice.tokens, choice.offsets),
+            "finish_reason": choice.finish_reason,
+        }
+
+    def opening(self, index: int) -> Json:
+        return _chunk(index, {"role": "assistant", "content": ""})
+
+    def delta(self, index: int, event: Delta) -> Json:
+        return _chunk(index, {"content": event.text}, self.logprobs_or_none(event.tokens, event.offsets))
+
+    def closing(self, index: int, event: ChoiceDone) -> Json:
+        return _chunk(index, {}, finish_reason=event.finish_reason)
+
+    def logprobs_json(self, tokens: Sequence[TokenRecord], offsets: Sequence[int]) -> Json:
+        content = [
+            self._entry(token.token_id, token.logprob)
+            | {"top_logprobs": [self._entry(token_id, logprob) for token_id, logprob in token.top_logprobs]}
+            for token in tokens
+        ]
+        return {"content": content, "refusal": None}
+
+    def _entry(self, token_id: int, logprob: float) -> Json:
+        return {
+            "token": self.token_text.text(token_id),
+            "logprob": jsonable_logprob(logprob),
+            "bytes": list(self.token_text.bytes(token_id)),
+        }
+
+
+def _chunk(index: int, delta: Json, logprobs: Json | None = None, finish_reason: str | None = None) -> Json:
+    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+
+
+class CompletionReply(ReplyFormat):
+    """`text`, with log-probabilities in columns."""
+
+    id_prefix = "cmpl"
+    object_name = "text_completion"
+    chunk_object_name = "text_completion"
+
+    def choice(self, index: int, choice: Choice) -> Json:
+        # Tokens of a stop string are reported, and their text is cut.
+        offsets = [min(offset, len(choice.text)) for offset in choice.offsets]
+        logprobs = self.logprobs_or_none(choice.tokens, offsets)
+        return _choice(index, choice.text, logprobs, choice.finish_reason)
+
+    def opening(self, index: int) -> None:
+        return None
+
+    def delta(self, index: int, event: Delta) -> Json:
+        return _choice(index, event.text, self.logprobs_or_none(event.tokens, event.offsets))
+
+    def closing(self, index: int, event: ChoiceDone) -> Json:
+        return _choice(index, "", finish_reason=event.finish_reason)
+
+    def logprobs_json(self, tokens: Sequence[TokenRecord], offsets: Sequence[int]) -> Json:
+        columns: Json = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": [*offsets]}
+        for token in tokens:
+            text = self.token_text.text(token.token_id)
+            logprob = jsonable_logprob(token.logprob)
+            top = {self.token_text.text(t): jsonable_logprob(value) for t, value in token.top_logprobs}
+            columns["tokens"].append(text)
+            columns["token_logprobs"].append(logprob)
+            columns["top_logprobs"].append(top | {text: logprob})
+        return columns
+
+
+def _choice(index: int, text: str, logprobs: Json | None = None, finish_reason: str | None = None) -> Json:
+    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}

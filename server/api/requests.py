@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from trimtab.guidance.errors import ChatTemplateError
+from trimtab.guidance.text.message import template_role
+from trimtab.guidance.text.render import encode_chat
+from trimtab.server.api.config import ApiConfig
 from trimtab.server.api.errors import ContextLengthError
 from trimtab.server.api.generation_defaults import SamplingDefaults
-from trimtab.server.api.protocol import ChatRequest, CompletionRequest, GenerationRequest
-from trimtab.server.engine.info import EngineInfo
-from trimtab.server.engine.request import MAX_LOGPROBS, InvalidRequestError, SamplingParams, shown
+from trimtab.server.api.protocol import (
+    ChatRequest,
+    CompletionRequest,
+    GenerationRequest,
+    GuidanceFields,
+    Message,
+)
+from trimtab.server.api.tokens import Tokenizer
+from trimtab.server.engine.request import (
+    MAX_LOGPROBS,
+    EngineInfo,
+    Guidance,
+    InvalidRequestError,
+    SamplingParams,
+    shown,
+)
 
 COMPLETION_MAX_TOKENS = 16
 
@@ -114,3 +132,73 @@ def _logit_bias(given: dict[str, float], vocab_size: int) -> tuple[tuple[int, fl
             )
         pairs.append((token, bias))
     return tuple(pairs)
+
+
+Heads = tuple[tuple[str, float], ...]
+
+
+def resolve_guidance(fields: GuidanceFields | None, config: ApiConfig, info: EngineInfo) -> Guidance:
+    """No object: the server's default. Left-out heads: the default head. Left-out strength: 1 if another
+    steering key is given, else the server's default. Nothing merges with anything else.
+
+    config: resolved. Raises InvalidRequestError that names the field for an unknown head, a head that
+    cannot do what is asked, and a number out of range.
+    """
+    if fields is None:
+        return Guidance(config.default_strength, _weigh(config.default_head))
+    strength = fields.strength
+    if strength is None:
+        strength = config.default_strength if fields.heads is None else 1.0
+    heads = _default_heads(config, info) if fields.heads is None else tuple(fields.heads.items())
+    guidance = Guidance(strength, heads, bool(fields.trace))
+    _check_heads(guidance, info)
+    return guidance
+
+
+def _weigh(head: str | None) -> Heads:
+    return () if head is None else ((head, 1.0),)
+
+
+def _default_heads(config: ApiConfig, info: EngineInfo) -> Heads:
+    if config.default_head is None and info.heads:
+        raise InvalidRequestError(
+            f"guidance.heads: name one; loaded are {_names(info)} and the server has no default head",
+            "guidance.heads",
+        )
+    return _weigh(config.default_head)
+
+
+def _check_heads(guidance: Guidance, info: EngineInfo) -> None:
+    loaded = {head.name: head for head in info.heads}
+    for name, weight in guidance.heads:
+        param = f"guidance.heads.{name}"
+        if name not in loaded:
+            raise InvalidRequestError(f"{param}: no such head; loaded heads: {_names(info)}", param)
+        if guidance.strength * weight != 0 and not loaded[name].has_advantage:
+            raise InvalidRequestError(f"{param}: has no advantage and cannot steer; use weight 0", param)
+    if guidance.strength != 0 and not loaded:
+        raise InvalidRequestError(
+            "guidance.strength: no head is loaded; start the server with --heads FOLDER", "guidance.strength"
+        )
+
+
+def _names(info: EngineInfo) -> str:
+    return ", ".join(head.name for head in info.heads) or "none"
+
+
+def render_chat(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
+    """Token ids of the conversation up to where the assistant's reply begins.
+
+    Raises InvalidRequestError when there is no template, or when it refuses the conversation or fails at it.
+    """
+    if not tokenizer.chat_template:
+        raise InvalidRequestError(
+            "messages: this model has no chat template; start the server with --chat-template FILE, or use"
+            " /v1/completions",
+            "messages",
+        )
+    turns = [{"role": template_role(m.role), "content": m.text} for m in messages]
+    try:
+        return encode_chat(tokenizer, turns)
+    except ChatTemplateError as error:
+        raise InvalidRequestError(f"messages: {error}", "messages") from error

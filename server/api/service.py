@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from fastapi import FastAPI
 from starlette.requests import Request
 
+from trimtab.guidance.text.prompt_form import Form, mismatch
 from trimtab.server.api.config import ApiConfig
-from trimtab.server.api.engine_client import EngineClient
 from trimtab.server.api.errors import ModelNotFoundError, NotReadyError
-from trimtab.server.api.head_rows import HeadRows
-from trimtab.server.api.tokenizer import Tokenizer
-from trimtab.server.api.tokens import TokenText
-from trimtab.server.engine.info import EngineInfo
+from trimtab.server.api.generation import EngineClient
+from trimtab.server.api.tokens import Tokenizer, TokenText
+from trimtab.server.engine.request import EngineInfo, HeadInfo
+
+logger = logging.getLogger(__name__)
+
+
+class HeadRows:
+    """Chats are what a model with a template is for, so that a head which was trained on texts is told of at
+    once; one that was trained on chats only when a text is completed with it."""
+
+    def __init__(self, heads: Iterable[HeadInfo], *, can_chat: bool) -> None:
+        self._rows = {head.name: head.rows for head in heads}
+        self._told: set[tuple[str, Form]] = set()
+        self.meet("chat" if can_chat else "text", self._rows)
+
+    def meet(self, form: Form, names: Iterable[str]) -> None:
+        """These heads are used on prompts of this form."""
+        for name in names:
+            problem = mismatch(name, self._rows.get(name), form)
+            if problem is not None and (name, form) not in self._told:
+                self._told.add((name, form))
+                logger.warning("%s", problem)
+
 
 UNAVAILABLE = {
     "starting": "the model is loading; try again in a moment",

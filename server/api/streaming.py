@@ -13,8 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from trimtab.server.api.errors import EngineFailedError, describe
 from trimtab.server.api.generation import Choice, Generation
-from trimtab.server.api.guidance_reply import Json
-from trimtab.server.api.replies import ReplyFormat, usage_json
+from trimtab.server.api.replies import Json, ReplyFormat, usage_json
 from trimtab.server.engine.request import Delta
 
 logger = logging.getLogger(__name__)

@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
-from trimtab.server.api.tokenizer import Tokenizer
-from trimtab.server.engine.text_decoder import byte_level_bytes, byte_piece, decoder_names
+from typing import Any, Protocol
+
+from trimtab.server.engine.detokenizer import byte_level_bytes, byte_piece, decoder_names
+
+
+class Tokenizer(Protocol):
+    """The part of transformers' PreTrainedTokenizerBase that the API uses."""
+
+    chat_template: Any
+    added_tokens_decoder: dict[int, Any]
+    special_tokens_map: Any
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def convert_ids_to_tokens(self, ids: int) -> str | None: ...
+
+    def __call__(self, text: str, *, add_special_tokens: bool) -> Any: ...
 
 
 class TokenText:

@@ -14,7 +14,7 @@ import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 from trimtab.guidance.config_file import own_fields_first
-from trimtab.server.commands.errors import UsageError
+from trimtab.server.commands.errors import UsageError, UserError
 
 T = TypeVar("T")
 
@@ -87,3 +87,17 @@ def _default(field: dataclasses.Field[Any], instance: Any) -> Any:
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     return tyro.MISSING if field.default is dataclasses.MISSING else field.default
+
+
+def parse_weights(text: str) -> dict[str, float]:
+    """Weights by head; a name alone weighs 1. Raises UserError for a weight that is no number."""
+    pairs = (entry.partition("=") for entry in text.split(",") if entry.strip())
+    return {name.strip(): parse_number(weight or "1") for name, _, weight in pairs}
+
+
+def parse_number(text: str) -> float:
+    """Raises UserError for what is none."""
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(f"{text!r} is no number; write for example 0.5") from None

@@ -15,22 +15,27 @@ import torch
 
 from trimtab.guidance.heads.bank import HeadBank
 from trimtab.server.engine.block_manager import BlockManager
-from trimtab.server.engine.cache_size import resolve_num_blocks
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.failure import failed, is_device_fault
-from trimtab.server.engine.info import EngineInfo, HeadInfo
 from trimtab.server.engine.lane import Choice, Lane, Phase
-from trimtab.server.engine.live_request import LiveRequest
-from trimtab.server.engine.memory import measure_blocks
 from trimtab.server.engine.model_runner import ModelRunner
 from trimtab.server.engine.policy import Policy
-from trimtab.server.engine.replies import Measured, Scores, new_replies
-from trimtab.server.engine.request import Aborted, Event, Failed, Finished, InvalidRequestError, Request
+from trimtab.server.engine.replies import LiveRequest, Measured, Scores, new_replies
+from trimtab.server.engine.request import (
+    Aborted,
+    EngineInfo,
+    Event,
+    Failed,
+    Finished,
+    HeadInfo,
+    InvalidRequestError,
+    Request,
+)
 from trimtab.server.engine.request_check import check_request
 from trimtab.server.engine.row_needs import RowNeeds
 from trimtab.server.engine.sampler import Sampler
 from trimtab.server.engine.scheduler import Purpose, Row, Scheduler, Step
-from trimtab.server.engine.startup import load
+from trimtab.server.engine.startup import load, measure_blocks, resolve_num_blocks
 from trimtab.server.engine.state_recorder import StateRecorder
 from trimtab.server.engine.step_result import StepResult
 from trimtab.server.engine.warm_up import warm_up

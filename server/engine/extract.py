@@ -13,15 +13,13 @@ from trimtab.guidance.features.source import Positions
 from trimtab.guidance.heads.bank import HeadBank
 from trimtab.guidance.text.encoding import EncodedReply
 from trimtab.server.engine.block_manager import BlockManager
-from trimtab.server.engine.cache_size import resolve_num_blocks
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.lane import Choice, Lane
-from trimtab.server.engine.memory import measure_blocks
 from trimtab.server.engine.model_runner import ModelRunner
 from trimtab.server.engine.policy import Policy
 from trimtab.server.engine.request import Request
 from trimtab.server.engine.scheduler import Scheduler, Step
-from trimtab.server.engine.startup import load
+from trimtab.server.engine.startup import load, measure_blocks, resolve_num_blocks
 
 
 class RunnerExtract:

@@ -13,11 +13,10 @@ from trimtab.server.engine.attention.triton import TritonAttention
 from trimtab.server.engine.batch import Batch, BatchBuilder, DrawInputs, TokenInputs
 from trimtab.server.engine.compiled_decode import CompiledDecode
 from trimtab.server.engine.config import EngineConfig
-from trimtab.server.engine.decode_graphs import CudaRecorder, DecodeGraphs, Recorder
+from trimtab.server.engine.decode_graphs import CudaRecorder, DecodeGraphs, HostWaitError, Recorder
+from trimtab.server.engine.fast_modules import fuse_norms
 from trimtab.server.engine.fused_layers import fuse_layers
-from trimtab.server.engine.fused_norms import fuse_norms
 from trimtab.server.engine.host_memory import keep_freed_memory
-from trimtab.server.engine.host_waits import HostWaitError
 from trimtab.server.engine.kv_cache import KVCache
 from trimtab.server.engine.policy import ModelError, Policy
 from trimtab.server.engine.scheduler import Step

@@ -29,9 +29,9 @@ from trimtab.guidance.policy import cut_padding, has_linear_tail, output_embeddi
 from trimtab.guidance.text.ends import end_of_reply, reply_ends
 from trimtab.server.engine.attention.base import UnsupportedAttentionError
 from trimtab.server.engine.attention.probe import probe_layers
+from trimtab.server.engine.detokenizer import TextDecoder
 from trimtab.server.engine.fast_modules import can_pack, pack_policy, packed_linear
 from trimtab.server.engine.kv_cache import LayerShape
-from trimtab.server.engine.text_decoder import TextDecoder
 
 if TYPE_CHECKING:
     from trimtab.server.engine.compiled_decode import CompiledDecode

@@ -284,3 +284,27 @@ class Failed:
 
 Event = Delta | ChoiceDone | Finished | Aborted | Failed
 TERMINAL = (Finished, Aborted, Failed)
+
+
+@dataclass(frozen=True, slots=True)
+class HeadInfo:
+    """rows: as what its training read prompts, chats or texts; None where that was not recorded."""
+
+    name: str
+    has_advantage: bool
+    has_value: bool
+    has_reward: bool
+    trained_on: str
+    rows: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """max_model_len: tokens of prompt and reply together. created: Unix seconds."""
+
+    model_name: str
+    max_model_len: int
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+    heads: tuple[HeadInfo, ...]
+    created: int

@@ -2,13 +2,74 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
+from collections.abc import Callable
+
 import torch
 
 from trimtab.guidance.heads.bank import HeadBank
+from trimtab.server.engine.block_manager import NULL_BLOCK
 from trimtab.server.engine.compiled_decode import compile_decode
 from trimtab.server.engine.config import EngineConfig
+from trimtab.server.engine.kv_cache import bytes_per_block
+from trimtab.server.engine.lane import Choice, Lane
+from trimtab.server.engine.model_runner import ModelRunner
 from trimtab.server.engine.policy import ModelError, Policy, load_policy
+from trimtab.server.engine.request import Guidance, Request, SamplingParams
+from trimtab.server.engine.row_needs import RowNeeds
+from trimtab.server.engine.sampler import Drawn, Sampler
+from trimtab.server.engine.scheduler import Purpose, Row, Step
 from trimtab.server.engine.self_check import self_check
+
+logger = logging.getLogger(__name__)
+
+
+def blocks_from_free_memory(
+    *,
+    total_bytes: int,
+    free_bytes: int,
+    activation_bytes: int,
+    utilization: float,
+    block_bytes: int,
+) -> int:
+    """Blocks that fit beside everything else when `utilization` of a device's memory may be in use.
+
+    free_bytes: with the weights loaded, by whomever the rest is used. activation_bytes: what the largest
+    step needs for a while. Never negative.
+    """
+    spare = free_bytes - activation_bytes - (1 - utilization) * total_bytes
+    return max(int(spare // block_bytes), 0)
+
+
+def resolve_num_blocks(config: EngineConfig, policy: Policy, measure: Callable[[int], int]) -> int:
+    """Cache blocks: what fits the memory, at most what all sequences at full length could use.
+
+    measure: blocks of so many bytes that a GPU's free memory holds; asked only where the configuration gives
+    no number. Lowers the policy's max_model_len to what fits, where the user did not ask for a length.
+    Raises ModelError when not even one sequence of the asked length fits.
+    """
+    block_bytes = bytes_per_block(policy.layers, config.block_size, policy.dtype)
+    affordable = config.num_blocks
+    if affordable is None and config.kv_cache_gib is not None:
+        affordable = int(config.kv_cache_gib * 2**30) // block_bytes
+    if affordable is None:
+        affordable = measure(block_bytes)
+    num_tokens = (affordable - 1) * config.block_size - 1
+    if num_tokens < policy.max_model_len:
+        if config.max_model_len is not None or num_tokens < config.block_size:
+            raise ModelError(
+                f"the key/value cache holds {max(num_tokens, 0)} tokens, fewer than one sequence of "
+                f"{policy.max_model_len}; raise --kv-cache-gib or lower --max-model-len"
+            )
+        logger.warning(
+            "the context is limited to %d of the model's %d tokens; raise --kv-cache-gib for more",
+            num_tokens,
+            policy.max_model_len,
+        )
+        policy.max_model_len = num_tokens
+    per_sequence = -(-(policy.max_model_len + 1) // config.block_size)
+    return min(affordable, config.max_num_seqs * per_sequence + 1)
 
 
 def load(config: EngineConfig, chat_template: str | None = None) -> tuple[Policy, HeadBank, EngineConfig]:
@@ -49,3 +110,46 @@ def _resolve(config: EngineConfig) -> EngineConfig:
         return config.resolved(torch.device(device).type)
     except (ValueError, RuntimeError) as error:
         raise ModelError(str(error)) from error
+
+
+def measure_blocks(policy: Policy, bank: HeadBank, config: EngineConfig, block_bytes: int) -> int:
+    """Cache blocks of so many bytes that fit on the policy's GPU beside the weights and the largest step."""
+    device = policy.device
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    run_largest_step(policy, bank, config)
+    torch.cuda.synchronize(device)
+    activation_bytes = torch.cuda.max_memory_allocated(device) - before
+    torch.cuda.empty_cache()
+    free_bytes, total_bytes = torch.cuda.mem_get_info(device)
+    return blocks_from_free_memory(
+        total_bytes=total_bytes,
+        free_bytes=free_bytes,
+        activation_bytes=activation_bytes,
+        utilization=config.gpu_memory_utilization,
+        block_bytes=block_bytes,
+    )
+
+
+@torch.inference_mode()
+def run_largest_step(policy: Policy, bank: HeadBank, config: EngineConfig) -> Drawn:
+    """As many rows and tokens as a step may have, each row asking for all there is; every key goes to the
+    null block. Takes over the policy's attention."""
+    runner = ModelRunner(policy, dataclasses.replace(config, cuda_graphs="off"), 1, len(bank.names))
+    num_tokens = min(config.token_budget // config.max_num_seqs, policy.max_model_len)
+    heads = tuple((name, 1.0) for name, has in zip(bank.names, bank.has_advantage, strict=True) if has)
+    request = Request(
+        "largest step",
+        (0,) * num_tokens,
+        SamplingParams(top_p=0.9, top_k=50, logprobs=20, frequency_penalty=0.1),
+        Guidance(1.0, heads, trace=True),
+    )
+    step = Step()
+    for slot in range(config.max_num_seqs):
+        lane = Lane(list(request.prompt_token_ids), [NULL_BLOCK] * runner.state.max_blocks, slot=slot)
+        choice = Choice(request, 0, (lane,))
+        runner.state.admit(choice, 0, bank.weights_row(heads), 0.0)
+        step.rows.append(Row(choice, lane, 0, num_tokens, Purpose.DRAW, (num_tokens - 1,)))
+    needs = [RowNeeds.of(request, bank)] * len(step.rows)
+    return Sampler(policy, bank, runner.state, config.strict).draw(runner.run(step), needs)

@@ -18,8 +18,7 @@ from trimtab.server.commands.errors import UserError
 from trimtab.server.judging.answers import AnswerFile
 from trimtab.server.judging.config import JudgeConfig
 from trimtab.server.judging.questions import RUBRIC
-from trimtab.server.scoring.batch_function import BatchFunctionScorer
-from trimtab.server.scoring.functions import FunctionScorer, calling_of, load_function
+from trimtab.server.scoring.functions import BatchFunctionScorer, FunctionScorer, calling_of, load_function
 from trimtab.server.scoring.scorer import Scorer
 
 SPELLINGS = "reward:NAME_OR_FOLDER, function:MODULE:FUNCTION, model:PATH or judge:URL"

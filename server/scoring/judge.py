@@ -9,8 +9,7 @@ from trimtab.guidance.data.rollouts import RolloutRow
 from trimtab.server.judging.answers import AnswerFile
 from trimtab.server.judging.client import FailureError, Judge
 from trimtab.server.judging.config import JudgeConfig
-from trimtab.server.judging.questions import RUBRIC, rating_question
-from trimtab.server.judging.verdict import read_rating
+from trimtab.server.judging.questions import RUBRIC, rating_question, read_rating
 from trimtab.server.scoring.scorer import Score
 
 

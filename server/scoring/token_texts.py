@@ -11,7 +11,7 @@ from trimtab.guidance.errors import PolicyError
 from trimtab.guidance.locate import must_be_local
 from trimtab.guidance.text.encoding import ReplyEncoder
 from trimtab.guidance.text.prompt_form import Rows
-from trimtab.server.engine.text_decoder import TextDecoder
+from trimtab.server.engine.detokenizer import TextDecoder
 
 
 class TokenTexts:

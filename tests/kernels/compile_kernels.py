@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.gpu.inputs import AttentionShape
 from benchmarks.gpu.launches import (
     Launch,
     LaunchShape,
@@ -22,7 +23,6 @@ from benchmarks.gpu.launches import (
     head_launches,
     serving_launches,
 )
-from benchmarks.gpu.sizes import AttentionShape
 from benchmarks.gpu.stand_in import Compiled, compile_launches
 
 LLAMA = LaunchShape(4096, 128256, AttentionShape(32, 8, 128))

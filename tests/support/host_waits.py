@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from trimtab.server.engine.host_waits import HostWaitError, NoHostWaits
+from trimtab.server.engine.decode_graphs import HostWaitError, NoHostWaits
 
 
 @contextmanager

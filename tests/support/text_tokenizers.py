@@ -6,7 +6,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models
 from tokenizers.decoders import Decoder
 from transformers import PreTrainedTokenizerFast
 
-from trimtab.server.engine.text_decoder import BYTE_OF
+from trimtab.server.engine.detokenizer import BYTE_OF
 
 TEXT = "日本語テスト!😀é\ufffd a"
 SPECIAL = ["<eos>", "<turn>"]

@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.engine.sizes import EngineSizes
-from benchmarks.gpu.engine.steady import require_guidance
-from benchmarks.gpu.engine.subject import FORMS, Subject, random_prompts
+from benchmarks.gpu.engine.speed import require_guidance
+from benchmarks.gpu.engine.subject import FORMS, EngineSizes, Subject, random_prompts
 from benchmarks.gpu.findings import Findings
+from benchmarks.gpu.inputs import dtype_name
 from benchmarks.gpu.machine import Machine
-from benchmarks.gpu.sizes import dtype_name
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.request import Guidance, Request, SamplingParams
 from trimtab.server.engine.self_check import TOLERANCE, self_check

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 
-from benchmarks.gpu.engine.sizes import EngineSizes
-from benchmarks.gpu.engine.subject import Subject, random_prompts
+from benchmarks.gpu.engine.subject import EngineSizes, Subject, random_prompts
 from benchmarks.gpu.findings import Findings, Measurement
+from benchmarks.gpu.inputs import dtype_name
 from benchmarks.gpu.machine import Machine
-from benchmarks.gpu.sizes import dtype_name
 from benchmarks.gpu.timing import Spread, spread_of
 from trimtab.guidance.heads.forms import Head
 from trimtab.server.engine.request import Guidance, Request, SamplingParams

@@ -3,22 +3,134 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.gpu.engine.busy import busy_share, device_intervals, kernels_of_step
-from benchmarks.gpu.engine.sizes import EngineSizes
-from benchmarks.gpu.engine.steady import SteadyDecode, reply_tokens, require_guidance
-from benchmarks.gpu.engine.subject import Subject, random_prompts
+from benchmarks.gpu.engine.subject import EngineSizes, Subject, random_prompts
 from benchmarks.gpu.findings import Aim, Findings, Measurement
+from benchmarks.gpu.inputs import dtype_name
 from benchmarks.gpu.machine import Machine
-from benchmarks.gpu.sizes import dtype_name
 from benchmarks.gpu.timing import spread_of
 from trimtab.server.engine.engine import Engine
-from trimtab.server.engine.request import Guidance
+from trimtab.server.engine.request import ChoiceDone, Delta, Failed, Guidance, Request, SamplingParams
+
+WARM_STEPS = 3
+Spent = tuple[bool, float]
+
+
+def reply_tokens(num_steps: int, num_rows: int, prompt: int, budget: int) -> int:
+    """Of a reply that lasts until every row is prefilled and all have done so many steps together."""
+    prefill_steps = -(-num_rows * prompt // max(budget - num_rows, 1)) + 1
+    return num_steps + prefill_steps + 4 * WARM_STEPS
+
+
+def require_guidance(findings: Findings, rows: Sequence[Spent]) -> None:
+    """Guidance was at work where it was asked for, and only there: without it a reply spends exactly 0."""
+    spent = [kl for is_guided, kl in rows if not is_guided]
+    findings.require("KL of replies without guidance", max((abs(kl) for kl in spent), default=0.0), 0)
+    idle = sum(not kl > 0 for is_guided, kl in rows if is_guided)
+    findings.require("guided replies that spent no KL", idle, 0)
+
+
+class SteadyDecode:
+    """Prefills all prompts, then steps on demand; `finish` lets the replies end."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        prompts: Sequence[tuple[int, ...]],
+        guidance: Sequence[Guidance],
+        max_tokens: int,
+    ) -> None:
+        self._engine = engine
+        self._done: list[ChoiceDone] = []
+        self._begun: set[str] = set()
+        self._guided = {str(i): g.strength != 0 for i, g in enumerate(guidance)}
+        for i, (prompt, given) in enumerate(zip(prompts, guidance, strict=True)):
+            sampling = SamplingParams(max_tokens=max_tokens, seed=i, ignore_eos=True)
+            engine.add(Request(str(i), prompt, sampling, given))
+        while len(self._begun) < len(prompts):
+            self._step()
+        self.steps(WARM_STEPS)
+
+    def steps(self, count: int) -> list[float]:
+        """Seconds of each of so many steps."""
+        seconds = []
+        for _ in range(count):
+            start = time.perf_counter()
+            self._step()
+            seconds.append(time.perf_counter() - start)
+        assert not self._done, "a reply has ended: the steps were not all full"
+        return seconds
+
+    def finish(self) -> list[Spent]:
+        """Run to the end; returns for every reply whether guidance was asked for and the KL that it spent."""
+        while self._engine.has_work:
+            self._step()
+        if self._engine.policy.device.type == "cuda":
+            torch.cuda.synchronize()
+        assert len(self._done) == len(self._guided)
+        return [(self._guided[done.request_id], done.summary.kl) for done in self._done]
+
+    def _step(self) -> None:
+        for event in self._engine.step():
+            assert not isinstance(event, Failed), event
+            if isinstance(event, Delta):
+                self._begun.add(event.request_id)
+            elif isinstance(event, ChoiceDone):
+                self._done.append(event)
+
+
+Interval = tuple[float, float]
+NAME_LENGTH = 70  # of a kernel: templates go on for hundreds of characters
+
+
+def busy_share(intervals: Iterable[Interval]) -> float:
+    """Of the time from the first beginning to the last end, the share within any interval; NaN for none."""
+    busy, end, first = 0.0, 0.0, None
+    for start, stop in sorted(intervals):
+        if first is None:
+            first = end = start
+        busy += max(stop - max(start, end), 0.0)
+        end = max(end, stop)
+    return busy / (end - first) if first is not None and end > first else float("nan")
+
+
+def device_intervals(profiler: Any, device: torch.device) -> list[Interval]:
+    """Begin and end of all that ran on the device, in microseconds."""
+    return [
+        (event.time_range.start, event.time_range.end)
+        for event in profiler.events()
+        if event.device_type.name == device.type.upper() and not event.is_user_annotation
+    ]
+
+
+def kernels_of_step(
+    profiler: Any, device: torch.device, num_steps: int, most: int = 40
+) -> list[dict[str, float | int | str]]:
+    """What ran on the device in a step, by kernel: launches, and microseconds in all, the longest first."""
+    launches: Counter[str] = Counter()
+    micros: Counter[str] = Counter()
+    for event in profiler.events():
+        if event.device_type.name == device.type.upper() and not event.is_user_annotation:
+            name = event.name[:NAME_LENGTH]
+            launches[name] += 1
+            micros[name] += event.time_range.end - event.time_range.start
+    return [
+        {
+            "kernel": name,
+            "launches": round(launches[name] / num_steps, 2),
+            "microseconds": round(total / num_steps, 2),
+        }
+        for name, total in micros.most_common(most)
+    ]
+
 
 PLAIN_LATENCY_AIM = 1.35  # of the time that reading the weights takes
 GUIDED_LATENCY_AIM = 1.02

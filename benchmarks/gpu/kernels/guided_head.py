@@ -6,15 +6,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from benchmarks.gpu.findings import Findings
-from benchmarks.gpu.inputs import DrawKeys, HeadInputs, Source
-from benchmarks.gpu.kernels.invariance import fields_of, require_invariance
+from benchmarks.gpu.findings import Aim, Findings, Measurement
+from benchmarks.gpu.inputs import DrawKeys, HeadInputs, KernelSizes, Source, dtype_name
+from benchmarks.gpu.kernels import torch_path
+from benchmarks.gpu.kernels.rotation import Job, measure
 from benchmarks.gpu.machine import Machine
-from benchmarks.gpu.oracle import measure_exactly, require_exact
-from benchmarks.gpu.sizes import KernelSizes, dtype_name
+from benchmarks.gpu.oracle import fields_of, measure_exactly, require_exact, require_invariance
+from benchmarks.gpu.timing import Call
 from trimtab.kernels.guided_head import guided_head
-from trimtab.kernels.guided_logits import GuidedDraw
+from trimtab.kernels.guided_logits import GuidedDraw, guided_logits
 
 # The parts of an advantage: a second column for W itself, a low-rank one, or both.
 FORMS: dict[str, frozenset[str]] = {
@@ -95,3 +97,104 @@ def _check_invariance(findings: Findings, machine: Machine, sizes: KernelSizes, 
     with machine.host_waits() as waits:
         run_head(inputs, keys, beta, machine.backend)
     findings.require_no_waits(f"{form}: host waits of a launch", waits)
+
+
+BANDWIDTH_AIMS = {16: 0.9, 64: 0.8}  # up to so many rows, of the bandwidth measured in the same run
+TIED_AIMS = {16: 1.05, 32: 1.10, 64: 1.30}  # up to so many rows, of the plain kernel's time
+MAX_AIMED_ROWS = 64  # for more the engine takes the other path; the figures show where it should
+
+
+def bench_guided_head(machine: Machine, sizes: KernelSizes, findings: Findings) -> None:
+    """Beside each: the product by torch, then our kernel on its logits; and torch for all of it."""
+    for num_rows in sizes.fused_rows:
+        times: dict[str, float] = {}
+        for form in ("plain", "tied", "low-rank"):
+            found = measure_head(findings, machine, sizes, form, num_rows)
+            if found is not None:
+                times[form] = found.time.median
+        if num_rows <= MAX_AIMED_ROWS and "plain" in times:
+            share = machine.floor(_num_bytes(sizes, "plain")) / times["plain"]
+            what = f"fused head, plain, {num_rows} rows, of the bandwidth"
+            findings.aims.append(Aim(what, share, at_least=_aim(BANDWIDTH_AIMS, num_rows)))
+            if "tied" in times:
+                what, ratio = f"fused head, tied / plain, {num_rows} rows", times["tied"] / times["plain"]
+                findings.aims.append(Aim(what, ratio, at_most=_aim(TIED_AIMS, num_rows)))
+
+
+def _aim(aims: dict[int, float], num_rows: int) -> float:
+    return next(aim for most, aim in aims.items() if num_rows <= most)
+
+
+def _num_bytes(sizes: KernelSizes, form: str) -> float:
+    columns = sizes.hidden + (sizes.rank if form == "low-rank" else 0)
+    return sizes.vocab * columns * sizes.dtypes[0].itemsize
+
+
+def measure_head(
+    findings: Findings,
+    machine: Machine,
+    sizes: KernelSizes,
+    form: str,
+    num_rows: int,
+    others: bool = True,
+    note: str = "",
+) -> Measurement | None:
+    """others: also time other ways to the same. note: on what is special about this one."""
+    dtype = sizes.dtypes[0]
+
+    def make(copy: int) -> Job:
+        source = Source(machine.device, seed=copy)
+        inputs = make_head(source, num_rows, (sizes.hidden, sizes.vocab), dtype, form, sizes.rank)
+        keys, beta = source.keys(num_rows, temperatures=(1.0,)), source.strengths(num_rows)
+        return Job(
+            lambda: run_head(inputs, keys, beta, machine.backend, any_greedy=False),
+            {
+                "materialised": materialised(inputs, keys, beta, machine.backend),
+                "torch": _torch(inputs, beta),
+            }
+            if others
+            else {},
+        )
+
+    return measure(
+        findings, machine, sizes.repeats, make,
+        op=f"guided_head, {form}{note}",
+        shape=f"d={sizes.hidden} V={sizes.vocab} {dtype_name(dtype)}",
+        rows=num_rows,
+        num_bytes=_num_bytes(sizes, form),
+    )  # fmt: skip
+
+
+def _products(inputs: HeadInputs) -> tuple[Tensor, Tensor | None]:
+    """z and A, f32[B, V]; W is read once for h and g."""
+    num_rows = len(inputs.h)
+    columns = inputs.h if inputs.column is None else torch.cat([inputs.h, inputs.column])
+    products = F.linear(columns, inputs.weight).float()
+    advantage = None if inputs.column is None else products[num_rows:]
+    if inputs.lowrank is not None:
+        inner, up = inputs.lowrank
+        lowrank = F.linear(inner, up).float()
+        advantage = lowrank if advantage is None else advantage + lowrank
+    return products[:num_rows], advantage
+
+
+def materialised(inputs: HeadInputs, keys: DrawKeys, beta: Tensor, backend: str) -> Call:
+    """The path for many rows: torch's product, then the draw from logits."""
+    place = torch.arange(len(beta), device=beta.device)
+
+    def run() -> object:
+        z, advantage = _products(inputs)
+        tilt: dict[str, Any] = {}
+        if advantage is not None:
+            tilt = {"advantage": advantage, "advantage_row": place, "beta": beta}
+        return guided_logits(z, **keys.as_dict(), **tilt, any_greedy=False, backend=backend)
+
+    return run
+
+
+def _torch(inputs: HeadInputs, beta: Tensor) -> Call:
+    def run() -> object:
+        z, advantage = _products(inputs)
+        return torch_path.sample(z) if advantage is None else torch_path.sample_guided(z, advantage, beta)
+
+    return run

@@ -13,11 +13,10 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.findings import Findings, SkippedError
-from benchmarks.gpu.inputs import LOGIT_SCALE, Source
+from benchmarks.gpu.inputs import LOGIT_SCALE, KernelSizes, Source, dtype_name
 from benchmarks.gpu.kernels.attention import paged_rows
 from benchmarks.gpu.kernels.rotation import Job, measure
 from benchmarks.gpu.machine import Machine
-from benchmarks.gpu.sizes import KernelSizes, dtype_name
 from trimtab.kernels.guided_logits import guided_logits
 from trimtab.kernels.truncate import truncate_and_draw
 

@@ -7,9 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.gpu.findings import Findings
-from benchmarks.gpu.inputs import LOGIT_SCALE, Source
+from benchmarks.gpu.inputs import LOGIT_SCALE, KernelSizes, Source
 from benchmarks.gpu.machine import Machine
-from benchmarks.gpu.sizes import KernelSizes
 from trimtab.kernels.penalties import add_bias, apply_penalties, count_drawn
 
 HISTORY = 200

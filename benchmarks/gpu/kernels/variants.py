@@ -12,11 +12,11 @@ from typing import Any
 from unittest import mock
 
 from benchmarks.gpu.findings import Findings
-from benchmarks.gpu.kernels.times_attention import measure_decode
-from benchmarks.gpu.kernels.times_head import measure_head
+from benchmarks.gpu.inputs import KernelSizes
+from benchmarks.gpu.kernels.attention import measure_decode
+from benchmarks.gpu.kernels.guided_head import measure_head
 from benchmarks.gpu.launches import Launch, LaunchShape, attention_launches, head_launches
 from benchmarks.gpu.machine import Machine
-from benchmarks.gpu.sizes import KernelSizes
 from trimtab.kernels import guided_head, paged_attention
 
 HEAD_STAGES = (3, 4, 5)

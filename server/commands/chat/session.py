@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 
 from trimtab.server.commands.errors import UserError
-from trimtab.server.commands.weights import parse_number, parse_weights
+from trimtab.server.commands.flags import parse_number, parse_weights
 
 Json = dict[str, Any]
 HELP = """\

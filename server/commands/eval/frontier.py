@@ -24,7 +24,7 @@ from trimtab.server.commands.eval.bias import STATIC_BIAS, bias_curve, find_bias
 from trimtab.server.commands.eval.main import EvalConfig
 from trimtab.server.commands.eval.run import Materials
 from trimtab.server.commands.eval.scores import PROXY, reward_name
-from trimtab.server.commands.weights import parse_weights
+from trimtab.server.commands.flags import parse_weights
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.policy import ModelError
 from trimtab.server.engine.request import MAX_STRENGTH

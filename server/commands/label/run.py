@@ -19,27 +19,28 @@ from trimtab.server.commands.errors import UserError
 from trimtab.server.commands.label.main import LabelConfig
 from trimtab.server.commands.whole_file import write_text
 from trimtab.server.judging.answers import AnswerFile
-from trimtab.server.judging.candidates import (
+from trimtab.server.judging.client import Answers, Judge
+from trimtab.server.judging.compare import (
     Candidates,
+    Comparison,
+    Outcome,
     Pair,
     Reply,
+    Tally,
+    both_orders,
+    by_principle,
+    draw_comparisons,
     draw_pairs,
     from_rankings,
     from_rollouts,
-)
-from trimtab.server.judging.client import Answers, Judge
-from trimtab.server.judging.compare import (
-    Comparison,
-    Outcome,
-    both_orders,
-    draw_comparisons,
     outcomes,
     preferences,
+    to_json,
+    to_lines,
     win_rates,
 )
 from trimtab.server.judging.constitution import Constitution, load_constitution
-from trimtab.server.judging.label_report import Tally, by_principle, to_json, to_lines
-from trimtab.server.judging.verdict import read_choice
+from trimtab.server.judging.questions import read_choice
 
 Row = dict[str, Any]
 

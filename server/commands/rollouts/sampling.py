@@ -27,10 +27,10 @@ from trimtab.guidance.heads.manifest import MANIFEST_FILE, TENSORS_FILE
 from trimtab.guidance.text.encoding import ReplyEncoder
 from trimtab.guidance.text.prompt_form import Form, Rows, mismatches
 from trimtab.server.commands.errors import UserError
+from trimtab.server.commands.flags import parse_weights
 from trimtab.server.commands.rollouts.features import FeatureKeeper, check_features
 from trimtab.server.commands.rollouts.main import RolloutsConfig
 from trimtab.server.commands.rollouts.partial import Partial
-from trimtab.server.commands.weights import parse_weights
 from trimtab.server.commands.work_size import MIN_ROWS, tokens_at_once
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine

@@ -16,7 +16,7 @@ import json, os, sys
 from pathlib import Path
 from benchmarks.gpu import cache, registry
 from benchmarks.gpu.launches import serving_launches, LaunchShape
-from benchmarks.gpu.sizes import AttentionShape
+from benchmarks.gpu.inputs import AttentionShape
 few = [one for one in serving_launches(LaunchShape(64, 300, AttentionShape(4, 2, 16), 16))
        if one.name.startswith(("store_kv", "base_statistics"))]
 registry.suite_launches = cache.suite_launches = lambda: iter(few)

@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
-from benchmarks.gpu.kernels import attention, draw_statistics, guided_head, guided_logits, tilt
+from benchmarks.gpu.kernels import attention, guided_head, guided_logits, tilt
+from benchmarks.gpu.kernels import guided_logits as draw_statistics
 from benchmarks.gpu.kernels import truncate as truncation
 from benchmarks.gpu.machine import Machine, open_rehearsal
 from benchmarks.gpu.registry import PARTS
-from benchmarks.gpu.worker import run_case
+from benchmarks.gpu.runner import run_case
 
 # At toy sizes a case that comes again at other sizes is the same.
 FIRST_OF_EACH = {

@@ -13,8 +13,8 @@ from benchmarks.gpu import machine as machine_module
 from benchmarks.gpu import timing
 from benchmarks.gpu.case import Case
 from benchmarks.gpu.machine import Machine, missing_gpu, open_gpu
+from benchmarks.gpu.runner import run_case
 from benchmarks.gpu.timing import QUEUED_CALLS, Repeats, num_copies, time_calls
-from benchmarks.gpu.worker import run_case
 
 
 class Stream:

@@ -5,11 +5,9 @@ import math
 import pytest
 import torch
 
-from benchmarks.gpu.engine.busy import busy_share
 from benchmarks.gpu.engine.peers import TiltHook
-from benchmarks.gpu.engine.sizes import LLAMA_3_8B, TOY_ENGINE_SIZES
-from benchmarks.gpu.engine.steady import SteadyDecode, require_guidance
-from benchmarks.gpu.engine.subject import Subject, random_prompts
+from benchmarks.gpu.engine.speed import SteadyDecode, busy_share, require_guidance
+from benchmarks.gpu.engine.subject import LLAMA_3_8B, TOY_ENGINE_SIZES, Subject, random_prompts
 from benchmarks.gpu.findings import Findings
 from trimtab.server.engine.request import Guidance
 

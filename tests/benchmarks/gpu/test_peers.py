@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.findings import Findings
+from benchmarks.gpu.inputs import TOY_KERNEL_SIZES
 from benchmarks.gpu.kernels.peers import bench_beside_flashinfer
 from benchmarks.gpu.machine import open_rehearsal
-from benchmarks.gpu.sizes import TOY_KERNEL_SIZES
 
 
 class Wrapper:

@@ -20,8 +20,8 @@ from gpu_cases import (
 )
 
 from benchmarks.gpu.case import Case
+from benchmarks.gpu.findings import Report
 from benchmarks.gpu.machine import Machine
-from benchmarks.gpu.report import Report
 from benchmarks.gpu.runner import Runner
 
 

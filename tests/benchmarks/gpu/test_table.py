@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.gpu.findings import Aim, Findings, Measurement
-from benchmarks.gpu.report import Report
+from benchmarks.gpu.findings import Aim, Findings, Measurement, Report
 from benchmarks.gpu.table import BEGIN, END, NOTHING, as_markdown, read_reports, replace_between_markers
 from benchmarks.gpu.timing import Spread
 

@@ -8,12 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.gpu.engine.steady import reply_tokens
+from benchmarks.gpu.engine.speed import reply_tokens
 from benchmarks.gpu.engine.subject import Subject
 from benchmarks.growth.__main__ import main
-from benchmarks.growth.floor import Floor, Rates, step_floor
-from benchmarks.growth.sizes import CPU, CUDA, TOY
-from benchmarks.growth.sweeps import SWEEPS, Point, short_context
+from benchmarks.growth.sweeps import CPU, CUDA, SWEEPS, TOY, Floor, Point, Rates, short_context, step_floor
 from trimtab.server.engine.config import TOKEN_BUDGET
 
 DEVICE = torch.device("cpu")

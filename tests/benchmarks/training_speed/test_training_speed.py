@@ -11,10 +11,8 @@ from transformers import LlamaConfig
 
 from benchmarks.cpu.subject import SIZES
 from benchmarks.training_speed import __main__ as speed
-from benchmarks.training_speed.config import SpeedConfig, from_json
-from benchmarks.training_speed.contenders import CONTENDERS
-from benchmarks.training_speed.pairs import draw_pairs
-from benchmarks.training_speed.report import as_markdown, break_even, summarise
+from benchmarks.training_speed.__main__ import as_markdown, break_even, summarise
+from benchmarks.training_speed.contenders import CONTENDERS, SpeedConfig, draw_pairs, from_json
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 16, "num_attention_heads": 2}
 

@@ -7,11 +7,8 @@ from pathlib import Path
 import pytest
 
 from examples.gold.__main__ import main
-from examples.gold.begun import write_begun
-from examples.gold.choose import chosen_lora
-from examples.gold.comparisons import LORA_SETTINGS, all_steps
-from examples.gold.prompts import load_prompts
-from examples.gold.recipes import ABLATIONS, METHODS, seeded
+from examples.gold.comparisons import LORA_SETTINGS, all_steps, chosen_lora
+from examples.gold.recipes import ABLATIONS, METHODS, load_prompts, seeded, write_begun
 from examples.gold.task import CLAIMED, REFERENCE, SEEDS, Step, Task
 from trimtab.guidance.errors import DataError
 from trimtab.server import cli

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trimtab.guidance.data.items import PairItem
 from trimtab.guidance.errors import DataError
-from trimtab.guidance.features import store as feature_writer
+from trimtab.guidance.features import store as features_store
 from trimtab.guidance.features.layout import (
     MANIFEST_FILE,
     FeatureManifest,
@@ -237,7 +237,7 @@ def test_a_full_disk_ends_in_one_line_and_leaves_what_was_whole(
 ):
     write(tmp_path / "whole", policy)
     num_calls = []
-    write_through = feature_writer._write_through
+    write_through = features_store._write_through
 
     def limited(path: Path, data: bytes) -> int:
         """Of the third shard only the first thousand bytes can be written."""
@@ -266,7 +266,7 @@ def test_a_store_that_cannot_fit_is_refused_before_work(
     policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     room = type("Usage", (), {"free": 100_000})
-    monkeypatch.setattr(feature_writer.shutil, "disk_usage", lambda _: room)
+    monkeypatch.setattr(features_store.shutil, "disk_usage", lambda _: room)
     with pytest.raises(DataError, match=r"the disk has 0\.00 GB free"):
         write(tmp_path / "store", policy, extract=lambda *_: pytest.fail("ran"))
     assert not (tmp_path / "store").exists()

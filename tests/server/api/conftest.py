@@ -18,17 +18,18 @@ from transformers import PreTrainedTokenizerFast
 
 from trimtab.server.api.app import create_app
 from trimtab.server.api.config import ApiConfig
-from trimtab.server.engine.info import EngineInfo, HeadInfo
 from trimtab.server.engine.request import (
     Aborted,
     ChoiceDone,
     Delta,
+    EngineInfo,
     Event,
     Failed,
     FailureReason,
     Finished,
     FinishReason,
     GuidanceSummary,
+    HeadInfo,
     InvalidRequestError,
     Request,
     TokenRecord,

@@ -6,8 +6,8 @@ import logging
 import pytest
 
 from trimtab.server.api.config import ApiConfig
-from trimtab.server.api.head_rows import HeadRows
-from trimtab.server.engine.info import HeadInfo
+from trimtab.server.api.service import HeadRows
+from trimtab.server.engine.request import HeadInfo
 
 pytestmark = pytest.mark.anyio
 

@@ -9,9 +9,8 @@ import httpx
 import pytest
 from rich.console import Console
 
-from trimtab.server.commands.chat.main import converse
+from trimtab.server.commands.chat.main import converse, tint
 from trimtab.server.commands.chat.session import ChatSession, Quit
-from trimtab.server.commands.chat.tint import tint
 from trimtab.server.commands.errors import UserError
 
 MODEL = {

@@ -11,8 +11,7 @@ from text_tokenizers import ALL, TEXT, byte_fallback, cut_bytes
 from tiny_models import byte_tokenizer
 from transformers import AutoTokenizer
 
-from trimtab.server.engine.detokenizer import ByteDetokenizer, WindowDetokenizer
-from trimtab.server.engine.text_decoder import TextDecoder
+from trimtab.server.engine.detokenizer import ByteDetokenizer, TextDecoder, WindowDetokenizer
 
 DECODERS = {name: TextDecoder(make()) for name, make in ALL.items()}
 SIZES = {name: len(make()) for name, make in ALL.items()}

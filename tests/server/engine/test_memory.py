@@ -12,13 +12,12 @@ import pytest
 import torch
 from tiny_models import save_random_head
 
-from trimtab.server.engine.cache_size import blocks_from_free_memory, resolve_num_blocks
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.kv_cache import KVCache, LayerShape
-from trimtab.server.engine.memory import run_largest_step
 from trimtab.server.engine.policy import load_policy
 from trimtab.server.engine.request import Guidance, Request, SamplingParams
+from trimtab.server.engine.startup import blocks_from_free_memory, resolve_num_blocks, run_largest_step
 from trimtab.server.engine.warm_up import warm_up
 from trimtab.server.rollouts.offline import generate
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimtab.server.engine.stop_strings import StopMatcher, StopStrings
+from trimtab.server.engine.replies import StopMatcher, StopStrings
 
 
 def cut(text: str, stop: list[str]) -> str:

@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.gpu.engine.sizes import TOY_ENGINE_SIZES
-from benchmarks.gpu.engine.subject import Subject, random_prompts
+from benchmarks.gpu.engine.subject import TOY_ENGINE_SIZES, Subject, random_prompts
 from trimtab.kernels.compilations import Compilation
 from trimtab.kernels.guided_head import ROW_TILES
 from trimtab.server.engine import sampler as sampler_module

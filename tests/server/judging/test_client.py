@@ -15,7 +15,7 @@ from trimtab.server.judging import client
 from trimtab.server.judging.answers import Answer, AnswerFile, Question
 from trimtab.server.judging.client import Answers, FailureError, Judge, retry_after
 from trimtab.server.judging.config import JudgeConfig
-from trimtab.server.judging.verdict import read_choice
+from trimtab.server.judging.questions import read_choice
 
 QUESTIONS = [Question(f"question {i}", 4) for i in range(10)]
 

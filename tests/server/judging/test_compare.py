@@ -8,19 +8,23 @@ import pytest
 
 from trimtab.guidance.data.rows import Rollout
 from trimtab.guidance.text.encoding import Sampled
-from trimtab.server.judging.candidates import Candidates, Pair, Reply, draw_pairs, from_rollouts
 from trimtab.server.judging.client import FailureError
 from trimtab.server.judging.compare import (
+    Candidates,
     Comparison,
     Outcome,
+    Pair,
+    Reply,
+    Tally,
     both_orders,
     draw_comparisons,
+    draw_pairs,
+    from_rollouts,
     outcomes,
     preferences,
     win_rates,
 )
 from trimtab.server.judging.constitution import Constitution, Principle
-from trimtab.server.judging.label_report import Tally
 
 KIND, BRIEF = Principle("Be kind.", 3.0), Principle("Be brief.", 1.0)
 CONSTITUTION = Constitution("both", (KIND, BRIEF))

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from trimtab.server.judging.answers import Answer, GarbageError, read_answer
-from trimtab.server.judging.verdict import read_choice, read_rating
+from trimtab.server.judging.questions import read_choice, read_rating
 
 
 @pytest.mark.parametrize(("text", "choice"), [("A", 1.0), (" B\n", 0.0), ("(A)", 1.0), ("**B**.", 0.0)])

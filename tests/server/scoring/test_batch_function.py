@@ -13,8 +13,7 @@ from trimtab.guidance.data.rollouts import RolloutRow
 from trimtab.guidance.errors import DataError
 from trimtab.guidance.text.message import Message
 from trimtab.server.commands.errors import UserError
-from trimtab.server.scoring.batch_function import BatchFunctionScorer
-from trimtab.server.scoring.functions import calling_of
+from trimtab.server.scoring.functions import BatchFunctionScorer, calling_of
 from trimtab.server.scoring.scorer import Score
 
 

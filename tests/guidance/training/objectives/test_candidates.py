@@ -10,7 +10,7 @@ import torch
 from trimtab.guidance.features.source import FeatureCache
 from trimtab.guidance.policy import Policy, load_policy
 from trimtab.guidance.text.encoding import EncodedReply
-from trimtab.guidance.training.objectives import distil as candidates
+from trimtab.guidance.training.objectives import distil
 
 ROWS = [(6, 7, 8, 9), (9, 10), (10, 11, 12, 6, 7, 8, 9), (8,)]
 LENGTHS = [(2, 4), (1,), (1, 3, 7), (1,)]
@@ -27,7 +27,7 @@ def test_candidates_are_the_likeliest_tokens_and_each_is_appended_to_its_prefix(
 ):
     monkeypatch.setattr(candidates, "_can_mask", lambda _: can_mask)
     monkeypatch.setattr(candidates, "_agree", lambda *_: True)
-    found = dict(candidates.run_candidates(policy, ROWS, LENGTHS, 4))
+    found = dict(distil.run_candidates(policy, ROWS, LENGTHS, 4))
     assert sorted(found) == list(range(len(ROWS)))
     for index, row in enumerate(ROWS):
         assert len(found[index].tokens) == len(LENGTHS[index])
@@ -55,28 +55,28 @@ def test_candidates_are_the_likeliest_tokens_and_each_is_appended_to_its_prefix(
 def test_a_policy_that_keeps_a_window_is_not_masked(config: dict[str, Any], can_mask: bool):
     text = SimpleNamespace(**config)
     model = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: text))
-    assert candidates._can_mask(SimpleNamespace(model=model)) is can_mask
+    assert distil._can_mask(SimpleNamespace(model=model)) is can_mask
 
 
 def test_a_policy_that_does_not_honour_the_mask_runs_each_prefix_by_itself(
     policy: Policy, monkeypatch: pytest.MonkeyPatch
 ):
-    right = dict(candidates.run_candidates(policy, ROWS, LENGTHS, 4))
+    right = dict(distil.run_candidates(policy, ROWS, LENGTHS, 4))
     monkeypatch.setattr(candidates, "_mask", lambda places, n, dtype: None)
-    found = dict(candidates.run_candidates(policy, ROWS, LENGTHS, 4))
+    found = dict(distil.run_candidates(policy, ROWS, LENGTHS, 4))
     for index, want in right.items():
         torch.testing.assert_close(found[index].after, want.after, rtol=1e-4, atol=1e-5)
 
 
 def test_a_row_does_not_change_with_its_batch(policy: Policy, monkeypatch: pytest.MonkeyPatch):
-    together = dict(candidates.run_candidates(policy, ROWS, LENGTHS, 4))
+    together = dict(distil.run_candidates(policy, ROWS, LENGTHS, 4))
     monkeypatch.setattr(candidates, "_TOKENS_AT_ONCE", 1)
-    alone = dict(candidates.run_candidates(policy, ROWS, LENGTHS, 4))
+    alone = dict(distil.run_candidates(policy, ROWS, LENGTHS, 4))
     for index in range(len(ROWS)):
         torch.testing.assert_close(alone[index].after, together[index].after, rtol=1e-4, atol=1e-5)
 
 
 def test_there_are_no_more_candidates_than_tokens(policy: Policy):
-    ((_, only),) = candidates.run_candidates(policy, [(6, 7)], [[2]], 1000)
+    ((_, only),) = distil.run_candidates(policy, [(6, 7)], [[2]], 1000)
     assert sorted(only.tokens[0].tolist()) == list(range(policy.identity.vocab_size))
     assert only.weight.sum().item() == pytest.approx(1)

@@ -18,8 +18,8 @@ from trimtab.guidance.heads.bank import HeadBank
 from trimtab.guidance.heads.fingerprint import identify
 from trimtab.server.engine import sampler
 from trimtab.server.engine.config import EngineConfig
+from trimtab.server.engine.decode_graphs import HostWaitError, NoHostWaits
 from trimtab.server.engine.engine import Engine
-from trimtab.server.engine.host_waits import HostWaitError, NoHostWaits
 from trimtab.server.engine.policy import load_policy
 from trimtab.server.engine.request import Guidance, Request, SamplingParams
 from trimtab.server.engine.scheduler import Step
