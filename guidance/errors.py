@@ -25,3 +25,23 @@ class TieError(DataError):
 
 class MixedError(ValueError):
     """Rows of several formats in one file: none of them is bad by itself."""
+
+
+class UserError(Exception):
+    """One line that names the thing and the fix."""
+
+
+class EngineDiedError(UserError):
+    """The engine of a server has died, and the server with it."""
+
+
+class UsageError(UserError):
+    """A command line that describes no valid configuration."""
+
+
+class ModelError(Exception):
+    """A model that cannot be loaded or served right. One line: what it is, and what to do."""
+
+
+class ConfigError(ValueError):
+    """Defaults that the loaded heads cannot honour. One line: what it is, and what to do."""

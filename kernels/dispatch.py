@@ -9,6 +9,7 @@ import contextlib
 import itertools
 import types
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -101,3 +102,29 @@ def compiler_settings(**settings: object) -> Iterator[None]:
     }
     with torch.inference_mode(), inductor_config.patch(named):
         yield
+
+
+@dataclass(frozen=True, slots=True)
+class Compilation:
+    """One program on its first launch in this process. seconds: that it took. is_cached: read from disk."""
+
+    kernel: str
+    seconds: float
+    is_cached: bool
+
+
+def listen(listener: Callable[[Compilation], None] | None) -> None:
+    """Call the listener for every program from now on, in the thread that launches it; None for nobody.
+
+    Where Triton is not installed there is nothing to hear.
+    """
+    if triton is None:
+        return
+    if listener is None:
+        triton.knobs.compilation.listener = None
+        return
+
+    def hear(*, src: Any, times: Any, cache_hit: bool, **more: Any) -> None:
+        listener(Compilation(src.name, times.total / 1e6, cache_hit))
+
+    triton.knobs.compilation.listener = hear

@@ -7,9 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from trimtab.guidance.errors import DataError, HeadError, PolicyError
-from trimtab.server.api.config import ConfigError
-from trimtab.server.commands.errors import UsageError, UserError
+from trimtab.guidance.errors import ConfigError, DataError, HeadError, PolicyError, UsageError, UserError
 from trimtab.server.engine.request import InvalidRequestError
 
 COMMANDS = {

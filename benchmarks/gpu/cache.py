@@ -25,8 +25,7 @@ from tqdm.auto import tqdm
 
 from benchmarks.gpu.registry import suite_launches
 from benchmarks.gpu.stand_in import Compiled, compile_launches
-from trimtab.kernels.compilations import Compilation, listen
-from trimtab.kernels.dispatch import triton
+from trimtab.kernels.dispatch import Compilation, listen, triton
 
 FOLDER = Path("runs/triton-cache")  # carried to the GPU's machine; the suite looks here
 KEPT = (".json", ".cubin", ".so")  # what a launch reads

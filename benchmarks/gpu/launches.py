@@ -21,9 +21,8 @@ from trimtab.kernels.guided_head import ROW_TILES, guided_head
 from trimtab.kernels.guided_logits import guided_logits
 from trimtab.kernels.paged_attention import paged_attention
 from trimtab.kernels.rms_norm import rms_norm
-from trimtab.kernels.rope_store import rope_store
 from trimtab.kernels.silu_mul import silu_mul
-from trimtab.kernels.store_kv import store_kv
+from trimtab.kernels.store_kv import rope_store, store_kv
 from trimtab.kernels.tilt import solve_tilt
 from trimtab.kernels.truncate import truncate_and_draw, truncation_threshold
 from trimtab.kernels.value_adapter import value_adapter

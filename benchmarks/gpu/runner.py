@@ -15,7 +15,7 @@ import torch
 from benchmarks.gpu.case import Case
 from benchmarks.gpu.findings import DeviceLostError, Findings, Report, SkippedError, describe
 from benchmarks.gpu.machine import Machine
-from trimtab.kernels.compilations import Compilation, listen
+from trimtab.kernels.dispatch import Compilation, listen
 
 START_SECONDS = 120.0
 Record = dict[str, Any]

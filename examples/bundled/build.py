@@ -23,7 +23,7 @@ from trimtab.guidance.features.source import FeatureCache
 from trimtab.guidance.policy import load_policy
 from trimtab.guidance.training.config import AdvantageConfig, TrainConfig
 from trimtab.guidance.training.train_head import train_head
-from trimtab.server.commands.flags import parse
+from trimtab.server.flags import parse
 
 # With labels smoothed by `flipped`, the chosen reply's log-ratio is to exceed the rejected one's by
 # log(1/flipped − 1) / tau nats and by no more, however easily the two are told apart: a tilt that stays mild.

@@ -14,10 +14,9 @@ from examples.gold.comparisons import all_steps, chosen_lora
 from examples.gold.recipes import write_begun, write_prompts
 from examples.gold.reward import LEXICON_VARIABLE
 from examples.gold.task import BEGUN_PROMPTS, CHOSEN_LORA, LORA_CHOICE, Command, Task
-from trimtab.guidance.errors import DataError
+from trimtab.guidance.errors import DataError, UsageError
 from trimtab.server import cli
-from trimtab.server.commands.errors import UsageError
-from trimtab.server.commands.flags import parse
+from trimtab.server.flags import parse
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from trimtab.guidance.errors import ConfigError
 from trimtab.server.api.generation_defaults import SamplingDefaults
 from trimtab.server.engine.request import MAX_STRENGTH, EngineInfo
-
-
-class ConfigError(ValueError):
-    """Defaults that the loaded heads cannot honour. One line: what it is, and what to do."""
 
 
 @dataclass(frozen=True, slots=True)

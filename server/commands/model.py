@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trimtab.guidance.bundled import HEADS_DIR, MODEL_DIR
+from trimtab.guidance.errors import UserError
 from trimtab.guidance.heads.manifest import MANIFEST_FILE
 from trimtab.server.api.config import ApiConfig
-from trimtab.server.commands.errors import UserError
 from trimtab.server.engine.config import EngineConfig
 
 BUNDLED = "bundled"
@@ -91,3 +91,9 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--chat-template {path} cannot be read ({error}); name a text file") from error
+
+
+def find_head_folder(head: Path) -> Path:
+    """A head folder, or that of the bundled head of this name."""
+    bundled = HEADS_DIR / head
+    return bundled if not head.exists() and bundled.is_dir() else head

@@ -17,12 +17,13 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from trimtab.guidance.errors import ModelError
 from trimtab.kernels.compiled_draw import CompiledDraw
 from trimtab.kernels.dispatch import MIN_SIZE, compile_unguarded, compiler_settings
 from trimtab.server.engine.attention.base import check_attention_call
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.kv_cache import KVCache, LayerShape
-from trimtab.server.engine.policy import ModelError, Policy
+from trimtab.server.engine.policy import Policy
 
 logger = logging.getLogger(__name__)
 

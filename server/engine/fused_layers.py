@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from trimtab.kernels.rms_norm import rms_norm
-from trimtab.kernels.rope_store import rope_store
 from trimtab.kernels.silu_mul import silu_mul
+from trimtab.kernels.store_kv import rope_store
 from trimtab.server.engine.fast_modules import TOLERANCE
 
 KNOWN = frozenset({"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"})

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trimtab.guidance.errors import ModelError
 from trimtab.server.engine.attention.choose import make_attention
 from trimtab.server.engine.attention.triton import TritonAttention
 from trimtab.server.engine.batch import Batch, BatchBuilder, DrawInputs, TokenInputs
@@ -18,7 +19,7 @@ from trimtab.server.engine.fast_modules import fuse_norms
 from trimtab.server.engine.fused_layers import fuse_layers
 from trimtab.server.engine.host_memory import keep_freed_memory
 from trimtab.server.engine.kv_cache import KVCache
-from trimtab.server.engine.policy import ModelError, Policy
+from trimtab.server.engine.policy import Policy
 from trimtab.server.engine.scheduler import Step
 from trimtab.server.engine.step_state import StepState
 

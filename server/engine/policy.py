@@ -22,7 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from trimtab.guidance.errors import PolicyError
+from trimtab.guidance.errors import ModelError, PolicyError
 from trimtab.guidance.heads.fingerprint import PolicyIdentity, identify
 from trimtab.guidance.locate import must_be_local, name_of
 from trimtab.guidance.policy import cut_padding, has_linear_tail, output_embedding_input
@@ -39,10 +39,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 DEFAULT_MAX_MODEL_LEN = 2048
 _attention_ids = itertools.count()
-
-
-class ModelError(Exception):
-    """A model that cannot be loaded or served right. One line: what it is, and what to do."""
 
 
 @contextmanager

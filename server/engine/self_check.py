@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trimtab.guidance.errors import ModelError
 from trimtab.server.engine.block_manager import BlockManager
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.lane import Choice, Lane
 from trimtab.server.engine.model_runner import Hidden, ModelRunner
-from trimtab.server.engine.policy import ModelError, Policy, refusing
+from trimtab.server.engine.policy import Policy, refusing
 from trimtab.server.engine.request import Request
 from trimtab.server.engine.scheduler import Purpose, Row, Step
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 
+from trimtab.guidance.errors import ModelError
 from trimtab.guidance.heads.bank import HeadBank
 from trimtab.server.engine.block_manager import NULL_BLOCK
 from trimtab.server.engine.compiled_decode import compile_decode
@@ -15,7 +16,7 @@ from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.kv_cache import bytes_per_block
 from trimtab.server.engine.lane import Choice, Lane
 from trimtab.server.engine.model_runner import ModelRunner
-from trimtab.server.engine.policy import ModelError, Policy, load_policy
+from trimtab.server.engine.policy import Policy, load_policy
 from trimtab.server.engine.request import Guidance, Request, SamplingParams
 from trimtab.server.engine.row_needs import RowNeeds
 from trimtab.server.engine.sampler import Drawn, Sampler

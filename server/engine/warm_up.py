@@ -10,8 +10,7 @@ import torch
 from tqdm.auto import tqdm
 
 from trimtab.guidance.heads.bank import HeadBank
-from trimtab.kernels.compilations import Compilation, listen
-from trimtab.kernels.dispatch import MAX_FUSED_GUIDED_ROWS, MAX_FUSED_ROWS
+from trimtab.kernels.dispatch import MAX_FUSED_GUIDED_ROWS, MAX_FUSED_ROWS, Compilation, listen
 from trimtab.kernels.guided_head import ROW_TILES
 from trimtab.server.engine.batch import DrawInputs
 from trimtab.server.engine.device_copy import index_tensor

@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 import httpx
 from tqdm.auto import tqdm
 
-from trimtab.server.commands.errors import UserError
+from trimtab.guidance.errors import UserError
 from trimtab.server.judging.answers import (
     Answer,
     AnswerFile,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from trimtab.server.commands.errors import UserError
+from trimtab.guidance.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from trimtab.guidance.data.load import load_prompts
+from trimtab.guidance.errors import ModelError, UserError
 from trimtab.guidance.policy import load_policy
 from trimtab.guidance.text.encoding import EncodedReply, ReplyEncoder, Sampled
 from trimtab.guidance.text.message import Prompt
 from trimtab.guidance.text.prompt_form import Form, form_of
+from trimtab.guidance.training.lora.config import LoraConfig
 from trimtab.guidance.training.lora.measure import measure_tuned
-from trimtab.server.commands.errors import UserError
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
-from trimtab.server.engine.policy import ModelError
 from trimtab.server.engine.request import Request, SamplingParams
 from trimtab.server.rollouts.offline import CompletedChoice, generate
-
-if TYPE_CHECKING:
-    from trimtab.server.commands.train.lora import TrainLoraConfig
 
 Reply = tuple[int, CompletedChoice]  # number of the prompt, and what was drawn
 
@@ -98,3 +96,36 @@ def _columns(replies: list[Reply]) -> dict[str, list[Any]]:
         "token_ids": [choice.token_ids for _, choice in replies],
         "is_cut": [choice.finish_reason == "length" for _, choice in replies],
     }
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainLoraConfig(LoraConfig):
+    """Fine-tunes the policy itself with low-rank adapters, by TRL's trainers: the baseline for heads.
+
+    DPO on pairs, and a curve of merged policies for `trimtab eval` to draw beside a head's:
+
+      trimtab train --lora --model M --preferences pairs.jsonl --out runs/lora \\
+        --merge --scales 0.5 1 2 --measure prompts.jsonl
+
+    measure: rows {prompt}: every merged folder replies to them, and points.json says at what KL from the
+    policy, with the texts: what `eval` draws beside a head's frontier.
+    num_prompts: of the prompts, from the first. num_replies: to each prompt.
+    reply_tokens: of a reply at most.
+    label: of the curve; by default after the method.
+    """
+
+    measure: Path | None = None
+    num_prompts: int = 200
+    num_replies: int = 1
+    reply_tokens: int = 200
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("num_prompts", "num_replies", "reply_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.measure is not None and not self.merge:
+            raise ValueError("measure needs merged folders: give --merge")
+        if self.label and self.measure is None:
+            raise ValueError("label names the measured curve: give --measure")

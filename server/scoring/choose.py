@@ -11,10 +11,9 @@ from pathlib import Path
 
 from trimtab.guidance.bundled import HEADS_DIR
 from trimtab.guidance.data.rows import ReadColumns
-from trimtab.guidance.errors import HeadError
+from trimtab.guidance.errors import HeadError, UserError
 from trimtab.guidance.heads.manifest import MANIFEST_FILE, TENSORS_FILE, load_manifest
 from trimtab.guidance.text.prompt_form import Rows
-from trimtab.server.commands.errors import UserError
 from trimtab.server.judging.answers import AnswerFile
 from trimtab.server.judging.config import JudgeConfig
 from trimtab.server.judging.questions import RUBRIC

@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from trimtab.guidance.data.rollouts import RolloutRow, plain_prompt
-from trimtab.guidance.errors import DataError, PolicyError
+from trimtab.guidance.errors import DataError, PolicyError, UserError
 from trimtab.guidance.heads.fingerprint import tokenizer_hash
 from trimtab.guidance.locate import must_be_local
 from trimtab.guidance.publish.classifier import BIAS, load_classifier
 from trimtab.guidance.text.encoding import ReplyEncoder, Sampled
 from trimtab.guidance.text.render import encode_chat
-from trimtab.server.commands.errors import UserError
 from trimtab.server.scoring.scorer import Score
 from trimtab.server.scoring.token_texts import load_tokenizer
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from trimtab.guidance.data.rollouts import RolloutRow, plain_prompt
 from trimtab.guidance.data.rows import ReadColumns
-from trimtab.server.commands.errors import UserError
+from trimtab.guidance.errors import UserError
 from trimtab.server.scoring.scorer import Score
 
 TokenTexts = Callable[[RolloutRow], list[str]]

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from trimtab.kernels import philox
-from trimtab.kernels import philox as keyed_draw
 from trimtab.kernels.guided_logits import guided_logits
 
 NUM_DRAWS, VOCAB_SIZE = 60_000, 64
@@ -103,6 +102,6 @@ def test_noise_keyed_by_row_is_noticed(monkeypatch: pytest.MonkeyPatch):
     def keyed_by_row(seeds: Tensor, positions: Tensor, choices: Tensor, num_tokens: int) -> Tensor:
         return philox.gumbel_noise(torch.arange(len(seeds)), positions, choices, num_tokens)
 
-    monkeypatch.setattr(keyed_draw, "gumbel_noise", keyed_by_row)
+    monkeypatch.setattr(philox, "gumbel_noise", keyed_by_row)
     with pytest.raises(AssertionError):
         check_a_request_draws_alike_in_every_row()

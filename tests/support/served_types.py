@@ -14,9 +14,9 @@ from tiny_models import byte_tokenizer
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
+from trimtab.guidance.errors import ModelError
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
-from trimtab.server.engine.policy import ModelError
 from trimtab.server.engine.request import Request, SamplingParams
 from trimtab.server.rollouts.offline import Completion, generate
 

@@ -13,8 +13,8 @@ from benchmarks.gpu.kernels.rotation import Job, measure
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.oracle import require_invariance
 from trimtab.kernels.rms_norm import rms_norm
-from trimtab.kernels.rope_store import rope_store
 from trimtab.kernels.silu_mul import silu_mul
+from trimtab.kernels.store_kv import rope_store
 
 # Of numbers of about 1, whose last place this is: sums in another order may round the other way.
 LAST_PLACE = {torch.float32: 2e-6, torch.float16: 2.0**-9, torch.bfloat16: 2.0**-6}

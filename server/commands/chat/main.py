@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
+from trimtab.guidance.errors import UserError
 from trimtab.server.commands.chat.session import ChatSession, Quit
-from trimtab.server.commands.errors import UserError
-from trimtab.server.commands.flags import parse
 from trimtab.server.commands.model import ModelConfig, resolve_api, resolve_engine
 from trimtab.server.commands.serve.main import bind
+from trimtab.server.flags import parse
 
 LIMIT = 2.0
 _BAD, _MIDDLE, _GOOD = (215, 60, 60), (150, 150, 150), (40, 170, 80)

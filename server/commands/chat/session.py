@@ -9,8 +9,8 @@ from typing import Any
 
 import httpx
 
-from trimtab.server.commands.errors import UserError
-from trimtab.server.commands.flags import parse_number, parse_weights
+from trimtab.guidance.errors import UserError
+from trimtab.server.flags import parse_number, parse_weights
 
 Json = dict[str, Any]
 HELP = """\

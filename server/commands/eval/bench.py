@@ -8,16 +8,21 @@ from functools import cached_property
 from pathlib import Path
 
 from trimtab.guidance.data.load import PromptRow, load_prompt_rows
-from trimtab.guidance.errors import DataError
+from trimtab.guidance.errors import DataError, HeadError
 from trimtab.guidance.evaluation.curve import CurvePoint, Judging, Probe, judge_point
 from trimtab.guidance.evaluation.replies import Reply, Scores
-from trimtab.guidance.features.source import FeatureSource
+from trimtab.guidance.features.source import FeatureSource, StreamedFeatures
+from trimtab.guidance.heads.forms import Head
+from trimtab.guidance.heads.manifest import Manifest
+from trimtab.guidance.heads.store import load_head
+from trimtab.guidance.policy import Policy, load_policy
 from trimtab.guidance.statistics import resample_prompts
 from trimtab.guidance.text.encoding import ReplyEncoder
 from trimtab.guidance.text.message import Prompt
 from trimtab.guidance.text.prompt_form import mismatches
-from trimtab.server.commands.eval.main import EvalConfig
+from trimtab.server.commands.eval.config import EvalConfig
 from trimtab.server.commands.eval.scores import Judges, make_judges
+from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.request import SamplingParams
 from trimtab.server.rollouts.evaluation import Sampler, fitting_prompts
@@ -136,3 +141,29 @@ def make_bench(
     scores = judges(replies)
     judging = Judging(num_prompts, draws, config.num_replies, config.seed, (replies, scores))
     return Bench(config, sampler, judges, judging, features, replies, scores)
+
+
+@dataclass(frozen=True)
+class Materials:
+    """What the sections read, loaded when first asked for. engine_config: with `bundled` resolved."""
+
+    config: EvalConfig
+    engine_config: EngineConfig
+
+    @cached_property
+    def policy(self) -> Policy:
+        return load_policy(self.engine_config.model, device=self.engine_config.device)
+
+    @cached_property
+    def features(self) -> FeatureSource:
+        return StreamedFeatures(self.policy)
+
+    @cached_property
+    def heads(self) -> list[tuple[Head, Manifest]]:
+        """Raises HeadError where none is given."""
+        if not self.engine_config.heads:
+            raise HeadError("no head to judge: give --heads")
+        policy = self.policy
+        return [
+            load_head(folder, policy.identity, device=policy.device) for folder in self.engine_config.heads
+        ]

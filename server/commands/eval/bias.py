@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from trimtab.guidance.data.items import RolloutItem
 from trimtab.guidance.data.load import load_rollouts
 from trimtab.guidance.data.rollouts import plain_only
-from trimtab.guidance.errors import DataError
+from trimtab.guidance.errors import DataError, UserError
 from trimtab.guidance.evaluation.compare import at_equal_kl
 from trimtab.guidance.evaluation.curve import Curve, CurvePoint, strengths_for
 from trimtab.guidance.evaluation.static_bias import (
@@ -29,10 +29,8 @@ from trimtab.guidance.evaluation.static_bias import (
 )
 from trimtab.guidance.text.encoding import ReplyEncoder
 from trimtab.guidance.text.prompt_form import form_of
-from trimtab.server.commands.errors import UserError
-from trimtab.server.commands.eval.bench import Bench, JudgedPrompts, make_bench, read_prompts
-from trimtab.server.commands.eval.main import FIT, EvalConfig
-from trimtab.server.commands.eval.run import Materials
+from trimtab.server.commands.eval.bench import Bench, JudgedPrompts, Materials, make_bench, read_prompts
+from trimtab.server.commands.eval.config import FIT, EvalConfig
 from trimtab.server.commands.whole_file import write_text
 from trimtab.server.engine.engine import Engine
 

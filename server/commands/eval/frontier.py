@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from trimtab.guidance.errors import HeadError
+from trimtab.guidance.errors import HeadError, ModelError, UserError
 from trimtab.guidance.evaluation.baselines import External, best_of_n, load_external
 from trimtab.guidance.evaluation.compare import at_equal_kl
 from trimtab.guidance.evaluation.curve import Curve, strengths_for
@@ -18,16 +18,13 @@ from trimtab.guidance.evaluation.seed_group import group_seeds
 from trimtab.guidance.heads.manifest import load_manifest
 from trimtab.guidance.heads.store import load_head
 from trimtab.guidance.text.message import Prompt
-from trimtab.server.commands.errors import UserError
-from trimtab.server.commands.eval.bench import Bench, JudgedPrompts, make_bench, read_prompts
+from trimtab.server.commands.eval.bench import Bench, JudgedPrompts, Materials, make_bench, read_prompts
 from trimtab.server.commands.eval.bias import STATIC_BIAS, bias_curve, find_bias
-from trimtab.server.commands.eval.main import EvalConfig
-from trimtab.server.commands.eval.run import Materials
+from trimtab.server.commands.eval.config import EvalConfig
 from trimtab.server.commands.eval.scores import PROXY, reward_name
-from trimtab.server.commands.flags import parse_weights
 from trimtab.server.engine.engine import Engine
-from trimtab.server.engine.policy import ModelError
 from trimtab.server.engine.request import MAX_STRENGTH
+from trimtab.server.flags import parse_weights
 from trimtab.server.scoring.choose import with_reward_head
 
 BEST_OF_N = "best-of-n by "

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -12,52 +11,22 @@ from rich.table import Table as RichTable
 
 from trimtab.guidance.data.items import PairItem
 from trimtab.guidance.data.load import load_preferences
-from trimtab.guidance.errors import DataError, HeadError
+from trimtab.guidance.errors import DataError
 from trimtab.guidance.evaluation.page import write_report
 from trimtab.guidance.evaluation.preferences import PreferenceReport, judge_preferences
 from trimtab.guidance.evaluation.report import EvaluationReport, Subject
 from trimtab.guidance.evaluation.sycophancy import SycophancyReport, judge_sycophancy, load_templates
 from trimtab.guidance.evaluation.table import Table
 from trimtab.guidance.evaluation.tables import all_tables
-from trimtab.guidance.features.source import FeatureSource, StreamedFeatures
-from trimtab.guidance.heads.forms import Head
-from trimtab.guidance.heads.manifest import Manifest
-from trimtab.guidance.heads.store import load_head
 from trimtab.guidance.locate import name_of
-from trimtab.guidance.policy import Policy, load_policy
 from trimtab.guidance.text.encoding import ReplyEncoder
 from trimtab.guidance.text.prompt_form import form_of, mismatches
-from trimtab.server.commands.eval.main import FIT, PACKAGED, EvalConfig
+from trimtab.server.commands.eval.bench import Materials
+from trimtab.server.commands.eval.config import FIT, PACKAGED, EvalConfig
 from trimtab.server.engine.config import EngineConfig
 
 _OF_FIT = ("bias_discount", "bias_shrinkage", "bias_tokens", "tuning_replies")  # settings of `fit` alone
 _MIN_WIDTH = 165  # of the tables; what is narrower breaks their numbers apart
-
-
-@dataclass(frozen=True)
-class Materials:
-    """What the sections read, loaded when first asked for. engine_config: with `bundled` resolved."""
-
-    config: EvalConfig
-    engine_config: EngineConfig
-
-    @cached_property
-    def policy(self) -> Policy:
-        return load_policy(self.engine_config.model, device=self.engine_config.device)
-
-    @cached_property
-    def features(self) -> FeatureSource:
-        return StreamedFeatures(self.policy)
-
-    @cached_property
-    def heads(self) -> list[tuple[Head, Manifest]]:
-        """Raises HeadError where none is given."""
-        if not self.engine_config.heads:
-            raise HeadError("no head to judge: give --heads")
-        policy = self.policy
-        return [
-            load_head(folder, policy.identity, device=policy.device) for folder in self.engine_config.heads
-        ]
 
 
 def run(config: EvalConfig, engine_config: EngineConfig) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 from trimtab.guidance.data.load import PromptRow
 from trimtab.guidance.data.rollouts import RolloutRow, plain_prompt
+from trimtab.guidance.errors import UserError
 from trimtab.guidance.evaluation.replies import Reply, Scores
-from trimtab.server.commands.errors import UserError
-from trimtab.server.commands.eval.main import EvalConfig
+from trimtab.server.commands.eval.config import EvalConfig
 from trimtab.server.engine.engine import Engine
 from trimtab.server.judging.questions import RUBRIC
 from trimtab.server.scoring.choose import ScorerContext, make_scorer, split_scorer

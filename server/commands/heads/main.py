@@ -12,15 +12,14 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from trimtab.guidance.bundled import HEADS_DIR
+from trimtab.guidance.errors import UsageError, UserError
 from trimtab.guidance.heads.manifest import MANIFEST_FILE, Manifest, load_manifest
 from trimtab.guidance.heads.verdict import verdicts
-from trimtab.server.commands.errors import UsageError, UserError
-from trimtab.server.commands.flags import parse
 from trimtab.server.commands.heads.reward import ExportRewardConfig, ImportRewardConfig
 from trimtab.server.commands.heads.scale import RescaleConfig
 from trimtab.server.commands.heads.share import PullConfig, PushConfig
-from trimtab.server.commands.model import bundled_heads
+from trimtab.server.commands.model import bundled_heads, find_head_folder
+from trimtab.server.flags import parse
 
 
 @dataclass(frozen=True)
@@ -104,12 +103,6 @@ def head_table(head: Manifest) -> Table:
     for key, value in _flatten(dataclasses.asdict(head)):
         table.add_row(key, f"{value:.4g}" if isinstance(value, float) else str(value))
     return table
-
-
-def find_head_folder(head: Path) -> Path:
-    """A head folder, or that of the bundled head of this name."""
-    bundled = HEADS_DIR / head
-    return bundled if not head.exists() and bundled.is_dir() else head
 
 
 def _parts(head: Manifest) -> str:

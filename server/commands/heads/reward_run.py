@@ -32,9 +32,8 @@ from trimtab.guidance.publish.classifier import (
 )
 from trimtab.guidance.training.examples import load_items
 from trimtab.guidance.training.held_out import score_ends, standard_units
-from trimtab.server.commands.heads.main import find_head_folder
 from trimtab.server.commands.heads.reward import ExportRewardConfig, ImportRewardConfig
-from trimtab.server.commands.model import BUNDLED
+from trimtab.server.commands.model import BUNDLED, find_head_folder
 
 
 def export(config: ExportRewardConfig) -> None:

@@ -15,9 +15,8 @@ from trimtab.guidance.text.prompt_form import form_of, mismatch
 from trimtab.guidance.training.examples import load_items
 from trimtab.guidance.training.methods import METHODS
 from trimtab.guidance.training.scale import KL_PER_TOKEN, Scale, fit_scale
-from trimtab.server.commands.heads.main import find_head_folder
 from trimtab.server.commands.heads.scale import RescaleConfig
-from trimtab.server.commands.model import BUNDLED
+from trimtab.server.commands.model import BUNDLED, find_head_folder
 
 
 def rescale(config: RescaleConfig) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import tyro
 from rich.console import Console
 
-from trimtab.server.commands.errors import UserError
+from trimtab.guidance.errors import UserError
 
 if TYPE_CHECKING:
     from trimtab.guidance.heads.manifest import Manifest
@@ -47,7 +47,7 @@ class PushConfig:
 
     def run(self, console: Console) -> None:
         """Raises HeadError or UserError with one line; then nothing was replaced."""
-        from trimtab.server.commands.heads.main import find_head_folder  # noqa: PLC0415 (which imports this)
+        from trimtab.server.commands.model import find_head_folder  # noqa: PLC0415 (which imports this)
 
         _push(self, find_head_folder(self.head))
 

@@ -2,154 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
+from dataclasses import replace
 
-from trimtab.guidance.data.options import EncodedRows
-from trimtab.guidance.data.training_rows import PairRule
-from trimtab.server.commands.errors import UsageError, UserError
-from trimtab.server.commands.flags import parse
-from trimtab.server.commands.model import BUNDLED, resolve_engine
+from trimtab.guidance.errors import UserError
+from trimtab.server.commands.model import resolve_engine
+from trimtab.server.commands.rollouts.config import RolloutsConfig, read_rubric
 from trimtab.server.commands.row_accounts import show_accounts
-from trimtab.server.engine.config import EngineConfig
-from trimtab.server.judging.config import JudgeConfig
+from trimtab.server.flags import parse
 from trimtab.server.scoring.choose import check_scorer, split_scorer
-from trimtab.server.scoring.scorer import OnBadScores
-
-SAMPLING_FIELDS = (
-    *("num_prompts", "num_replies", "max_tokens", "temperature", "top_p", "seed", "steer", "strength"),
-    *("prompts_per_part", "on_bad_rows", "extra_columns", "format", "columns", "rows", "keep_columns"),
-    "keep_features",
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RolloutsConfig(EngineConfig, JudgeConfig, EncodedRows):
-    """Samples replies to prompts, guided or not, scores them, and writes them as Parquet; from scored ones it
-    also makes training rows. A run that was stopped, or killed, goes on with the same replies when the same
-    command is given again: until it is complete, its parts stand in a folder beside the file, named
-    `.partial`, and its scores in a file named `.scores.jsonl`. Replies that are not plain samples (steered,
-    at another temperature than 1, or with top_p below 1) make pairs, rankings and labels and teach a reward
-    by regression; whatever assumes the policy's own replies refuses them.
-    Example: `trimtab rollouts --model M --prompts prompts.jsonl --num-replies 8 --score function:my:reward
-    --pairs best-worst` and then `trimtab train --model M --preferences rollouts.preference.parquet`.
-    Replies that are there already are scored anew by `trimtab rollouts --rescore rollouts.parquet --score …`.
-
-    model: `bundled`, or the folder or hub id of a causal LM.
-    heads: head folders; `bundled` for those of the bundled model, which are also what it has by default.
-    prompts: rows {prompt}, or of a published format (--format), as `trimtab train` takes them.
-    rescore: a file of rollouts to work on, instead of sampling new ones. Without --score its rewards stay.
-    out: the file; by default rollouts.parquet, or the file given to --rescore, in place.
-    num_prompts: how many of the prompts are used, from the first; by default all.
-    num_replies: to each prompt, at most 128.
-    max_tokens: of a reply.
-    seed: each prompt's noise is its own, whatever shares its batch.
-    steer: heads with weights that steer the replies, such as kind=1,concise=0.5; by default none does.
-    strength: of the steering; by default 1 where --steer is given, else 0.
-    score: `reward:NAME_OR_FOLDER`, a head's reward part, in its raw units; `function:MODULE:FUNCTION`; with
-    `model:PATH` a transformers …ForSequenceClassification with one label, or `model:PATH:LABEL` the
-    log-probability of one of several; or `judge:URL`, a judge model that rates from 1 to 10. A function is
-    called for each reply with (prompt, reply) or (prompt, reply, tokens) and returns a number, or one per
-    token. If one of its parameters is called `completions` it is called as TRL calls reward functions, for
-    batches of 64 replies and with keywords alone: prompts, completions, completion_ids as far as it takes
-    them, and columns of the prompt file by their names (all of them, if it takes **kwargs); a completion is
-    a string where the prompt is one, else [{"role": "assistant", "content": …}]. It returns a list with a
-    number, numbers per token, or None (no reward) for each reply.
-    rubric: text file that tells the judge what to rate.
-    on_bad_scores: where the scorer gives no finite number: `refuse` the file, keeping the sampled replies for
-    another try, or `skip`, which leaves those rewards null.
-    keep_columns: all columns of the prompt file stand in the file of rollouts, for a later --rescore, as
-    those that the scorer reads always do; then none is extra.
-    pairs: also writes preferences to OUT's name with .preference.parquet: of each prompt's replies the best
-    against the worst, or all pairs.
-    min_margin: rewards of a pair differ by at least so much.
-    rankings: also writes each prompt's replies with ranks, to .ranking.parquet.
-    labels: also writes every reply with a label, true where the reward is at least so much, to
-    .unpaired.parquet.
-    prompts_per_part: prompts that are sampled together and kept when the run is stopped; by default as many
-    as take some seconds.
-    keep_features: also keeps what heads read of every reply, at all positions, in this folder, for `trimtab
-    train --features` without running `trimtab features`: the policy has computed it anyway.
-    max_num_seqs: replies that are sampled at the same time.
-    prefix_caching: off by default, so that a run that was stopped goes on bit for bit.
-    """
-
-    model: str | Path = BUNDLED
-    prompts: Path | None = None
-    rescore: Path | None = None
-    out: Path | None = None
-    num_prompts: int | None = None
-    num_replies: int = 1
-    max_tokens: int = 128
-    temperature: float = 1.0
-    top_p: float = 1.0
-    seed: int = 0
-    steer: str = ""
-    strength: float | None = None
-    score: str = ""
-    rubric: Path | None = None
-    on_bad_scores: OnBadScores = "refuse"
-    keep_columns: bool = False
-    pairs: PairRule = "none"
-    min_margin: float = 0.0
-    rankings: bool = False
-    labels: float | None = None
-    prompts_per_part: int | None = None
-    keep_features: Path | None = None
-    max_num_seqs: int = 128
-    prefix_caching: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check()
-        self.check_row_options()
-        for name in ("num_prompts", "num_replies", "max_tokens", "prompts_per_part"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        if not 0 <= self.seed < 2**31:
-            raise ValueError(f"seed must be 0…{2**31 - 1}, got {self.seed}")
-        if (self.prompts is None) == (self.rescore is None):
-            raise ValueError(
-                "give one of --prompts, to sample replies, and --rescore, for those that are there"
-            )
-        if not math.isfinite(self.min_margin) or self.min_margin < 0:
-            raise ValueError(f"min_margin must be 0 or more, got {self.min_margin}")
-        if self.min_margin and self.pairs == "none":
-            raise ValueError("min_margin is of pairs: give --pairs")
-        if self.rubric is not None and not self.score.startswith("judge"):
-            raise ValueError("rubric is for a judge: give --score judge:URL")
-        if self.rescore is not None:
-            self._check_nothing_is_sampled()
-        if self.labels is not None and not math.isfinite(self.labels):
-            raise ValueError(f"labels must be a finite number, got {self.labels}")
-        if self.strength and not self.steer:
-            raise ValueError("strength needs --steer, which names the heads")
-        if self.wants_training_rows and self.prompts is not None and not self.score:
-            raise ValueError("pairs, rankings and labels need rewards: give --score")
-        if self.rescore is not None and not self.score and not self.wants_training_rows:
-            raise ValueError("rescore needs something to do: --score, --pairs, --rankings or --labels")
-
-    def _check_nothing_is_sampled(self) -> None:
-        defaults = {field.name: field.default for field in fields(self)}
-        for name in SAMPLING_FIELDS:
-            if getattr(self, name) != defaults[name]:
-                raise ValueError(f"{name} is for sampling, and --rescore samples nothing: leave it out")
-
-    @property
-    def wants_training_rows(self) -> bool:
-        return self.pairs != "none" or self.rankings or self.labels is not None
-
-    @property
-    def destination(self) -> Path:
-        """Raises UsageError for a name that is no Parquet file's."""
-        out = self.out or self.rescore or Path("rollouts.parquet")
-        if out.suffix != ".parquet":
-            raise UsageError(f"--out {out} must end in .parquet")
-        return out
 
 
 def main(prog: str, args: Sequence[str]) -> None:
@@ -178,17 +40,6 @@ def _kept(config: RolloutsConfig) -> str:
     kept = [f"{num_parts} parts of the replies are kept in {parts}"] * (num_parts > 0)
     kept += [f"scores are kept in {scores}"] * scores.exists()
     return f"{' and '.join(kept)}: give the same command again to go on" if kept else "nothing was done yet"
-
-
-def read_rubric(path: Path) -> str:
-    """Raises UserError where it cannot be read as text, or is empty."""
-    try:
-        text = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--rubric {path} cannot be read ({error}); name a text file") from error
-    if not text:
-        raise UserError(f"--rubric {path} is empty")
-    return text
 
 
 def _check_before_work(config: RolloutsConfig) -> None:

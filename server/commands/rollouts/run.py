@@ -27,11 +27,10 @@ from trimtab.guidance.data.training_rows import (
     rankings,
     unpaired,
 )
-from trimtab.guidance.errors import DataError
+from trimtab.guidance.errors import DataError, UserError
 from trimtab.guidance.files import write_parquet
 from trimtab.guidance.text.prompt_form import METADATA_KEY, Rows, recorded_form
-from trimtab.server.commands.errors import UserError
-from trimtab.server.commands.rollouts.main import RolloutsConfig, read_rubric
+from trimtab.server.commands.rollouts.config import RolloutsConfig, read_rubric
 from trimtab.server.commands.rollouts.partial import Partial
 from trimtab.server.commands.rollouts.sampling import Sampled, sample_all
 from trimtab.server.engine.config import EngineConfig

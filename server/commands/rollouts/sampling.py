@@ -22,21 +22,19 @@ from trimtab.guidance.data.rollouts import (
     rollout_schema,
     to_table,
 )
-from trimtab.guidance.errors import DataError
+from trimtab.guidance.errors import DataError, ModelError, UserError
 from trimtab.guidance.heads.manifest import MANIFEST_FILE, TENSORS_FILE
 from trimtab.guidance.text.encoding import ReplyEncoder
 from trimtab.guidance.text.prompt_form import Form, Rows, mismatches
-from trimtab.server.commands.errors import UserError
-from trimtab.server.commands.flags import parse_weights
+from trimtab.server.commands.rollouts.config import RolloutsConfig
 from trimtab.server.commands.rollouts.features import FeatureKeeper, check_features
-from trimtab.server.commands.rollouts.main import RolloutsConfig
 from trimtab.server.commands.rollouts.partial import Partial
 from trimtab.server.commands.work_size import MIN_ROWS, tokens_at_once
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
-from trimtab.server.engine.policy import ModelError
 from trimtab.server.engine.request import InvalidRequestError
 from trimtab.server.engine.state_recorder import StateRecorder
+from trimtab.server.flags import parse_weights
 from trimtab.server.rollouts.offline import GenerationError
 from trimtab.server.rollouts.sample import EncodedPrompt, SamplePlan, sample
 from trimtab.server.scoring.choose import check_scorer, with_reward_head

@@ -17,9 +17,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
-from trimtab.server.commands.errors import EngineDiedError, UserError
-from trimtab.server.commands.flags import parse
+from trimtab.guidance.errors import EngineDiedError, UserError
 from trimtab.server.commands.model import ModelConfig, resolve_api, resolve_engine
+from trimtab.server.flags import parse
 
 if TYPE_CHECKING:
     from trimtab.server.api.service import Service

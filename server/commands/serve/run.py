@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import uvicorn
 
+from trimtab.guidance.errors import EngineDiedError, UserError
 from trimtab.server.api.app import connect, create_waiting_app
 from trimtab.server.api.config import ApiConfig
 from trimtab.server.api.generation_defaults import (
@@ -23,7 +24,6 @@ from trimtab.server.api.generation_defaults import (
     read_defaults,
 )
 from trimtab.server.api.service import Service
-from trimtab.server.commands.errors import EngineDiedError, UserError
 from trimtab.server.engine.config import EngineConfig
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class ModelServer:
         return None
 
     def _connect(self, engine: AsyncEngine, on_ready: Callable[[Service], None]) -> None:
-        from trimtab.server.engine.policy import ModelError  # noqa: PLC0415 (loaded with the engine)
+        from trimtab.guidance.errors import ModelError  # noqa: PLC0415 (loaded with the engine)
 
         try:
             engine.wait_until_loaded()

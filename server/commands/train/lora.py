@@ -6,53 +6,19 @@ import importlib.util
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 from safetensors import SafetensorError
 
 from trimtab.guidance.bundled import MODEL_DIR
-from trimtab.guidance.training.lora.config import LoraConfig
-from trimtab.server.commands.errors import UserError
-from trimtab.server.commands.flags import parse
+from trimtab.guidance.errors import UserError
 from trimtab.server.commands.model import BUNDLED
 from trimtab.server.commands.whole_file import write_text
+from trimtab.server.flags import parse
+from trimtab.server.rollouts.tuned import TrainLoraConfig
 
 POINTS_FILE = "points.json"
 _EXTRA = ("trl", "peft")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainLoraConfig(LoraConfig):
-    """Fine-tunes the policy itself with low-rank adapters, by TRL's trainers: the baseline for heads.
-
-    DPO on pairs, and a curve of merged policies for `trimtab eval` to draw beside a head's:
-
-      trimtab train --lora --model M --preferences pairs.jsonl --out runs/lora \\
-        --merge --scales 0.5 1 2 --measure prompts.jsonl
-
-    measure: rows {prompt}: every merged folder replies to them, and points.json says at what KL from the
-    policy, with the texts: what `eval` draws beside a head's frontier.
-    num_prompts: of the prompts, from the first. num_replies: to each prompt.
-    reply_tokens: of a reply at most.
-    label: of the curve; by default after the method.
-    """
-
-    measure: Path | None = None
-    num_prompts: int = 200
-    num_replies: int = 1
-    reply_tokens: int = 200
-    label: str = ""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("num_prompts", "num_replies", "reply_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.measure is not None and not self.merge:
-            raise ValueError("measure needs merged folders: give --merge")
-        if self.label and self.measure is None:
-            raise ValueError("label names the measured curve: give --measure")
 
 
 def main(prog: str, args: Sequence[str]) -> None:

@@ -12,18 +12,17 @@ from rich.console import Console
 
 from trimtab.guidance.bundled import MODEL_DIR
 from trimtab.guidance.config_file import read_config
+from trimtab.guidance.errors import ModelError, UsageError, UserError
 from trimtab.guidance.heads.manifest import Manifest
 from trimtab.guidance.policy import load_policy
 from trimtab.guidance.training.config import TrainConfig
 from trimtab.guidance.training.plan import make_plan, samples_replies
 from trimtab.guidance.training.processes import end_processes, is_first, own_device
 from trimtab.guidance.training.train_head import train_head
-from trimtab.server.commands.errors import UsageError, UserError
-from trimtab.server.commands.flags import parse
 from trimtab.server.commands.heads.main import head_table
 from trimtab.server.commands.model import BUNDLED
 from trimtab.server.commands.train import lora as train_lora
-from trimtab.server.engine.policy import ModelError
+from trimtab.server.flags import parse
 from trimtab.server.rollouts.learner import EngineSampler
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from trimtab.guidance.errors import ModelError
 from trimtab.server.engine.attention.base import PagedAttention
 from trimtab.server.engine.attention.sdpa import SdpaAttention
 from trimtab.server.engine.attention.tiled import TiledAttention
 from trimtab.server.engine.attention.triton import TritonAttention
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.kv_cache import KVCache
-from trimtab.server.engine.policy import ModelError
 from trimtab.server.engine.step_state import StepState
 
 ATTENTIONS: dict[str, Callable[[KVCache, StepState, bool], PagedAttention]] = {

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from trimtab.kernels.dispatch import choose_backend
 from trimtab.kernels.paged_attention import paged_attention
-from trimtab.kernels.rope_store import rope_store
-from trimtab.kernels.store_kv import store_kv
+from trimtab.kernels.store_kv import rope_store, store_kv
 from trimtab.server.engine.attention.base import AttentionCall, PagedAttention
 from trimtab.server.engine.batch import RowSpans, TokenInputs
 from trimtab.server.engine.device_copy import index_tensor

@@ -12,12 +12,12 @@ from examples.gold.recipes import ABLATIONS, METHODS, load_prompts, seeded, writ
 from examples.gold.task import CLAIMED, REFERENCE, SEEDS, Step, Task
 from trimtab.guidance.errors import DataError
 from trimtab.server import cli
-from trimtab.server.commands.eval.main import EvalConfig
-from trimtab.server.commands.features.main import FeaturesConfig
-from trimtab.server.commands.flags import parse
-from trimtab.server.commands.rollouts.main import RolloutsConfig
-from trimtab.server.commands.train.lora import TrainLoraConfig
+from trimtab.server.commands.eval.config import EvalConfig
+from trimtab.server.commands.features.config import FeaturesConfig
+from trimtab.server.commands.rollouts.config import RolloutsConfig
 from trimtab.server.commands.train.main import TrainCommandConfig
+from trimtab.server.flags import parse
+from trimtab.server.rollouts.tuned import TrainLoraConfig
 
 CONFIGS = {
     "rollouts": RolloutsConfig,

@@ -249,7 +249,7 @@ def test_a_full_disk_ends_in_one_line_and_leaves_what_was_whole(
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
-    monkeypatch.setattr(feature_writer, "_write_through", limited)
+    monkeypatch.setattr(features_store, "_write_through", limited)
     says = r"features-00002.* cannot be written \(File too large\): .*2 shards before it are whole"
     with pytest.raises(DataError, match=says):
         write(tmp_path / "full", policy)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from trimtab.kernels.rms_norm import rms_norm
-from trimtab.kernels.rope_store import rope_store
 from trimtab.kernels.silu_mul import silu_mul
+from trimtab.kernels.store_kv import rope_store
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # The interpreter truncates where it should round to bfloat16: there only a GPU tells.

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from trimtab.guidance.errors import UserError
 from trimtab.server.api.config import ApiConfig
 from trimtab.server.api.generation_defaults import GenerationConfigError, SamplingDefaults, read_defaults
-from trimtab.server.commands.errors import UserError
 from trimtab.server.commands.serve.run import find_defaults
 
 pytestmark = pytest.mark.anyio

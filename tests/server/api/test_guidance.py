@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from trimtab.server.api.config import ApiConfig, ConfigError, resolve_config
+from trimtab.guidance.errors import ConfigError
+from trimtab.server.api.config import ApiConfig, resolve_config
 from trimtab.server.engine.request import Guidance
 
 pytestmark = pytest.mark.anyio

@@ -9,9 +9,9 @@ import httpx
 import pytest
 from rich.console import Console
 
+from trimtab.guidance.errors import UserError
 from trimtab.server.commands.chat.main import converse, tint
 from trimtab.server.commands.chat.session import ChatSession, Quit
-from trimtab.server.commands.errors import UserError
 
 MODEL = {
     "id": "m",

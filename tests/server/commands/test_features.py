@@ -20,7 +20,7 @@ from trimtab.guidance.features.store import open_features
 from trimtab.guidance.policy import load_policy
 from trimtab.guidance.training.examples import load_items
 from trimtab.server.cli import main
-from trimtab.server.commands.features.main import FeaturesConfig
+from trimtab.server.commands.features.config import FeaturesConfig
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from trimtab.guidance.errors import UserError
 from trimtab.server.api.config import ApiConfig
 from trimtab.server.commands import model as model_command
-from trimtab.server.commands.errors import UserError
 from trimtab.server.commands.model import ModelConfig, resolve_api, resolve_engine
 from trimtab.server.engine.config import EngineConfig
 

@@ -27,7 +27,7 @@ from trimtab.guidance.policy import load_policy
 from trimtab.guidance.text.prompt_form import recorded_form
 from trimtab.guidance.training.examples import load_items
 from trimtab.server.cli import main
-from trimtab.server.commands.features.main import FeaturesConfig
+from trimtab.server.commands.features.config import FeaturesConfig
 from trimtab.server.commands.rollouts import sampling as rollouts_sampling
 from trimtab.server.rollouts.sample import sample
 

@@ -12,8 +12,7 @@ from safetensors import SafetensorError
 from tiny_models import SIZES, save_random_model
 from transformers import LlamaConfig
 
-from trimtab.guidance.errors import DataError
-from trimtab.server.commands.errors import UsageError, UserError
+from trimtab.guidance.errors import DataError, UsageError, UserError
 from trimtab.server.commands.train import lora as train_lora
 
 

@@ -11,11 +11,11 @@ import torch
 from tiny_models import SIZES, save_random_model
 from transformers import Gemma2Config, LlamaConfig, MistralConfig, PretrainedConfig
 
+from trimtab.guidance.errors import ModelError
 from trimtab.server.engine import compiled_decode
 from trimtab.server.engine.compiled_decode import CompiledDecode
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
-from trimtab.server.engine.policy import ModelError
 from trimtab.server.engine.request import Request, SamplingParams, TokenRecord
 from trimtab.server.rollouts.offline import generate
 

@@ -18,11 +18,10 @@ from transformers import (
     T5Config,
 )
 
-from trimtab.guidance.errors import HeadError
+from trimtab.guidance.errors import HeadError, ModelError
 from trimtab.server.engine.attention import sdpa as sdpa_attention
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
-from trimtab.server.engine.policy import ModelError
 
 
 def start(folder: Path, **options: object) -> Engine:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.gpu.engine.subject import TOY_ENGINE_SIZES, Subject, random_prompts
-from trimtab.kernels.compilations import Compilation
+from trimtab.kernels.dispatch import Compilation
 from trimtab.kernels.guided_head import ROW_TILES
 from trimtab.server.engine import sampler as sampler_module
 from trimtab.server.engine.engine import Engine

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from local_judge import LocalJudge, Say, local_judge
 
-from trimtab.server.commands.errors import UserError
+from trimtab.guidance.errors import UserError
 from trimtab.server.judging import client
 from trimtab.server.judging.answers import Answer, AnswerFile, Question
 from trimtab.server.judging.client import Answers, FailureError, Judge, retry_after

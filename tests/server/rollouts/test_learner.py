@@ -12,6 +12,7 @@ from on_policy_cases import make_config
 from tiny_models import SIZES, VOCAB_SIZE, save_random_head, save_random_model
 from transformers import LlamaConfig
 
+from trimtab.guidance.errors import UserError
 from trimtab.guidance.features.source import StreamedFeatures
 from trimtab.guidance.heads.forms import Head
 from trimtab.guidance.heads.manifest import Parts
@@ -22,7 +23,6 @@ from trimtab.guidance.training.objectives.base import fetch, lay_out
 from trimtab.guidance.training.objectives.tilt import Tilt, tilt_terms
 from trimtab.guidance.training.on_policy.collect import Draw
 from trimtab.server.cli import main
-from trimtab.server.commands.errors import UserError
 from trimtab.server.rollouts.learner import EngineSampler
 from trimtab.server.rollouts.sample import EncodedPrompt, SamplePlan, sample
 

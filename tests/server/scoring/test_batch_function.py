@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from trimtab.guidance.data.rollouts import RolloutRow
-from trimtab.guidance.errors import DataError
+from trimtab.guidance.errors import DataError, UserError
 from trimtab.guidance.text.message import Message
-from trimtab.server.commands.errors import UserError
 from trimtab.server.scoring.functions import BatchFunctionScorer, calling_of
 from trimtab.server.scoring.scorer import Score
 

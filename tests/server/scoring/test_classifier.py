@@ -17,14 +17,13 @@ from transformers import (
 )
 
 from trimtab.guidance.data.rollouts import RolloutRow, read_rollouts
-from trimtab.guidance.errors import HeadError, PolicyError
+from trimtab.guidance.errors import HeadError, PolicyError, UserError
 from trimtab.guidance.heads.forms import Head
 from trimtab.guidance.heads.manifest import Manifest, Parts, ScalarPart
 from trimtab.guidance.heads.store import save_head
 from trimtab.guidance.policy import load_policy
 from trimtab.guidance.text.message import Message
 from trimtab.server.cli import main
-from trimtab.server.commands.errors import UserError
 from trimtab.server.judging.config import JudgeConfig
 from trimtab.server.scoring.choose import (
     ScorerContext,

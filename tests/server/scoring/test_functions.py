@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from trimtab.guidance.data.rollouts import RolloutRow
+from trimtab.guidance.errors import UserError
 from trimtab.guidance.text.message import Message
-from trimtab.server.commands.errors import UserError
 from trimtab.server.scoring.functions import FunctionScorer, calling_of, check_result, load_function
 from trimtab.server.scoring.scorer import Score, ScoreCount, apply
 

@@ -25,8 +25,8 @@ def policy(policy_folder: Path) -> Policy:
 def test_candidates_are_the_likeliest_tokens_and_each_is_appended_to_its_prefix(
     can_mask: bool, policy: Policy, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(candidates, "_can_mask", lambda _: can_mask)
-    monkeypatch.setattr(candidates, "_agree", lambda *_: True)
+    monkeypatch.setattr(distil, "_can_mask", lambda _: can_mask)
+    monkeypatch.setattr(distil, "_agree", lambda *_: True)
     found = dict(distil.run_candidates(policy, ROWS, LENGTHS, 4))
     assert sorted(found) == list(range(len(ROWS)))
     for index, row in enumerate(ROWS):
@@ -62,7 +62,7 @@ def test_a_policy_that_does_not_honour_the_mask_runs_each_prefix_by_itself(
     policy: Policy, monkeypatch: pytest.MonkeyPatch
 ):
     right = dict(distil.run_candidates(policy, ROWS, LENGTHS, 4))
-    monkeypatch.setattr(candidates, "_mask", lambda places, n, dtype: None)
+    monkeypatch.setattr(distil, "_mask", lambda places, n, dtype: None)
     found = dict(distil.run_candidates(policy, ROWS, LENGTHS, 4))
     for index, want in right.items():
         torch.testing.assert_close(found[index].after, want.after, rtol=1e-4, atol=1e-5)
@@ -70,7 +70,7 @@ def test_a_policy_that_does_not_honour_the_mask_runs_each_prefix_by_itself(
 
 def test_a_row_does_not_change_with_its_batch(policy: Policy, monkeypatch: pytest.MonkeyPatch):
     together = dict(distil.run_candidates(policy, ROWS, LENGTHS, 4))
-    monkeypatch.setattr(candidates, "_TOKENS_AT_ONCE", 1)
+    monkeypatch.setattr(distil, "_TOKENS_AT_ONCE", 1)
     alone = dict(distil.run_candidates(policy, ROWS, LENGTHS, 4))
     for index in range(len(ROWS)):
         torch.testing.assert_close(alone[index].after, together[index].after, rtol=1e-4, atol=1e-5)

@@ -12,11 +12,12 @@ from tape import Tape
 from tiny_models import SIZES, save_random_model
 from transformers import Gemma2Config, LlamaConfig, Phi3Config, PretrainedConfig
 
+from trimtab.guidance.errors import ModelError
 from trimtab.server.engine import model_runner
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.lane import Choice, Lane
 from trimtab.server.engine.model_runner import ModelRunner
-from trimtab.server.engine.policy import ModelError, load_policy
+from trimtab.server.engine.policy import load_policy
 from trimtab.server.engine.request import Request
 from trimtab.server.engine.scheduler import Purpose, Row, Step
 

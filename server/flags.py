@@ -14,7 +14,7 @@ import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 from trimtab.guidance.config_file import own_fields_first
-from trimtab.server.commands.errors import UsageError, UserError
+from trimtab.guidance.errors import UsageError, UserError
 
 T = TypeVar("T")
 

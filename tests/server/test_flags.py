@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from trimtab.server.commands.flags import describe, parse
+from trimtab.server.flags import describe, parse
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,201 @@
+"""TODO"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from trimtab.guidance.data.options import EncodedRows
+from trimtab.server.commands.model import BUNDLED
+from trimtab.server.engine.config import EngineConfig
+from trimtab.server.judging.config import JudgeConfig
+from trimtab.server.scoring.choose import SCORERS
+from trimtab.server.scoring.scorer import OnBadScores
+
+Section = Literal["preferences", "frontier", "sycophancy"]
+SECTIONS: tuple[Section, ...] = ("preferences", "frontier", "sycophancy")
+FIT = "fit"
+PACKAGED = "packaged"
+BUNDLED_JUDGE = "trimtab.guidance.bundled.gold:score"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig(EngineConfig, JudgeConfig, EncodedRows):
+    """Judges heads, in the sections that its data allow: `preferences` (accuracy beside what length alone
+    tells, calibration), `frontier` (proxy and gold scores against KL, beside best-of-n and a static logit
+    bias, overoptimisation, variety) and `sycophancy`. Writes report.json, PNGs and one self-contained
+    report.html, and prints the tables.
+    Example: `trimtab eval --model M --heads runs/dpo runs/cdq --prompts judge.jsonl --gold
+    function:my_module:score --static-bias fit --rollouts train.parquet --out runs/eval`, and
+    `trimtab eval --model M --heads runs/dpo --preferences test.jsonl`.
+
+    model: `bundled`, or the folder or hub id of a causal LM.
+    heads: head folders; `bundled` for those of the bundled model, which are also what it has by default. Each
+    with an advantage is a curve of the frontier.
+    out: folder for the results.
+    sections: by default every one whose data are given.
+    preferences: rows {prompt?, chosen, rejected} that no head was trained on.
+    prompts: rows {prompt} that no head was trained on.
+    gold: scores the frontier is judged by, spelled and called as --score of `trimtab rollouts`:
+    `function:MODULE:FUNCTION`, which for (prompt, reply) or (prompt, reply, tokens) may also return a dict
+    of numbers by name (None where it cannot say); `reward:NAME_OR_FOLDER` of a head; `model:PATH` of a
+    …ForSequenceClassification; or `judge:URL`, a model that rates from 1 to 10. The bundled model has a judge
+    of its own by default.
+    proxy: the score that a head was trained to raise, spelled alike; by default each head's own reward part.
+    strengths: points of each head's curve; the plain policy is always the first. By default about where the
+    head costs as many nats as --at-kl says, the least less a fifth, the most and a quarter more.
+    steer: one curve of several heads together, such as kind=1,concise=0.5, in place of one for each.
+    group: heads that differ by the seed of their training alone, as one curve: NAME=HEAD,HEAD,… by the heads'
+    names. The curve is their mean, and its intervals are over seeds and prompts.
+    best_of: points of the best-of-n curves; as many plain replies as the largest are sampled to each prompt.
+    static_bias: JSON file {token id: bias} of a constant logit bias, or `fit`, which fits one to --rollouts
+    and writes it to static_bias.json.
+    rollouts: scored plain rollouts of other prompts, which `--static-bias fit` reads.
+    bias_discount: of rewards per token, where the static bias is fitted.
+    bias_shrinkage: occurrences of average credit that each token is given beforehand.
+    bias_tokens: how many tokens the bias names, those that weigh most; `all` for every one that was seen.
+    tuning_prompts: rows {prompt}, none of them among --prompts, on which the best of all combinations of
+    --bias-discount, --bias-shrinkage and --bias-tokens is chosen: each first at one of --at-kl, the best of
+    them then at all.
+    tuning_replies: to each tuning prompt while all are tried; the best few get four times as many.
+    bias_strengths: points of the static bias's curve; by default as --strengths.
+    baseline: the curve that others are compared with at equal KL; by default the static bias.
+    external: JSON files of curves measured elsewhere, such as `trimtab train --lora` writes.
+    at_kl: nats per reply at which curves are compared.
+    sycophancy: YAML file of templates, or `packaged` for those that come along.
+    num_prompts: how many of the prompts are used, from the first; by default all.
+    num_replies: to each prompt, at every point of a curve.
+    max_tokens: of a reply.
+    temperature: KL and perplexity are of the distributions before it.
+    seed: of sampling, intervals and choices; the same noise at every strength.
+    rubric: text file that tells a judge model what to rate.
+    on_bad_scores: replies that a scorer gives no finite number: `refuse`, or `skip` and count them.
+    max_num_seqs: replies that are sampled at the same time.
+    """
+
+    model: str | Path = BUNDLED
+    out: Path = Path("runs/eval")
+    sections: tuple[Section, ...] = ()
+    preferences: Path | None = None
+    prompts: Path | None = None
+    gold: str = ""
+    proxy: str = ""
+    strengths: tuple[float, ...] = ()
+    steer: str = ""
+    group: tuple[str, ...] = ()
+    best_of: tuple[int, ...] = (1, 2, 4, 8, 16)
+    static_bias: str = ""
+    rollouts: Path | None = None
+    bias_discount: tuple[float, ...] = (0.9,)
+    bias_shrinkage: tuple[float, ...] = (20.0,)
+    bias_tokens: tuple[int | Literal["all"], ...] = (256,)
+    tuning_prompts: Path | None = None
+    tuning_replies: int = 2
+    bias_strengths: tuple[float, ...] = ()
+    baseline: str = ""
+    external: tuple[Path, ...] = ()
+    at_kl: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
+    sycophancy: str = ""
+    num_prompts: int | None = None
+    num_replies: int = 4
+    max_tokens: int = 128
+    temperature: float = 1.0
+    seed: int = 0
+    rubric: Path | None = None
+    on_bad_scores: OnBadScores = "refuse"
+    max_num_seqs: int = 128
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check()
+        self.check_row_options()
+        for name in ("num_prompts", "num_replies", "max_tokens", "tuning_replies"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if not 0 <= self.seed < 2**31:
+            raise ValueError(f"seed must be 0…{2**31 - 1}, got {self.seed}")
+        if any(n < 1 for n in self.best_of):
+            raise ValueError(f"best_of must hold numbers of at least 1, got {min(self.best_of)}")
+        for name in ("at_kl", "bias_strengths"):
+            if not all(math.isfinite(x) and x > 0 for x in getattr(self, name)):
+                raise ValueError(f"{name} must hold numbers above 0")
+        if self.group and self.steer:
+            raise ValueError("group makes one curve of heads apart, steer one of heads together: give one")
+        self._check_bias()
+        self._check_sections()
+
+    def _check_bias(self) -> None:
+        if (self.static_bias == FIT) != (self.rollouts is not None):
+            raise ValueError("static_bias fit and rollouts go together: the bias is fitted on the rollouts")
+        if not all(0 <= x <= 1 for x in self.bias_discount):
+            raise ValueError("bias_discount must hold numbers in 0…1")
+        if not all(math.isfinite(x) and x >= 0 for x in self.bias_shrinkage):
+            raise ValueError("bias_shrinkage must hold numbers of at least 0")
+        if not all(n == "all" or n >= 1 for n in self.bias_tokens):
+            raise ValueError("bias_tokens must hold numbers of at least 1, or all")
+        grids = (self.bias_discount, self.bias_shrinkage, self.bias_tokens)
+        if not all(grids):
+            raise ValueError("bias_discount, bias_shrinkage and bias_tokens need a value each")
+        has_choice = any(len(set(grid)) > 1 for grid in grids)
+        if has_choice and self.tuning_prompts is None:
+            raise ValueError("several settings of the static bias need --tuning-prompts to choose one on")
+        if self.tuning_prompts is not None and not (has_choice and self.static_bias == FIT and self.at_kl):
+            raise ValueError(
+                "tuning_prompts choose among settings of the static bias: give --static-bias fit, several of "
+                "--bias-discount, --bias-shrinkage or --bias-tokens, and --at-kl"
+            )
+
+    def _check_sections(self) -> None:
+        if not self.wanted:
+            raise ValueError("nothing to judge: give --preferences, --prompts or --sycophancy")
+        given = {
+            "preferences": self.preferences is not None,
+            "frontier": self.prompts is not None,
+            "sycophancy": bool(self.sycophancy),
+        }
+        flags = {"preferences": "--preferences", "frontier": "--prompts", "sycophancy": "--sycophancy"}
+        for section, is_given in given.items():
+            if section in self.wanted and not is_given:
+                raise ValueError(f"section {section} needs {flags[section]}")
+            if section not in self.wanted and is_given:
+                raise ValueError(f"{flags[section]} is given, but sections leave {section} out")
+        frontier_only: dict[str, object] = {
+            "gold": self.gold,
+            "proxy": self.proxy,
+            "static_bias": self.static_bias,
+        }
+        frontier_only |= {"group": self.group, "baseline": self.baseline, "external": self.external}
+        unused = [name for name, value in frontier_only.items() if value]
+        if unused and "frontier" not in self.wanted:
+            raise ValueError(f"{unused[0]} needs the frontier, which needs --prompts")
+
+    @property
+    def wanted(self) -> tuple[Section, ...]:
+        """The sections, in their order."""
+        if self.sections:
+            return tuple(section for section in SECTIONS if section in self.sections)
+        found: tuple[tuple[Section, object], ...] = (
+            ("preferences", self.preferences),
+            ("frontier", self.prompts),
+            ("sycophancy", self.sycophancy),
+        )
+        return tuple(section for section, data in found if data)
+
+    @property
+    def gold_scorer(self) -> str:
+        """With its kind in front, "" for none."""
+        is_own = self.model == BUNDLED and self.prompts is not None and not self.gold
+        return with_kind(BUNDLED_JUDGE if is_own else self.gold)
+
+    @property
+    def proxy_scorer(self) -> str:
+        """With its kind in front, "" for each head's own."""
+        return with_kind(self.proxy)
+
+
+def with_kind(scorer: str) -> str:
+    """`module:function` alone is a function's."""
+    return f"function:{scorer}" if scorer and scorer.partition(":")[0] not in SCORERS else scorer
