@@ -3,7 +3,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: serve test test-slow bundled gpu gpu-cache growth training-speed gold lint install clean
+.PHONY: serve test test-slow size bundled gpu gpu-cache growth training-speed gold lint install clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -27,6 +27,9 @@ test: $(STAMP)  ## lint, types and every test that CI runs
 
 test-slow: $(STAMP)  ## the tests that need minutes
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow $(ARGS)
+
+size:  ## lines and modules per folder, and the difference to main (ARGS="--ref REF")
+	$(PYTHON) .ci/size.py $(ARGS)
 
 bundled: $(STAMP)  ## rebuild the bundled policy and heads from a seed (25 minutes on two cores)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m examples.bundled.build $(ARGS)

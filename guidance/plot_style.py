@@ -9,7 +9,6 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from trimtab.guidance.evaluation.curve import CurveKind
 from trimtab.guidance.statistics import Estimate
 
 
@@ -42,12 +41,6 @@ DARK = Theme(
         *("#e6edf3", "#c49a91", "#5fd3c8"),
     ),
 )
-LINES: dict[CurveKind, dict[str, Any]] = {
-    "head": {"linestyle": "-", "marker": "o"},
-    "static_bias": {"linestyle": "--", "marker": "s"},
-    "best_of_n": {"linestyle": ":", "marker": "^"},
-    "external": {"linestyle": "-.", "marker": "D"},
-}
 
 
 def new_figure(theme: Theme, width: float, height: float) -> Figure:

@@ -10,12 +10,19 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from trimtab.guidance.evaluation.curve import Curve, CurvePoint
+from trimtab.guidance.evaluation.curve import Curve, CurveKind, CurvePoint
 from trimtab.guidance.evaluation.overoptimisation import FORMS, BendFit
 from trimtab.guidance.evaluation.preferences import PreferenceReport
 from trimtab.guidance.evaluation.report import EvaluationReport, FrontierReport
 from trimtab.guidance.evaluation.sycophancy import SycophancyReport
-from trimtab.guidance.plot_style import LINES, Theme, bars, dress, legend, new_figure
+from trimtab.guidance.plot_style import Theme, bars, dress, legend, new_figure
+
+LINES: dict[CurveKind, dict[str, Any]] = {
+    "head": {"linestyle": "-", "marker": "o"},
+    "static_bias": {"linestyle": "--", "marker": "s"},
+    "best_of_n": {"linestyle": ":", "marker": "^"},
+    "external": {"linestyle": "-.", "marker": "D"},
+}
 
 _PRICE = "KL from the policy (nats per reply, √ scale)"
 _MAX_WITH_KNOBS = 5

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from trimtab.guidance.errors import DataError, PolicyError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from trimtab.guidance.heads.manifest import Manifest
 
 Form = Literal["chat", "text"]
 Rows = Literal["auto", "chat", "text"]
@@ -93,7 +91,17 @@ def mismatch(name: str, trained: str | None, used: Rows) -> str | None:
     )
 
 
-def mismatches(heads: Iterable[Manifest], used: Rows) -> list[str]:
+class Trained(Protocol):
+    """A head's manifest, as far as its name and the form of its rows go."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def rows(self) -> str | None: ...
+
+
+def mismatches(heads: Iterable[Trained], used: Rows) -> list[str]:
     """A line for each head that was trained on rows of the other form."""
     found = (mismatch(head.name, head.rows, used) for head in heads)
     return [problem for problem in found if problem is not None]

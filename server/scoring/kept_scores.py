@@ -11,7 +11,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from trimtab.guidance.data.rollouts import RolloutRow
-from trimtab.server.commands.whole_file import write_text
+from trimtab.guidance.files import write_text
 from trimtab.server.scoring.scorer import Score, Scorer
 
 

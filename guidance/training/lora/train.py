@@ -19,11 +19,11 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from trimtab.guidance.config_file import to_yaml
 from trimtab.guidance.data.load import load_preferences, load_rollouts
 from trimtab.guidance.errors import DataError, PolicyError
+from trimtab.guidance.files import whole_folder
 from trimtab.guidance.policy import Policy, load_policy
 from trimtab.guidance.text.encoding import EncodedReply, ReplyEncoder
 from trimtab.guidance.text.prompt_form import form_of
 from trimtab.guidance.training.lora.config import LoraConfig, Method
-from trimtab.guidance.training.lora.folder import whole_folder
 
 _IGNORED = -100  # torch's label of a position without loss
 

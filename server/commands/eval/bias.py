@@ -27,11 +27,11 @@ from trimtab.guidance.evaluation.static_bias import (
     ranked,
     scaled,
 )
+from trimtab.guidance.files import write_text
 from trimtab.guidance.text.encoding import ReplyEncoder
 from trimtab.guidance.text.prompt_form import form_of
 from trimtab.server.commands.eval.bench import Bench, JudgedPrompts, Materials, make_bench, read_prompts
 from trimtab.server.commands.eval.config import FIT, EvalConfig
-from trimtab.server.commands.whole_file import write_text
 from trimtab.server.engine.engine import Engine
 
 STATIC_BIAS = "static bias"

@@ -13,10 +13,9 @@ from trimtab.guidance.data.load import load_rankings, load_rollouts
 from trimtab.guidance.data.rollouts import plain_prompt, prompt_type
 from trimtab.guidance.data.training_rows import PREFERENCE_COLUMNS, RANKING_COLUMNS, ranks_of
 from trimtab.guidance.errors import DataError, UserError
-from trimtab.guidance.files import write_parquet
+from trimtab.guidance.files import write_parquet, write_text
 from trimtab.guidance.text.prompt_form import recorded_form
 from trimtab.server.commands.label.config import LabelConfig
-from trimtab.server.commands.whole_file import write_text
 from trimtab.server.judging.answers import AnswerFile
 from trimtab.server.judging.client import Answers, Judge
 from trimtab.server.judging.compare import (

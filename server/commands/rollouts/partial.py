@@ -12,8 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from trimtab.guidance.errors import UserError
-from trimtab.guidance.files import read_parquet, write_parquet
-from trimtab.server.commands.whole_file import write_text
+from trimtab.guidance.files import read_parquet, write_parquet, write_text
 
 RUN_FILE = "run.json"
 

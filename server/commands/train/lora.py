@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 
 from trimtab.guidance.bundled import MODEL_DIR
 from trimtab.guidance.errors import UserError
+from trimtab.guidance.files import write_text
 from trimtab.server.commands.model import BUNDLED
-from trimtab.server.commands.whole_file import write_text
 from trimtab.server.flags import parse
 from trimtab.server.rollouts.tuned import TrainLoraConfig
 
