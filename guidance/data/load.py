@@ -21,7 +21,7 @@ from trimtab.guidance.data.formats.recognise import (
 )
 from trimtab.guidance.data.formats.registry import AUTO, TRL
 from trimtab.guidance.data.options import RowOptions, columns_for, format_for
-from trimtab.guidance.data.rollouts import stated_sampling
+from trimtab.guidance.data.plain_rollouts import stated_sampling
 from trimtab.guidance.data.row_files.json_text import BadRow
 from trimtab.guidance.data.row_files.source import raw_rows
 from trimtab.guidance.data.rows import ROW_KINDS, Preference, Ranking, ReadColumns, Rollout, Unpaired

@@ -21,7 +21,7 @@ from trimtab.guidance.data.columns import (
 )
 from trimtab.guidance.data.formats.names import as_label
 from trimtab.guidance.data.formats.turns import is_transcript, split_text
-from trimtab.guidance.data.rollouts import departure
+from trimtab.guidance.data.plain_rollouts import departure
 from trimtab.guidance.errors import DataError, TieError
 from trimtab.guidance.text.encoding import Sampled
 from trimtab.guidance.text.message import Message, Prompt
@@ -80,7 +80,7 @@ class Rollout:
 
     @property
     def departure(self) -> str:
-        """See plain_rollouts."""
+        """See plain_rollouts.departure."""
         return departure(**{name: getattr(self, name) for name in _DRAWN})
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,10 +14,11 @@ from safetensors import SafetensorError
 
 from trimtab.guidance.config_file import to_yaml
 from trimtab.guidance.data.items import RolloutItem
-from trimtab.guidance.data.rollouts import plain_only
+from trimtab.guidance.data.plain_rollouts import plain_only
 from trimtab.guidance.errors import DataError, HeadError
 from trimtab.guidance.features.source import Extract, FeatureCache, FeatureSource, StreamedFeatures
 from trimtab.guidance.features.store import open_features
+from trimtab.guidance.files import write_text
 from trimtab.guidance.heads.forms import Advantage, Head, LinearScalar
 from trimtab.guidance.heads.manifest import AdvantagePart, Manifest, Parts
 from trimtab.guidance.heads.store import check_destination, load_head, save_head
@@ -160,9 +160,7 @@ def _write_config(config: TrainConfig) -> None:
         if changed:
             raise DataError(f"{path}: was run with another {changed[0]}: restore it, or start without resume")
     if is_first():
-        config.run_folder.mkdir(parents=True, exist_ok=True)
-        path.with_suffix(".part").write_text(to_yaml(config), encoding="utf-8")
-        os.replace(path.with_suffix(".part"), path)
+        write_text(path, to_yaml(config))
 
 
 def _begin(config: TrainConfig, policy: Policy, plan: Plan) -> tuple[Head, Parts, tuple[float, float]]:

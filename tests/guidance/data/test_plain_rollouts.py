@@ -13,7 +13,7 @@ import pytest
 from training_rows import QUICK, make_rows, quick_config, write_rows
 
 from trimtab.guidance.data.load import load_rollouts
-from trimtab.guidance.data.rollouts import departure, plain_only
+from trimtab.guidance.data.plain_rollouts import departure, plain_only
 from trimtab.guidance.errors import DataError
 from trimtab.guidance.heads.manifest import load_manifest
 from trimtab.guidance.training.config import AdvantageConfig, RewardConfig, TrainConfig, ValueConfig
