@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 from benchmarks.cpu import contestants as makespan
 from benchmarks.cpu.contestants import Contestant, Generate, GuidedGenerate, Ours, Vllm
 from benchmarks.cpu.subject import VOCAB_SIZE, save_subject
+from trimtab.guidance.files import write_text
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.request import Guidance
@@ -194,7 +195,7 @@ def main(config: BenchConfig) -> None:
     report = run(config)
     document = json.dumps(dataclasses.asdict(report))
     if config.out is not None:
-        config.out.write_text(document + "\n", encoding="utf-8")
+        write_text(config.out, document + "\n")
     print(f"{report.hardware}\n\n{as_markdown(report)}\n")
     print(document)
 

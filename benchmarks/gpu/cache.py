@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 
 from benchmarks.gpu.registry import suite_launches
 from benchmarks.gpu.stand_in import Compiled, compile_launches
+from trimtab.guidance.files import write_text
 from trimtab.kernels.dispatch import Compilation, listen, triton
 
 FOLDER = Path("runs/triton-cache")  # carried to the GPU's machine; the suite looks here
@@ -89,7 +90,7 @@ def adopt(folder: Path) -> int:
     for group in groups:  # of each program's files, by absolute path
         children = json.loads(group.read_text(encoding="utf-8"))["child_paths"]
         here = {name: str(group.parent / name) for name in children}
-        group.write_text(json.dumps({"child_paths": here}), encoding="utf-8")
+        write_text(group, json.dumps({"child_paths": here}))
     return len(groups)
 
 

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import math
-import os
 import time
 import traceback
 import warnings
@@ -18,6 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from benchmarks.gpu.timing import Spread
+from trimtab.guidance.files import write_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,10 +246,7 @@ class Report:
     def save(self) -> None:
         if self.path is None:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        new = self.path.with_name(self.path.name + ".new")
-        new.write_text(json.dumps(self.as_dict(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(new, self.path)
+        write_text(self.path, json.dumps(self.as_dict(), indent=1, allow_nan=False) + "\n")
 
 
 def digest(folder: str) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.findings import KIND
+from trimtab.guidance.files import write_text
 
 BEGIN, END = "<!-- gpu tables: begin -->", "<!-- gpu tables: end -->"
 NOTHING = (
@@ -132,7 +133,7 @@ def main() -> None:
     options = parser.parse_args()
     text = options.page.read_text(encoding="utf-8")
     tables = as_markdown(read_reports(options.results))
-    options.page.write_text(replace_between_markers(text, tables), encoding="utf-8")
+    write_text(options.page, replace_between_markers(text, tables))
 
 
 if __name__ == "__main__":

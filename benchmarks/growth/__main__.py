@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from tqdm.auto import tqdm
 
 from benchmarks.gpu.machine import device_name, missing_gpu
 from benchmarks.growth.sweeps import SIZES, SWEEPS, GrowthSizes, Rates, measure_rates
+from trimtab.guidance.files import write_json
 
 KIND = "trimtab growth"
 
@@ -34,10 +34,7 @@ def measure(device: torch.device, sizes: GrowthSizes, names: list[str], path: Pa
                 bar.update()
                 bar.set_postfix_str(f"{name} {point.x}")
             report["sweeps"][name] = {"axis": sweep.axis, "fixed": sweep.fixed(sizes), "points": points}
-            path.parent.mkdir(parents=True, exist_ok=True)
-            new = path.with_name(path.name + ".new")
-            new.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-            os.replace(new, path)
+            write_json(path, report)
     return report
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from trimtab.guidance.files import whole_file
+
 _COLOURS = {"plain": "#5f6368", "lowrank": "#0b6e99", "tied": "#d9730d"}
 _LABELS = {"plain": "plain", "lowrank": "guided, low-rank", "tied": "guided, tied"}
 _FLOOR = "#b0b0b0"
@@ -40,8 +42,8 @@ def plot_sweep(report: Mapping[str, Any], name: str, path: Path) -> None:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     axes.legend(frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    with whole_file(path) as new:
+        figure.savefig(new, format=path.suffix[1:])
 
 
 def _floor_label(points: list[dict[str, Any]]) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import statistics
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from tqdm.auto import tqdm
 from benchmarks.cpu.__main__ import hardware
 from benchmarks.cpu.subject import save_policy
 from benchmarks.training_speed.contenders import SpeedConfig
+from trimtab.guidance.files import write_json
 
 Turns = Sequence[dict[str, Any]]
 REACH = 1 / 10
@@ -141,9 +141,7 @@ def main(config: SpeedConfig) -> None:
         **summarise(turns, config.num_steps),
     }
     if config.out is not None:
-        new = config.out.with_name(config.out.name + ".new")
-        new.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        os.replace(new, config.out)
+        write_json(config.out, report)
     print(f"{report['machine']}\n\n{as_markdown(report)}\n")
     print(json.dumps(report))
 

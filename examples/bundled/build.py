@@ -20,6 +20,7 @@ from examples.bundled.policy import PolicyConfig, train_policy
 from examples.bundled.rollouts import AXES, RolloutConfig, sample_rollouts
 from trimtab.guidance.bundled import HOME
 from trimtab.guidance.features.source import FeatureCache
+from trimtab.guidance.files import write_json
 from trimtab.guidance.policy import load_policy
 from trimtab.guidance.training.config import AdvantageConfig, TrainConfig
 from trimtab.guidance.training.train_head import train_head
@@ -126,7 +127,7 @@ def _record(config: BundledConfig, stage: Stage, result: object) -> None:
     path = config.out / "figures.json"
     figures = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     kept = {name: figures[name] for name in STAGES[: STAGES.index(stage)] if name in figures}
-    path.write_text(json.dumps({**kept, stage: result}, indent=1) + "\n", encoding="utf-8")
+    write_json(path, {**kept, stage: result})
 
 
 if __name__ == "__main__":

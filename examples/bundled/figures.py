@@ -19,6 +19,7 @@ from trimtab.guidance.evaluation.replies import Reply, Scores
 from trimtab.guidance.evaluation.report import FrontierReport, as_data
 from trimtab.guidance.evaluation.tables import frontier_tables
 from trimtab.guidance.evaluation.variety import share_decided_later
+from trimtab.guidance.files import write_bytes
 from trimtab.guidance.plot_style import LIGHT, as_png
 from trimtab.guidance.statistics import resample_prompts
 from trimtab.guidance.text.encoding import ReplyEncoder, encode_prompt
@@ -64,7 +65,7 @@ def measure(config: FiguresConfig, out: Path, seed: int) -> dict[str, Any]:
             for table in frontier_tables(report):
                 print(table.to_markdown())
         shown = reports["harmful" if head == "harmless" else "everyday"]
-        (out / f"frontier-{head}.png").write_bytes(as_png(plot_scores(shown, LIGHT)))
+        write_bytes(out / f"frontier-{head}.png", as_png(plot_scores(shown, LIGHT)))
         figures[head] = {kind: as_data(report) for kind, report in reports.items()}
     share = decided_later(engine, config, seed)
     print(f"\nshare of the variance of V that arises after token {config.start_tokens}: {share}")

@@ -20,6 +20,7 @@ from examples.bundled.corpus import Batch, batches, encode
 from examples.bundled.grammar.conversation import conversations
 from examples.bundled.grammar.domain import Split
 from examples.bundled.tokenizer import train_tokenizer
+from trimtab.guidance.files import whole_folder
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,12 @@ def train_policy(config: PolicyConfig, folder: Path, seed: int) -> PolicyReport:
     examples = encode(corpus, tokenizer, config.max_length)
     _fit(model, batches(examples, config.tokens_per_batch, tokenizer.pad_token_id, seed), config)
 
-    tokenizer.save_pretrained(folder)
     model.generation_config = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=True
     )
-    model.save_pretrained(folder)
+    with whole_folder(folder) as new:
+        tokenizer.save_pretrained(new)
+        model.save_pretrained(new)
     return PolicyReport(
         num_parameters=sum(p.numel() for p in model.parameters()),
         num_tokens=sum(len(e.token_ids) for e in examples),

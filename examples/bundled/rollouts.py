@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from examples.bundled.grammar.conversation import Prompt, draw_prompts
 from examples.bundled.grammar.subject import Kind
 from trimtab.guidance.bundled.judge import Verdict, is_harmful_request, is_refusal, judge_all, unparsable_rate
+from trimtab.guidance.files import write_json_lines
 from trimtab.guidance.text.encoding import encode_prompt
 from trimtab.guidance.text.message import Message
 from trimtab.server.engine.config import EngineConfig
@@ -63,12 +63,11 @@ def sample_rollouts(config: RolloutConfig, model: Path, work: Path, seed: int) -
     replies = _sample(config, model, prompts, seed)
     verdicts = judge_all((prompt.text, reply) for prompt, reply in replies)
     judged = [Judged(p, r, v) for (p, r), v in zip(replies, verdicts, strict=True) if v is not None]
-    work.mkdir(parents=True, exist_ok=True)
     rows = ({"prompt": as_messages(j.prompt.text), "completion": j.reply} for j in judged)
-    write_rows(work / "rollouts.jsonl", rows)
+    write_json_lines(work / "rollouts.jsonl", rows)
     pairs = {head: _preferences(judged, head, config.min_margin) for head in AXES}
     for head, preferences in pairs.items():
-        write_rows(work / f"{head}.jsonl", preferences)
+        write_json_lines(work / f"{head}.jsonl", preferences)
     return {
         "num_prompts": len(prompts),
         "num_replies": len(replies),
@@ -80,10 +79,6 @@ def sample_rollouts(config: RolloutConfig, model: Path, work: Path, seed: int) -
 
 def as_messages(text: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": text}]
-
-
-def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def _sample(

@@ -15,6 +15,7 @@ from examples.gold.recipes import write_begun, write_prompts
 from examples.gold.reward import LEXICON_VARIABLE
 from examples.gold.task import BEGUN_PROMPTS, CHOSEN_LORA, LORA_CHOICE, Command, Task
 from trimtab.guidance.errors import DataError, UsageError
+from trimtab.guidance.files import write_json
 from trimtab.server import cli
 from trimtab.server.flags import parse
 
@@ -84,7 +85,7 @@ def _settled(command: Command, out: Path) -> Command:
 def _record(path: Path, step: str, command: Command, seconds: float) -> None:
     steps = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     steps[step] = {"command": f"trimtab {shlex.join(command)}", "seconds": round(seconds, 1)}
-    path.write_text(json.dumps(steps, indent=1) + "\n", encoding="utf-8")
+    write_json(path, steps)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from examples.gold.task import (
 )
 from trimtab.guidance.data.load import load_rollouts
 from trimtab.guidance.errors import DataError
+from trimtab.guidance.files import write_json_lines
 
 
 def _rollouts(task: Task) -> Iterator[Step]:
@@ -214,7 +215,7 @@ def write_begun(rollouts: Path, out: Path, *, per_reply: int = 1, seed: int = 0)
         if isinstance(row.prompt, str)
         for _ in range(per_reply)
     )
-    out.write_text("".join(json.dumps({"prompt": row}) + "\n" for row in rows), encoding="utf-8")
+    write_json_lines(out, ({"prompt": row} for row in rows))
 
 
 def _cuts(reply: str) -> list[int]:
@@ -251,10 +252,8 @@ def load_prompts(stories: Path) -> dict[str, list[str]]:
 
 def write_prompts(stories: Path, folder: Path) -> None:
     """train.jsonl, tuning.jsonl and judge.jsonl with rows {prompt}."""
-    folder.mkdir(parents=True, exist_ok=True)
     for name, prompts in load_prompts(stories).items():
-        rows = "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts)
-        (folder / f"{name}.jsonl").write_text(rows, encoding="utf-8")
+        write_json_lines(folder / f"{name}.jsonl", ({"prompt": prompt} for prompt in prompts))
 
 
 def _unseen(prompts: Iterable[str], seen: Set[str]) -> list[str]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
-import tempfile
 from importlib.resources import files
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from jinja2 import Environment, StrictUndefined
 from trimtab.guidance.evaluation.plots import Picture, all_pictures
 from trimtab.guidance.evaluation.report import EvaluationReport
 from trimtab.guidance.evaluation.tables import all_tables
+from trimtab.guidance.files import write_bytes
 from trimtab.guidance.plot_style import DARK, LIGHT, Theme, as_png
 
 TEMPLATE = "report.html.jinja"
@@ -54,13 +53,5 @@ def _embed(picture: Picture) -> dict[str, str | bool]:
 
 
 def _write(path: Path, content: bytes) -> Path:
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    write_bytes(path, content)
     return path

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 
 from trimtab.guidance.errors import DataError
+from trimtab.guidance.files import write_text
 from trimtab.guidance.heads.manifest import BaseModel
 from trimtab.guidance.text.encoding import EncodedReply
 
@@ -202,11 +202,7 @@ class FeatureManifest:
 
     def write(self, folder: Path) -> None:
         """Replaces the folder's manifest at once."""
-        path = folder / MANIFEST_FILE
-        text = json.dumps(dataclasses.asdict(self), indent=2) + "\n"
-        part = path.with_suffix(".part")
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
+        write_text(folder / MANIFEST_FILE, json.dumps(dataclasses.asdict(self), indent=2) + "\n")
 
 
 def keys_hash(keys: bytes) -> str:

@@ -29,6 +29,7 @@ from trimtab.guidance.features.layout import (
     reply_key,
 )
 from trimtab.guidance.features.source import Extract, Steps, all_steps
+from trimtab.guidance.files import whole_file
 from trimtab.guidance.heads.manifest import BaseModel
 from trimtab.guidance.policy import Policy
 from trimtab.guidance.text.encoding import EncodedReply
@@ -190,7 +191,7 @@ def remove_features(folder: Path) -> None:
     if not (folder / MANIFEST_FILE).is_file():
         return
     (folder / MANIFEST_FILE).unlink()  # first, so that no half of a store looks like one
-    for path in [*folder.glob("features-*.safetensors"), *folder.glob("*.part")]:
+    for path in [*folder.glob("features-*.safetensors"), *folder.glob(".*.new")]:
         path.unlink()
     if not any(folder.iterdir()):
         folder.rmdir()
@@ -265,10 +266,9 @@ def _keep(
 ) -> FeatureManifest:
     """Writes a shard, and then says so."""
     path = folder / f"features-{index:05}.safetensors"
-    part = path.with_suffix(".part")
     try:
-        size = _write_through(part, save(tensors))
-        os.replace(part, path)
+        with whole_file(path) as new:
+            size = _write_through(new, save(tensors))
         shard = Shard(path.name, len(plan.replies), plan.num_positions, size, keys_hash(plan.keys))
         manifest = replace(manifest, shards=(*manifest.shards, shard))
         manifest.write(folder)
@@ -277,8 +277,6 @@ def _keep(
             f"{path} cannot be written ({error.strerror}): make room and resume; "
             f"{index} shards before it are whole"
         ) from error
-    finally:
-        part.unlink(missing_ok=True)
     return manifest
 
 

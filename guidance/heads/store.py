@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 import warnings
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from trimtab.guidance.errors import HeadError
+from trimtab.guidance.files import whole_folder
 from trimtab.guidance.heads.fingerprint import PolicyIdentity
 from trimtab.guidance.heads.forms import Head
 from trimtab.guidance.heads.manifest import MANIFEST_FILE, TENSORS_FILE, Manifest, load_manifest
@@ -29,24 +27,11 @@ def check_destination(folder: Path) -> None:
 
 def save_head(folder: Path, head: Head, manifest: Manifest) -> None:
     """Writes the head as `folder`, replacing an older one; a failure leaves the old head as it was."""
-    folder = folder.resolve()  # `.` has no name and no parent
     check_destination(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        new.chmod(0o755)
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()}
-        (new / TENSORS_FILE).write_bytes(save(tensors))  # save_file lets nobody else read what it writes
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()}
+    with whole_folder(folder) as new:
+        save_file(tensors, new / TENSORS_FILE)
         (new / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
-        if folder.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-            os.replace(folder, old)
-            os.replace(new, folder)
-            shutil.rmtree(old)
-        else:
-            os.replace(new, folder)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
 
 
 def load_head(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +17,12 @@ from transformers import (
 )
 
 from trimtab.guidance.errors import HeadError, PolicyError
+from trimtab.guidance.files import whole_folder
 from trimtab.guidance.heads.forms import Head, LinearScalar
 from trimtab.guidance.heads.manifest import Manifest, Parts, ScalarPart
 from trimtab.guidance.locate import must_be_local
 from trimtab.guidance.policy import Policy, output_embedding_input
-from trimtab.guidance.publish.package import CARD_FILE, staged
+from trimtab.guidance.publish.package import CARD_FILE
 from trimtab.guidance.text.ends import end_of_reply
 
 SCORE = "score"
@@ -145,13 +145,10 @@ def save_classifier(
     """
     check_empty(folder)
     try:
-        with staged(folder) as new:
+        with whole_folder(folder) as new:
             model.save_pretrained(new)
             tokenizer.save_pretrained(new)
             (new / CARD_FILE).write_text(card, encoding="utf-8")
-            for path in new.iterdir():
-                path.chmod(0o644)  # safetensors lets nobody else read its files
-            os.replace(new, folder)
     except OSError as error:
         raise HeadError(f"{folder} cannot be written ({error.strerror or error}): make room there") from error
 

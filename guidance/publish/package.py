@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from trimtab.guidance.errors import HeadError
+from trimtab.guidance.files import whole_folder
 from trimtab.guidance.heads.manifest import MANIFEST_FILE, TENSORS_FILE, Manifest
 from trimtab.guidance.heads.store import check_destination, load_head
 
@@ -49,21 +47,6 @@ def check_replaceable(folder: Path) -> None:
         )
 
 
-@contextmanager
-def staged(folder: Path | None = None) -> Iterator[Path]:
-    """An empty folder to gather a package in, removed afterwards: beside `folder`, or where temporary files
-    go."""
-    if folder is not None:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    prefix, parent = (f".{folder.name}.", folder.parent) if folder else ("trimtab-head.", None)
-    new = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-    try:
-        new.chmod(0o755)
-        yield new
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-
-
 def gather(head: Path, into: Path, card: str, pictures: Sequence[Path] = ()) -> None:
     """Puts the files of a head, its card and pictures into a folder."""
     for name in (MANIFEST_FILE, TENSORS_FILE):
@@ -92,22 +75,7 @@ def write_package(folder: Path, fill: Callable[[Path], None]) -> None:
     """
     check_replaceable(folder)
     try:
-        with staged(folder) as new:
+        with whole_folder(folder) as new:
             fill(new)
-            swap(new, folder)
     except OSError as error:
         raise HeadError(f"{folder} cannot be written ({error.strerror or error}): nothing changed") from error
-
-
-def swap(new: Path, folder: Path) -> None:
-    """Puts `new` in the place of `folder`, which need not exist."""
-    if not folder.exists():
-        os.replace(new, folder)
-        return
-    with staged(folder) as old:
-        os.replace(folder, old)
-        try:
-            os.replace(new, folder)
-        except OSError:
-            os.replace(old, folder)
-            raise

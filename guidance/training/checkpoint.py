@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 from trimtab.guidance.errors import DataError
+from trimtab.guidance.files import whole_file
 from trimtab.guidance.training.log import TrainingLog
 
 OPTIMISER_FILE = "optimiser.safetensors"
@@ -77,8 +77,7 @@ class OptimiserCheckpoint(TrainerCallback):  # type: ignore[misc]  # transformer
             tensors["scaler"] = torch.tensor([scale[name] for name in _SCALER], dtype=torch.float64)
         path = Path(args.output_dir) / f"checkpoint-{state.global_step}" / OPTIMISER_FILE
         with writing(path.parent):
-            save_file(tensors, path.with_suffix(".part"))
-            os.replace(path.with_suffix(".part"), path)
+            _write(tensors, path)
             remove_checkpoints(Path(args.output_dir), keep=path.parent)
 
 
@@ -104,8 +103,12 @@ def save_weights(model: nn.Module, folder: Path) -> None:
         if not tensor.isfinite().all():
             raise DataError(f"{name} holds NaN or inf at {folder.name}: give a lower learning rate")
     with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, folder / WEIGHTS_FILE)
+        _write(tensors, folder / WEIGHTS_FILE)
+
+
+def _write(tensors: dict[str, Tensor], path: Path) -> None:
+    with whole_file(path) as new:
+        save_file(tensors, new)
 
 
 def load_weights(model: nn.Module, checkpoint: Path) -> None:

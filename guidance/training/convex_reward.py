@@ -7,7 +7,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from trimtab.guidance.files import whole_file, write_text
 from trimtab.guidance.heads.forms import LinearScalar
 from trimtab.guidance.intervals import mean_by_prompt, number_prompts
 from trimtab.guidance.losses import Loss
@@ -246,13 +246,11 @@ def _tell(fit: Fit, num_items: int) -> None:
 def _write(reward: LinearScalar, fit: Fit, folder: Path) -> None:
     """The fit comes last: with it the solution is complete."""
     with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
         remove_checkpoints(folder)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in reward.state_dict().items()}
-        save_file(tensors, folder / SOLUTION_FILE)
-        part = folder / f"{FIT_FILE}.part"
-        part.write_text(json.dumps(asdict(fit)), encoding="utf-8")
-        os.replace(part, folder / FIT_FILE)
+        with whole_file(folder / SOLUTION_FILE) as new:
+            save_file(tensors, new)
+        write_text(folder / FIT_FILE, json.dumps(asdict(fit)))
 
 
 def _read(reward: LinearScalar, folder: Path) -> Fit:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trimtab.guidance.files import write_bytes
 from trimtab.guidance.training.checkpoint import last_checkpoint, read_log
 from trimtab.guidance.training.convex_reward import FIT_FILE, Fit, read_fit
 from trimtab.guidance.training.log import Points, TrainingLog
@@ -34,8 +34,7 @@ def draw_learning_curves(run_folder: Path) -> Path | None:
         else:
             _draw_log(axes, LIGHT, part, seen)
     path = run_folder / PICTURE_FILE
-    path.with_suffix(".part").write_bytes(as_png(figure))
-    os.replace(path.with_suffix(".part"), path)
+    write_bytes(path, as_png(figure))
     return path
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from trimtab.guidance.data.rollouts import RolloutRow
-from trimtab.guidance.files import write_text
+from trimtab.guidance.files import write_json_lines
 from trimtab.server.scoring.scorer import Score, Scorer
 
 
@@ -48,7 +48,7 @@ class KeptScores:
         told = [entry for entry in map(_entry, lines) if entry is not None]
         if not told or told[0] != self._of:
             told = [self._of]
-        write_text(self._path, "".join(json.dumps(entry) + "\n" for entry in told))
+        write_json_lines(self._path, told)
         return {start: [_score(plain) for plain in scores] for start, scores in told[1:]}
 
     def _write(self, entry: Any) -> None:

@@ -19,7 +19,7 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 from trimtab.guidance.config_file import to_yaml
 from trimtab.guidance.data.load import load_preferences, load_rollouts
 from trimtab.guidance.errors import DataError, PolicyError
-from trimtab.guidance.files import whole_folder
+from trimtab.guidance.files import whole_folder, write_text
 from trimtab.guidance.policy import Policy, load_policy
 from trimtab.guidance.text.encoding import EncodedReply, ReplyEncoder
 from trimtab.guidance.text.prompt_form import form_of
@@ -186,8 +186,7 @@ def tune(config: LoraConfig) -> Tuned:
     Raises:
         DataError, PolicyError: one line that names the thing and the fix.
     """
-    config.out.mkdir(parents=True, exist_ok=True)
-    (config.out / CONFIG_FILE).write_text(to_yaml(config), encoding="utf-8")
+    write_text(config.out / CONFIG_FILE, to_yaml(config))
     history = train_adapter(config) if config.adapter is None else ()
     scales = config.scales if config.merge else ()
     merged = {scale: merge(config, scale, config.merged_folder(scale)) for scale in scales}

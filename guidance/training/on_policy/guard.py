@@ -4,12 +4,12 @@ every iteration, on disk so that a resumed run remembers it."""
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 from torch import nn
 
 from trimtab.guidance.errors import DataError
+from trimtab.guidance.files import write_json_lines
 from trimtab.guidance.training.checkpoint import load_weights, save_weights, writing
 from trimtab.guidance.training.config import OnPolicyConfig
 from trimtab.guidance.training.processes import is_first
@@ -57,10 +57,7 @@ class KlGuard:
         if self.config.on_max_kl == "stop":
             save_weights(objective, self.folder / _WITHIN)
         with writing(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            part = self._path.with_suffix(".part")
-            part.write_text("".join(json.dumps(row) + "\n" for row in self._history), encoding="utf-8")
-            os.replace(part, self._path)
+            write_json_lines(self._path, self._history)
 
     def restore(self, objective: nn.Module) -> None:
         """Puts back the weights that were within the guard last.

@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from trimtab.guidance.data.items import RolloutItem
 from trimtab.guidance.data.load import load_rollouts
-from trimtab.guidance.data.rollouts import plain_only
+from trimtab.guidance.data.plain_rollouts import plain_only
 from trimtab.guidance.errors import DataError, UserError
 from trimtab.guidance.evaluation.compare import at_equal_kl
 from trimtab.guidance.evaluation.curve import Curve, CurvePoint, strengths_for

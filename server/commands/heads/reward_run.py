@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, PreTrainedModel
 
 from trimtab.guidance.bundled import MODEL_DIR
-from trimtab.guidance.data.rollouts import plain_only
+from trimtab.guidance.data.plain_rollouts import plain_only
 from trimtab.guidance.errors import DataError
 from trimtab.guidance.features.source import FeatureCache
 from trimtab.guidance.heads.forms import Head, LinearScalar

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from trimtab.guidance.bundled import MODEL_DIR
-from trimtab.guidance.data.rollouts import plain_only
+from trimtab.guidance.data.plain_rollouts import plain_only
 from trimtab.guidance.errors import DataError, HeadError
 from trimtab.guidance.features.source import FeatureCache
 from trimtab.guidance.heads.manifest import AdvantagePart, Manifest

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import tyro
@@ -100,7 +101,7 @@ def _source(source: str, revision: str | None) -> Path:
 def _push(config: PushConfig, folder: Path) -> None:
     from trimtab.guidance.publish.hub import is_hub_id, push_to_hub  # noqa: PLC0415 (heavy)
     from trimtab.guidance.publish.judgement import read_judgement  # noqa: PLC0415
-    from trimtab.guidance.publish.package import staged, verify, write_package  # noqa: PLC0415
+    from trimtab.guidance.publish.package import verify, write_package  # noqa: PLC0415
 
     is_repository = not config.to_folder and is_hub_id(config.destination)
     _check(config, is_repository)
@@ -108,10 +109,10 @@ def _push(config: PushConfig, folder: Path) -> None:
     judgement = None if config.report is None else read_judgement(config.report, head.name)
     fill = partial(_fill, config, is_repository, head, folder, judgement)
     if is_repository:
-        with staged() as package:
-            fill(package)
+        with TemporaryDirectory(prefix="trimtab-head.") as package:
+            fill(Path(package))
             place = push_to_hub(
-                package, config.destination, is_private=config.private, message=config.message
+                Path(package), config.destination, is_private=config.private, message=config.message
             )
     else:
         destination = Path(config.destination).expanduser()

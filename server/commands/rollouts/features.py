@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from trimtab.guidance.data.rollouts import RolloutRow
 from trimtab.guidance.features.layout import MANIFEST_FILE, PositionChoice
 from trimtab.guidance.features.source import Positions
 from trimtab.guidance.features.store import check_destination, write_features
+from trimtab.guidance.files import write_bytes
 from trimtab.guidance.text.encoding import EncodedReply, ReplyEncoder, Sampled
 from trimtab.server.commands.rollouts.partial import Partial
 from trimtab.server.commands.work_size import plan_by_work
@@ -43,10 +43,8 @@ class FeatureKeeper:
         """Writes what was recorded of a part's replies; whole or not at all."""
         lengths = {(str(row.prompt_id), row.sample): len(self._encode(row).reply_ids) + 1 for row in rows}
         states = self._recorder.collect(lengths)
-        path = self._partial.features_of(number)
-        new = path.with_suffix(".new")
-        new.write_bytes(save({"h": torch.cat([states[key] for key in lengths])}))
-        os.replace(new, path)
+        data = save({"h": torch.cat([states[key] for key in lengths])})
+        write_bytes(self._partial.features_of(number), data)
 
     def write(self, parts: Sequence[Sequence[RolloutRow]], folder: Path) -> str:
         """Writes the store that `trimtab features --positions all` would write of the parts' rows; returns

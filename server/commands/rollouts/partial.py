@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from trimtab.guidance.errors import UserError
-from trimtab.guidance.files import read_parquet, write_parquet, write_text
+from trimtab.guidance.files import read_parquet, write_json, write_parquet
 
 RUN_FILE = "run.json"
 
@@ -39,7 +39,7 @@ class Partial:
         if path.is_file():
             _check_same(folder, json.loads(path.read_text(encoding="utf-8")), made_by)
         else:
-            write_text(path, json.dumps(made_by, indent=1) + "\n")
+            write_json(path, made_by)
         return cls(folder)
 
     def has(self, number: int) -> bool:

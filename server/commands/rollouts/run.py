@@ -10,10 +10,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from trimtab.guidance.data.plain_rollouts import departure
 from trimtab.guidance.data.rollouts import (
     RolloutRow,
     carried_type,
-    departure,
     prompt_type,
     read_rollouts,
     rollout_schema,

@@ -186,7 +186,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(policy: Policy, tmp_path: Path, 
     with pytest.raises(Killed):
         write(tmp_path / "killed", policy, kind, killed_after(own_forward(policy), num_replies))
     num_whole = len(load_feature_manifest(tmp_path / "killed").shards)
-    half = tmp_path / "killed" / f"features-{num_whole:05}.part"
+    half = tmp_path / "killed" / f".features-{num_whole:05}.safetensors.new"
     half.write_bytes(b"what a run leaves that is killed while it writes")
     with pytest.raises(DataError, match=r"is incomplete.*--resume"):
         open_features(tmp_path / "killed", policy)

@@ -138,7 +138,7 @@ def test_weights_that_are_no_numbers_are_not_saved(config: TrainConfig):
     assert checkpoint.last_checkpoint(config.run_folder / "value") is None
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "optimiser.part"])
+@pytest.mark.parametrize("file", ["model.safetensors", "optimiser.safetensors"])
 def test_a_full_disk_is_told_and_the_checkpoint_before_is_where_a_run_goes_on(
     config: TrainConfig, tmp_path: Path, file: str, monkeypatch: pytest.MonkeyPatch
 ):
@@ -146,7 +146,7 @@ def test_a_full_disk_is_told_and_the_checkpoint_before_is_where_a_run_goes_on(
     save_file, saved = checkpoint.save_file, []
 
     def full(tensors: dict[str, Tensor], path: Path) -> None:
-        if path.name == file:
+        if path.name == f".{file}.new":
             saved.append(path)
         if len(saved) == 3:
             path.write_bytes(b"half")

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from failing_renames import contents, fail_into
 from tiny_models import EOS, SIZES, save_random_model
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from trimtab.guidance.errors import DataError, PolicyError
 from trimtab.guidance.policy import load_policy
 from trimtab.guidance.training.lora.config import LoraConfig
-from trimtab.guidance.training.lora.train import CONFIG_FILE, completion_rows, preference_rows, tune
+from trimtab.guidance.training.lora.train import CONFIG_FILE, completion_rows, merge, preference_rows, tune
 
 
 def write(path: Path, rows: list[dict[str, object]]) -> Path:
@@ -112,6 +113,16 @@ def test_an_adapter_trained_before_is_merged_without_training(config, policy, tu
     )
     first, second = weights(tuned.merged[1.0]), weights(again.merged[1.0])
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_merging_again_and_failing_leaves_the_older_model_readable_by_all(config, tuned, monkeypatch):
+    folder = tuned.merged[1.0]
+    before = contents(config.out)
+    fail_into(folder, monkeypatch)
+    with pytest.raises(OSError, match="No space left on device"):
+        merge(config, 0.5, folder)
+    assert contents(config.out) == before
+    assert all(path.stat().st_mode & 0o044 for path in (*folder.iterdir(), *tuned.adapter.iterdir()))
 
 
 def test_sft_makes_its_completions_likelier(config, policy, tmp_path):
