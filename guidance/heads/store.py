@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from trimtab.guidance.errors import HeadError
@@ -30,7 +30,7 @@ def save_head(folder: Path, head: Head, manifest: Manifest) -> None:
     check_destination(folder)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in head.state_dict().items()}
     with whole_folder(folder) as new:
-        save_file(tensors, new / TENSORS_FILE)
+        (new / TENSORS_FILE).write_bytes(save(tensors))  # save_file tells of a full disk in its own way
         (new / MANIFEST_FILE).write_text(manifest.to_json(), encoding="utf-8")
 
 
