@@ -20,7 +20,6 @@ from stopped_runs import stopped
 from tiny_models import EOS, SIZES, byte_tokenizer, save_random_head, save_random_model
 from transformers import LlamaConfig
 
-from trimtab.guidance import files as parquet
 from trimtab.guidance.data.load import load_preferences, load_rankings, load_rollouts, load_unpaired
 from trimtab.guidance.features.store import StoredFeatures, open_features
 from trimtab.guidance.policy import load_policy
@@ -588,7 +587,7 @@ def test_a_file_that_is_there_is_not_written_over(flags, capsys):
 
 
 def test_a_full_disk_leaves_what_is_whole(flags, capsys, monkeypatch):
-    real, written = parquet.pq.write_table, []
+    real, written = pq.write_table, []
 
     def full_after_two(table, path, **options):
         if len(written) == 2:
@@ -598,7 +597,7 @@ def test_a_full_disk_leaves_what_is_whole(flags, capsys, monkeypatch):
         real(table, path, **options)
 
     with monkeypatch.context() as patched:
-        patched.setattr(parquet.pq, "write_table", full_after_two)
+        patched.setattr(pq, "write_table", full_after_two)
         assert "No space left" in complaint(capsys, *flags)
     assert sorted(path.name for path in Path("out.partial").iterdir()) == [
         "part-00000.parquet",
