@@ -1,12 +1,10 @@
-"""What a case found: numbers held against limits, times beside their floors, ratios against their aims."""
+"""Findings of a case: numbers against limits, times beside floors, ratios against aims; and the report."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import math
-import os
 import time
 import traceback
 import warnings
@@ -17,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from benchmarks.gpu.timing import Spread
+from benchmarks.common import Spread, write_document
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,12 +242,8 @@ class Report:
         }
 
     def save(self) -> None:
-        if self.path is None:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        new = self.path.with_name(self.path.name + ".new")
-        new.write_text(json.dumps(self.as_dict(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(new, self.path)
+        if self.path is not None:
+            write_document(self.path, self.as_dict())
 
 
 def digest(folder: str) -> str:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from benchmarks.common import Spread
 from benchmarks.gpu.findings import Findings, Measurement
 from benchmarks.gpu.machine import Machine
-from benchmarks.gpu.timing import Call, Repeats, Spread, num_copies, time_calls
+from benchmarks.gpu.timing import Call, Repeats, num_copies, time_calls
 
 
 @dataclass(frozen=True, slots=True)

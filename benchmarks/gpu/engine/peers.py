@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 
+from benchmarks.common import Spread, spread_of
 from benchmarks.gpu.case import Case
 from benchmarks.gpu.engine.subject import EngineSizes, Subject, random_prompts
 from benchmarks.gpu.findings import Findings, Measurement
 from benchmarks.gpu.inputs import dtype_name
 from benchmarks.gpu.machine import Machine
-from benchmarks.gpu.timing import Spread, spread_of
 from trimtab.guidance.heads.forms import Head
 from trimtab.server.engine.request import Guidance, Request, SamplingParams
 from trimtab.server.rollouts.offline import generate

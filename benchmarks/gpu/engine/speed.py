@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.common import spread_of
 from benchmarks.gpu.case import Case
 from benchmarks.gpu.engine.subject import EngineSizes, Subject, random_prompts
 from benchmarks.gpu.findings import Aim, Findings, Measurement
 from benchmarks.gpu.inputs import dtype_name
 from benchmarks.gpu.machine import Machine
-from benchmarks.gpu.timing import spread_of
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.request import ChoiceDone, Delta, Failed, Guidance, Request, SamplingParams
 

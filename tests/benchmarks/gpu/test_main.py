@@ -12,7 +12,7 @@ import torch
 
 ROOT = Path(__file__).parents[3]
 HTTP = ("fastapi", "pydantic", "starlette", "uvicorn", "sse_starlette", "tyro", "rich", "openai")
-ABSENT = (*HTTP, "matplotlib", "datasets", "accelerate", "httpx", "hypothesis", "psutil")
+ABSENT = (*HTTP, "matplotlib", "datasets", "accelerate", "httpx", "hypothesis", "psutil", "pyarrow")
 
 
 def suite(
@@ -31,7 +31,7 @@ def suite(
         text=True,
         check=False,
         cwd=cwd,
-        env={"PYTHONPATH": str(ROOT / "src"), "PATH": "", "OMP_NUM_THREADS": "1"},
+        env={"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}", "PATH": "", "OMP_NUM_THREADS": "1"},
     )
 
 

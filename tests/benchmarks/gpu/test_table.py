@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from benchmarks.common import Spread
 from benchmarks.gpu.findings import Aim, Findings, Measurement, Report
 from benchmarks.gpu.table import BEGIN, END, NOTHING, as_markdown, read_reports, replace_between_markers
-from benchmarks.gpu.timing import Spread
 
 MACHINE = {
     "device": "NVIDIA H200",
