@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import inspect
 import json
 import os
 import platform
@@ -68,7 +69,7 @@ def parse(config_type: type[Config], doc: str | None, args: Sequence[str] | None
     """
     parser = argparse.ArgumentParser(
         prog=_prog(config_type),
-        description=f"{doc}\n{config_type.__doc__ or ''}",
+        description=f"{doc}\n{inspect.getdoc(config_type)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     hints = get_type_hints(config_type)

@@ -1,4 +1,4 @@
-"""Throughput of the engine on the CPU: guided against plain, against vLLM and transformers, and under load.
+"""Throughput of the engine on the CPU: guided beside plain, beside vLLM and transformers, and under load.
 
     python -m benchmarks.cpu --vllm-python PATH/TO/vllm-venv/bin/python
 

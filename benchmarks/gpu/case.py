@@ -1,4 +1,4 @@
-"""A case: one question to the device, answered by a function of machine and sizes; and when it is asked.
+"""Case: one question to the device, answered by a function of machine and sizes, and when it is asked.
 
 By itself, since the kernels' and the engine's modules own their cases and the registry reads those.
 """

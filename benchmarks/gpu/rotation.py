@@ -1,4 +1,4 @@
-"""Benchmarks of ops whose inputs take turns, so that every call finds them cold."""
+"""Rotation of an op's inputs while it is timed, ours beside others', so that every call finds them cold."""
 
 from __future__ import annotations
 

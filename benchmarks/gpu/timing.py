@@ -1,4 +1,4 @@
-"""Times of short calls that find their inputs cold, and the memory bandwidth they are held against."""
+"""Timing of short calls that find their inputs cold, and of the memory that they are held against."""
 
 from __future__ import annotations
 
