@@ -68,7 +68,7 @@ def parse(config_type: type[Config], doc: str | None, args: Sequence[str] | None
     Not the commands' parser: that one needs an installation.
     """
     parser = argparse.ArgumentParser(
-        prog=_prog(config_type),
+        prog=_prog(),
         description=f"{doc}\n{inspect.getdoc(config_type)}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -84,10 +84,9 @@ def parse(config_type: type[Config], doc: str | None, args: Sequence[str] | None
         parser.error(str(error))
 
 
-def _prog(config_type: type[object]) -> str:
-    module = sys.modules[config_type.__module__]
-    name = module.__spec__.name if module.__spec__ else module.__name__
-    return f"python -m {name.removesuffix('.__main__')}"
+def _prog() -> str:
+    spec = sys.modules["__main__"].__spec__
+    return f"python -m {spec.name.removesuffix('.__main__')}" if spec else sys.argv[0]
 
 
 def _argument(hint: Any) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""Training speed: a head on cached features beside the policy fine-tuned by TRL; an epoch's time, and memory."""
+"""Training speed: a head on cached features beside TRL's fine-tuned policy: an epoch's time, and memory."""

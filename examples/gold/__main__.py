@@ -30,8 +30,8 @@ from trimtab.server.flags import parse
 class GoldConfig:
     """Runs the gold task: rollouts, features, heads by every method in both forms, those that are claimed by
     three training seeds, an ablation, LoRA in five settings, and evaluations, each as the command that is
-    printed. A step whose result is there is skipped, so a stopped run goes on; steps.json says what ran and for
-    how long.
+    printed. A step whose result is there is skipped, so a stopped run goes on; steps.json says what ran and
+    for how long.
 
     model: stories656K's folder.
     stories: list of stories whose first words are the prompts.

@@ -1,4 +1,4 @@
-"""Recipes of the gold task: replies, features, heads by every method, seeds of the claimed, and an ablation."""
+"""Recipes of the gold task: replies, features, heads by every method, seeds of the claimed, an ablation."""
 
 from __future__ import annotations
 
