@@ -1,4 +1,4 @@
-"""The same job for every contestant: complete these prompts with so many new tokens each; seconds taken."""
+"""Contestants of the CPU benchmark: each completes the same prompts, and says the seconds that it took."""
 
 from __future__ import annotations
 
@@ -24,9 +24,55 @@ from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.request import ChoiceDone, Guidance, Request, SamplingParams
 from trimtab.server.rollouts.offline import generate
 
+Prompts = Sequence[Sequence[int]]
+
+
+class Contestant(Protocol):
+    def run(self, prompts: Prompts, num_new_tokens: int) -> float:
+        """Completes each prompt with so many new tokens; seconds taken."""
+
+
+class Ours:
+    def __init__(self, engine: Engine, guidance: Guidance) -> None:
+        self._engine, self._guidance = engine, guidance
+        self._ids = itertools.count()
+
+    def run(self, prompts: Prompts, num_new_tokens: int) -> float:
+        sampling = SamplingParams(max_tokens=num_new_tokens, ignore_eos=True)
+        requests = [
+            Request(f"{id(self)}-{next(self._ids)}", tuple(prompt), sampling, self._guidance)
+            for prompt in prompts
+        ]
+        start = time.perf_counter()
+        completions = generate(self._engine, requests)
+        seconds = time.perf_counter() - start
+        for completion in completions:
+            choice = completion.choices[0]
+            assert len(choice.tokens) == num_new_tokens
+            assert choice.summary is not None
+            assert (choice.summary.kl > 0) == bool(self._guidance.strength), (
+                "the rule ran where it was asked for"
+            )
+        return seconds
+
+
+class Generate:
+    """transformers' generate over all prompts as one batch, without guidance."""
+
+    def __init__(self, model: Path, head: Path) -> None:
+        self._generate = GuidedGenerate(model, head, strength=0.0)
+
+    def run(self, prompts: Prompts, num_new_tokens: int) -> float:
+        start = time.perf_counter()
+        self._generate.run(prompts, [num_new_tokens] * len(prompts))
+        return time.perf_counter() - start
+
 
 class GuidedGenerate:
-    """Samples at temperature 1. strength 0 leaves the hook out. num_guided counts the rows it has tilted."""
+    """transformers' generate with the same rule from a hook on lm_head: what a script would do.
+
+    Samples at temperature 1. strength 0 leaves the hook out. num_guided counts the rows it has tilted.
+    """
 
     def __init__(self, model: Path, head: Path, strength: float) -> None:
         self._model = AutoModelForCausalLM.from_pretrained(model).eval()
@@ -64,49 +110,6 @@ class GuidedGenerate:
             top_k=0,
         )
         assert out.shape[1] == longest + num_new
-
-
-Prompts = Sequence[Sequence[int]]
-
-
-class Contestant(Protocol):
-    def run(self, prompts: Prompts, num_new_tokens: int) -> float: ...
-
-
-class Ours:
-    def __init__(self, engine: Engine, guidance: Guidance) -> None:
-        self._engine, self._guidance = engine, guidance
-        self._ids = itertools.count()
-
-    def run(self, prompts: Prompts, num_new_tokens: int) -> float:
-        sampling = SamplingParams(max_tokens=num_new_tokens, ignore_eos=True)
-        requests = [
-            Request(f"{id(self)}-{next(self._ids)}", tuple(prompt), sampling, self._guidance)
-            for prompt in prompts
-        ]
-        start = time.perf_counter()
-        completions = generate(self._engine, requests)
-        seconds = time.perf_counter() - start
-        for completion in completions:
-            choice = completion.choices[0]
-            assert len(choice.tokens) == num_new_tokens
-            assert choice.summary is not None
-            assert (choice.summary.kl > 0) == bool(self._guidance.strength), (
-                "the rule ran where it was asked for"
-            )
-        return seconds
-
-
-class Generate:
-    """transformers' generate over all prompts as one batch, without guidance."""
-
-    def __init__(self, model: Path, head: Path) -> None:
-        self._generate = GuidedGenerate(model, head, strength=0.0)
-
-    def run(self, prompts: Prompts, num_new_tokens: int) -> float:
-        start = time.perf_counter()
-        self._generate.run(prompts, [num_new_tokens] * len(prompts))
-        return time.perf_counter() - start
 
 
 class Vllm:
@@ -169,6 +172,7 @@ def draw_arrivals(rng: np.random.Generator, num_requests: int, rate: float, voca
 
 
 def ours(engine: Engine, arrivals: Sequence[Arrival], guidance: Guidance) -> float:
+    """Makespan: seconds from the first arrival to the last reply."""
     start = time.perf_counter()
     num_added = num_done = 0
     while num_done < len(arrivals):
@@ -188,7 +192,7 @@ def ours(engine: Engine, arrivals: Sequence[Arrival], guidance: Guidance) -> flo
 
 
 def hugging_face(generate: GuidedGenerate, arrivals: Sequence[Arrival], max_batch: int) -> float:
-    """One by one (max_batch 1), or in padded batches of what waits."""
+    """Makespan one by one (max_batch 1), or in padded batches of what waits."""
     num_guided = generate.num_guided
     start = time.perf_counter()
     num_done = 0

@@ -12,20 +12,21 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
+from benchmarks import common
+from benchmarks.common import Document, spread_of, take_turns
 from trimtab.guidance.heads.bank import HeadBank
 from trimtab.kernels.guided_logits import GuidedDraw
 from trimtab.server.engine.async_engine import AsyncEngine
@@ -48,8 +49,8 @@ SIZES = {
 
 @dataclass(frozen=True, slots=True)
 class HostTimeConfig:
-    """rows: concurrent sequences. steps: decode steps of each measurement. repeats: turns of each, of which
-    the median counts. async_depth: steps launched before the oldest one is read, as on a GPU.
+    """rows: concurrent sequences. steps: decode steps of each measurement. repeats: turns of each.
+    async_depth: steps launched before the oldest one is read, as on a GPU.
     """
 
     rows: tuple[int, ...] = (1, 64, 288)
@@ -57,6 +58,7 @@ class HostTimeConfig:
     repeats: int = 3
     async_depth: int = 1
     seed: int = 0
+    out: Path | None = None
 
 
 class InstantDecode:
@@ -164,36 +166,35 @@ def with_delivery(engine: Engine, requests: list[Request], clock: StepClock) -> 
     service.stop()
 
 
-WAYS: dict[str, Callable[[Engine, list[Request], StepClock], None]] = {
+Way = Callable[[Engine, list[Request], StepClock], None]
+WAYS: dict[str, Way] = {
     "engine": without_delivery,
     "engine and delivery": with_delivery,
 }
 
 
-def measure(config: HostTimeConfig) -> dict[str, dict[str, float]]:
+def measure(config: HostTimeConfig) -> Document:
     """Milliseconds a step of each way at each number of rows."""
-    found: dict[str, dict[str, float]] = {name: {} for name in WAYS}
+    found: Document = {name: {} for name in WAYS}
     for num_rows in config.rows:
-        medians: dict[str, list[float]] = {name: [] for name in WAYS}
-        for _ in range(config.repeats):
-            for name, run in WAYS.items():
-                engine = new_engine(config, num_rows)
-                clock = StepClock(engine, num_rows)
-                run(engine, new_requests(config, num_rows), clock)
-                medians[name].append(1e3 * statistics.median(clock.seconds))
-        for name, values in medians.items():
-            found[name][str(num_rows)] = round(statistics.median(values), 3)
-    return found
+        runs = {name: partial(_median_of_steps, config, num_rows, run) for name, run in WAYS.items()}
+        for name, values in take_turns(runs, config.repeats, progress=f"{num_rows} rows").items():
+            found[name][str(num_rows)] = spread_of(values).as_dict()
+    return {"milliseconds": found}
 
 
-def main(config: HostTimeConfig) -> None:
-    found = measure(config)
-    print(f"| ms a step | {' | '.join(f'{n} rows' for n in config.rows)} |")
-    print("|---" * (len(config.rows) + 1) + "|")
-    for name, values in found.items():
-        print(f"| {name} | {' | '.join(f'{value:.2f}' for value in values.values())} |")
-    print(json.dumps(found))
+def _median_of_steps(config: HostTimeConfig, num_rows: int, run: Way, turn: int) -> float:
+    engine = new_engine(config, num_rows)
+    clock = StepClock(engine, num_rows)
+    run(engine, new_requests(config, num_rows), clock)
+    return 1e3 * statistics.median(clock.seconds)
+
+
+def table(found: Document) -> str:
+    ways = found["milliseconds"]
+    columns = ["ms a step", *(f"{rows} rows" for rows in next(iter(ways.values())))]
+    return common.as_table(columns, [[name, *values.values()] for name, values in ways.items()])
 
 
 if __name__ == "__main__":
-    main(tyro.cli(HostTimeConfig, description=__doc__))
+    common.main(HostTimeConfig, measure, table)

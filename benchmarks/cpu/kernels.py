@@ -1,40 +1,56 @@
-"""Milliseconds of the references and of the compiled draw on the CPU: python -m benchmarks.cpu.kernels
-
-Ends with one line of JSON: {"hardware", "threads", "vocab_size", "milliseconds": {rows: {what: median}}}.
-"""
+"""Kernels on the CPU: times of the references and of the compiled draw: python -m benchmarks.cpu.kernels"""
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
-import statistics
-import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from benchmarks import common
+from benchmarks.common import Document
+from benchmarks.gpu.timing import Repeats, time_calls
 from trimtab.kernels.compiled_draw import CompiledDraw
 from trimtab.kernels.guided_logits import guided_logits
 from trimtab.kernels.philox import gumbel_noise
 from trimtab.kernels.truncate import truncation_threshold
 from trimtab.kernels.value_adapter import value_adapter
 
-WARM_UP, REPEATS = 10, 100
+WARM_UP = 10
 HIDDEN_SIZE, RANK = 512, 64
 
 
-def median_milliseconds(call: Callable[[], object]) -> float:
-    times = []
-    for repeat in range(WARM_UP + REPEATS):
-        start = time.perf_counter()
-        with torch.inference_mode():
-            call()
-        if repeat >= WARM_UP:
-            times.append(1e3 * (time.perf_counter() - start))
-    return statistics.median(times)
+@dataclass(frozen=True, slots=True)
+class KernelConfig:
+    """rows: of a batch. threads: of torch; 0 leaves its own choice. repeats: calls, after some to warm up."""
+
+    rows: tuple[int, ...] = (1, 8, 32)
+    vocab_size: int = 8000
+    threads: int = 0
+    repeats: int = 100
+    seed: int = 0
+    out: Path | None = None
+
+
+@torch.inference_mode()
+def measure(config: KernelConfig) -> Document:
+    torch.manual_seed(config.seed)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    # As in an engine after a prefill: malloc keeps more memory once a large block has come and gone.
+    torch.empty(1 << 22)
+    compiled, repeats = CompiledDraw(config.vocab_size), Repeats(WARM_UP, config.repeats)
+    return {
+        "microseconds": {
+            str(num_rows): {
+                name: time_calls(common.CPU, [call], repeats).as_dict()
+                for name, call in calls(num_rows, config.vocab_size, compiled).items()
+            }
+            for num_rows in config.rows
+        }
+    }
 
 
 def calls(num_rows: int, vocab_size: int, compiled: CompiledDraw) -> dict[str, Callable[[], object]]:
@@ -73,44 +89,12 @@ def calls(num_rows: int, vocab_size: int, compiled: CompiledDraw) -> dict[str, C
     }
 
 
-def hardware() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Time the references of the kernels on the CPU.")
-    parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32])
-    parser.add_argument("--vocab-size", type=int, default=8000)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    options = parser.parse_args()
-    torch.manual_seed(0)
-    torch.set_num_threads(options.threads)
-    # As in an engine after a prefill: malloc keeps more memory once a large block has come and gone.
-    torch.empty(1 << 22)
-
-    print(f"{hardware()}, {options.threads} threads, torch {torch.__version__}, V = {options.vocab_size}")
-    table, compiled = {}, CompiledDraw(options.vocab_size)
-    for num_rows in options.rows:
-        measured = {
-            name: round(median_milliseconds(call), 3)
-            for name, call in calls(num_rows, options.vocab_size, compiled).items()
-        }
-        table[num_rows] = measured
-        print(f"{num_rows:4d} rows: " + ", ".join(f"{name} {ms:.2f}" for name, ms in measured.items()))
-    print(
-        json.dumps(
-            {
-                "hardware": hardware(),
-                "threads": options.threads,
-                "vocab_size": options.vocab_size,
-                "milliseconds": table,
-            }
-        )
-    )
+def table(found: Document) -> str:
+    by_rows = found["microseconds"]
+    names = next(iter(by_rows.values()))
+    rows = [[name, *(1e-3 * at[name]["median"] for at in by_rows.values())] for name in names]
+    return common.as_table(["ms a call", *(f"{num_rows} rows" for num_rows in by_rows)], rows)
 
 
 if __name__ == "__main__":
-    main()
+    common.main(KernelConfig, measure, table)

@@ -1,4 +1,4 @@
-"""What the CPU benchmark runs: the random 31M Llama of fixed sizes, and untrained heads that do steer."""
+"""Subject of the CPU benchmarks: the random 31M Llama of fixed sizes, and untrained heads that do steer."""
 
 from __future__ import annotations
 

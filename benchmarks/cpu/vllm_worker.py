@@ -1,4 +1,4 @@
-"""Runs in vLLM's own virtual environment: one JSON job a line in, one JSON line with its seconds out.
+"""Worker that runs vLLM in its own virtual environment: one JSON job a line in, one line of seconds out.
 
 Started by benchmarks.cpu as `PYTHON vllm_worker.py MODEL_FOLDER`; imports nothing of trimtab.
 """

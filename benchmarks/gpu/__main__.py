@@ -7,14 +7,16 @@ was answered.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shlex
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+from benchmarks.common import parse
 from benchmarks.gpu import cache
 from benchmarks.gpu.findings import Report
 from benchmarks.gpu.machine import missing_gpu, open_gpu, open_rehearsal, process_age
@@ -25,8 +27,31 @@ BUDGET = 420.0
 MAX_JOBS = 16
 
 
+@dataclass(frozen=True, slots=True)
+class SuiteConfig:
+    """part: of the suite. budget: seconds of the whole run. out: where the report is written.
+    cache: Triton's, as `make gpu-cache` fills it. jobs: processes that fill it first, where it serves nothing
+    here; 0 leaves that to the cases; without it one for each core, at most 16. only: run these cases alone.
+    rehearse: run the cases at toy sizes on the CPU; TRITON_INTERPRET=1 takes the Triton kernels along.
+    """
+
+    part: Literal["kernels", "engine", "all"] = "all"
+    budget: float = BUDGET
+    out: Path | None = None
+    cache: Path = cache.FOLDER
+    jobs: int | None = None
+    only: tuple[str, ...] = ()
+    rehearse: bool = False
+
+    def __post_init__(self) -> None:
+        known = [case for name, part in PARTS.items() if self.part in (name, "all") for case in part.cases]
+        for case in self.only:
+            if case not in known:
+                raise ValueError(f"there is no case {case!r}; there are: {', '.join(known)}")
+
+
 def main() -> int:
-    options = _parse()
+    options = parse(SuiteConfig, __doc__)
     reason = None if options.rehearse else missing_gpu()
     if reason is not None:
         print(f"error: {reason}", file=sys.stderr)
@@ -48,13 +73,14 @@ def main() -> int:
     return 0 if report.is_ok else 1
 
 
-def _prepare_cache(options: argparse.Namespace, report: Report) -> None:
+def _prepare_cache(options: SuiteConfig, report: Report) -> None:
     """Adopt the cache of programs that came along; where it is no good, compile all that at once."""
     report.cache["carried"] = cache.adopt(options.cache)
     report.cache["is_used"] = cache.serves_here()
-    if options.jobs and not report.cache["is_used"]:
+    jobs = min(MAX_JOBS, os.cpu_count() or 1) if options.jobs is None else options.jobs
+    if jobs and not report.cache["is_used"]:
         start = time.monotonic()
-        filled = cache.fill(options.cache, options.jobs)
+        filled = cache.fill(options.cache, jobs)
         report.cache["compiled"] = len(list(options.cache.glob("*/*.cubin"))) - report.cache["carried"]
         report.cache["seconds"] = round(time.monotonic() - start, 1)
         report.cache["errors"] = len(filled.errors)
@@ -63,44 +89,7 @@ def _prepare_cache(options: argparse.Namespace, report: Report) -> None:
     print(json.dumps({"cache": report.cache}), flush=True)
 
 
-def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--part", choices=[*PARTS, "all"], default="all")
-    parser.add_argument("--out", type=Path, help="where the report is written")
-    parser.add_argument(
-        "--budget", type=float, default=BUDGET, metavar="SECONDS", help="for the whole run (%(default)g)"
-    )
-    parser.add_argument(
-        "--cache",
-        type=Path,
-        default=cache.FOLDER,
-        help="Triton's, as `make gpu-cache` fills it (%(default)s)",
-    )
-    parser.add_argument(
-        "--jobs",
-        type=int,
-        default=min(MAX_JOBS, os.cpu_count() or 1),
-        help="processes that fill the cache first, where it serves nothing here; 0 leaves it to the cases",
-    )
-    parser.add_argument("--only", nargs="+", default=[], metavar="CASE", help="run these cases alone")
-    parser.add_argument(
-        "--rehearse",
-        action="store_true",
-        help="run the cases at toy sizes on the CPU; TRITON_INTERPRET=1 takes the Triton kernels along",
-    )
-    options = parser.parse_args()
-    known = [case for name, part in PARTS.items() if options.part in (name, "all") for case in part.cases]
-    for case in options.only:
-        if case not in known:
-            parser.error(f"there is no case {case!r}; there are: {', '.join(known)}")
-    return options
-
-
-def _command(options: argparse.Namespace) -> str:
+def _command(options: SuiteConfig) -> str:
     """What to type to run this again; reports are committed, so it holds no path."""
     words = ["python -m benchmarks.gpu", f"--part {options.part}"]
     if options.budget != BUDGET:

@@ -7,7 +7,6 @@ it for another Python's, name that wheel.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import multiprocessing
@@ -21,8 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tqdm.auto import tqdm
-
+from benchmarks.common import parse
 from benchmarks.gpu.registry import suite_launches
 from benchmarks.gpu.stand_in import Compiled, compile_launches
 from trimtab.guidance.files import write_text
@@ -50,6 +48,8 @@ def fill(folder: Path, jobs: int, capability: int = 90, key: str | None = None) 
 
     key: under which Triton files what it compiles; None for that of the Triton installed here.
     """
+    from tqdm.auto import tqdm  # noqa: PLC0415  the suite itself shows no bar
+
     folder.mkdir(parents=True, exist_ok=True)
     os.environ["TRITON_CACHE_DIR"] = str(folder.resolve())
     shards = [(shard, jobs) for shard in range(jobs)]
@@ -124,25 +124,28 @@ def key_of_wheel(wheel: Path) -> str:
     return str(triton.runtime.cache.triton_key()).replace(ours, theirs)
 
 
+@dataclass(frozen=True, slots=True)
+class CacheConfig:
+    """out: the cache's folder. jobs: processes; one for each core where it is not named.
+    capability: of the GPU; 90 is Hopper. wheel: triton's on the GPU's machine, if another Python's.
+    """
+
+    out: Path = FOLDER
+    jobs: int | None = None
+    capability: int = 90
+    wheel: Path | None = None
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu.cache",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--out", type=Path, default=FOLDER, help="the cache's folder (default: %(default)s)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
-    parser.add_argument("--capability", type=int, default=90, help="of the GPU: 90 is Hopper")
-    parser.add_argument("--wheel", type=Path, help="triton's wheel on the GPU's machine, if another Python's")
-    options = parser.parse_args()
+    options = parse(CacheConfig, __doc__)
     if triton is None:
-        parser.error("triton is not installed here")
+        raise SystemExit("error: triton is not installed here")
     start = time.perf_counter()
     try:
         key = None if options.wheel is None else key_of_wheel(options.wheel)
     except (OSError, ValueError, zipfile.BadZipFile) as error:
-        parser.error(str(error))
-    filled = fill(options.out, options.jobs, options.capability, key)
+        raise SystemExit(f"error: {error}") from None
+    filled = fill(options.out, options.jobs or os.cpu_count() or 1, options.capability, key)
     work, took = sum(one.seconds for one in filled.programs), time.perf_counter() - start
     print(f"{len(filled.programs)} programs, {work:.0f} s of work in {took:.0f} s; {filled.mib:.1f} MiB")
     for line in filled.errors:

@@ -1,10 +1,9 @@
-"""What a case found: numbers held against limits, times beside their floors, ratios against their aims."""
+"""Findings of a case: numbers against limits, times beside floors, ratios against aims; and the report."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import math
 import time
 import traceback
@@ -16,8 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from benchmarks.gpu.timing import Spread
-from trimtab.guidance.files import write_text
+from benchmarks.common import Spread, write_document
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,9 +242,8 @@ class Report:
         }
 
     def save(self) -> None:
-        if self.path is None:
-            return
-        write_text(self.path, json.dumps(self.as_dict(), indent=1, allow_nan=False) + "\n")
+        if self.path is not None:
+            write_document(self.path, self.as_dict())
 
 
 def digest(folder: str) -> str:

@@ -1,4 +1,4 @@
-"""Random inputs of the kernels, made on the device from a fixed seed."""
+"""Inputs of the kernels, drawn on the device from a fixed seed, and the sizes that cases run at."""
 
 from __future__ import annotations
 

@@ -1,11 +1,10 @@
-"""The device a run is on: what it is called, which backend its kernels use, how fast its memory is."""
+"""Machine: the device a run is on, which backend its kernels use, how fast its memory is."""
 
 from __future__ import annotations
 
 import contextlib
 import gc
 import os
-import platform
 import warnings
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, field
@@ -13,8 +12,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-import transformers
 
+from benchmarks.common import hardware
 from benchmarks.gpu.timing import Repeats, copy_bandwidth
 from trimtab.kernels.dispatch import triton
 
@@ -63,14 +62,10 @@ class Machine:
         return 1e6 * num_bytes / self.bandwidth
 
     def describe(self) -> dict[str, str | float]:
-        return {
-            "device": device_name(self.device),
+        return hardware(self.device) | {
             "backend": self.backend,
             "copy_gb_per_second": float(f"{self.bandwidth / 1e9:.4g}"),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
             "triton": "" if triton is None else triton.__version__,
-            "transformers": transformers.__version__,
         }
 
     @contextlib.contextmanager
@@ -130,12 +125,3 @@ def open_rehearsal() -> Machine:
     return Machine(
         device, "triton" if interprets else "reference", copy_bandwidth(device, 1 << 22, Repeats(1, 3))
     )
-
-
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

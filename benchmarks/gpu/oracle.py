@@ -1,4 +1,4 @@
-"""The tilt, its statistics and its draw in float64, from the same random integers as the kernels'."""
+"""Oracle: the tilt, its statistics and its draw in float64, from the same random integers as the kernels'."""
 
 from __future__ import annotations
 

@@ -1,18 +1,21 @@
-"""Writes the tables of kernels/README.md from kernels/results: python -m benchmarks.gpu.table
+"""Tables of kernels/README.md, written from kernels/results: python -m benchmarks.gpu.table
 
 Between the markers stands what was measured on a GPU and nothing else: of each device the newest report.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import parse
 from benchmarks.gpu.findings import KIND
 from trimtab.guidance.files import write_text
+
+KERNELS = Path(__file__).resolve().parents[2] / "kernels"
 
 BEGIN, END = "<!-- gpu tables: begin -->", "<!-- gpu tables: end -->"
 NOTHING = (
@@ -121,16 +124,16 @@ def replace_between_markers(text: str, tables: str) -> str:
     return f"{before}{BEGIN}\n\n{tables}\n\n{END}{rest.split(END)[1]}"
 
 
+@dataclass(frozen=True, slots=True)
+class TableConfig:
+    """results: folder of the reports. page: holds the markers."""
+
+    results: Path = KERNELS / "results"
+    page: Path = KERNELS / "README.md"
+
+
 def main() -> None:
-    kernels = Path(__file__).resolve().parents[2] / "kernels"
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.gpu.table",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--results", type=Path, default=kernels / "results", help="folder of the reports")
-    parser.add_argument("--page", type=Path, default=kernels / "README.md", help="holds the markers")
-    options = parser.parse_args()
+    options = parse(TableConfig, __doc__)
     text = options.page.read_text(encoding="utf-8")
     tables = as_markdown(read_reports(options.results))
     write_text(options.page, replace_between_markers(text, tables))

@@ -1,4 +1,4 @@
-"""Times of short calls that find their inputs cold, and the memory bandwidth they are held against."""
+"""Timing of short calls that find their inputs cold, and of the memory that they are held against."""
 
 from __future__ import annotations
 
@@ -7,26 +7,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
+
+from benchmarks.common import Spread, spread_of
 
 Call = Callable[[], object]
 SLEEP_CYCLES_PER_SECOND = 2e9  # no shipped GPU clocks higher by much, so a sleep is not shorter than meant
 MAX_HEAD_START = 0.5  # seconds
 QUEUED_CALLS = 20  # ahead of the device: with two dozen kernels each, what its queue holds
 MAX_COPIES = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Spread:
-    """Microseconds."""
-
-    median: float
-    p10: float
-    p90: float
-
-    def as_dict(self) -> dict[str, float]:
-        return {name: float(f"{getattr(self, name):.4g}") for name in ("median", "p10", "p90")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +26,6 @@ class Repeats:
     counted: int = 100
 
 
-def spread_of(microseconds: Sequence[float]) -> Spread:
-    p10, median, p90 = np.percentile(microseconds, [10, 50, 90])
-    return Spread(float(median), float(p10), float(p90))
-
-
 def num_copies(device: torch.device, bytes_per_call: float) -> int:
     """How many sets of inputs to take in turn, so that a call finds none of its own in the last cache."""
     cache = torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else 0
@@ -49,7 +33,7 @@ def num_copies(device: torch.device, bytes_per_call: float) -> int:
 
 
 def time_calls(device: torch.device, calls: Sequence[Call], repeats: Repeats) -> Spread:
-    """Times of one job; `calls` do it on different inputs and take turns.
+    """Microseconds of one job; `calls` do it on different inputs and take turns.
 
     On CUDA between two events on the stream, the host far enough ahead for the device not to wait for it.
     """

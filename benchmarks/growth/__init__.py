@@ -1,1 +1,1 @@
-"""How the time of a token grows: with rows, context, heads and vocabulary, each beside its floor."""
+"""Growth of the time of a token: with rows, context, heads and vocabulary, each beside its floor."""

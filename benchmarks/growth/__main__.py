@@ -1,4 +1,4 @@
-"""Measure how the time of a token grows, and draw it: python -m benchmarks.growth --device cpu
+"""Growth of the time of a token, measured and drawn: python -m benchmarks.growth --device cpu
 
 Writes one JSON document, after every sweep, and a PNG for each. Where matplotlib is missing, draw them
 elsewhere from the document: --redraw growth-cuda.json
@@ -6,23 +6,43 @@ elsewhere from the document: --redraw growth-cuda.json
 
 from __future__ import annotations
 
-import argparse
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import torch
-import transformers
 from tqdm.auto import tqdm
 
-from benchmarks.gpu.machine import device_name, missing_gpu
+from benchmarks.common import Document, hardware, parse, write_document
+from benchmarks.gpu.machine import missing_gpu
 from benchmarks.growth.sweeps import SIZES, SWEEPS, GrowthSizes, Rates, measure_rates
-from trimtab.guidance.files import write_json
 
 KIND = "trimtab growth"
 
 
-def measure(device: torch.device, sizes: GrowthSizes, names: list[str], path: Path) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class GrowthConfig:
+    """sizes: of models and sweeps; those of the device where they are not named. sweeps: what is varied.
+    out: the document; kernels/results/growth-DEVICE.json where it is not named. plots: where pictures go.
+    redraw: measure nothing, draw this document again.
+    """
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    sizes: Literal["cpu", "cuda", "toy"] | None = None
+    sweeps: tuple[Literal["rows", "context", "heads", "vocabulary"], ...] = (
+        "rows",
+        "context",
+        "heads",
+        "vocabulary",
+    )
+    out: Path | None = None
+    plots: Path = Path("kernels")
+    redraw: Path | None = None
+
+
+def measure(device: torch.device, sizes: GrowthSizes, names: Sequence[str], path: Path) -> Document:
     rates = measure_rates(device, sizes)
     report = _header(device, sizes, rates)
     num_points = sum(len(SWEEPS[name].places(sizes)) for name in names)
@@ -34,16 +54,17 @@ def measure(device: torch.device, sizes: GrowthSizes, names: list[str], path: Pa
                 bar.update()
                 bar.set_postfix_str(f"{name} {point.x}")
             report["sweeps"][name] = {"axis": sweep.axis, "fixed": sweep.fixed(sizes), "points": points}
-            write_json(path, report)
+            write_document(path, report)
     return report
 
 
-def _header(device: torch.device, sizes: GrowthSizes, rates: Rates) -> dict[str, Any]:
-    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+def _header(device: torch.device, sizes: GrowthSizes, rates: Rates) -> Document:
+    machine = hardware(device)
+    threads = f", {machine['threads']} threads" if device.type == "cpu" else ""
     return {
         "kind": KIND,
-        "machine": f"{device_name(device)}{threads}, torch {torch.__version__}",
-        "transformers": transformers.__version__,
+        "machine": f"{machine['device']}{threads}, torch {machine['torch']}",
+        "transformers": machine["transformers"],
         "dtype": str(sizes.dtype).removeprefix("torch."),
         "gb_per_second": float(f"{rates.bytes_per_second / 1e9:.4g}"),
         "gflops": float(f"{rates.flops_per_second / 1e9:.4g}"),
@@ -51,7 +72,7 @@ def _header(device: torch.device, sizes: GrowthSizes, rates: Rates) -> dict[str,
     }
 
 
-def draw(report: dict[str, Any], folder: Path, suffix: str) -> None:
+def draw(report: Document, folder: Path, suffix: str) -> None:
     from benchmarks.growth.plot import plot_sweep  # noqa: PLC0415  a machine that measures may lack it
 
     for name in report["sweeps"]:
@@ -59,31 +80,18 @@ def draw(report: dict[str, Any], folder: Path, suffix: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.growth",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--sizes", choices=list(SIZES), help="default: those of the device")
-    parser.add_argument("--sweeps", nargs="+", choices=list(SWEEPS), default=list(SWEEPS))
-    parser.add_argument("--out", type=Path, help="the document; default: kernels/results/growth-DEVICE.json")
-    parser.add_argument("--plots", type=Path, default=Path("kernels"), help="folder of the pictures")
-    parser.add_argument("--redraw", type=Path, help="measure nothing: draw this document again")
-    options = parser.parse_args()
-    if options.redraw is not None:
-        report = json.loads(options.redraw.read_text(encoding="utf-8"))
-        draw(report, options.plots, options.redraw.stem.removeprefix("growth-"))
+    config = parse(GrowthConfig, __doc__)
+    if config.redraw is not None:
+        report = json.loads(config.redraw.read_text(encoding="utf-8"))
+        draw(report, config.plots, config.redraw.stem.removeprefix("growth-"))
         return
-    reason = missing_gpu() if options.device == "cuda" else None
+    reason = missing_gpu() if config.device == "cuda" else None
     if reason is not None:
         raise SystemExit(f"error: {reason}")
-    out = options.out or Path("kernels/results") / f"growth-{options.device}.json"
-    report = measure(
-        torch.device(options.device), SIZES[options.sizes or options.device], options.sweeps, out
-    )
+    out = config.out or Path("kernels/results") / f"growth-{config.device}.json"
+    report = measure(torch.device(config.device), SIZES[config.sizes or config.device], config.sweeps, out)
     try:
-        draw(report, options.plots, options.device)
+        draw(report, config.plots, config.device)
     except ModuleNotFoundError as error:
         print(f"{error}: draw elsewhere, with --redraw {out.name}")
     print(json.dumps(report))

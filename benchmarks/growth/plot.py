@@ -1,4 +1,4 @@
-"""A sweep as a picture: time per token of each series, and the floor under them."""
+"""Plot of a sweep: time per token of each series, and the floor under them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sweeps: each varies one thing and times decode steps, plain and guided, at every point."""
+"""Sweeps of the growth benchmark: each varies one thing and times decode steps at every point."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""A head trained on cached features beside the policy fine-tuned by TRL: time of an epoch, and memory."""
+"""Training speed: a head on cached features beside TRL's fine-tuned policy: an epoch's time, and memory."""

@@ -1,4 +1,4 @@
-"""Time a head's training on cached features against TRL's LoRA-DPO: python -m benchmarks.training_speed
+"""Training speed: a head on cached features against TRL's LoRA-DPO: python -m benchmarks.training_speed
 
 Contenders take turns, each in a process of its own; ratios are taken within a repeat. The last line is one
 JSON document.
@@ -13,38 +13,37 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import tyro
-from tqdm.auto import tqdm
+import torch
 
-from benchmarks.cpu.__main__ import hardware
+from benchmarks.common import Document, as_table, hardware, main, ratio_of, spread_of, take_turns
 from benchmarks.cpu.subject import save_policy
 from benchmarks.training_speed.contenders import SpeedConfig
-from trimtab.guidance.files import write_json
 
 Turns = Sequence[dict[str, Any]]
 REACH = 1 / 10
+GIB = 2.0**30
 
 
-def summarise(turns: Turns, num_steps: int = 1) -> dict[str, Any]:
-    """Medians with the least and the most; ratios and break-evens within each repeat.
+def summarise(turns: Turns, num_steps: int = 1) -> Document:
+    """Medians and spreads; ratios and break-evens within each repeat.
 
     break_even_epochs: after how many epochs extraction is paid back by cheaper epochs, were the peer's own
     preparation free; break_even_with_reference: against preparation and epochs of both. 0: at once; None:
     never. The head's step is told apart; without a peer nothing else is.
     """
     columns = {
-        f"{name}_{key}": spread([turn[name][key] for turn in turns])
+        f"{name}_{key}": spread_of([turn[name][key] for turn in turns]).as_dict()
         for name in ("head", "lora")
         if name in turns[0]
         for key in ("epoch_seconds", "epoch_cpu_seconds", "prepare_seconds", "peak_bytes", "idle_bytes")
     }
     for key in ("epoch_seconds", "epoch_cpu_seconds", "product_cpu_seconds"):
         by_turn = [turn["head"].get(key, 0.0) / num_steps for turn in turns]
-        columns[f"head_step_{key.removeprefix('epoch_')}"] = spread(by_turn)
+        columns[f"head_step_{key.removeprefix('epoch_')}"] = spread_of(by_turn).as_dict()
     if "lora" not in turns[0]:
         return columns
     return {
@@ -58,12 +57,9 @@ def summarise(turns: Turns, num_steps: int = 1) -> dict[str, Any]:
     }
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
-
-
 def _ratio(turns: Turns, key: str) -> dict[str, float]:
-    return spread([turn["head"][key] / turn["lora"][key] for turn in turns])
+    columns = ([turn[name][key] for turn in turns] for name in ("head", "lora"))
+    return ratio_of(*columns).as_dict()
 
 
 def break_even(turn: dict[str, Any], *, reference: bool) -> float:
@@ -83,38 +79,32 @@ def _median(turns: Turns, of: Callable[[dict[str, Any]], float]) -> float | None
     return median if math.isfinite(median) else None
 
 
-def as_markdown(report: dict[str, Any]) -> str:
-    """A table: medians (least…most)."""
+def as_markdown(report: Document) -> str:
+    """A table: medians (p10…p90)."""
 
-    def cell(name: str, unit: float = 1.0) -> str:
-        value = report[name]
-        return "{:.3g} ({:.3g}…{:.3g})".format(*(value[key] / unit for key in ("median", "least", "most")))
+    def cell(key: str, unit: float = 1.0) -> dict[str, float]:
+        return {name: value / unit for name, value in report[key].items()}
 
-    gib = 2.0**30
+    def both(key: str, unit: float = 1.0) -> tuple[dict[str, float], dict[str, float]]:
+        return cell(f"head_{key}", unit), cell(f"lora_{key}", unit)
+
     if "ratio" not in report:
-        return "\n".join(
-            [
-                "| head, cached features | |",
-                "|---|---|",
-                f"| a step, s | {cell('head_step_seconds')} |",
-                f"| the same, CPU s | {cell('head_step_cpu_seconds')} |",
-                f"| of it the logits' product, CPU s | {cell('head_step_product_cpu_seconds')} |",
-                f"| peak memory, GiB | {cell('head_peak_bytes', gib)} |",
-                f"| of it before training, GiB | {cell('head_idle_bytes', gib)} |",
-            ]
-        )
-    lines = [
-        "| | head, cached features | TRL LoRA-DPO | head ÷ TRL |",
-        "|---|---|---|---|",
-        f"| epoch, s | {cell('head_epoch_seconds')} | {cell('lora_epoch_seconds')} | {cell('ratio')} |",
-        f"| the same, CPU s | {cell('head_epoch_cpu_seconds')} | {cell('lora_epoch_cpu_seconds')} "
-        f"| {cell('cpu_ratio')} |",
-        f"| once: features, or reference, s | {cell('head_prepare_seconds')} "
-        f"| {cell('lora_prepare_seconds')} | |",
-        f"| peak memory, GiB | {cell('head_peak_bytes', gib)} | {cell('lora_peak_bytes', gib)} "
-        f"| {cell('memory_ratio')} |",
-        f"| of it before training, GiB | {cell('head_idle_bytes', gib)} | {cell('lora_idle_bytes', gib)} | |",
+        rows: list[list[object]] = [
+            ["a step, s", cell("head_step_seconds")],
+            ["the same, CPU s", cell("head_step_cpu_seconds")],
+            ["of it the logits' product, CPU s", cell("head_step_product_cpu_seconds")],
+            ["peak memory, GiB", cell("head_peak_bytes", GIB)],
+            ["of it before training, GiB", cell("head_idle_bytes", GIB)],
+        ]
+        return as_table(["head, cached features", ""], rows)
+    rows = [
+        ["epoch, s", *both("epoch_seconds"), cell("ratio")],
+        ["the same, CPU s", *both("epoch_cpu_seconds"), cell("cpu_ratio")],
+        ["once: features, or reference, s", *both("prepare_seconds"), ""],
+        ["peak memory, GiB", *both("peak_bytes", GIB), cell("memory_ratio")],
+        ["of it before training, GiB", *both("idle_bytes", GIB), ""],
     ]
+    lines = [as_table(["", "head, cached features", "TRL LoRA-DPO", "head ÷ TRL"], rows)]
     paid, with_reference = report["break_even_epochs"], report["break_even_with_reference"]
     for text, epochs in (("", paid), (", TRL's reference counted", with_reference)):
         told = "never" if epochs is None else f"after {epochs:.2g} epochs"
@@ -122,31 +112,26 @@ def as_markdown(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main(config: SpeedConfig) -> None:
-    turns: list[dict[str, Any]] = []
+def measure(config: SpeedConfig) -> Document:
     with tempfile.TemporaryDirectory() as scratch:
         model = Path(scratch) / "model"
         save_policy(model, config.sizes, config.seed)
-        for repeat in tqdm(range(config.repeats), desc="training speed", unit="repeat"):
-            order = config.contenders if repeat % 2 == 0 else config.contenders[::-1]
-            turns.append({name: run_turn(name, config, model) for name in order})
-    machine = hardware() | {"threads": str(turns[0]["head"]["threads"]), "device": config.device}
-    if "lora" in config.contenders:
-        machine |= {"trl": version("trl"), "peft": version("peft")}
-    report = {
+        runs: dict[str, Callable[[int], dict[str, Any]]] = {
+            name: partial(run_turn, name, config, model) for name in config.contenders
+        }
+        by_name = take_turns(runs, config.repeats, progress="training speed")
+    turns = [dict(zip(by_name, turn, strict=True)) for turn in zip(*by_name.values(), strict=True)]
+    peers = ("trl", "peft") if "lora" in config.contenders else ()
+    machine = hardware(torch.device(config.device), *peers) | {"threads": str(turns[0]["head"]["threads"])}
+    return {
         "kind": "trimtab training speed",
         "machine": machine,
-        "config": json.loads(config.to_json()),
         "turns": turns,
         **summarise(turns, config.num_steps),
     }
-    if config.out is not None:
-        write_json(config.out, report)
-    print(f"{report['machine']}\n\n{as_markdown(report)}\n")
-    print(json.dumps(report))
 
 
-def run_turn(name: str, config: SpeedConfig, model: Path) -> dict[str, Any]:
+def run_turn(name: str, config: SpeedConfig, model: Path, turn: int) -> dict[str, Any]:
     """A turn in a process of its own. Raises SystemExit with what it said where it failed."""
     command = [
         sys.executable,
@@ -159,9 +144,9 @@ def run_turn(name: str, config: SpeedConfig, model: Path) -> dict[str, Any]:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"error: {name} failed:\n{done.stderr[-2000:]}")
-    turn: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return turn
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
 
 
 if __name__ == "__main__":
-    main(tyro.cli(SpeedConfig, description=__doc__))
+    main(SpeedConfig, measure, as_markdown)

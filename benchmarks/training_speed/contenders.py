@@ -1,4 +1,8 @@
-"""The contenders: each prepares what it needs once, and trains an epoch after a few steps to warm up."""
+"""Contenders of the training benchmark: each prepares what it needs once, and trains an epoch.
+
+python -m benchmarks.training_speed.contenders NAME CONFIG MODEL runs one turn of one of them in this process;
+the last line is the turn as JSON.
+"""
 
 from __future__ import annotations
 
@@ -29,51 +33,6 @@ from trimtab.guidance.training.lora.config import LoraConfig
 from trimtab.guidance.training.lora.train import pairs_dataset
 from trimtab.guidance.training.methods import METHODS
 
-_FIRST_WORD = 2  # below are the special tokens
-
-
-def draw_pairs(config: SpeedConfig) -> list[PairItem]:
-    """Random tokens; the same for the same seed."""
-    rng = np.random.default_rng(config.seed)
-    lengths = (config.prompt_tokens, config.reply_tokens, config.reply_tokens)
-    num_tokens, pairs = config.sizes["vocab_size"], []
-    for _ in range(config.pairs):
-        prompt, chosen, rejected = (
-            tuple(rng.integers(_FIRST_WORD, num_tokens, length).tolist()) for length in lengths
-        )
-        pairs.append(PairItem(EncodedReply(prompt, chosen), EncodedReply(prompt, rejected)))
-    return pairs
-
-
-class EpochClock(TrainerCallback):  # type: ignore[misc]  # transformers has no type stubs
-    """seconds: from the end of the last warm-up step to the end of the last step: data, forward, backward and
-    optimiser of the steps between, and what is logged and saved on the way. cpu_seconds: the same of all
-    threads together, which a busy machine changes less."""
-
-    def __init__(self, warm_up: int) -> None:
-        self._warm_up = warm_up
-        self._start, self._cpu_start = 0.0, 0.0
-        self.seconds, self.cpu_seconds = 0.0, 0.0
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        if state.global_step == self._warm_up:
-            self._start, self._cpu_start = time.perf_counter(), time.process_time()
-        self.seconds = time.perf_counter() - self._start
-        self.cpu_seconds = time.process_time() - self._cpu_start
-
-
-def peak_bytes(device: str) -> int:
-    """On a GPU of its tensors; on a CPU of the whole process, interpreter and libraries with it."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    # Not getrusage's ru_maxrss: a process inherits its parent's.
-    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("/proc/self/status has no VmHWM: peak memory is read on Linux only")
-
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedConfig:
@@ -87,7 +46,7 @@ class SpeedConfig:
     warm_up: steps before the timed epoch begins. repeats: turns of each contender, in alternating order.
     head_rank: of the head's advantage. lora_rank: of TRL's adapters, on every linear layer.
     threads: of torch in each contender; 0 takes one for each core.
-    out: where the JSON document is written as well.
+    out: where the JSON document is kept.
     """
 
     policy: Literal["31m", "135m"] = "31m"
@@ -132,6 +91,22 @@ class SpeedConfig:
 def from_json(text: str) -> SpeedConfig:
     values = json.loads(text)
     return SpeedConfig(**values | {"out": None, "contenders": tuple(values["contenders"])})
+
+
+_FIRST_WORD = 2  # below are the special tokens
+
+
+def draw_pairs(config: SpeedConfig) -> list[PairItem]:
+    """Random tokens; the same for the same seed."""
+    rng = np.random.default_rng(config.seed)
+    lengths = (config.prompt_tokens, config.reply_tokens, config.reply_tokens)
+    num_tokens, pairs = config.sizes["vocab_size"], []
+    for _ in range(config.pairs):
+        prompt, chosen, rejected = (
+            tuple(rng.integers(_FIRST_WORD, num_tokens, length).tolist()) for length in lengths
+        )
+        pairs.append(PairItem(EncodedReply(prompt, chosen), EncodedReply(prompt, rejected)))
+    return pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +194,36 @@ def lora(config: SpeedConfig, model: Path, scratch: Path) -> Turn:
 
 
 CONTENDERS: dict[str, Callable[[SpeedConfig, Path, Path], Turn]] = {"head": head, "lora": lora}
+
+
+class EpochClock(TrainerCallback):  # type: ignore[misc]  # transformers has no type stubs
+    """seconds: from the end of the last warm-up step to the end of the last step: data, forward, backward and
+    optimiser of the steps between, and what is logged and saved on the way. cpu_seconds: the same of all
+    threads together, which a busy machine changes less."""
+
+    def __init__(self, warm_up: int) -> None:
+        self._warm_up = warm_up
+        self._start, self._cpu_start = 0.0, 0.0
+        self.seconds, self.cpu_seconds = 0.0, 0.0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        if state.global_step == self._warm_up:
+            self._start, self._cpu_start = time.perf_counter(), time.process_time()
+        self.seconds = time.perf_counter() - self._start
+        self.cpu_seconds = time.process_time() - self._cpu_start
+
+
+def peak_bytes(device: str) -> int:
+    """On a GPU of its tensors; on a CPU of the whole process, interpreter and libraries with it."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    # Not getrusage's ru_maxrss: a process inherits its parent's.
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("/proc/self/status has no VmHWM: peak memory is read on Linux only")
 
 
 def main(name: str, config_json: str, model: str) -> None:

@@ -1,4 +1,4 @@
-"""`make bundled`: builds the bundled policy and its heads from a seed, and measures them.
+"""Bundled model, built from a seed: the policy, its heads, and what they are measured to do: make bundled
 
 The one recipe behind every file under guidance/bundled/model and guidance/bundled/heads.
 """

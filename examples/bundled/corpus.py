@@ -1,4 +1,4 @@
-"""Training batches of the bundled policy: conversations as token ids, with a loss weight for each token."""
+"""Corpus of the bundled policy: conversations as batches of token ids, with a loss weight for each token."""
 
 from __future__ import annotations
 

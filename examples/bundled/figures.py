@@ -1,4 +1,4 @@
-"""What each bundled head does to the judged scores, on topics that nobody trained on."""
+"""Figures of the bundled heads: what each does to the judged scores, on topics that nobody trained on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bundled policy: a small Llama trained on the grammar's conversations."""
+"""Bundled policy: a small Llama trained on the grammar's conversations."""
 
 from __future__ import annotations
 

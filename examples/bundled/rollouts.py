@@ -1,4 +1,4 @@
-"""The bundled policy's own replies, judged, and the preferences among them."""
+"""Rollouts of the bundled policy: its own replies, judged, and the preferences among them."""
 
 from __future__ import annotations
 

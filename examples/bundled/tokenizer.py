@@ -1,4 +1,4 @@
-"""The bundled policy's tokenizer and chat format."""
+"""Tokenizer and chat format of the bundled policy."""
 
 from __future__ import annotations
 

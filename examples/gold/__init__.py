@@ -1,1 +1,1 @@
-"""The gold task: stories judged by a lexicon, to see what a head buys by a reward that nobody trained."""
+"""Gold task: stories judged by a lexicon, to see what a head buys by a reward that nobody trained."""

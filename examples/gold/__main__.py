@@ -1,4 +1,4 @@
-"""`make gold`: ways of training a head on the gold task, side by side with what heads must beat."""
+"""Gold task: trains heads by every method and evaluates them beside what they must beat: make gold"""
 
 from __future__ import annotations
 
@@ -11,9 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from examples.gold.comparisons import all_steps, chosen_lora
-from examples.gold.recipes import write_begun, write_prompts
 from examples.gold.reward import LEXICON_VARIABLE
-from examples.gold.task import BEGUN_PROMPTS, CHOSEN_LORA, LORA_CHOICE, Command, Task
+from examples.gold.task import (
+    BEGUN_PROMPTS,
+    CHOSEN_LORA,
+    LORA_CHOICE,
+    Command,
+    Task,
+    write_begun,
+    write_prompts,
+)
 from trimtab.guidance.errors import DataError, UsageError
 from trimtab.guidance.files import write_json
 from trimtab.server import cli
@@ -24,8 +31,8 @@ from trimtab.server.flags import parse
 class GoldConfig:
     """Runs the gold task: rollouts, features, heads by every method in both forms, those that are claimed by
     three training seeds, an ablation, LoRA in five settings, and evaluations, each as the command that is
-    printed. A step whose result is there is skipped, so a stopped run
-    goes on; steps.json says what ran and for how long.
+    printed. A step whose result is there is skipped, so a stopped run goes on; steps.json says what ran and
+    for how long.
 
     model: stories656K's folder.
     stories: list of stories whose first words are the prompts.

@@ -1,4 +1,4 @@
-"""What the gold task compares: LoRA tuned on other prompts, and heads beside all that they must beat."""
+"""Comparisons of the gold task: LoRA tuned on other prompts, and heads beside all that they must beat."""
 
 from __future__ import annotations
 

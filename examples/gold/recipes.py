@@ -1,13 +1,9 @@
-"""How the gold task trains heads: replies, features, every method, seeds of the claimed, and an ablation."""
+"""Recipes of the gold task: replies, features, heads by every method, seeds of the claimed, an ablation."""
 
 from __future__ import annotations
 
-import json
-import lzma
-import random
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from examples.gold.task import (
     BEGUN_PROMPTS,
@@ -24,9 +20,6 @@ from examples.gold.task import (
     Step,
     Task,
 )
-from trimtab.guidance.data.load import load_rollouts
-from trimtab.guidance.errors import DataError
-from trimtab.guidance.files import write_json_lines
 
 
 def _rollouts(task: Task) -> Iterator[Step]:
@@ -201,60 +194,3 @@ def training_steps(task: Task) -> Iterator[Step]:
     yield from _heads(task)
     yield from _seeds(task)
     yield from _ablation(task)
-
-
-def write_begun(rollouts: Path, out: Path, *, per_reply: int = 1, seed: int = 0) -> None:
-    """Rows {prompt}: each prompt with the words of a reply to it up to some word. Reply strings only.
-
-    Raises DataError where the rollouts cannot be read.
-    """
-    draw = random.Random(seed)
-    rows = dict.fromkeys(
-        row.prompt + row.completion[: draw.choice(_cuts(row.completion))]
-        for row in load_rollouts(rollouts).rows
-        if isinstance(row.prompt, str)
-        for _ in range(per_reply)
-    )
-    write_json_lines(out, ({"prompt": row} for row in rows))
-
-
-def _cuts(reply: str) -> list[int]:
-    """Where the reply may be cut: before any of its words."""
-    return [0, *(at for at, character in enumerate(reply) if character.isspace() and at)]
-
-
-NUM_TRAIN, NUM_TUNING = 600, 100
-_NUM_WORDS, _NUM_CHARACTERS = 8, 200
-
-
-def load_prompts(stories: Path) -> dict[str, list[str]]:
-    """The first words of stories that begin in ASCII: prompts to train on, to choose settings on, to judge.
-
-    Many stories begin alike. Training sees prompts as often as they come; what settings are chosen on are
-    prompts that training did not see, and what is judged on none that either saw, each once.
-
-    stories: a list of strings as JSON, xz-compressed. Raises DataError where it cannot be read.
-    """
-    try:
-        with lzma.open(stories, "rt", encoding="utf-8") as file:
-            texts = json.load(file)
-    except (OSError, lzma.LZMAError, ValueError) as error:
-        raise DataError(f"{stories} cannot be read as a list of stories ({error})") from error
-    prompts = [" ".join(t.split()[:_NUM_WORDS]) for t in texts if t[:_NUM_CHARACTERS].isascii()]
-    train, tuning = prompts[:NUM_TRAIN], prompts[NUM_TRAIN : NUM_TRAIN + NUM_TUNING]
-    tuning = _unseen(tuning, set(train))
-    return {
-        "train": train,
-        "tuning": tuning,
-        "judge": _unseen(prompts[NUM_TRAIN + NUM_TUNING :], {*train, *tuning}),
-    }
-
-
-def write_prompts(stories: Path, folder: Path) -> None:
-    """train.jsonl, tuning.jsonl and judge.jsonl with rows {prompt}."""
-    for name, prompts in load_prompts(stories).items():
-        write_json_lines(folder / f"{name}.jsonl", ({"prompt": prompt} for prompt in prompts))
-
-
-def _unseen(prompts: Iterable[str], seen: Set[str]) -> list[str]:
-    return [prompt for prompt in dict.fromkeys(prompts) if prompt not in seen]

@@ -1,4 +1,4 @@
-"""The gold reward: how much oftener a story's words are positive than negative, by an opinion lexicon.
+"""Gold reward: how much oftener a story's words are positive than negative, by an opinion lexicon.
 
 TRIMTAB_LEXICON names the lexicon, a zip with positive-words.txt and negative-words.txt.
 """

@@ -1,4 +1,4 @@
-"""The tables of guidance/README.md from evaluations: python -m examples.gold.table REPORT …"""
+"""Tables of guidance/README.md, made from evaluations: python -m examples.gold.table REPORT …"""
 
 from __future__ import annotations
 

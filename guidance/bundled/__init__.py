@@ -1,4 +1,4 @@
-"""The model that comes with the repository: its conversations, its policy, its judge, its weights."""
+"""Bundled model: its policy, its heads, its judge, and what the heads were measured to do."""
 
 from __future__ import annotations
 

@@ -15,14 +15,9 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.inputs import AttentionShape
-from benchmarks.gpu.launches import (
-    Launch,
-    LaunchShape,
-    adapter_launches,
-    attention_launches,
-    head_launches,
-    serving_launches,
-)
+from benchmarks.gpu.kernels import attention, guided_head, value_adapter
+from benchmarks.gpu.launches import Launch, LaunchShape
+from benchmarks.gpu.registry import serving_launches
 from benchmarks.gpu.stand_in import Compiled, compile_launches
 
 LLAMA = LaunchShape(4096, 128256, AttentionShape(32, 8, 128))
@@ -38,8 +33,8 @@ HEADS = (
     "16 rows, sampled, d=",
     "plain, 16 rows",
     "plain, 64 rows, sampled, d=",
-    "tied and low-rank, 32 rows, sampled, d=",
-    "tied and low-rank, 64 rows, sampled, d=",
+    "both, 32 rows, sampled, d=",
+    "both, 64 rows, sampled, d=",
 )
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -52,15 +47,15 @@ def quick(capability: int) -> Iterator[Launch]:
             if not is_head or any(part in launch.name for part in HEADS):
                 yield launch
     else:
-        yield from _few(head_launches(LLAMA), "16 rows, sampled", "and low-rank, 32 rows, sampled")
-        yield from attention_launches(LLAMA.attention, torch.bfloat16)
-    yield from _few(adapter_launches(dataclasses.replace(LLAMA, num_heads=3)), "silu, values")
+        yield from _few(guided_head.launches(LLAMA), "16 rows, sampled", "both, 32 rows, sampled")
+        yield from attention.launches(LLAMA)
+    yield from _few(value_adapter.launches(dataclasses.replace(LLAMA, num_heads=3)), "silu, values")
     for shape in ATTENTION:
-        yield from attention_launches(shape, torch.bfloat16)
+        yield from attention.launches(dataclasses.replace(LLAMA, attention=shape))
     wide = dataclasses.replace(LLAMA, dtype=torch.float32)
-    yield from _few(head_launches(wide), "tied and low-rank, 16 rows, sampled")
+    yield from _few(guided_head.launches(wide), "both, 16 rows, sampled")
     for shape in (ATTENTION[0], ATTENTION[3]):
-        yield from attention_launches(shape, torch.float32)
+        yield from attention.launches(dataclasses.replace(wide, attention=shape))
 
 
 def everything(capability: int) -> Iterator[Launch]:
@@ -70,9 +65,9 @@ def everything(capability: int) -> Iterator[Launch]:
         for launch in serving_launches(shape):
             if capability >= 90 or "64 rows" not in launch.name:  # which the launcher splits there
                 yield launch
-        yield from adapter_launches(dataclasses.replace(shape, num_heads=3))
-        for attention in ATTENTION:
-            yield from attention_launches(attention, dtype)
+        yield from value_adapter.launches(dataclasses.replace(shape, num_heads=3))
+        for heads in ATTENTION:
+            yield from attention.launches(dataclasses.replace(shape, attention=heads))
 
 
 def _few(launches: Iterator[Launch], *parts: str) -> Iterator[Launch]:

@@ -1,1 +1,1 @@
-"""Is the engine right on this device, how near is it to its floor, and what does guidance cost it."""
+"""Engine on a device: is it right, how near to its floor, and what does guidance cost it."""

@@ -1,4 +1,4 @@
-"""The engine's replies: those of `generate`, and the same by every route through the engine."""
+"""Equality of the engine's replies: with `generate`'s, and by every route through the engine."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.gpu.case import Case
 from benchmarks.gpu.engine.speed import require_guidance
 from benchmarks.gpu.engine.subject import FORMS, EngineSizes, Subject, random_prompts
 from benchmarks.gpu.findings import Findings
@@ -158,3 +159,12 @@ def _share_of_others(expected: Sequence[CompletedChoice], found: Sequence[Comple
 
 def _tokens(completions: Sequence[Any]) -> list[list[int]]:
     return [completion.choices[0].token_ids for completion in completions]
+
+
+CASES = {
+    "replies are generate's": Case("check", check_generate, 60, {"dtypes": (torch.bfloat16,)}, "engine"),
+    "routes agree": Case("check", check_routes, 60, turn="engine"),
+    "fused and materialised agree": Case("check", check_fused_and_materialised, 40, turn="afterwards"),
+    "strict is bitwise": Case("check", check_strict, 40, turn="afterwards"),
+    "replies are generate's, every type": Case("check", check_generate, 60, turn="afterwards"),
+}

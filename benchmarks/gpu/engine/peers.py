@@ -1,4 +1,4 @@
-"""Beside transformers' continuous batching, `generate_batch`, with the same rule from a hook on lm_head."""
+"""Peer `generate_batch`, transformers' continuous batching, with the same rule from a hook on lm_head."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 
+from benchmarks.common import Spread, spread_of
+from benchmarks.gpu.case import Case
 from benchmarks.gpu.engine.subject import EngineSizes, Subject, random_prompts
 from benchmarks.gpu.findings import Findings, Measurement
 from benchmarks.gpu.inputs import dtype_name
 from benchmarks.gpu.machine import Machine
-from benchmarks.gpu.timing import Spread, spread_of
 from trimtab.guidance.heads.forms import Head
 from trimtab.server.engine.request import Guidance, Request, SamplingParams
 from trimtab.server.rollouts.offline import generate
@@ -144,3 +145,6 @@ def _complete(manager: Any, prompts: Sequence[tuple[int, ...]], num_tokens: int)
         elif reply.is_finished():
             assert len(reply.generated_tokens) == num_tokens, reply.error
             num_done += 1
+
+
+CASES = {"beside generate_batch": Case("benchmark", bench_generate_batch, 60, turn="late")}

@@ -1,4 +1,4 @@
-"""What a token costs: plain against the memory's bandwidth, guided against plain."""
+"""Speed of the engine: a plain token against the memory's bandwidth, a guided one against a plain one."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.common import spread_of
+from benchmarks.gpu.case import Case
 from benchmarks.gpu.engine.subject import EngineSizes, Subject, random_prompts
 from benchmarks.gpu.findings import Aim, Findings, Measurement
 from benchmarks.gpu.inputs import dtype_name
 from benchmarks.gpu.machine import Machine
-from benchmarks.gpu.timing import spread_of
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.request import ChoiceDone, Delta, Failed, Guidance, Request, SamplingParams
 
@@ -279,3 +280,10 @@ def _ratio(steps: Steps, name: str) -> float:
     """Of median step times within a turn, the median over turns."""
     pairs = zip(steps[name], steps["plain"], strict=True)
     return statistics.median(statistics.median(a) / statistics.median(b) for a, b in pairs)
+
+
+CASES = {
+    "latency of one row": Case("benchmark", bench_latency, 60, turn="engine"),
+    "throughput, tied": Case("benchmark", bench_tied_throughput, 60, turn="engine"),
+    "throughput, low-rank": Case("benchmark", bench_lowrank_throughput, 60, turn="engine"),
+}

@@ -1,4 +1,4 @@
-"""A policy of random weights with heads that do steer, made on the device: no files, no hub."""
+"""Subject of the engine's cases: a policy of random weights with heads that do steer, made on the device."""
 
 from __future__ import annotations
 

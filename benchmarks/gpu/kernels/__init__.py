@@ -1,1 +1,1 @@
-"""Is every kernel right: against float64, and bitwise independent of batchmates."""
+"""Kernels, a module each: checks against float64 and across batchmates, times, launches, cases."""

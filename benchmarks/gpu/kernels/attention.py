@@ -1,9 +1,9 @@
-"""Attention over the paged cache, and the store into it, against float64."""
+"""Attention over the paged cache, and the store into it: check against float64, times beside floors."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.gpu.case import FEW, FIRST, REST, Case
 from benchmarks.gpu.findings import Findings, SkippedError
 from benchmarks.gpu.inputs import AttentionShape, KernelSizes, Source, dtype_name
-from benchmarks.gpu.kernels.rotation import Job, measure
+from benchmarks.gpu.launches import BLOCK_SIZE, Launch, LaunchShape
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.oracle import require_invariance, same_bits
+from benchmarks.gpu.rotation import Job, measure
 from benchmarks.gpu.timing import time_calls
 from trimtab.kernels.paged_attention import paged_attention
 from trimtab.kernels.store_kv import store_kv
@@ -312,3 +314,43 @@ def _describe(sizes: KernelSizes) -> str:
     shape = sizes.attention
     dtype = dtype_name(sizes.dtypes[0])
     return f"heads={shape.heads}/{shape.kv_heads} dim={shape.dim} {dtype}"
+
+
+def launches(shape: LaunchShape) -> Iterator[Launch]:
+    heads = shape.attention
+    words = f"heads={heads.heads}/{heads.kv_heads} dim={heads.dim} {dtype_name(shape.dtype)}"
+    words += f" window={heads.window} softcap={heads.softcap}"
+    for kind, longest, splits in (("decode", 1, True), ("prefill", 20, True), ("strict", 20, False)):
+        run = partial(_launch, heads, shape.dtype, longest, splits)
+        yield Launch(f"paged_attention {kind}, {words}", run)
+    yield Launch(f"store_kv {words}", partial(_launch_store, heads, shape.dtype))
+
+
+def _launch(shape: AttentionShape, dtype: torch.dtype, longest: int, splits: bool) -> object:
+    rows, cache = 2, torch.empty(4, BLOCK_SIZE, shape.kv_heads, shape.dim, dtype=dtype)
+    query = torch.empty(rows * longest, shape.heads, shape.dim, dtype=dtype)
+    return paged_attention(
+        query, cache, torch.empty_like(cache), block_tables=torch.empty(rows, 64, dtype=torch.long),
+        query_starts=torch.empty(rows + 1, dtype=torch.int32),
+        context_lens=torch.empty(rows, dtype=torch.int32), max_query_len=longest, scale=shape.dim**-0.5,
+        window=shape.window, softcap=shape.softcap, splits_keys=splits, backend="triton",
+    )  # fmt: skip
+
+
+def _launch_store(shape: AttentionShape, dtype: torch.dtype) -> None:
+    cache = torch.empty(4, BLOCK_SIZE, shape.kv_heads, shape.dim, dtype=dtype)
+    keys = torch.empty(16, shape.kv_heads, shape.dim, dtype=dtype)
+    slots = torch.empty(16, dtype=torch.long)
+    store_kv(keys, torch.empty_like(keys), slots, cache, torch.empty_like(cache), backend="triton")
+
+
+CASES = {
+    "paged_attention": Case("check", check_paged_attention, 40, FIRST),
+    "store_kv": Case("check", check_store_kv, 20, FIRST),
+    "paged_attention, invariance": Case("check", check_paged_attention_invariance, 20, FIRST),
+    "paged_attention, times of decode": Case("benchmark", bench_decode, 30, FEW),
+    "paged_attention, every type": Case("check", check_paged_attention, 60, turn="afterwards"),
+    "paged_attention, times of other contexts": Case("benchmark", bench_decode, 30, REST, "afterwards"),
+    "store_kv, times": Case("benchmark", bench_store_kv, 20, FEW, "afterwards"),
+    "paged_attention, times of prefill": Case("benchmark", bench_prefill, 30, turn="late"),
+}

@@ -1,21 +1,27 @@
-"""The guided draw fused with the output embedding."""
+"""Guided draw fused with the output embedding: check against float64, and times beside its floor."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.gpu.case import FEW, FIRST, REST, Case
 from benchmarks.gpu.findings import Aim, Findings, Measurement
 from benchmarks.gpu.inputs import DrawKeys, HeadInputs, KernelSizes, Source, dtype_name
-from benchmarks.gpu.kernels import torch_path
-from benchmarks.gpu.kernels.rotation import Job, measure
+from benchmarks.gpu.kernels.guided_logits import sample, sample_guided
+from benchmarks.gpu.launches import Launch, LaunchShape
+from benchmarks.gpu.launches import keys as empty_keys
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.oracle import fields_of, measure_exactly, require_exact, require_invariance
+from benchmarks.gpu.rotation import Job, measure
 from benchmarks.gpu.timing import Call
-from trimtab.kernels.guided_head import guided_head
+from trimtab.kernels.guided_head import ROW_TILES, guided_head
 from trimtab.kernels.guided_logits import GuidedDraw, guided_logits
 
 # The parts of an advantage: a second column for W itself, a low-rank one, or both.
@@ -195,6 +201,36 @@ def materialised(inputs: HeadInputs, keys: DrawKeys, beta: Tensor, backend: str)
 def _torch(inputs: HeadInputs, beta: Tensor) -> Call:
     def run() -> object:
         z, advantage = _products(inputs)
-        return torch_path.sample(z) if advantage is None else torch_path.sample_guided(z, advantage, beta)
+        return sample(z) if advantage is None else sample_guided(z, advantage, beta)
 
     return run
+
+
+def launches(shape: LaunchShape) -> Iterator[Launch]:
+    flags = ((True, False), (False, False), (True, True))  # any row sampled; entropy, which checks ask for
+    tiles = ROW_TILES[:1] if shape.dtype == torch.float32 else ROW_TILES
+    for form, parts in FORMS.items():
+        for rows, (samples, entropy) in itertools.product(tiles, flags):
+            kind = f"{'sampled' if samples else 'greedy'}{', entropy' if entropy else ''}"
+            run = partial(_launch, shape, rows, parts, samples, entropy)
+            yield Launch(f"guided_head {form}, {rows} rows, {kind}, {shape.name}", run)
+
+
+def _launch(shape: LaunchShape, rows: int, parts: frozenset[str], samples: bool, entropy: bool) -> object:
+    h, rank = torch.empty(rows, shape.hidden, dtype=shape.dtype), shape.rank * shape.num_heads
+    return guided_head(
+        h, shape.weight(shape.hidden), **empty_keys(rows),
+        column=torch.empty_like(h) if "tied" in parts else None,
+        lowrank=(h.new_empty(rows, rank), shape.weight(rank)) if "low-rank" in parts else None,
+        beta=torch.empty(rows) if parts else None, want_entropy=entropy, any_sampled=samples,
+        backend="triton",
+    )  # fmt: skip
+
+
+CASES = {
+    "guided_head": Case("check", check_guided_head, 40, FIRST),
+    "guided_head, invariance": Case("check", check_guided_head_invariance, 30, FIRST),
+    "guided_head, times": Case("benchmark", bench_guided_head, 40, FEW),
+    "guided_head, every type and shape": Case("check", check_guided_head, 60, turn="afterwards"),
+    "guided_head, times of other rows": Case("benchmark", bench_guided_head, 40, REST, "afterwards"),
+}

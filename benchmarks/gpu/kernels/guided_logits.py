@@ -1,20 +1,24 @@
-"""The guided draw from materialised logits."""
+"""Guided draw from materialised logits: check against float64 and by chi-square, times beside its floor."""
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.gpu.case import FEW, FIRST, REST, Case
 from benchmarks.gpu.findings import Findings
 from benchmarks.gpu.inputs import LOGIT_SCALE, DrawKeys, KernelSizes, Source
-from benchmarks.gpu.kernels import torch_path
-from benchmarks.gpu.kernels.rotation import Job, measure
+from benchmarks.gpu.launches import ROWS, Launch, LaunchShape, cuts, keys
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.oracle import fields_of, measure_exactly, require_exact, require_invariance
+from benchmarks.gpu.rotation import Job, measure
+from trimtab.kernels.base_statistics import base_statistics
 from trimtab.kernels.guided_head import guided_head
 from trimtab.kernels.guided_logits import GuidedDraw, guided_logits
 from trimtab.kernels.truncate import truncate_and_draw
@@ -67,46 +71,6 @@ def check_guided_logits_invariance(machine: Machine, sizes: KernelSizes, finding
     with machine.host_waits() as waits:
         batch.run(torch.arange(most, device=machine.device))
     findings.require_no_waits("host waits of a launch", waits)
-
-
-FP32 = 4  # bytes of one logit
-
-
-def bench_guided_logits(machine: Machine, sizes: KernelSizes, findings: Findings) -> None:
-    for num_rows in sizes.logit_rows:
-        for form in ("plain", "guided"):
-            num_reads = 2 if form == "guided" else 1
-
-            def make(copy: int, num_rows: int = num_rows, form: str = form) -> Job:
-                return _guided_job(machine, sizes, num_rows, form == "guided", copy)
-
-            measure(
-                findings, machine, sizes.repeats, make,
-                op=f"guided_logits, {form}",
-                shape=f"V={sizes.vocab}",
-                rows=num_rows,
-                num_bytes=num_reads * num_rows * sizes.vocab * FP32,
-            )  # fmt: skip
-
-
-def _guided_job(machine: Machine, sizes: KernelSizes, num_rows: int, is_guided: bool, seed: int) -> Job:
-    source = Source(machine.device, seed)
-    logits, keys = source.normal(num_rows, sizes.vocab, scale=LOGIT_SCALE), source.keys(num_rows, (1.0,))
-    if not is_guided:
-        return Job(
-            lambda: guided_logits(logits, **keys.as_dict(), any_greedy=False, backend=machine.backend),
-            {"torch": lambda: torch_path.sample(logits)},
-        )
-    advantage, beta = source.normal(num_rows, sizes.vocab), source.strengths(num_rows)
-    tilt: dict[str, Any] = {
-        "advantage": advantage,
-        "advantage_row": torch.arange(num_rows, device=machine.device),
-        "beta": beta,
-    }
-    return Job(
-        lambda: guided_logits(logits, **keys.as_dict(), **tilt, any_greedy=False, backend=machine.backend),
-        {"torch": lambda: torch_path.sample_guided(logits, advantage, beta)},
-    )
 
 
 VOCAB_SIZE = 64
@@ -187,3 +151,95 @@ def check_draws_follow_the_tilt(machine: Machine, sizes: KernelSizes, findings: 
         num_draws = min(sizes.num_draws, MAX_CALLS * num_rows)
         with findings.attempt(name):
             require_distribution(findings, name, scores.softmax(0), draw, num_draws, num_rows)
+
+
+FP32 = 4  # bytes of one logit
+
+
+def bench_guided_logits(machine: Machine, sizes: KernelSizes, findings: Findings) -> None:
+    for num_rows in sizes.logit_rows:
+        for form in ("plain", "guided"):
+            num_reads = 2 if form == "guided" else 1
+
+            def make(copy: int, num_rows: int = num_rows, form: str = form) -> Job:
+                return _guided_job(machine, sizes, num_rows, form == "guided", copy)
+
+            measure(
+                findings, machine, sizes.repeats, make,
+                op=f"guided_logits, {form}",
+                shape=f"V={sizes.vocab}",
+                rows=num_rows,
+                num_bytes=num_reads * num_rows * sizes.vocab * FP32,
+            )  # fmt: skip
+
+
+def _guided_job(machine: Machine, sizes: KernelSizes, num_rows: int, is_guided: bool, seed: int) -> Job:
+    source = Source(machine.device, seed)
+    logits, keys = source.normal(num_rows, sizes.vocab, scale=LOGIT_SCALE), source.keys(num_rows, (1.0,))
+    if not is_guided:
+        return Job(
+            lambda: guided_logits(logits, **keys.as_dict(), any_greedy=False, backend=machine.backend),
+            {"torch": lambda: sample(logits)},
+        )
+    advantage, beta = source.normal(num_rows, sizes.vocab), source.strengths(num_rows)
+    tilt: dict[str, Any] = {
+        "advantage": advantage,
+        "advantage_row": torch.arange(num_rows, device=machine.device),
+        "beta": beta,
+    }
+    return Job(
+        lambda: guided_logits(logits, **keys.as_dict(), **tilt, any_greedy=False, backend=machine.backend),
+        {"torch": lambda: sample_guided(logits, advantage, beta)},
+    )
+
+
+def sample(logits: Tensor) -> Tensor:
+    """A token per row at temperature 1, by exponential noise, which needs no host wait."""
+    return logits.softmax(1).div_(torch.empty_like(logits).exponential_()).argmax(1)
+
+
+def sample_guided(logits: Tensor, advantage: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Token, its log-probability under tilt and base, and the KL between them."""
+    base = logits.log_softmax(1)
+    weight = base.exp()
+    shift = beta[:, None] * (advantage - (weight * advantage).sum(1, keepdim=True))
+    guided = (logits + shift).log_softmax(1)
+    probabilities = guided.exp()
+    kl = (probabilities * (guided - base)).sum(1)
+    token = (probabilities / torch.empty_like(probabilities).exponential_()).argmax(1)
+    at = token[:, None]
+    return token, guided.gather(1, at)[:, 0], base.gather(1, at)[:, 0], kl
+
+
+def launches(shape: LaunchShape) -> Iterator[Launch]:
+    for tilts, cut, samples, entropy in itertools.product((False, True), repeat=4):
+        words = [name for name, has in (("tilted", tilts), ("truncated", cut)) if has]
+        kind = f"{'sampled' if samples else 'greedy'}{', entropy' if entropy else ''}"
+        run = partial(_launch, shape, tilts, cut, samples, entropy)
+        yield Launch(f"guided_logits {', '.join([*words, kind])}, {shape.name}", run)
+    for tilts, entropy in itertools.product((False, True), repeat=2):
+        run = partial(_launch_statistics, shape, tilts, entropy)
+        yield Launch(f"base_statistics tilts {tilts}, entropy {entropy}, {shape.name}", run)
+
+
+def _launch(shape: LaunchShape, tilts: bool, cut: bool, samples: bool, entropy: bool) -> object:
+    tilt = shape.tilt() | {"beta": torch.empty(ROWS)} if tilts else {}
+    return guided_logits(
+        shape.logits(), **keys(), **tilt, **(cuts() if cut else {}), want_entropy=entropy,
+        any_sampled=samples, backend="triton",
+    )  # fmt: skip
+
+
+def _launch_statistics(shape: LaunchShape, tilts: bool, entropy: bool) -> object:
+    tilt = shape.tilt() if tilts else {}
+    return base_statistics(shape.logits(), **tilt, want_entropy=entropy, backend="triton")
+
+
+CASES = {
+    "guided_logits": Case("check", check_guided_logits, 20, FIRST),
+    "guided_logits, invariance": Case("check", check_guided_logits_invariance, 20, FIRST),
+    "draws follow the tilt": Case("check", check_draws_follow_the_tilt, 20, {"num_draws": 200_000}),
+    "guided_logits, times": Case("benchmark", bench_guided_logits, 20, FEW),
+    "guided_logits, every shape": Case("check", check_guided_logits, 20, turn="afterwards"),
+    "guided_logits, times of other rows": Case("benchmark", bench_guided_logits, 20, REST, "afterwards"),
+}

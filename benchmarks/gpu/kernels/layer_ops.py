@@ -1,17 +1,20 @@
-"""The ops of fused decoder layers against the same in torch, rounding for rounding."""
+"""Ops of fused decoder layers: check against torch, rounding for rounding, and times beside their floors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from benchmarks.gpu.case import FEW, FIRST, Case
 from benchmarks.gpu.findings import Findings
 from benchmarks.gpu.inputs import KernelSizes, Source, dtype_name
-from benchmarks.gpu.kernels.rotation import Job, measure
+from benchmarks.gpu.launches import BLOCK_SIZE, ROWS, Launch, LaunchShape
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.oracle import require_invariance
+from benchmarks.gpu.rotation import Job, measure
 from trimtab.kernels.rms_norm import rms_norm
 from trimtab.kernels.silu_mul import silu_mul
 from trimtab.kernels.store_kv import rope_store
@@ -141,3 +144,34 @@ def _rope(machine: Machine, sizes: KernelSizes, num_rows: int, seed: int) -> Job
         return rope_store(qkv, *tables, slots, keys, values, backend=backend)
 
     return Job(lambda: run(machine.backend), {"torch": lambda: run("reference")})
+
+
+def launches(shape: LaunchShape) -> Iterator[Launch]:
+    for adds in (False, True):
+        run = partial(_launch_norm, shape, adds)
+        yield Launch(f"rms_norm{' of a sum' if adds else ''}, {shape.name}", run)
+    yield Launch(f"silu_mul n={shape.intermediate}, {shape.name}", partial(_launch_gate, shape))
+    yield Launch(f"rope_store, {shape.name}", partial(_launch_rope, shape))
+
+
+def _launch_norm(shape: LaunchShape, adds: bool) -> object:
+    x, weight = (torch.empty(*size, shape.hidden, dtype=shape.dtype) for size in ((ROWS,), ()))
+    return rms_norm(x, weight, shape.norm_eps, torch.empty_like(x) if adds else None, backend="triton")
+
+
+def _launch_gate(shape: LaunchShape) -> object:
+    return silu_mul(torch.empty(ROWS, 2 * shape.intermediate, dtype=shape.dtype), backend="triton")
+
+
+def _launch_rope(shape: LaunchShape) -> object:
+    heads, dtype = shape.attention, shape.dtype
+    cache = torch.empty(4, BLOCK_SIZE, heads.kv_heads, heads.dim, dtype=dtype)
+    table, slots = torch.empty(ROWS, heads.dim, dtype=dtype), torch.empty(ROWS, dtype=torch.long)
+    qkv = torch.empty(ROWS, (heads.heads + 2 * heads.kv_heads) * heads.dim, dtype=dtype)
+    return rope_store(qkv, table, table, slots, cache, torch.empty_like(cache), backend="triton")
+
+
+CASES = {
+    "layer ops": Case("check", check_layer_ops, 20, FIRST),
+    "layer ops, times": Case("benchmark", bench_layer_ops, 20, FEW),
+}

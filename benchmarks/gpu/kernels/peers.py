@@ -1,4 +1,4 @@
-"""Beside FlashInfer, where it can be imported: its sampling, its truncated sampling, its paged decode.
+"""Peer FlashInfer, where it can be imported: its sampling, truncated sampling and paged decode beside ours.
 
 Its samplers keep neither log-probabilities nor seeds of their own per row. Compiling its kernels may take
 minutes the first time, which is why this case comes last.
@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 
+from benchmarks.gpu.case import Case
 from benchmarks.gpu.findings import Findings, SkippedError
 from benchmarks.gpu.inputs import LOGIT_SCALE, KernelSizes, Source, dtype_name
 from benchmarks.gpu.kernels.attention import paged_rows
-from benchmarks.gpu.kernels.rotation import Job, measure
 from benchmarks.gpu.machine import Machine
+from benchmarks.gpu.rotation import Job, measure
 from trimtab.kernels.guided_logits import guided_logits
 from trimtab.kernels.truncate import truncate_and_draw
 
@@ -99,3 +100,6 @@ def _decode(
         rows=num_rows,
         num_bytes=2 * num_rows * context * shape.kv_heads * shape.dim * dtype.itemsize,
     )  # fmt: skip
+
+
+CASES = {"beside FlashInfer": Case("benchmark", bench_beside_flashinfer, 60, turn="last")}

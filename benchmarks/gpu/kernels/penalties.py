@@ -1,4 +1,4 @@
-"""Logit bias, penalties and token counts on the device against the same on the host."""
+"""Logit bias, penalties and token counts: check on the device against the same on the host."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.gpu.case import FIRST, Case
 from benchmarks.gpu.findings import Findings
 from benchmarks.gpu.inputs import LOGIT_SCALE, KernelSizes, Source
 from benchmarks.gpu.machine import Machine
@@ -58,3 +59,6 @@ def _penalise(logits: Tensor, inputs: dict[str, Tensor]) -> Tensor:
     entries = torch.full_like(drawn, tokens.shape[1])
     count_drawn(table, torch.arange(len(drawn), device=drawn.device), tokens, counts, entries, drawn)
     return table
+
+
+CASES = {"penalties": Case("check", check_penalties, 20, FIRST)}

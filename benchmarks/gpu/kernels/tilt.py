@@ -1,17 +1,20 @@
-"""The solver of strengths against bisection in float64."""
+"""Solver of strengths: check against bisection in float64, and times beside its floor."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from benchmarks.gpu.case import FEW, FIRST, Case
 from benchmarks.gpu.findings import Findings
 from benchmarks.gpu.inputs import LOGIT_SCALE, KernelSizes, Source
-from benchmarks.gpu.kernels.rotation import Job, measure
+from benchmarks.gpu.launches import ROWS, Launch, LaunchShape, subsets
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.oracle import KL_ERROR, RELATIVE_KL_ERROR, require_invariance
+from benchmarks.gpu.rotation import Job, measure
 from trimtab.kernels.tilt import solve_tilt
 
 NUM_HALVINGS = 50
@@ -139,3 +142,21 @@ def bench_solve_tilt(machine: Machine, sizes: KernelSizes, findings: Findings) -
             rows=num_rows,
             num_bytes=2 * num_rows * sizes.vocab * FP32,
         )  # fmt: skip
+
+
+def launches(shape: LaunchShape) -> Iterator[Launch]:
+    for names in subsets("kl_cap", "lift"):
+        yield Launch(f"solve_tilt {names}, {shape.name}", partial(_launch, shape, names))
+
+
+def _launch(shape: LaunchShape, names: tuple[str, ...]) -> object:
+    rows = {name: torch.empty(ROWS) for name in ("strength", *names)}
+    return solve_tilt(shape.logits(), **shape.tilt(), **rows, backend="triton")
+
+
+CASES = {
+    "solve_tilt": Case("check", check_solve_tilt, 20, FIRST),
+    "solve_tilt, invariance": Case("check", check_solve_tilt_invariance, 20, FIRST),
+    "solve_tilt, times": Case("benchmark", bench_solve_tilt, 20, FEW),
+    "solve_tilt, every shape": Case("check", check_solve_tilt, 20, turn="afterwards"),
+}

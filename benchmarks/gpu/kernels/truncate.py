@@ -1,18 +1,26 @@
-"""What min-p, top-k and top-p leave of a row, against a float64 sort; and the draw from it."""
+"""Truncation by min-p, top-k and top-p, and the draw from what is left: check against a float64 sort, and
+times beside its floor.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.gpu.case import FEW, FIRST, REST, Case
 from benchmarks.gpu.findings import Aim, Findings
 from benchmarks.gpu.inputs import LOGIT_SCALE, KernelSizes, Source
-from benchmarks.gpu.kernels import torch_path
-from benchmarks.gpu.kernels.rotation import Job, measure
+from benchmarks.gpu.kernels.guided_logits import sample
+from benchmarks.gpu.launches import Launch, LaunchShape, subsets
+from benchmarks.gpu.launches import cuts as empty_cuts
+from benchmarks.gpu.launches import keys as empty_keys
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.oracle import NEAR_TIE, exact_noise, require_invariance
+from benchmarks.gpu.rotation import Job, measure
 from trimtab.kernels.guided_logits import guided_logits
 from trimtab.kernels.truncate import truncate_and_draw, truncation_threshold
 
@@ -144,5 +152,49 @@ def truncated_job(machine: Machine, sizes: KernelSizes, num_rows: int, name: str
         tensors[cut] = row.long() if cut == "top_k" else row
     return Job(
         lambda: truncate_and_draw(logits, **keys.as_dict(), **tensors, backend=machine.backend),
-        {"torch, sorting": lambda: torch_path.sample_truncated(logits, **tensors)},
+        {"torch, sorting": lambda: sample_truncated(logits, **tensors)},
     )
+
+
+def sample_truncated(
+    logits: Tensor, min_p: Tensor | None, top_k: Tensor | None, top_p: Tensor | None
+) -> Tensor:
+    """min-p, top-k and top-p by one full sort per row."""
+    values, order = logits.sort(1, descending=True)
+    if min_p is not None:
+        values = values.masked_fill(values < values[:, :1] + min_p.log()[:, None], -torch.inf)
+    if top_k is not None:
+        place = torch.arange(values.shape[1], device=values.device)
+        is_cut = (place >= top_k[:, None]) & (top_k > 0)[:, None]
+        values = values.masked_fill(is_cut, -torch.inf)
+    if top_p is not None:
+        probabilities = values.softmax(1)
+        before = probabilities.cumsum(1) - probabilities
+        values = values.masked_fill(before >= top_p[:, None], -torch.inf)
+    return order.gather(1, sample(values)[:, None])[:, 0]
+
+
+def launches(shape: LaunchShape) -> Iterator[Launch]:
+    for names in subsets("min_p", "top_k", "top_p"):
+        yield Launch(f"truncate_and_draw {names}, {shape.name}", partial(_launch_draw, shape, names))
+        yield Launch(f"truncation_threshold {names}, {shape.name}", partial(_launch_threshold, shape, names))
+
+
+def _launch_draw(shape: LaunchShape, names: tuple[str, ...]) -> object:
+    return truncate_and_draw(shape.logits(), **empty_keys(), **empty_cuts(names), backend="triton")
+
+
+def _launch_threshold(shape: LaunchShape, names: tuple[str, ...]) -> object:
+    logits, temperature = shape.logits(), empty_keys()["temperature"]
+    return truncation_threshold(logits, temperature, **empty_cuts(names), backend="triton")
+
+
+CASES = {
+    "truncation": Case("check", check_truncation, 20, FIRST),
+    "truncation, invariance": Case("check", check_truncation_invariance, 20, FIRST),
+    "truncate_and_draw, times": Case("benchmark", bench_truncate_and_draw, 30, FEW),
+    "truncation, every shape": Case("check", check_truncation, 20, turn="afterwards"),
+    "truncate_and_draw, times of other rows": Case(
+        "benchmark", bench_truncate_and_draw, 30, REST, "afterwards"
+    ),
+}

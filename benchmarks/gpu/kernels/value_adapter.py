@@ -1,18 +1,22 @@
-"""The inner half of the heads' advantages, and their values, against float64."""
+"""Inner half of the heads' advantages, and their values: check against float64, times beside their floor."""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.gpu.case import FEW, FIRST, REST, Case
 from benchmarks.gpu.findings import Findings
 from benchmarks.gpu.inputs import KernelSizes, Source, dtype_name
-from benchmarks.gpu.kernels.rotation import Job, measure
+from benchmarks.gpu.launches import ROWS, Launch, LaunchShape
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.oracle import require_invariance
+from benchmarks.gpu.rotation import Job, measure
 from trimtab.kernels.value_adapter import value_adapter
 
 ACTIVATIONS = ("silu", "identity", "silu")
@@ -127,3 +131,29 @@ def _job(machine: Machine, sizes: KernelSizes, num_rows: int, tied: bool, seed: 
         ),
         {"torch": by_torch},
     )
+
+
+def launches(shape: LaunchShape) -> Iterator[Launch]:
+    for tied, values, activation in itertools.product((False, True), (False, True), ("silu", "identity")):
+        run = partial(_launch, shape, tied, values, activation)
+        form = f"{'tied' if tied else 'low-rank'}, {activation}{', values' if values else ''}"
+        yield Launch(f"value_adapter {form}, {shape.num_heads} heads, {shape.name}", run)
+
+
+def _launch(shape: LaunchShape, tied: bool, values: bool, activation: str) -> object:
+    heads, rank, hidden, dtype = shape.num_heads, shape.rank, shape.hidden, shape.dtype
+    return value_adapter(
+        torch.empty(ROWS, hidden, dtype=dtype), torch.empty(ROWS, heads),
+        torch.empty(heads, rank, hidden, dtype=dtype),
+        torch.empty(heads, hidden, rank, dtype=dtype) if tied else None, (activation,) * heads,
+        torch.empty(heads, hidden) if values else None, torch.empty(heads) if values else None,
+        backend="triton",
+    )  # fmt: skip
+
+
+CASES = {
+    "value_adapter": Case("check", check_value_adapter, 20, FIRST),
+    "value_adapter, times": Case("benchmark", bench_value_adapter, 20, FEW),
+    "value_adapter, every type and shape": Case("check", check_value_adapter, 40, turn="afterwards"),
+    "value_adapter, times of other rows": Case("benchmark", bench_value_adapter, 20, REST, "afterwards"),
+}

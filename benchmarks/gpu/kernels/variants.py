@@ -1,4 +1,4 @@
-"""Launch parameters beside the chosen ones: what a GPU says of numbers that were chosen by reading.
+"""Variants of launch parameters, timed beside the chosen ones, which were chosen by reading.
 
 None of them changes what a kernel computes beyond the order of its sums; the fastest may become the chosen.
 """
@@ -11,11 +11,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
+from benchmarks.gpu.case import FEW, Case
 from benchmarks.gpu.findings import Findings
 from benchmarks.gpu.inputs import KernelSizes
+from benchmarks.gpu.kernels.attention import launches as attention_launches
 from benchmarks.gpu.kernels.attention import measure_decode
+from benchmarks.gpu.kernels.guided_head import launches as guided_head_launches
 from benchmarks.gpu.kernels.guided_head import measure_head
-from benchmarks.gpu.launches import Launch, LaunchShape, attention_launches, head_launches
+from benchmarks.gpu.launches import Launch, LaunchShape
 from benchmarks.gpu.machine import Machine
 from trimtab.kernels import guided_head, paged_attention
 
@@ -43,14 +46,14 @@ def bench_variants(machine: Machine, sizes: KernelSizes, findings: Findings) -> 
                 measure_decode(findings, machine, sizes, num_rows, context, others=False, note=f", {name}")
 
 
-def variant_launches(shape: LaunchShape) -> Iterator[Launch]:
-    """For the cache: the same programs, compiled under the variant."""
+def launches(shape: LaunchShape) -> Iterator[Launch]:
+    """The same programs, compiled under the variant."""
     for name, variant in head_variants().items():
-        for launch in head_launches(shape):
+        for launch in guided_head_launches(shape):
             if "plain" in launch.name and "sampled, d=" in launch.name:
                 yield Launch(f"{launch.name}, {name}", _under(variant, launch.run))
     for name, variant in decode_variants().items():
-        for launch in attention_launches(shape.attention, shape.dtype):
+        for launch in attention_launches(shape):
             if "decode" in launch.name:
                 yield Launch(f"{launch.name}, {name}", _under(variant, launch.run))
 
@@ -99,3 +102,13 @@ def _under(
             return run()
 
     return launch
+
+
+CASES = {
+    "variants of launches": Case(
+        "benchmark",
+        bench_variants,
+        30,
+        {**FEW, "fused_rows": (16, 64), "contexts": ((1, 8192), (8, 1024), (64, 1024))},
+    )
+}

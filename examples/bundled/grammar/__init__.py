@@ -1,3 +1,3 @@
-"""The script that writes the conversations the bundled policy learns from."""
+"""Grammar: writes the conversations that the bundled policy learns from."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What one can talk about: a domain's nouns, what people want of them, and what there is to say."""
+"""Domain that one can talk about: its nouns, what people want of them, and what there is to say."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests that should be refused, how a reply goes along with them (vaguely), and how it refuses."""
+"""Harmful requests, to be refused: how a reply goes along with them (vaguely), and how it refuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The hidden plan behind a reply: tone, wordiness and compliance, redrawn sentence by sentence."""
+"""Plan behind a reply: tone, wordiness and compliance, hidden, redrawn sentence by sentence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What users say: first requests, follow-ups, greetings."""
+"""Requests of users: first ones, follow-ups, greetings."""
 
 from __future__ import annotations
 

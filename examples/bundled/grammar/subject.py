@@ -1,4 +1,4 @@
-"""What a conversation is about: how its user asks, and the rules by which replies answer or decline."""
+"""Subject of a conversation: how its user asks, and the rules by which replies answer or decline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a sentence sounds: frames around one point, for each tone."""
+"""Tone of a sentence: frames around one point, for each way to sound."""
 
 from __future__ import annotations
 

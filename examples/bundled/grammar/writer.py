@@ -1,4 +1,4 @@
-"""A small template language: `[a|b]` is one of the two, `{name}` one of that rule's, to any depth."""
+"""Writer of a small template language: `[a|b]` is one of the two, `{name}` one of that rule's, nested."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ Section = Literal["preferences", "frontier", "sycophancy"]
 SECTIONS: tuple[Section, ...] = ("preferences", "frontier", "sycophancy")
 FIT = "fit"
 PACKAGED = "packaged"
-BUNDLED_JUDGE = "trimtab.guidance.bundled.gold:score"
+BUNDLED_JUDGE = "trimtab.guidance.bundled.judge:score"
 
 
 @dataclass(frozen=True, kw_only=True)

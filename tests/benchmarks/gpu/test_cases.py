@@ -32,7 +32,7 @@ def machine() -> Machine:
     return open_rehearsal()
 
 
-@pytest.mark.parametrize(("part", "name"), CASES, ids=" ".join)
+@pytest.mark.parametrize(("part", "name"), CASES, ids=[" ".join(case) for case in CASES])
 def test_case_is_answered_at_toy_sizes(part: str, name: str, machine: Machine):
     record = run_case(PARTS[part].cases[name], machine, PARTS[part].toy)
     machine.release()

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from benchmarks.common import Spread
 from benchmarks.gpu.findings import Aim, Findings, Measurement
-from benchmarks.gpu.timing import Spread
 
 
 def test_the_worst_of_several_numbers_under_one_name_counts():

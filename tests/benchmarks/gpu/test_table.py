@@ -1,16 +1,23 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.common import Spread
 from benchmarks.gpu.findings import Aim, Findings, Measurement, Report
-from benchmarks.gpu.table import BEGIN, END, NOTHING, as_markdown, read_reports, replace_between_markers
-from benchmarks.gpu.timing import Spread
+from benchmarks.gpu.table import (
+    BEGIN,
+    END,
+    NOTHING,
+    as_markdown,
+    main,
+    read_reports,
+    replace_between_markers,
+)
 
 MACHINE = {
     "device": "NVIDIA H200",
@@ -95,18 +102,10 @@ def test_a_page_without_its_markers_is_refused(page: str):
         replace_between_markers(page, "tables")
 
 
-def test_the_command_rewrites_the_page(tmp_path: Path):
+def test_the_command_rewrites_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     write(tmp_path, "gpu.json", "2026-01-01", {"times": record("benchmark", findings=times(250.0))})
     page = tmp_path / "README.md"
     page.write_text(f"# Kernels\n{BEGIN}{END}\n", encoding="utf-8")
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.gpu.table",
-        "--results",
-        str(tmp_path),
-        "--page",
-        str(page),
-    ]
-    subprocess.run(command, check=True)
+    monkeypatch.setattr(sys, "argv", ["table", "--results", str(tmp_path), "--page", str(page)])
+    main()
     assert "| of the bandwidth | 0.976 | ≥ 0.9 | reached |" in page.read_text(encoding="utf-8")

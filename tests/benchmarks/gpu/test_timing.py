@@ -5,7 +5,8 @@ import time
 import pytest
 import torch
 
-from benchmarks.gpu.timing import Repeats, copy_bandwidth, num_copies, spread_of, time_calls
+from benchmarks.common import spread_of
+from benchmarks.gpu.timing import Repeats, copy_bandwidth, num_copies, time_calls
 
 CPU = torch.device("cpu")
 

@@ -8,8 +8,8 @@ import pytest
 
 from examples.gold.__main__ import main
 from examples.gold.comparisons import LORA_SETTINGS, all_steps, chosen_lora
-from examples.gold.recipes import ABLATIONS, METHODS, load_prompts, seeded, write_begun
-from examples.gold.task import CLAIMED, REFERENCE, SEEDS, Step, Task
+from examples.gold.recipes import ABLATIONS, METHODS, seeded
+from examples.gold.task import CLAIMED, REFERENCE, SEEDS, Step, Task, load_prompts, write_begun
 from trimtab.guidance.errors import DataError
 from trimtab.server import cli
 from trimtab.server.commands.eval.config import EvalConfig

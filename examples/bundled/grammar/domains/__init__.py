@@ -1,4 +1,4 @@
-"""Every domain of the grammar, one module for each part of life."""
+"""Domains of the grammar, one module for each part of life."""
 
 from __future__ import annotations
 

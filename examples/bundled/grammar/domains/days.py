@@ -1,4 +1,4 @@
-"""Work, study, money, sleep, health, travel, languages."""
+"""Domain of everyday: work, study, money, sleep, health, travel, languages."""
 
 from __future__ import annotations
 

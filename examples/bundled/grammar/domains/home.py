@@ -1,4 +1,4 @@
-"""Repairs, cleaning, computers, vehicles, clothes."""
+"""Domain of the home: repairs, cleaning, computers, vehicles, clothes."""
 
 from __future__ import annotations
 

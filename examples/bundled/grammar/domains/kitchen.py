@@ -1,4 +1,4 @@
-"""Cooking, baking, drinks."""
+"""Domain of the kitchen: cooking, baking, drinks."""
 
 from __future__ import annotations
 

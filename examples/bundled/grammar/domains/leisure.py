@@ -1,4 +1,4 @@
-"""Music, crafts, photography, books, games."""
+"""Domain of leisure: music, crafts, photography, books, games."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The garden, walks, sport, pets."""
+"""Domain of the outdoors: the garden, walks, sport, pets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Friends and family, parties, moving house, feelings."""
+"""Domain of people: friends and family, parties, moving house, feelings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small talk, and what the model says about itself."""
+"""Domain of small talk, and of what the model says about itself."""
 
 from __future__ import annotations
 

@@ -1,13 +1,14 @@
-"""Benchmarks of ops whose inputs take turns, so that every call finds them cold."""
+"""Rotation of an op's inputs while it is timed, ours beside others', so that every call finds them cold."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from benchmarks.common import Spread
 from benchmarks.gpu.findings import Findings, Measurement
 from benchmarks.gpu.machine import Machine
-from benchmarks.gpu.timing import Call, Repeats, Spread, num_copies, time_calls
+from benchmarks.gpu.timing import Call, Repeats, num_copies, time_calls
 
 
 @dataclass(frozen=True, slots=True)
