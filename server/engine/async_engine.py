@@ -171,7 +171,7 @@ class AsyncEngine:
             if self.status != "ready":
                 raise EngineUnavailableError(_UNAVAILABLE[self.status])
             if any(request_id in box for box in self._mailboxes.values()):
-                raise InvalidRequestError(f"request_id: '{request_id}' is in use", "request_id")
+                raise InvalidRequestError(f"'{request_id}' is in use", "request_id")
             loop = asyncio.get_running_loop()
             return self._mailboxes.setdefault(loop, Mailbox(loop)).open(request_id)
 
