@@ -36,7 +36,8 @@ def warm_up(sampler: Sampler, policy: Policy, bank: HeadBank, state: StepState) 
     """
     draws = list(_draws(bank, state.padding_slot))
     for rows, needs in tqdm(draws, desc="warming up draws", unit="draw", leave=False):
-        state.version += 1  # else the sampler, whose rows are in one slot, goes on with the last ones' needs
+        # The sampler keeps what it knows of its rows while slots and version stay, and here all share one slot.
+        state.version += 1
         sampler.draw(_padding(policy, state, rows), [needs] * rows)
     listen(_log)
     return len(draws)
