@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions."""
+"""Routes: answer POST /v1/chat/completions and /v1/completions, GET /v1/models and /health."""
 
 from __future__ import annotations
 
@@ -22,12 +22,11 @@ from trimtab.server.api.tokens import Tokenizer
 from trimtab.server.engine.request import Request
 
 router = APIRouter(route_class=StrictJsonRoute)
+ReadyService = Annotated[Service, Depends(ready_service)]
 
 
 @router.post("/v1/chat/completions")
-async def create_chat_completion(
-    body: ChatRequest, http: HttpRequest, service: Annotated[Service, Depends(ready_service)]
-) -> Response:
+async def create_chat_completion(body: ChatRequest, http: HttpRequest, service: ReadyService) -> Response:
     """A chat reply, whole or as server-sent events."""
     service.check_model(body.model)
     info = service.info
@@ -43,9 +42,7 @@ async def create_chat_completion(
 
 
 @router.post("/v1/completions")
-async def create_completion(
-    body: CompletionRequest, http: HttpRequest, service: Annotated[Service, Depends(ready_service)]
-) -> Response:
+async def create_completion(body: CompletionRequest, http: HttpRequest, service: ReadyService) -> Response:
     """Completions of one or several prompts, whole or as server-sent events."""
     service.check_model(body.model)
     info = service.info
@@ -71,9 +68,6 @@ async def create_completion(
 
 def _tokenise(tokenizer: Tokenizer, prompts: list[str | list[int]]) -> list[list[int]]:
     return [tokenizer.encode(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
-
-
-ReadyService = Annotated[Service, Depends(ready_service)]
 
 
 @router.get("/v1/models")

@@ -36,7 +36,8 @@ def warm_up(sampler: Sampler, policy: Policy, bank: HeadBank, state: StepState) 
     """
     draws = list(_draws(bank, state.padding_slot))
     for rows, needs in tqdm(draws, desc="warming up draws", unit="draw", leave=False):
-        # The sampler keeps what it knows of its rows while slots and version stay, and here all share one slot.
+        # All these rows share one slot, and the sampler goes on with what it knows of rows whose slots and
+        # version stay.
         state.version += 1
         sampler.draw(_padding(policy, state, rows), [needs] * rows)
     listen(_log)
