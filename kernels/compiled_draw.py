@@ -6,6 +6,8 @@ picked out.
 
 from __future__ import annotations
 
+from typing import Unpack
+
 import torch
 from torch import Tensor
 
@@ -23,7 +25,7 @@ from trimtab.kernels.philox import (
     WEYL_1,
 )
 from trimtab.kernels.tile_reduce import NO_TOKEN, WEAK_LIFT, GuidedDraw
-from trimtab.kernels.truncate import truncation_threshold
+from trimtab.kernels.truncate import Cuts, truncation_threshold
 
 TYPICAL_ROWS, TYPICAL_GUIDED_ROWS = 32, 29  # what loops are laid out for; if equal, taken for one
 
@@ -142,15 +144,13 @@ class CompiledDraw:
         advantage: Tensor | None = None,
         advantage_row: Tensor | None = None,
         beta: Tensor | None = None,
-        min_p: Tensor | None = None,
-        top_k: Tensor | None = None,
-        top_p: Tensor | None = None,
         want_entropy: bool = False,
         any_greedy: bool = True,
         any_sampled: bool = True,
+        **cuts: Unpack[Cuts],
     ) -> GuidedDraw:
         """See `guided_logits`."""
-        truncates = any_sampled and any(cut is not None for cut in (min_p, top_k, top_p))
+        truncates = any_sampled and any(cut is not None for cut in cuts.values())
         # A batch of greedy rows needs no noise; a threshold of tilted logits holds for its own roundings.
         if not any_sampled or (truncates and advantage is not None):
             return guided_logits(
@@ -162,15 +162,13 @@ class CompiledDraw:
                 advantage=advantage,
                 advantage_row=advantage_row,
                 beta=beta,
-                min_p=min_p,
-                top_k=top_k,
-                top_p=top_p,
                 want_entropy=want_entropy,
                 any_greedy=any_greedy,
                 any_sampled=any_sampled,
+                **cuts,
             )
         if truncates:
-            threshold = truncation_threshold(logits, temperature, min_p, top_k, top_p)
+            threshold = truncation_threshold(logits, temperature, **cuts)
         else:
             threshold = torch.full_like(temperature, -torch.inf)
         rows = (logits, seeds, positions, choices, temperature, threshold, advantage, advantage_row, beta)

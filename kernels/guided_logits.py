@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Unpack
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ from trimtab.kernels.tile_reduce import (
     TilePartials,
     tile_reduce,
 )
-from trimtab.kernels.truncate import truncation_threshold
+from trimtab.kernels.truncate import Cuts, truncation_threshold
 
 __all__ = ["MIN_TEMPERATURE", "GuidedDraw", "guided_logits", "tilted_logits"]
 
@@ -44,19 +45,17 @@ class _Inputs:
     advantage: Tensor | None
     advantage_row: Tensor | None
     beta: Tensor | None
-    min_p: Tensor | None
-    top_k: Tensor | None
-    top_p: Tensor | None
     want_entropy: bool
     any_greedy: bool
     any_sampled: bool
+    cuts: Cuts
 
     @property
     def truncates(self) -> bool:
-        return self.any_sampled and any(cut is not None for cut in (self.min_p, self.top_k, self.top_p))
+        return self.any_sampled and any(cut is not None for cut in self.cuts.values())
 
     def threshold(self, guided: Tensor, backend: str) -> Tensor:
-        return truncation_threshold(guided, self.temperature, self.min_p, self.top_k, self.top_p, backend)
+        return truncation_threshold(guided, self.temperature, **self.cuts, backend=backend)
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,13 +278,11 @@ def guided_logits(
     advantage: Tensor | None = None,
     advantage_row: Tensor | None = None,
     beta: Tensor | None = None,
-    min_p: Tensor | None = None,
-    top_k: Tensor | None = None,
-    top_p: Tensor | None = None,
     want_entropy: bool = False,
     any_greedy: bool = True,
     any_sampled: bool = True,
     backend: str | None = None,
+    **cuts: Unpack[Cuts],
 ) -> GuidedDraw:
     """Draw one token per row from the tilt of the base, and measure the tilt.
 
@@ -299,16 +296,16 @@ def guided_logits(
         temperature: f32[B], 0 is greedy.
         advantage: f32[G, V], finite; an offset per row changes nothing.
         advantage_row: i64[B], each row's place in `advantage`, −1 for none. beta: f32[B].
-        min_p, top_k, top_p: [B], see `truncation_threshold`; None where no row asks for it.
         want_entropy: also measure the base's entropy.
         any_greedy, any_sampled: False promises that no row has temperature 0, or a higher one.
         backend: see `choose_backend`.
+        cuts: min_p, top_k, top_p [B], see `truncation_threshold`; left out where no row asks for it.
     """
     if advantage is not None and not len(advantage):
         advantage = None
     inputs = _Inputs(
-        logits, seeds, positions, choices, temperature, advantage, advantage_row, beta, min_p, top_k, top_p,
-        want_entropy, any_greedy, any_sampled,
+        logits, seeds, positions, choices, temperature, advantage, advantage_row, beta, want_entropy,
+        any_greedy, any_sampled, cuts,
     )  # fmt: skip
     return _BACKENDS[choose_backend(logits.device, backend)](inputs)
 

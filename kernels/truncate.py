@@ -3,12 +3,23 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs
 from __future__ import annotations
 
+from typing import TypedDict
+
 import torch
 from torch import Tensor
 
 from trimtab.kernels.dispatch import choose_backend, jit, tl
 from trimtab.kernels.philox import DRAW, MIN_TEMPERATURE, gumbel_at, gumbel_tile, keyed_draw
 from trimtab.kernels.tile_reduce import NO_TOKEN
+
+
+class Cuts(TypedDict, total=False):
+    """What `truncation_threshold` cuts by, [B] each: by name, for those who hand it on. Left out or None: off
+    in every row."""
+
+    min_p: Tensor | None
+    top_k: Tensor | None
+    top_p: Tensor | None
 
 
 @jit

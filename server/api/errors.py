@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +14,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from trimtab.server.engine.request import EngineUnavailableError, InvalidRequestError
+from trimtab.server.engine.request import ContextLengthError, EngineUnavailableError, InvalidRequestError
 
 logger = logging.getLogger(__name__)
-
-
-class ContextLengthError(InvalidRequestError):
-    """The prompt, or prompt and reply together, do not fit the model's context."""
 
 
 class ModelNotFoundError(Exception):
@@ -90,6 +87,17 @@ def describe(error: Exception) -> ApiError:
     return ApiError(500, "internal error; the server's log has the details", "server_error")
 
 
+@contextmanager
+def naming(fields: Mapping[str, str]) -> Iterator[None]:
+    """Within, what the engine refuses is told by the names that its fields have in this kind of body."""
+    try:
+        yield
+    except InvalidRequestError as error:
+        if error.param is None or error.param not in fields:
+            raise
+        raise type(error)(error.problem, fields[error.param]) from error
+
+
 def install_error_handlers(app: FastAPI) -> None:
     """Makes every error of the application answer in OpenAI's shape."""
     for kind in (*KINDS, RequestValidationError, HTTPException, Exception):
@@ -128,7 +136,8 @@ def _invalid_body(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     elif (path := _field(error["loc"], cause)) is None:
         message = "the body must be a JSON object sent as application/json"
     else:
-        reason = cause or error["msg"][:1].lower() + error["msg"][1:]
+        problem = cause.problem if isinstance(cause, InvalidRequestError) else cause
+        reason = problem or error["msg"][:1].lower() + error["msg"][1:]
         message = f"{path}: {_PLAIN_WORDS.get(error['type'], reason)}"
     return ApiError(400, message, "invalid_request_error", path)
 

@@ -150,6 +150,11 @@ class GenerationRequest(StrictModel):
         return self
 
     @property
+    def engine_fields(self) -> Mapping[str, str]:
+        """Fields of the engine's request that have another name here."""
+        return {}
+
+    @property
     def wants_usage_chunk(self) -> bool:
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
@@ -189,6 +194,11 @@ class ChatRequest(GenerationRequest):
         if self.top_logprobs is not None and not self.logprobs:
             raise InvalidRequestError("is only allowed with logprobs: true", "top_logprobs")
         return self
+
+    @property
+    def engine_fields(self) -> Mapping[str, str]:
+        limit = "max_tokens" if self.max_tokens is not None else "max_completion_tokens"
+        return {"prompt": "messages", "max_tokens": limit, "logprobs": "top_logprobs"}
 
 
 def _is_ids(value: object) -> bool:

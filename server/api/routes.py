@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions."""
+"""Routes: answer POST /v1/chat/completions and /v1/completions, GET /v1/models and /health."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from trimtab.server.api.errors import RETRY_LATER
+from trimtab.server.api.errors import RETRY_LATER, naming
 from trimtab.server.api.generation import Generation
 from trimtab.server.api.protocol import ChatRequest, CompletionRequest
 from trimtab.server.api.replies import ChatReply, CompletionReply, Json
@@ -19,65 +19,55 @@ from trimtab.server.api.service import Service, ready_service, why_not_ready
 from trimtab.server.api.streaming import EventStream, whole_reply
 from trimtab.server.api.strict_json import StrictJsonRoute
 from trimtab.server.api.tokens import Tokenizer
-from trimtab.server.engine.request import InvalidRequestError, Request
+from trimtab.server.engine.request import Request
 
 router = APIRouter(route_class=StrictJsonRoute)
+ReadyService = Annotated[Service, Depends(ready_service)]
 
 
 @router.post("/v1/chat/completions")
-async def create_chat_completion(
-    body: ChatRequest, http: HttpRequest, service: Annotated[Service, Depends(ready_service)]
-) -> Response:
+async def create_chat_completion(body: ChatRequest, http: HttpRequest, service: ReadyService) -> Response:
     """A chat reply, whole or as server-sent events."""
     service.check_model(body.model)
     info = service.info
     guidance = resolve_guidance(body.guidance, service.config, info)
     prompt = await asyncio.to_thread(render_chat, service.tokenizer, body.messages)
-    sampling = chat_sampling(body, len(prompt), info, service.config.sampling_defaults)
     reply = ChatReply(info.model_name, service.token_text, logprobs=bool(body.logprobs), trace=guidance.trace)
-    generation = Generation(service.engine, [Request(reply.reply_id, tuple(prompt), sampling, guidance)])
+    with naming(body.engine_fields):
+        sampling = chat_sampling(body, len(prompt), info, service.config.sampling_defaults)
+        generation = Generation(service.engine, [Request(reply.reply_id, tuple(prompt), sampling, guidance)])
     if body.stream:
         return EventStream(generation, reply, include_usage=body.wants_usage_chunk)
     return await whole_reply(http, generation, reply)
 
 
 @router.post("/v1/completions")
-async def create_completion(
-    body: CompletionRequest, http: HttpRequest, service: Annotated[Service, Depends(ready_service)]
-) -> Response:
+async def create_completion(body: CompletionRequest, http: HttpRequest, service: ReadyService) -> Response:
     """Completions of one or several prompts, whole or as server-sent events."""
     service.check_model(body.model)
     info = service.info
     guidance = resolve_guidance(body.guidance, service.config, info)
-    prompts = await asyncio.to_thread(_tokenise, service.tokenizer, body.prompt, info.vocab_size)
-    if any(isinstance(prompt, str) for prompt in body.prompt):
-        service.head_rows.meet("text", (name for name, _ in guidance.heads))
+    prompts = await asyncio.to_thread(_tokenise, service.tokenizer, body.prompt)
     longest = max(len(prompt) for prompt in prompts)
-    sampling = completion_sampling(body, longest, info, service.config.sampling_defaults)
     reply = CompletionReply(
         info.model_name, service.token_text, logprobs=body.logprobs is not None, trace=guidance.trace
     )
-    requests = [
-        Request(f"{reply.reply_id}-{index}", tuple(prompt), sampling, guidance)
-        for index, prompt in enumerate(prompts)
-    ]
-    generation = Generation(service.engine, requests)
+    with naming(body.engine_fields):
+        sampling = completion_sampling(body, longest, info, service.config.sampling_defaults)
+        requests = [
+            Request(f"{reply.reply_id}-{index}", tuple(prompt), sampling, guidance)
+            for index, prompt in enumerate(prompts)
+        ]
+        generation = Generation(service.engine, requests)
+    if any(isinstance(prompt, str) for prompt in body.prompt):
+        service.head_rows.meet("text", (name for name, _ in guidance.heads))
     if body.stream:
         return EventStream(generation, reply, include_usage=body.wants_usage_chunk)
     return await whole_reply(http, generation, reply)
 
 
-def _tokenise(tokenizer: Tokenizer, prompts: list[str | list[int]], vocab_size: int) -> list[list[int]]:
-    ids = [tokenizer.encode(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
-    for prompt in ids:
-        if not prompt:
-            raise InvalidRequestError("prompt: has no tokens", "prompt")
-        if not all(0 <= token < vocab_size for token in prompt):
-            raise InvalidRequestError(f"prompt: token ids must be 0…{vocab_size - 1}", "prompt")
-    return ids
-
-
-ReadyService = Annotated[Service, Depends(ready_service)]
+def _tokenise(tokenizer: Tokenizer, prompts: list[str | list[int]]) -> list[list[int]]:
+    return [tokenizer.encode(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
 
 
 @router.get("/v1/models")

@@ -77,7 +77,7 @@ def parse(body: bytes) -> Any:
     if repeated:
         built, key = repeated[0]
         path = f"{_path_to(built, tree)}.{key}".removeprefix(".")
-        raise InvalidRequestError(f"{path}: is given twice; give it once", path)
+        raise InvalidRequestError("is given twice; give it once", path)
     return tree
 
 

@@ -1,4 +1,4 @@
-"""The engine in its own thread, behind submit() -> async iterator of events, and abort()."""
+"""Asynchronous engine: runs an engine in a thread of its own, behind submit() → events, and abort()."""
 
 from __future__ import annotations
 
@@ -22,57 +22,6 @@ from trimtab.server.engine.request import (
     InvalidRequestError,
     Request,
 )
-
-
-class Mailbox:
-    """Queues of the requests that were submitted from one loop and have not had their terminal event.
-
-    The queues belong to the loop's thread; any thread may call `hand_over` and `end_all`.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
-        self._queues: dict[str, asyncio.Queue[Event]] = {}
-
-    def __contains__(self, request_id: str) -> bool:
-        return request_id in self._queues
-
-    @property
-    def request_ids(self) -> list[str]:
-        return list(self._queues)
-
-    def open(self, request_id: str) -> asyncio.Queue[Event]:
-        """Where the request's events arrive, the terminal one last; in the loop's own thread."""
-        queue: asyncio.Queue[Event] = asyncio.Queue()
-        self._queues[request_id] = queue
-        return queue
-
-    def hand_over(self, events: Sequence[Event]) -> bool:
-        """Give the loop these events, of any loop's requests, in one wake-up. False when it is closed."""
-        if not self._queues:
-            return not self.loop.is_closed()
-        return self._call(lambda: self._sort(events))
-
-    def end_all(self, end: Callable[[str], Failed]) -> None:
-        """Give every request that is open by then its terminal event."""
-        self._call(lambda: self._sort([end(request_id) for request_id in self.request_ids]))
-
-    def _sort(self, events: Sequence[Event]) -> None:
-        """What comes after a request's terminal event is for nobody."""
-        for event in events:
-            queue = self._queues.get(event.request_id)
-            if queue is not None:
-                queue.put_nowait(event)
-                if isinstance(event, TERMINAL):
-                    del self._queues[event.request_id]
-
-    def _call(self, work: Callable[[], None]) -> bool:
-        try:
-            self.loop.call_soon_threadsafe(work)
-        except RuntimeError:
-            return False
-        return True
-
 
 logger = logging.getLogger(__name__)
 Status = Literal["starting", "ready", "stopping", "dead"]
@@ -171,7 +120,7 @@ class AsyncEngine:
             if self.status != "ready":
                 raise EngineUnavailableError(_UNAVAILABLE[self.status])
             if any(request_id in box for box in self._mailboxes.values()):
-                raise InvalidRequestError(f"request_id: '{request_id}' is in use", "request_id")
+                raise InvalidRequestError(f"'{request_id}' is in use", "request_id")
             loop = asyncio.get_running_loop()
             return self._mailboxes.setdefault(loop, Mailbox(loop)).open(request_id)
 
@@ -246,3 +195,53 @@ class AsyncEngine:
     def _boxes(self) -> list[Mailbox]:
         with self._lock:
             return list(self._mailboxes.values())
+
+
+class Mailbox:
+    """Queues of the requests that were submitted from one loop and have not had their terminal event.
+
+    The queues belong to the loop's thread; any thread may call `hand_over` and `end_all`.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._queues: dict[str, asyncio.Queue[Event]] = {}
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._queues
+
+    @property
+    def request_ids(self) -> list[str]:
+        return list(self._queues)
+
+    def open(self, request_id: str) -> asyncio.Queue[Event]:
+        """Where the request's events arrive, the terminal one last; in the loop's own thread."""
+        queue: asyncio.Queue[Event] = asyncio.Queue()
+        self._queues[request_id] = queue
+        return queue
+
+    def hand_over(self, events: Sequence[Event]) -> bool:
+        """Give the loop these events, of any loop's requests, in one wake-up. False when it is closed."""
+        if not self._queues:
+            return not self.loop.is_closed()
+        return self._call(lambda: self._sort(events))
+
+    def end_all(self, end: Callable[[str], Failed]) -> None:
+        """Give every request that is open by then its terminal event."""
+        self._call(lambda: self._sort([end(request_id) for request_id in self.request_ids]))
+
+    def _sort(self, events: Sequence[Event]) -> None:
+        """What comes after a request's terminal event is for nobody."""
+        for event in events:
+            queue = self._queues.get(event.request_id)
+            if queue is not None:
+                queue.put_nowait(event)
+                if isinstance(event, TERMINAL):
+                    del self._queues[event.request_id]
+
+    def _call(self, work: Callable[[], None]) -> bool:
+        try:
+            self.loop.call_soon_threadsafe(work)
+        except RuntimeError:
+            return False
+        return True

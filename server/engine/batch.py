@@ -1,4 +1,4 @@
-"""Packs a step's rows into one batch on static buffers, padded where its shape must be one of a few."""
+"""Batch: packs a step's rows on static buffers, padded where its shape must be one of a few."""
 
 from __future__ import annotations
 

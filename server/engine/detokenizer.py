@@ -1,4 +1,4 @@
-"""Token ids to text, one token at a time, never half a character."""
+"""Detokenizer: reads token ids as text, one token at a time, never half a character."""
 
 from __future__ import annotations
 
@@ -66,6 +66,15 @@ class ByteDetokenizer:
 
     def flush(self) -> str:
         return self._utf8.decode(b"", final=True)
+
+
+def _goes_on(begun: bytes, piece: bytes) -> bool:
+    """Whether a piece's first byte continues the character that was begun."""
+    try:
+        _new_utf8_decoder("strict").decode(begun + piece[:1])
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 class WindowDetokenizer:
@@ -178,40 +187,6 @@ class _ByteRun:
             self.is_whole = not self._utf8.getstate()[0]
 
 
-def _goes_on(begun: bytes, piece: bytes) -> bool:
-    """Whether a piece's first byte continues the character that was begun."""
-    try:
-        _new_utf8_decoder("strict").decode(begun + piece[:1])
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-_BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-
-
-def _printable_bytes() -> dict[str, int]:
-    """GPT-2's alphabet: printable bytes stand for themselves, the others for U+0100 onwards in order."""
-    kept = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    moved = [byte for byte in range(256) if byte not in kept]
-    return {chr(byte): byte for byte in kept} | {chr(256 + i): byte for i, byte in enumerate(moved)}
-
-
-BYTE_OF = _printable_bytes()
-
-
-def byte_level_bytes(piece: str) -> bytes:
-    """The bytes of a byte-level piece; one that holds anything else stands for itself."""
-    found = [BYTE_OF.get(character, -1) for character in piece]
-    return piece.encode() if -1 in found else bytes(found)
-
-
-def byte_piece(piece: str) -> int | None:
-    """The byte that SentencePiece writes as <0x0A>; None for any other piece."""
-    match = _BYTE_PIECE.fullmatch(piece)
-    return None if match is None else int(match[1], 16)
-
-
 class TextDecoder:
     """How a tokenizer decodes, special tokens left out."""
 
@@ -278,3 +253,28 @@ def decoder_names(backend: Any) -> list[str]:
         return []
     state = json.loads(decoder.__getstate__())
     return [each["type"] for each in state.get("decoders", [state])]
+
+
+_BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+def _printable_bytes() -> dict[str, int]:
+    """GPT-2's alphabet: printable bytes stand for themselves, the others for U+0100 onwards in order."""
+    kept = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    moved = [byte for byte in range(256) if byte not in kept]
+    return {chr(byte): byte for byte in kept} | {chr(256 + i): byte for i, byte in enumerate(moved)}
+
+
+BYTE_OF = _printable_bytes()
+
+
+def byte_level_bytes(piece: str) -> bytes:
+    """The bytes of a byte-level piece; one that holds anything else stands for itself."""
+    found = [BYTE_OF.get(character, -1) for character in piece]
+    return piece.encode() if -1 in found else bytes(found)
+
+
+def byte_piece(piece: str) -> int | None:
+    """The byte that SentencePiece writes as <0x0A>; None for any other piece."""
+    match = _BYTE_PIECE.fullmatch(piece)
+    return None if match is None else int(match[1], 16)

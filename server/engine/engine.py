@@ -30,8 +30,8 @@ from trimtab.server.engine.request import (
     HeadInfo,
     InvalidRequestError,
     Request,
+    check_request,
 )
-from trimtab.server.engine.request_check import check_request
 from trimtab.server.engine.row_needs import RowNeeds
 from trimtab.server.engine.sampler import Sampler
 from trimtab.server.engine.scheduler import Purpose, Row, Scheduler, Step
@@ -41,6 +41,7 @@ from trimtab.server.engine.step_result import StepResult
 from trimtab.server.engine.warm_up import warm_up
 
 logger = logging.getLogger(__name__)
+MIN_WEIGHT, MAX_WEIGHT = 1e-30, 1e30  # a head's scale included: fp32 holds these and their products with h
 Read = TypeVar("Read")
 
 
@@ -104,14 +105,18 @@ class Engine:
 
     def check(self, request: Request) -> None:
         """Raise InvalidRequestError for what can never be served. Reads only what never changes."""
-        check_request(request, self.bank, self._max_model_len, self.policy.vocab_size)
+        check_request(request, self.info)
+        weights = self.bank.weights_row(request.guidance.heads)
+        if not all(weight == 0 or MIN_WEIGHT < abs(weight) < MAX_WEIGHT for weight in weights):
+            what = "a weight times its head's scale is beyond what fp32 holds"
+            raise InvalidRequestError(what, "guidance.heads")
 
     def add(self, request: Request) -> None:
         """Queue a request. Raises InvalidRequestError at once for what can never be served; whatever is
         raised, nothing of the request is left."""
         self.check(request)
         if request.request_id in self._live:
-            raise InvalidRequestError(f"request_id: '{request.request_id}' is in use", "request_id")
+            raise InvalidRequestError(f"'{request.request_id}' is in use", "request_id")
         live = self._new_live(request)
         try:
             self.scheduler.add(live.choices)

@@ -1,4 +1,4 @@
-"""The paged key/value cache of one model on one device."""
+"""Key/value cache: keeps the keys and values of one model's tokens in blocks on one device."""
 
 from __future__ import annotations
 

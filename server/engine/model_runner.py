@@ -1,4 +1,4 @@
-"""Runs the policy over one packed step and returns h at the asked positions."""
+"""Model runner: runs the policy over one packed step and returns h at the asked positions."""
 
 from __future__ import annotations
 

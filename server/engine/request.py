@@ -1,4 +1,4 @@
-"""Plain data that crosses the engine's door: requests in, events out.
+"""Requests in, events out: the plain data that crosses the engine's door, and every limit of a request.
 
 Nothing here holds a tensor, a future or a callback, so the door could become a process boundary by
 adding a transport and nothing else.
@@ -6,6 +6,8 @@ adding a transport and nothing else.
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Literal
@@ -25,11 +27,16 @@ FailureReason = Literal["failed", "shutdown"]
 
 
 class InvalidRequestError(ValueError):
-    """A request that can never be served as asked. `param` names the field, the message the fix."""
+    """A request that can never be served as asked. param: the field at fault, by its name here. problem: what
+    is wrong with it, and the fix."""
 
-    def __init__(self, message: str, param: str | None = None) -> None:
-        super().__init__(message)
-        self.param = param
+    def __init__(self, problem: str, param: str | None = None) -> None:
+        super().__init__(problem if param is None else f"{param}: {problem}")
+        self.problem, self.param = problem, param
+
+
+class ContextLengthError(InvalidRequestError):
+    """The prompt, or prompt and reply together, do not fit the model's context."""
 
 
 class EngineUnavailableError(RuntimeError):
@@ -44,30 +51,22 @@ def shown(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 
-def _check(ok: bool, param: str, message: str) -> None:
+def _check(ok: bool, param: str, problem: str) -> None:
     if not ok:
-        raise InvalidRequestError(f"{param}: {message}", param)
-
-
-def _is_integer(value: object, low: int, high: int | None) -> bool:
-    is_integer = isinstance(value, Integral) and not isinstance(value, bool)
-    return is_integer and low <= value and (high is None or value <= high)  # type: ignore[operator]
-
-
-def _is_number(value: object, low: float, high: float) -> bool:
-    """False for nan, which is in no range."""
-    is_number = isinstance(value, Real) and not isinstance(value, bool)
-    return is_number and low <= value <= high  # type: ignore[operator]
+        raise InvalidRequestError(problem, param)
 
 
 def _check_integer(value: object, low: int, high: int | None, param: str, allowed: str) -> None:
-    if not _is_integer(value, low, high):
-        raise InvalidRequestError(f"{param}: must be {allowed}, got {shown(value)}", param)
+    is_integer = isinstance(value, Integral) and not isinstance(value, bool)
+    ok = is_integer and low <= value and (high is None or value <= high)  # type: ignore[operator]
+    _check(ok, param, f"must be {allowed}, got {shown(value)}")
 
 
 def _check_number(value: object, low: float, high: float, param: str, allowed: str) -> None:
-    if not _is_number(value, low, high):
-        raise InvalidRequestError(f"{param}: must be {allowed}, got {shown(value)}", param)
+    """Refuses nan, which is in no range."""
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    ok = is_number and low <= value <= high  # type: ignore[operator]
+    _check(ok, param, f"must be {allowed}, got {shown(value)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +107,7 @@ class SamplingParams:
         if self.seed is not None:
             _check_integer(self.seed, -(2**63), 2**63 - 1, "seed", "an integer that fits in 64 bits")
         if self.logprobs is not None:
-            _check_integer(self.logprobs, 0, MAX_LOGPROBS, "top_logprobs", f"0…{MAX_LOGPROBS}")
+            _check_integer(self.logprobs, 0, MAX_LOGPROBS, "logprobs", f"0…{MAX_LOGPROBS}")
         _check_number(self.temperature, 0, 100, "temperature", "0…100")
         _check_number(self.top_p, 0, 1, "top_p", "above 0 and at most 1")
         _check(self.top_p > 0, "top_p", f"must be above 0 and at most 1, got {shown(self.top_p)}")
@@ -138,7 +137,7 @@ class SamplingParams:
             is_id = type(token) is int and token >= 0
             if not (is_id and type(bias) in (int, float) and -100 <= bias <= 100):
                 what = f"token {shown(token)} must be an id with a bias of -100…100, got {shown(bias)}"
-                raise InvalidRequestError(f"{param}: {what}", param)
+                raise InvalidRequestError(what, param)
         _check(len({token for token, _ in given}) == len(given), param, "names a token twice")
 
     @property
@@ -148,6 +147,18 @@ class SamplingParams:
     @property
     def truncates(self) -> bool:
         return self.temperature > 0 and (self.top_p < 1 or self.top_k > 0 or self.min_p > 0)
+
+
+ROW_INTS = ("top_k",)
+ROW_FLOATS = (
+    "temperature",
+    "top_p",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+)
+"""Of SamplingParams, what a step reads row by row on the device: StepState keeps a column for each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,3 +319,54 @@ class EngineInfo:
     eos_token_ids: tuple[int, ...]
     heads: tuple[HeadInfo, ...]
     created: int
+
+
+def check_request(request: Request, info: EngineInfo) -> None:
+    """Raise InvalidRequestError for what this model with these heads can never serve.
+
+    What no model could serve, the request's own dataclasses have refused.
+    """
+    _check_lengths(request, info.max_model_len)
+    last = info.vocab_size - 1
+    _check(_are_ids(request.prompt_token_ids, last), "prompt", f"token ids must be 0…{last}")
+    in_vocabulary = all(token <= last for token, _ in request.sampling.logit_bias)
+    _check(in_vocabulary, "logit_bias", f"token ids must be 0…{last}")
+    _check_heads(request.guidance, info.heads)
+
+
+def _check_lengths(request: Request, limit: int) -> None:
+    num_prompt, max_tokens = len(request.prompt_token_ids), request.sampling.max_tokens
+    _check(num_prompt > 0, "prompt", "has no tokens; give at least one")
+    if num_prompt >= limit:
+        raise ContextLengthError(
+            f"has {num_prompt} tokens, the model's context is {limit} for prompt and reply; shorten it",
+            "prompt",
+        )
+    if num_prompt + max_tokens > limit:
+        raise ContextLengthError(
+            f"{shown(max_tokens)} tokens after a prompt of {num_prompt} exceed the model's context of "
+            f"{limit}; ask for at most {limit - num_prompt}",
+            "max_tokens",
+        )
+
+
+def _are_ids(tokens: Sequence[int], last: int) -> bool:
+    try:
+        ids = array("q", tokens)
+    except (TypeError, OverflowError):  # no integers, or beyond 64 bits
+        return False
+    return min(ids) >= 0 and max(ids) <= last
+
+
+def _check_heads(guidance: Guidance, heads: Sequence[HeadInfo]) -> None:
+    loaded = {head.name: head for head in heads}
+    names = ", ".join(loaded) or "none"
+    for name, weight in guidance.heads:
+        param, steers = f"guidance.heads.{name}", guidance.strength * weight != 0
+        _check(name in loaded, param, f"no such head; loaded heads: {names}")
+        can_steer = loaded[name].has_advantage or not steers
+        _check(can_steer, param, "has no advantage and cannot steer; use weight 0")
+    if guidance.strength and not guidance.heads:
+        _check(bool(loaded), "guidance.strength", "no head is loaded; start the server with --heads FOLDER")
+        what = f"name at least one head, or set strength 0; loaded heads: {names}"
+        raise InvalidRequestError(what, "guidance.heads")

@@ -1,4 +1,4 @@
-"""What the sampler must do for rows, known on the host without a look at the device. No torch here."""
+"""Row needs: tell the sampler what rows ask for, known on the host without a look at the device. No torch."""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
-"""From hidden states to tokens: the policy's logits, the heads' tilt, the draw, and what was measured."""
+"""Sampler: turns hidden states into tokens, by the policy's logits, the heads' tilt and the draw."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,13 +15,14 @@ from trimtab.kernels.dispatch import choose_head_path
 from trimtab.kernels.guided_head import guided_head
 from trimtab.kernels.guided_logits import GuidedDraw, guided_logits, tilted_logits
 from trimtab.kernels.penalties import add_bias, apply_penalties
+from trimtab.kernels.truncate import Cuts
 from trimtab.kernels.wide_product import wide_product
 from trimtab.server.engine.batch import DrawInputs
 from trimtab.server.engine.device_copy import index_tensor
 from trimtab.server.engine.model_runner import Hidden
 from trimtab.server.engine.policy import Policy
 from trimtab.server.engine.row_needs import BatchNeeds, RowNeeds
-from trimtab.server.engine.step_state import RowSettings, StepState
+from trimtab.server.engine.step_state import Settings, StepState
 from trimtab.server.engine.token_counts import CountedRows, Entries
 
 NUM_BASE_TOP = 3
@@ -48,25 +50,28 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True)
 class _Penalised:
-    """Rows i64[R] with penalties, where their counts are, and their settings [R]."""
+    """Rows i64[R] with penalties, where their counts are, and the penalties [R] as `apply_penalties` takes
+    them."""
 
     rows: Tensor
     counted: CountedRows
-    repetition: Tensor
-    presence: Tensor
-    frequency: Tensor
+    penalties: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class _Roster:
     """Everything about the drawing rows that stays while the same choices draw together, B rows.
 
+    asked: what both draws are told of the rows, by their arguments' names; cuts: what the one that can
+    truncate is told besides.
     guided: i64[G], or None when every row is guided. advantage_row: i64[B], each row's place among them.
     bias: see RowBias.gather.
     """
 
     needs: BatchNeeds
-    settings: RowSettings
+    settings: Settings
+    asked: Mapping[str, Any]
+    cuts: Mapping[str, Any]
     guided: Tensor | None
     advantage_row: Tensor | None
     bias: tuple[Tensor, Tensor] | None
@@ -153,6 +158,8 @@ class Sampler:
         return _Roster(
             batch,
             settings,
+            _asked(settings, batch),
+            {name: settings[name] for name in Cuts.__annotations__} if batch.truncates else {},
             guided,
             advantage_row,
             self._state.biases.gather(draws.host_slots, self._policy.vocab_size) if batch.biases else None,
@@ -160,11 +167,12 @@ class Sampler:
             *(index_tensor(rows, device) for rows in (batch.top, batch.traced)),
         )
 
-    def _new_penalised(self, draws: DrawInputs, needs: BatchNeeds, settings: RowSettings) -> _Penalised:
+    def _new_penalised(self, draws: DrawInputs, needs: BatchNeeds, settings: Settings) -> _Penalised:
         rows = index_tensor(needs.penalised, self._state.device)
-        asked = (settings.repetition, settings.presence, settings.frequency)
         counted = self._state.counts.locate([draws.host_slots[row] for row in needs.penalised])
-        return _Penalised(rows, counted, *(values.index_select(0, rows) for values in asked))
+        names = ("repetition", "presence", "frequency")
+        penalties = {name: settings[f"{name}_penalty"].index_select(0, rows) for name in names}
+        return _Penalised(rows, counted, penalties)
 
     def _strict_needs(self, needs: BatchNeeds, num_rows: int) -> BatchNeeds:
         active = tuple(head for head, has in enumerate(self._bank.has_advantage) if has)
@@ -175,7 +183,7 @@ class Sampler:
         h, logits, needs = hidden.h, hidden.logits, roster.needs
         if not needs.guided:
             return _Scores(self._policy_logits(h, logits))
-        h_guided, weights = h, roster.settings.head_weights
+        h_guided, weights = h, roster.settings["head_weights"]
         if roster.guided is not None:
             h_guided, weights = h.index_select(0, roster.guided), weights.index_select(0, roster.guided)
         column = self._bank.tied_column(h_guided, weights, needs.active)
@@ -219,51 +227,30 @@ class Sampler:
             rows=penalised.rows,
             tokens=entries.tokens,
             counts=entries.counts,
-            repetition=penalised.repetition,
-            presence=penalised.presence,
-            frequency=penalised.frequency,
+            **penalised.penalties,
         )
         return entries
 
     def _draw(self, scores: _Scores, draws: DrawInputs, roster: _Roster) -> GuidedDraw:
-        needs, settings = roster.needs, roster.settings
         return self._guided_logits(
             scores.z,
-            seeds=settings.seeds,
             positions=draws.positions,
-            choices=settings.choices,
-            temperature=settings.temperature,
             advantage=scores.advantage,
             advantage_row=scores.advantage_row,
-            beta=settings.strength if needs.guided else None,
-            min_p=settings.min_p if needs.truncates else None,
-            top_k=settings.top_k if needs.truncates else None,
-            top_p=settings.top_p if needs.truncates else None,
-            want_entropy=bool(needs.traced),
-            any_greedy=needs.any_greedy,
-            any_sampled=needs.any_sampled,
+            want_entropy=bool(roster.needs.traced),
+            **roster.asked,
+            **roster.cuts,
         )
 
     def _draw_fused(self, h: Tensor, draws: DrawInputs, roster: _Roster) -> GuidedDraw:
         """The same without logits in memory. Rows without guidance have zero columns."""
-        needs, settings = roster.needs, roster.settings
+        weights, needs = roster.settings["head_weights"], roster.needs
         column = lowrank = None
         if needs.guided:
-            column = self._bank.tied_column(h, settings.head_weights, needs.active)
-            lowrank = self._bank.lowrank_factors(h, settings.head_weights, needs.active)
-        return guided_head(
-            h,
-            self._policy.lm_head,
-            seeds=settings.seeds,
-            positions=draws.positions,
-            choices=settings.choices,
-            temperature=settings.temperature,
-            column=column,
-            lowrank=lowrank,
-            beta=settings.strength if needs.guided else None,
-            any_greedy=needs.any_greedy,
-            any_sampled=needs.any_sampled,
-        )
+            column = self._bank.tied_column(h, weights, needs.active)
+            lowrank = self._bank.lowrank_factors(h, weights, needs.active)
+        head = self._policy.lm_head
+        return guided_head(h, head, positions=draws.positions, column=column, lowrank=lowrank, **roster.asked)
 
     def _measure(self, draw: GuidedDraw, scores: _Scores | None, h: Tensor, roster: _Roster) -> Drawn:
         needs = roster.needs
@@ -293,9 +280,18 @@ class Sampler:
         tilted = scores.z.index_select(0, roster.top)
         if scores.advantage is not None and scores.advantage_row is not None:
             advantage_row = scores.advantage_row.index_select(0, roster.top)
-            beta = roster.settings.strength.index_select(0, roster.top)
+            beta = roster.settings["strength"].index_select(0, roster.top)
             tilted = tilted_logits(tilted, scores.advantage, advantage_row, beta)
         return _top(tilted, roster.needs.num_top)
+
+
+def _asked(settings: Settings, needs: BatchNeeds) -> dict[str, Any]:
+    return {
+        **{name: settings[name] for name in ("seeds", "choices", "temperature")},
+        "beta": settings["strength"] if needs.guided else None,
+        "any_greedy": needs.any_greedy,
+        "any_sampled": needs.any_sampled,
+    }
 
 
 def _top(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:

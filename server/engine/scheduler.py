@@ -332,8 +332,9 @@ def _has_work(choice: Choice) -> bool:
 def plan_rows(choice: Choice, budget: int) -> list[Row]:
     """The rows with which a choice uses up to `budget` tokens.
 
-    The last token of every lane, the one that yields logits, waits for the step in which all lanes of
-    the choice reach their end. A choice that is only read has no such token.
+    The last token of every lane, the one that yields logits, waits for the step in which all lanes of the
+    choice reach their end: one token is drawn from what they all give, and logits are kept for no later
+    step. A choice that is only read has no such token.
     """
     if choice.is_reading:
         return list(_reading_row(choice, budget))

@@ -1,4 +1,4 @@
-"""What one launched step drew and measured, on its way to the host; read back in one go."""
+"""Step results: carry what one launched step drew and measured to the host, read back in one go."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Device-resident state that a step reads and writes without the host: drawn tokens, block tables, settings.
+"""Step state: holds on the device what steps read and write without the host: tokens, block tables, settings.
 
 A running lane owns a slot (a column of these tensors) from its admission on. The drawn token is written here
 on the device, so the next step can be launched before the host has read it. What the host changes is noted
@@ -7,7 +7,7 @@ down and written in one copy before the next step.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,63 +18,19 @@ from torch import Tensor
 from trimtab.server.engine.block_manager import NULL_BLOCK
 from trimtab.server.engine.device_copy import to_device
 from trimtab.server.engine.lane import Choice, Lane
+from trimtab.server.engine.request import ROW_FLOATS, ROW_INTS
 from trimtab.server.engine.token_counts import TokenCounts
 
 Pairs = tuple[tuple[int, float], ...]
-
-
-class RowBias:
-    """Tokens i64[E] and their biases f32[E] of every slot that was admitted with a logit_bias."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._by_slot: dict[int, tuple[Pairs, Tensor, Tensor]] = {}
-
-    def admit(self, slot: int, pairs: Pairs) -> None:
-        """Take over a slot; pairs: (token, bias) with distinct tokens, possibly none."""
-        self._by_slot.pop(slot, None)
-        if pairs:
-            # The choices of one request share their pairs, which may be many.
-            known = next((held for held in self._by_slot.values() if held[0] is pairs), None)
-            self._by_slot[slot] = known or (pairs, *self._read(pairs))
-
-    def gather(self, slots: Sequence[int], vocab_size: int) -> tuple[Tensor, Tensor] | None:
-        """Places i64[E] in the flattened logits [B, V] of rows in these slots, and what to add there f32[E];
-        None where no row has a bias. The host waits for nothing."""
-        held = [(row, self._by_slot[slot]) for row, slot in enumerate(slots) if slot in self._by_slot]
-        if not held:
-            return None
-        places = [tokens + row * vocab_size for row, (_, tokens, _) in held]
-        return torch.cat(places), torch.cat([values for _, (_, _, values) in held])
-
-    def _read(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
-        tokens = np.fromiter((token for token, _ in pairs), np.int64, len(pairs))
-        values = np.fromiter((value for _, value in pairs), np.float32, len(pairs))
-        return to_device(tokens, self._device), to_device(values, self._device)
-
-
 DRAWN = -1  # as a token's id: the one that was drawn last in its slot
-NUM_INTS = 4  # of RowSettings: seeds, choices, prompt_lengths, top_k
-NUM_FLOATS = 7  # of RowSettings: temperature … strength; the head weights follow
+INTS = ("seeds", "choices", *ROW_INTS)
+FLOATS = (*ROW_FLOATS, "strength")
+"""Names of the columns that hold settings; those of the head weights and of spent_kl follow the floats."""
+
 ALIGNED_ROWS = 4  # of 4 or 8 bytes make a multiple of 16, by which Triton tells its kernels apart
-
-
-@dataclass(frozen=True, slots=True)
-class RowSettings:
-    """What rows were asked to do, [B] each, constant while a choice runs. head_weights: [B, H]."""
-
-    seeds: Tensor
-    choices: Tensor
-    prompt_lengths: Tensor
-    top_k: Tensor
-    temperature: Tensor
-    top_p: Tensor
-    min_p: Tensor
-    presence: Tensor
-    frequency: Tensor
-    repetition: Tensor
-    strength: Tensor
-    head_weights: Tensor
+Settings = Mapping[str, Tensor]
+"""What rows were asked to do, [B] under each name of INTS and FLOATS, constant while a choice runs.
+head_weights: [B, H]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +60,8 @@ class StepState:
         self.block_tables = torch.full(
             (num_slots, self.max_blocks), NULL_BLOCK, dtype=torch.long, device=device
         )
-        self._ints = torch.zeros(NUM_INTS, num_slots, dtype=torch.long, device=device)
-        self._floats = torch.zeros(NUM_FLOATS + num_heads + 1, num_slots, device=device)
+        self._ints = torch.zeros(len(INTS), num_slots, dtype=torch.long, device=device)
+        self._floats = torch.zeros(len(FLOATS) + num_heads + 1, num_slots, device=device)
         self.spent_kl = self._floats[-1]
         self.counts, self.biases = TokenCounts(device), RowBias(device)
         self.version = 0
@@ -114,14 +70,9 @@ class StepState:
     def admit(self, choice: Choice, seed: int, head_weights: Sequence[float], spent_kl: float) -> None:
         """Note everything that a step needs about a choice, for its lanes' slots."""
         sampling = choice.request.sampling
-        ints = (seed, choice.index, choice.num_prompt_tokens, sampling.top_k)
+        ints = (seed, choice.index, *(getattr(sampling, name) for name in ROW_INTS))
         floats = (
-            sampling.temperature,
-            sampling.top_p,
-            sampling.min_p,
-            sampling.presence_penalty,
-            sampling.frequency_penalty,
-            sampling.repetition_penalty,
+            *(getattr(sampling, name) for name in ROW_FLOATS),
             choice.request.guidance.strength,
             *head_weights,
             spent_kl,
@@ -152,26 +103,27 @@ class StepState:
             return
         ints = [value for field in zip(*(a.ints for a in admitted), strict=True) for value in field]
         floats = [value for field in zip(*(a.floats for a in admitted), strict=True) for value in field]
+        # All in one i64 array, floats as their bits: a copy costs the host the same whatever its length.
         packed = [np.array(part, dtype=np.int64) for part in (table_at, blocks, slots, ints)]
         packed.append(np.array(floats, dtype=np.float64).view(np.int64))
         arrived = to_device(np.concatenate(packed), self.device).split([len(part) for part in packed])
         self._write_blocks(arrived[0], arrived[1])
         self.version += 1
-        self._ints.index_copy_(1, arrived[2], arrived[3].view(NUM_INTS, -1))
+        self._ints.index_copy_(1, arrived[2], arrived[3].view(len(INTS), -1))
         settings = arrived[4].view(torch.float64).float()
         self._floats.index_copy_(1, arrived[2], settings.view(len(self._floats), -1))
 
     def _write_blocks(self, places: Tensor, blocks: Tensor) -> None:
         self.block_tables.view(-1).index_copy_(0, places, blocks)
 
-    def settings(self, slots: Tensor) -> RowSettings:
-        """Of the rows in these slots [B], while `version` stays; each field at a multiple of 16 bytes."""
+    def settings(self, slots: Tensor) -> Settings:
+        """Of the rows in these slots [B], while `version` stays; each at a multiple of 16 bytes."""
         num_rows = len(slots)
         padded = F.pad(slots, (0, -num_rows % ALIGNED_ROWS), value=self.padding_slot)
-        ints, floats = self._ints.index_select(1, padded), self._floats.index_select(1, padded)
-        weights = floats[NUM_FLOATS:-1, :num_rows].T.contiguous()
-        fields = (*ints[:, :num_rows].unbind(), *floats[:NUM_FLOATS, :num_rows].unbind(), weights)
-        return RowSettings(*fields)
+        ints, floats = (part.index_select(1, padded)[:, :num_rows] for part in (self._ints, self._floats))
+        weights = floats[len(FLOATS) : -1].T.contiguous()
+        columns = zip((*INTS, *FLOATS), (*ints.unbind(), *floats[: len(FLOATS)].unbind()), strict=True)
+        return {**dict(columns), "head_weights": weights}
 
     def input_ids(self, slots: Tensor, ids: Tensor) -> Tensor:
         """Token ids [T] with those that are DRAWN filled in from the slots [T]."""
@@ -188,3 +140,33 @@ class StepState:
             blocks.extend(lane.blocks[first:])
             lane.num_synced_blocks = len(lane.blocks)
         return places, blocks
+
+
+class RowBias:
+    """Logit biases, tokens i64[E] and values f32[E] of the slots that have any, read once per request."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._by_slot: dict[int, tuple[Pairs, Tensor, Tensor]] = {}
+
+    def admit(self, slot: int, pairs: Pairs) -> None:
+        """Take over a slot; pairs: (token, bias) with distinct tokens, possibly none."""
+        self._by_slot.pop(slot, None)
+        if pairs:
+            # The choices of one request share their pairs, which may be many.
+            known = next((held for held in self._by_slot.values() if held[0] is pairs), None)
+            self._by_slot[slot] = known or (pairs, *self._read(pairs))
+
+    def gather(self, slots: Sequence[int], vocab_size: int) -> tuple[Tensor, Tensor] | None:
+        """Places i64[E] in the flattened logits [B, V] of rows in these slots, and what to add there f32[E];
+        None where no row has a bias. The host waits for nothing."""
+        held = [(row, self._by_slot[slot]) for row, slot in enumerate(slots) if slot in self._by_slot]
+        if not held:
+            return None
+        places = [tokens + row * vocab_size for row, (_, tokens, _) in held]
+        return torch.cat(places), torch.cat([values for _, (_, _, values) in held])
+
+    def _read(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
+        tokens = np.fromiter((token for token, _ in pairs), np.int64, len(pairs))
+        values = np.fromiter((value for _, value in pairs), np.float32, len(pairs))
+        return to_device(tokens, self._device), to_device(values, self._device)

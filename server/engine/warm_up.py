@@ -36,7 +36,9 @@ def warm_up(sampler: Sampler, policy: Policy, bank: HeadBank, state: StepState) 
     """
     draws = list(_draws(bank, state.padding_slot))
     for rows, needs in tqdm(draws, desc="warming up draws", unit="draw", leave=False):
-        state.version += 1  # other rows than the ones before
+        # All these rows share one slot, and the sampler goes on with what it knows of rows whose slots and
+        # version stay.
+        state.version += 1
         sampler.draw(_padding(policy, state, rows), [needs] * rows)
     listen(_log)
     return len(draws)

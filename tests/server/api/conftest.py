@@ -34,6 +34,7 @@ from trimtab.server.engine.request import (
     Request,
     TokenRecord,
     TokenTrace,
+    check_request,
 )
 
 MAX_MODEL_LEN = 100
@@ -80,8 +81,9 @@ class EchoEngine:
     running: dict[str, asyncio.Event] = field(default_factory=dict)
 
     def submit(self, request: Request) -> AsyncIterator[Event]:
+        check_request(request, self.info)
         if 255 in request.prompt_token_ids:
-            raise InvalidRequestError("prompt: token 255 is refused by this engine", "prompt")
+            raise InvalidRequestError("token 255 is refused by this engine", "prompt")
         self.submitted.append(request)
         self.running[request.request_id] = asyncio.Event()
         return self._events(request)

@@ -12,7 +12,7 @@ from trimtab.server.engine.batch import Batch, BatchBuilder, decode_buckets
 from trimtab.server.engine.block_manager import NULL_BLOCK
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.lane import Choice, Lane
-from trimtab.server.engine.request import Request
+from trimtab.server.engine.request import ROW_FLOATS, ROW_INTS, Guidance, Request, SamplingParams
 from trimtab.server.engine.scheduler import Purpose, Row, Step
 from trimtab.server.engine.step_state import StepState
 
@@ -159,7 +159,7 @@ def test_every_pointer_that_a_kernel_is_given_is_a_multiple_of_16_bytes(num_rows
         rows: list[Spec] = [(5, 1)] * (num_rows - 1) + [(0, 1 + extra)]
         batch = builder.build(new_step(state, rows))
         settings = state.settings(batch.draws.slots)
-        asked = [getattr(settings, field.name) for field in fields(settings)]
+        asked = list(settings.values())
         assert all(len(values) == len(batch.draws.slots) for values in asked)
         misplaced = [t for t in (*asked, *views(batch), state.spent_kl) if t.data_ptr() % 16]
         assert not misplaced
@@ -170,13 +170,30 @@ def test_what_the_host_notes_reaches_its_own_slots_in_one_write():
     step = new_step(state, [(5, 1), (0, 3), (9, 1)])
     before = state.version
     settings = state.settings(torch.tensor([2, 0]))
-    assert settings.seeds.tolist() == [2, 0]
-    assert settings.prompt_lengths.tolist() == [10, 6]
+    assert settings["seeds"].tolist() == [2, 0]
     lane = step.rows[1].lane
     lane.blocks.append(30)
     state.write([lane])
     assert state.block_tables[1, :3].tolist() == [3, 30, NULL_BLOCK]
     assert state.version == before, "no row's settings have changed"
+
+
+def test_every_setting_of_a_row_arrives_under_its_own_name():
+    state = StepState(2, 63, SIZE, num_heads=2, device=torch.device("cpu"))
+    asked = {name: value for value, name in enumerate(ROW_FLOATS, 1)} | dict.fromkeys(ROW_INTS, 9)
+    asked |= {
+        "temperature": 0.5,
+        "top_p": 0.25,
+        "min_p": 0.125,
+        "presence_penalty": -1,
+        "frequency_penalty": -2,
+    }
+    request = Request("r", (1,), SamplingParams(**asked), Guidance(3.0))
+    state.admit(Choice(request, 7, (Lane([1], [1], slot=1),)), 5, [0.75, 0.625], 0.5)
+    state.write([])
+    got = {name: values.tolist() for name, values in state.settings(torch.tensor([1])).items()}
+    others = {"seeds": 5, "choices": 7, "strength": 3.0, "head_weights": [0.75, 0.625]}
+    assert got == {name: [value] for name, value in (asked | others).items()}
 
 
 def test_the_last_admission_to_a_slot_counts():
@@ -185,7 +202,7 @@ def test_the_last_admission_to_a_slot_counts():
         lane = Lane([seed], [1], slot=3)
         state.admit(Choice(Request(str(seed), (seed,)), 0, (lane,)), seed, [], 0.5)
     state.write([])
-    assert state.settings(torch.tensor([3])).seeds.tolist() == [6]
+    assert state.settings(torch.tensor([3]))["seeds"].tolist() == [6]
     assert state.spent_kl[3] == 0.5
 
 

@@ -41,7 +41,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> set[Program]:
         return fused(h, weight, **given)
 
     def watch_logits(z: torch.Tensor, **given: Any) -> Any:
-        flags = (given["beta"] is not None, given["top_k"] is not None)
+        flags = (given["beta"] is not None, given.get("top_k") is not None)
         programs.add(("logits", *flags, given["want_entropy"], given["any_sampled"]))
         return logits(z, **given)
 
