@@ -1,4 +1,4 @@
-"""The tables of guidance/README.md from evaluations: python -m examples.gold.table REPORT …"""
+"""The tables of examples/gold/README.md from evaluations: python -m examples.gold.table REPORT …"""
 
 from __future__ import annotations
 
