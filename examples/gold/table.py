@@ -1,4 +1,4 @@
-"""Tables of guidance/README.md, made from evaluations: python -m examples.gold.table REPORT …"""
+"""Tables of examples/gold/README.md, made from evaluations: python -m examples.gold.table REPORT …"""
 
 from __future__ import annotations
 
