@@ -34,10 +34,6 @@ class RowOptions:
     extra_columns: ExtraColumns = "refuse"
 
     def __post_init__(self) -> None:
-        self.check_row_options()
-
-    def check_row_options(self) -> None:
-        """Raises ValueError for a format that is not there, and columns that are no mapping."""
         for kind in ROW_KINDS:
             format_for(self.format, kind)
             columns_for(self.columns, kind)

@@ -30,8 +30,7 @@ class JudgeConfig:
     retries: int = 3
     max_failures: float = 0.1
 
-    def check(self) -> None:
-        """Raises ValueError that names the field."""
+    def __post_init__(self) -> None:
         if self.concurrency < 1:
             raise ValueError(f"concurrency must be at least 1, got {self.concurrency}")
         if not self.timeout > 0:

@@ -108,7 +108,7 @@ def _own_server(config: ModelConfig) -> Iterator[str]:
     from trimtab.server.commands.serve.run import ModelServer  # noqa: PLC0415 (heavy)
 
     listener = bind("127.0.0.1", 0)
-    server = ModelServer(listener, resolve_engine(config), resolve_api(config))
+    server = ModelServer(listener, resolve_engine(config.engine), resolve_api(config))
     outcome: SimpleQueue[BaseException | None] = SimpleQueue()
 
     def run() -> None:

@@ -1,11 +1,13 @@
-"""TODO"""
+"""The options of `trimtab eval`, checked."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+
+import tyro
 
 from trimtab.guidance.data.options import EncodedRows
 from trimtab.server.commands.model import BUNDLED
@@ -22,7 +24,7 @@ BUNDLED_JUDGE = "trimtab.guidance.bundled.gold:score"
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig(EngineConfig, JudgeConfig, EncodedRows):
+class EvalConfig:
     """Judges heads, in the sections that its data allow: `preferences` (accuracy beside what length alone
     tells, calibration), `frontier` (proxy and gold scores against KL, beside best-of-n and a static logit
     bias, overoptimisation, variety) and `sycophancy`. Writes report.json, PNGs and one self-contained
@@ -31,6 +33,7 @@ class EvalConfig(EngineConfig, JudgeConfig, EncodedRows):
     function:my_module:score --static-bias fit --rollouts train.parquet --out runs/eval`, and
     `trimtab eval --model M --heads runs/dpo --preferences test.jsonl`.
 
+    engine: the model and the heads that are loaded, and how they run.
     model: `bundled`, or the folder or hub id of a causal LM.
     heads: head folders; `bundled` for those of the bundled model, which are also what it has by default. Each
     with an advantage is a curve of the frontier.
@@ -75,7 +78,6 @@ class EvalConfig(EngineConfig, JudgeConfig, EncodedRows):
     max_num_seqs: replies that are sampled at the same time.
     """
 
-    model: str | Path = BUNDLED
     out: Path = Path("runs/eval")
     sections: tuple[Section, ...] = ()
     preferences: Path | None = None
@@ -105,12 +107,11 @@ class EvalConfig(EngineConfig, JudgeConfig, EncodedRows):
     seed: int = 0
     rubric: Path | None = None
     on_bad_scores: OnBadScores = "refuse"
-    max_num_seqs: int = 128
+    engine: tyro.conf.OmitArgPrefixes[EngineConfig] = field(default=EngineConfig(BUNDLED, max_num_seqs=128))
+    judge: tyro.conf.OmitArgPrefixes[JudgeConfig] = field(default_factory=JudgeConfig)
+    row_options: tyro.conf.OmitArgPrefixes[EncodedRows] = field(default_factory=EncodedRows)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check()
-        self.check_row_options()
         for name in ("num_prompts", "num_replies", "max_tokens", "tuning_replies"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -187,7 +188,7 @@ class EvalConfig(EngineConfig, JudgeConfig, EncodedRows):
     @property
     def gold_scorer(self) -> str:
         """With its kind in front, "" for none."""
-        is_own = self.model == BUNDLED and self.prompts is not None and not self.gold
+        is_own = self.engine.model == BUNDLED and self.prompts is not None and not self.gold
         return with_kind(BUNDLED_JUDGE if is_own else self.gold)
 
     @property

@@ -21,7 +21,7 @@ def main(prog: str, args: Sequence[str]) -> None:
     from trimtab.server.commands.eval.run import run  # noqa: PLC0415 (heavy; bad flags are told before)
 
     try:
-        run(config, resolve_engine(config))
+        run(config, resolve_engine(config.engine))
     except OSError as error:
         raise UserError(
             f"{config.out} cannot be written ({error}): make room or name another --out"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -40,7 +40,7 @@ class ExportRewardConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImportRewardConfig(RowLimits):
+class ImportRewardConfig:
     """Makes a head with a reward part of a transformers …ForSequenceClassification with one label, whose
     backbone must be the model's own: its score layer was trained over the frozen backbone.
     Example: trimtab heads import-reward rm --model M --name kind --out heads/kind --rollouts r.parquet.
@@ -62,9 +62,9 @@ class ImportRewardConfig(RowLimits):
     trained_on: str = ""
     device: str = "auto"
     show_progress: bool = True
+    row_options: tyro.conf.OmitArgPrefixes[RowLimits] = field(default_factory=RowLimits)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         check_name(self.name)
 
     def run(self, console: Console) -> None:

@@ -72,8 +72,10 @@ def _fit_units(
 ) -> Manifest:
     if not rollouts.exists():
         raise DataError(f"{rollouts}: no such file or folder")
-    items = load_items("rollouts", rollouts, config, policy)
-    plain = plain_only(items, rollouts, "a head's standard units", skip=config.on_bad_rows == "skip")
+    items = load_items("rollouts", rollouts, config.row_options, policy)
+    plain = plain_only(
+        items, rollouts, "a head's standard units", skip=config.row_options.on_bad_rows == "skip"
+    )
     replies = [item.reply for item in plain]
     features = FeatureCache(policy, show_progress=config.show_progress)
     assert isinstance(head.reward, LinearScalar)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import tyro
@@ -13,7 +13,7 @@ from trimtab.server.commands.row_accounts import show_accounts
 
 
 @dataclass(frozen=True, kw_only=True)
-class RescaleConfig(RowLimits):
+class RescaleConfig:
     """Fits a head's scale, so that strength 1 spends 0.02 nats a token: for heads that were trained before
     that was the unit of strength, or whose replies have changed with their prompts. Nothing else is trained.
     Example: trimtab heads rescale heads/kind --model M --rollouts rollouts.parquet.
@@ -30,6 +30,7 @@ class RescaleConfig(RowLimits):
     out: Path | None = None
     device: str = "auto"
     show_progress: bool = True
+    row_options: tyro.conf.OmitArgPrefixes[RowLimits] = field(default_factory=RowLimits)
 
     def run(self, console: Console) -> None:
         """Raises HeadError, PolicyError or DataError with one line; then nothing was written."""

@@ -29,11 +29,13 @@ def rescale(config: RescaleConfig) -> None:
     part = manifest.parts.advantage
     if head.advantage is None or part is None:
         raise HeadError(f"{folder}: head {manifest.name} has no advantage, and steers nothing: name another")
-    form = form_of(policy.tokenizer, config.rows, [config.rollouts])
+    form = form_of(policy.tokenizer, config.row_options.rows, [config.rollouts])
     if (problem := mismatch(manifest.name, manifest.rows, form)) is not None:
         print(problem)
-    items = load_items("rollouts", config.rollouts, config, policy)
-    plain = plain_only(items, config.rollouts, "a head's scale", skip=config.on_bad_rows == "skip")
+    items = load_items("rollouts", config.rollouts, config.row_options, policy)
+    plain = plain_only(
+        items, config.rollouts, "a head's scale", skip=config.row_options.on_bad_rows == "skip"
+    )
     replies = [item.reply for item in plain]
     method = METHODS["advantage"].get(part.loss)
     is_tilt = method is not None and method.is_tilt

@@ -1,10 +1,12 @@
-"""TODO"""
+"""The options of `trimtab rollouts`, checked."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+
+import tyro
 
 from trimtab.guidance.data.options import EncodedRows
 from trimtab.guidance.data.training_rows import PairRule
@@ -16,13 +18,12 @@ from trimtab.server.scoring.scorer import OnBadScores
 
 SAMPLING_FIELDS = (
     *("num_prompts", "num_replies", "max_tokens", "temperature", "top_p", "seed", "steer", "strength"),
-    *("prompts_per_part", "on_bad_rows", "extra_columns", "format", "columns", "rows", "keep_columns"),
-    "keep_features",
+    *("prompts_per_part", "keep_columns", "keep_features"),
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class RolloutsConfig(EngineConfig, JudgeConfig, EncodedRows):
+class RolloutsConfig:
     """Samples replies to prompts, guided or not, scores them, and writes them as Parquet; from scored ones it
     also makes training rows. A run that was stopped, or killed, goes on with the same replies when the same
     command is given again: until it is complete, its parts stand in a folder beside the file, named
@@ -33,6 +34,7 @@ class RolloutsConfig(EngineConfig, JudgeConfig, EncodedRows):
     --pairs best-worst` and then `trimtab train --model M --preferences rollouts.preference.parquet`.
     Replies that are there already are scored anew by `trimtab rollouts --rescore rollouts.parquet --score …`.
 
+    engine: the model and the heads that are loaded, and how they run.
     model: `bundled`, or the folder or hub id of a causal LM.
     heads: head folders; `bundled` for those of the bundled model, which are also what it has by default.
     prompts: rows {prompt}, or of a published format (--format), as `trimtab train` takes them.
@@ -72,7 +74,6 @@ class RolloutsConfig(EngineConfig, JudgeConfig, EncodedRows):
     prefix_caching: off by default, so that a run that was stopped goes on bit for bit.
     """
 
-    model: str | Path = BUNDLED
     prompts: Path | None = None
     rescore: Path | None = None
     out: Path | None = None
@@ -94,13 +95,13 @@ class RolloutsConfig(EngineConfig, JudgeConfig, EncodedRows):
     labels: float | None = None
     prompts_per_part: int | None = None
     keep_features: Path | None = None
-    max_num_seqs: int = 128
-    prefix_caching: bool = False
+    engine: tyro.conf.OmitArgPrefixes[EngineConfig] = field(
+        default=EngineConfig(BUNDLED, max_num_seqs=128, prefix_caching=False)
+    )
+    judge: tyro.conf.OmitArgPrefixes[JudgeConfig] = field(default_factory=JudgeConfig)
+    row_options: tyro.conf.OmitArgPrefixes[EncodedRows] = field(default_factory=EncodedRows)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check()
-        self.check_row_options()
         for name in ("num_prompts", "num_replies", "max_tokens", "prompts_per_part"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -129,9 +130,10 @@ class RolloutsConfig(EngineConfig, JudgeConfig, EncodedRows):
             raise ValueError("rescore needs something to do: --score, --pairs, --rankings or --labels")
 
     def _check_nothing_is_sampled(self) -> None:
-        defaults = {field.name: field.default for field in fields(self)}
-        for name in SAMPLING_FIELDS:
-            if getattr(self, name) != defaults[name]:
+        asked: list[tuple[object, str]] = [(self, name) for name in SAMPLING_FIELDS]
+        asked += [(self.row_options, option.name) for option in fields(self.row_options)]
+        for config, name in asked:
+            if getattr(config, name) != getattr(type(config), name):
                 raise ValueError(f"{name} is for sampling, and --rescore samples nothing: leave it out")
 
     @property

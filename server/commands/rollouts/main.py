@@ -22,7 +22,7 @@ def main(prog: str, args: Sequence[str]) -> None:
     from trimtab.server.commands.rollouts.run import run  # noqa: PLC0415 (heavy; bad flags are told before)
 
     try:
-        print(run(config, resolve_engine(config)), end="")
+        print(run(config, resolve_engine(config.engine)), end="")
     except KeyboardInterrupt:
         print(f"\nstopped; {_kept(config)}", file=sys.stderr, flush=True)
         raise
@@ -46,7 +46,7 @@ def _check_before_work(config: RolloutsConfig) -> None:
     check_scorer(config.score)
     kind, name = split_scorer(config.score) if config.score else ("", "")
     if kind == "judge":
-        asked = replace(config, judge_url=name or config.judge_url)
+        asked = replace(config.judge, judge_url=name or config.judge.judge_url)
         asked.headers()
         assert asked.endpoint
     if config.rubric is not None:

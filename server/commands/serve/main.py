@@ -41,7 +41,6 @@ class ServeConfig(ModelConfig):
     shutdown_timeout: float = 8.0
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if not 0 <= self.port < 2**16:
             raise ValueError(f"port must be 0…65535, got {self.port}")
         if not 0 <= self.shutdown_timeout < math.inf:
@@ -52,10 +51,10 @@ def main(prog: str, args: Sequence[str]) -> None:
     """Serves until told to stop, and leaves the process: with 0, or with 1 if the engine has died. Raises
     UserError, HeadError or ConfigError with one line."""
     config = parse(ServeConfig, prog, args)
-    engine_config, api_config = resolve_engine(config), resolve_api(config)
+    engine_config, api_config = resolve_engine(config.engine), resolve_api(config)
     listener = bind(config.host, config.port)
     url = f"http://{_netloc(listener)}"
-    print(f"loading {config.model}; until it is ready {url}/health answers 503", flush=True)
+    print(f"loading {config.engine.model}; until it is ready {url}/health answers 503", flush=True)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     start = time.perf_counter()
     from trimtab.server.commands.serve.run import ModelServer  # noqa: PLC0415 (heavy; the port is bound before)

@@ -22,12 +22,12 @@ from transformers import LlamaConfig
 
 from trimtab.guidance import files as parquet
 from trimtab.guidance.data.load import load_preferences, load_rankings, load_rollouts, load_unpaired
+from trimtab.guidance.data.options import RowLimits
 from trimtab.guidance.features.store import StoredFeatures, open_features
 from trimtab.guidance.policy import load_policy
 from trimtab.guidance.text.prompt_form import recorded_form
 from trimtab.guidance.training.examples import load_items
 from trimtab.server.cli import main
-from trimtab.server.commands.features.config import FeaturesConfig
 from trimtab.server.commands.rollouts import sampling as rollouts_sampling
 from trimtab.server.rollouts.sample import sample
 
@@ -448,8 +448,7 @@ def test_a_reward_is_named_by_its_folder_too(flags, policy):
 
 def features_of(path: str, policy: Path) -> tuple[list[torch.Tensor], StoredFeatures]:
     loaded = load_policy(policy, device="cpu")
-    config = FeaturesConfig(model=policy, out=Path("none"), rollouts=Path(path))
-    replies = [item.reply for item in load_items("rollouts", Path(path), config, loaded)]
+    replies = [item.reply for item in load_items("rollouts", Path(path), RowLimits(), loaded)]
     return replies, open_features(Path("kept"), loaded)
 
 
