@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from trimtab.guidance.errors import UserError
+from trimtab.server.commands.log import show_log
 from trimtab.server.commands.model import resolve_engine
 from trimtab.server.commands.rollouts.config import RolloutsConfig, read_rubric
-from trimtab.server.commands.row_accounts import show_accounts
 from trimtab.server.flags import parse
 from trimtab.server.scoring.choose import check_scorer, split_scorer
 
@@ -17,7 +17,7 @@ from trimtab.server.scoring.choose import check_scorer, split_scorer
 def main(prog: str, args: Sequence[str]) -> None:
     """Samples or reads, scores and writes. Raises UserError and others with one line."""
     config = parse(RolloutsConfig, prog, args)
-    show_accounts()
+    show_log()
     _check_before_work(config)
     from trimtab.server.commands.rollouts.run import run  # noqa: PLC0415 (heavy; bad flags are told before)
 
