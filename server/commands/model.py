@@ -1,4 +1,4 @@
-"""Which model and heads a command works with, and what `bundled` stands for."""
+"""Models and heads as flags name them, and what `bundled` stands for."""
 
 from __future__ import annotations
 
@@ -25,14 +25,13 @@ class ModelConfig:
     model: `bundled`, or the folder or hub id of a causal LM.
     heads: head folders, or repositories of the hub that hold one, user/name; `bundled` for those of the
     bundled model, which are also what it has by default.
-    default_head: steers requests that name no head; by default `kind` among the bundled heads, or the only
-    one loaded.
-    default_strength: of requests without guidance; by default 1 with the bundled heads, else 0.
+    default_head: head that steers requests which name none; by default `kind` among the bundled heads, or
+    the only one loaded.
+    default_strength: strength of requests without guidance; by default 1 with the bundled heads, else 0.
     chat_template: file with a Jinja chat template that replaces the model's.
-    generation_config: where requests have their sampling defaults from (temperature, top_p, top_k, min_p,
-    repetition_penalty, and max_new_tokens for chats): "auto" is the model's own generation_config.json,
-    "none" no file, and anything else names such a file, or its folder.
-    served_model_name: what requests call the model; by default the folder's name.
+    generation_config: file that gives requests their sampling defaults (temperature, top_p, top_k, min_p,
+    repetition_penalty, and max_new_tokens for chats): `auto` is the model's own generation_config.json,
+    `none` no file, and anything else names such a file, or its folder.
     """
 
     engine: tyro.conf.OmitArgPrefixes[EngineConfig] = field(default=EngineConfig(BUNDLED))

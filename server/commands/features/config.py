@@ -23,26 +23,28 @@ class FeaturesConfig:
     Example: trimtab features --model M --preferences pairs.jsonl --positions last --out features/pairs, and
     then trimtab train --model M --preferences pairs.jsonl --features features/pairs --parts reward ….
 
+    engine: the model, and how it runs over the replies.
     model: `bundled`, or the folder or hub id of a causal LM.
     out: folder for the features.
     preferences: rows {prompt?, chosen, rejected}, or of a published format, as `trimtab train` takes them.
     rankings: rows {prompt, responses, ranks}.
     unpaired: rows {prompt, completion, label}.
     rollouts: rows {prompt, completion, token_ids?}.
-    positions: `last`, after the reply's end: all that a reward part reads; `all` of the reply: what
-    advantages and the other values read; `sampled`, some and the last: enough for a value by monte_carlo and
-    a reward.
-    per_reply: sampled: how many positions of a reply, beside the last.
-    seed: sampled: which.
-    mismatched: also each unpaired prompt with another's reply, which kto reads.
-    dtype: what the policy runs in and the features are kept in; auto is float32 on a CPU and the checkpoint's
-    own on a GPU, as trimtab train runs it.
-    max_num_batched_tokens: tokens that the policy runs over in one step.
-    max_num_seqs: replies that share a step.
-    kv_cache_gib: memory for keys and values at most; by default 2 on a CPU, of which max_num_seqs replies
-    take what they need, and what is free on a GPU.
+    positions: where features are kept: `last`, after the reply's end, all that a reward part reads; `all`
+    tokens of the reply, which advantages and other values read; `sampled`, some of them and the last,
+    enough for a value by monte_carlo and a reward.
+    per_reply: with --positions sampled: positions of a reply, beside the last.
+    seed: with --positions sampled: of the random choice of positions.
+    mismatched: also keep each unpaired prompt with another's reply, which the loss kto reads.
     resume: keep the whole shards of a run that was stopped, or killed: it has lost some seconds' work.
     overwrite: remove the features that the folder holds.
+    dtype: what the policy runs in and the features are kept in; auto is float32 on a CPU and the
+    checkpoint's own on a GPU, as trimtab train runs it.
+    max_num_batched_tokens: tokens that the policy runs over in one step.
+    max_num_seqs: replies that share a step.
+    kv_cache_gib: memory for keys and values at most, in GiB; by default 2 on a CPU, of which max_num_seqs
+    replies take what they need, and what is free on a GPU.
+    show_progress: show a progress bar.
     """
 
     out: Path

@@ -41,11 +41,11 @@ class PushConfig:
 
     head: a head folder, or the name of a bundled head.
     destination: a repository of the hub, user/name; or a folder, where it exists or begins with . / or ~
-    to_folder: the destination is a folder, whatever it looks like.
+    to_folder: take the destination for a folder, whatever it looks like.
     report: a folder that `trimtab eval` wrote, which judges this head: tables and pictures for the card.
-    private: makes the repository private; refuses one that is public.
-    message: of the commit.
-    license: for the card, as the hub spells it; by default the card says nothing of one.
+    private: make the repository private; refuses one that is public.
+    message: of the commit; by default "Head of trimtab".
+    license: licence for the card, as the hub spells it; by default the card names none.
     base_model: the policy's hub id, for the card; by default its name in the manifest.
     datasets: hub ids of what the head was trained on, for the card.
     """
@@ -87,6 +87,7 @@ class ExportRewardConfig:
     model: `bundled`, or the folder or hub id of the causal LM that the head belongs to.
     out: folder for the model; it must be empty, or not be there.
     dtype: of the backbone's weights; auto is that of the causal LM's files.
+    device: where the model runs: `cpu`, `cuda` or `cuda:1`; auto is cuda where there is one, else cpu.
     """
 
     head: tyro.conf.Positional[Path]
@@ -104,11 +105,13 @@ class ImportRewardConfig:
 
     source: folder or hub id of the classification model; safetensors only.
     model: `bundled`, or the folder or hub id of the causal LM that the head is to measure.
-    name: of the head.
+    name: the head's name, a quality such as `kind`.
     out: the head's folder.
     rollouts: replies of the model itself, {prompt, completion, token_ids?}: reward_mean and reward_std are
     fitted on them. Without, they are what the source's config says, or 0 and 1.
     trained_on: one line for the manifest; by default it names the source.
+    device: where the model runs: `cpu`, `cuda` or `cuda:1`; auto is cuda where there is one, else cpu.
+    show_progress: show progress bars.
     """
 
     source: tyro.conf.Positional[str]
@@ -135,6 +138,8 @@ class RescaleConfig:
     model: `bundled`, or the folder or hub id of the causal LM that the head belongs to.
     rollouts: replies of the model itself, {prompt, completion, token_ids?}, that the head was not trained on.
     out: folder for the head; by default it is changed in place.
+    device: where the model runs: `cpu`, `cuda` or `cuda:1`; auto is cuda where there is one, else cpu.
+    show_progress: show progress bars.
     """
 
     head: tyro.conf.Positional[Path]

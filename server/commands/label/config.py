@@ -30,12 +30,14 @@ class LabelConfig:
     rankings: rows {prompt, responses, ranks} in their place; the ranks are not read.
     out: the file that is written.
     write: `preferences` of two replies each, or `rankings` of each prompt's replies by mean win rate.
-    principles: `draw` one for each pair, by weight; or ask by `all`, whose weighted mean counts.
+    principles: which principles each pair is judged by: `draw` one, by weight, or ask by `all`, whose
+    weighted mean counts.
     pairs_per_prompt: how many pairs of a prompt's replies are asked about, drawn; by default all.
-    on_disagreement: of the two orders: `drop` the comparison, or keep it as a `tie`.
+    on_disagreement: what happens where the two orders disagree: `drop` the comparison, or keep it as a
+    `tie`.
     answers: `logprobs` reads the probabilities of A and B where the judge gives them, else its text; `text`
     asks for none, for judges that refuse to give them.
-    seed: of what is drawn.
+    seed: of the pairs and principles that are drawn.
     """
 
     constitution: Path

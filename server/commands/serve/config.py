@@ -13,7 +13,8 @@ class ServeConfig(ModelConfig):
     """Serves a model with its heads over HTTP as OpenAI does: /v1/chat/completions, /v1/completions,
     /v1/models and /health. Requests steer with a `guidance` object: strength, heads and trace.
 
-    host: address to listen on; 0.0.0.0 is every one. port: 0 takes a free one.
+    host: address to listen on; 0.0.0.0 is every one.
+    port: port to listen on; 0 takes a free one.
     shutdown_timeout: seconds that replies under way may go on for after SIGTERM or Ctrl-C, while new requests
     are answered 503; what then still runs ends with an error, as it does at once on a second signal.
     """
