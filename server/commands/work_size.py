@@ -1,4 +1,4 @@
-"""Work size: tokens that a run does before it keeps them, some seconds' worth: what one that is killed loses."""
+"""Work size: tokens that a run does before it keeps them, some seconds' worth: as much as a kill loses."""
 
 from __future__ import annotations
 
