@@ -8,7 +8,7 @@ import re
 import typing
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
@@ -17,27 +17,36 @@ from trimtab.guidance.config_file import own_fields_first
 from trimtab.guidance.errors import UsageError, UserError
 
 T = TypeVar("T")
+FLAGS = "flags"
+"""Key of a field's metadata: which fields of a contained configuration have flags; by default all."""
 
 
 def parse(config: type[T], prog: str, args: Sequence[str], defaults: Mapping[str, Any] | None = None) -> T:
     """The configuration that the arguments describe.
 
+    A field that is `tyro.conf.OmitArgPrefixes` of a dataclass contains it: the flags of its fields have their
+    plain names and stand in a group called after the field, and `config` may say what they do in its stead.
+
     defaults: values of fields that take the place of the dataclass's own defaults.
 
     Raises UsageError for values that it refuses; exits with a message for flags that do not exist.
     """
-    about, _ = describe(config)
+    about, help_of = describe(config)
     registry = ConstructorRegistry()
-    registry.struct_rule(partial(_documented_dataclass, {config: defaults or {}}))
+    registry.struct_rule(
+        partial(_documented_dataclass, {config: defaults or {}}, _contained(config), help_of)
+    )
     return tyro.cli(config, prog=prog, description=about, args=args, registry=registry)
 
 
 def describe(config: type[Any]) -> tuple[str, dict[str, str]]:
     """A dataclass's docstring as prose and as help by field.
 
-    Our docstrings explain fields as `name: text`, after the prose. A subclass adds to its bases' help.
+    Our docstrings explain fields, and those of what is contained, as `name: text`, after the prose. A
+    subclass adds to its bases' help.
     """
-    names = "|".join(field.name for field in dataclasses.fields(config))
+    inside = (field for contained in _contained(config) for field in dataclasses.fields(contained))
+    names = "|".join(field.name for field in (*dataclasses.fields(config), *inside))
     help_of: dict[str, str] = {}
     for cls in reversed(config.__mro__):
         prose, *pairs = re.split(rf"(?:^|(?<=\.)) *\b({names}): ", cls.__doc__ or "", flags=re.MULTILINE)
@@ -55,23 +64,38 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+def _contained(config: type[Any]) -> dict[type[Any], Sequence[str]]:
+    """The dataclasses that a configuration contains, with the names of their fields that have flags."""
+    types, found = typing.get_type_hints(config, include_extras=True), {}
+    for field in dataclasses.fields(config):
+        if tyro.conf.OmitArgPrefixes in getattr(types[field.name], "__metadata__", ()):
+            inner = typing.get_args(types[field.name])[0]
+            found[inner] = field.metadata.get(FLAGS, [f.name for f in own_fields_first(inner)])
+    return found
+
+
 def _documented_dataclass(
-    defaults: Mapping[Any, Mapping[str, Any]], info: StructTypeInfo
+    defaults: Mapping[Any, Mapping[str, Any]],
+    contained: Mapping[type[Any], Sequence[str]],
+    help_of_root: Mapping[str, str],
+    info: StructTypeInfo,
 ) -> StructConstructorSpec | None:
     if not dataclasses.is_dataclass(info.type):
         return None
-    _, help_of = describe(info.type)
+    help_of = describe(info.type)[1]
+    if info.type in contained:
+        help_of |= help_of_root
     types = typing.get_type_hints(info.type, include_extras=True)
-    fields = tuple(
-        StructFieldSpec(
-            f.name,
-            types[f.name],
-            defaults.get(info.type, {}).get(f.name, _default(f, info.default)),
-            help_of.get(f.name),
-        )
+    for name in types:
+        if name.endswith("_options"):  # which the help says after a group's name
+            types[name] = Annotated[types[name], tyro.conf.arg(name=name.removesuffix("_options"))]
+    values = {
+        f.name: defaults.get(info.type, {}).get(f.name, _default(f, info.default))
         for f in own_fields_first(info.type)
-    )
-    return StructConstructorSpec(partial(_build, info.type), fields)
+    }
+    shown = contained.get(info.type, list(values))
+    fields = [StructFieldSpec(name, types[name], values.pop(name), help_of.get(name)) for name in shown]
+    return StructConstructorSpec(partial(_build, info.type, **values), tuple(fields))
 
 
 def _build(config: type[T], /, **values: Any) -> T:

@@ -86,10 +86,6 @@ JUDGE = "guidance/bundled/judge.py"
 OFFENDERS: frozenset[str] = frozenset(
     (
         "guidance/intervals.py is in no room of the tables",
-        "server/commands/heads/reward.py imports server/commands/heads/reward_run.py: a circle",
-        "server/commands/heads/reward_run.py imports server/commands/heads/reward.py: a circle",
-        "server/commands/heads/scale.py imports server/commands/heads/scale_run.py: a circle",
-        "server/commands/heads/scale_run.py imports server/commands/heads/scale.py: a circle",
         "server/engine/compiled_decode.py imports server/engine/policy.py: a circle",
         "server/engine/policy.py imports server/engine/compiled_decode.py: a circle",
     )

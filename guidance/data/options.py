@@ -18,14 +18,17 @@ ExtraColumns = Literal["refuse", "ignore"]
 class RowOptions:
     """How the rows of data files are read.
 
-    format: of the rows: `trl` (prompt, chosen, rejected, …), a published one (sharegpt, messages, hh,
-    ultrafeedback, replies, comparison, alpaca, question), or `auto`, which looks at them and says what it
-    found. Of several files, `preferences:sharegpt` is for one, with more after a comma.
-    columns: the rows' own names for columns, as in prompt=question,chosen=good,rejected=bad; a dot goes into
-    an object, prompt=question.text; `preferences:prompt=question` is for one of several files.
-    on_bad_rows: what rows do that cannot be read or used: `refuse` the file, or `skip` and count them.
-    extra_columns: what columns beside TRL's do that nothing reads: `refuse` the file, or `ignore` them; those
-    of published formats are named and ignored.
+    format: format of the rows: `trl` (prompt, chosen, rejected, …), a published one (sharegpt, messages,
+    hh, ultrafeedback, replies, comparison, alpaca, question), or `auto`, which looks at the rows and says
+    what it found. `preferences:sharegpt` is for one of several files; several such go with commas
+    between.
+    columns: names that the file has for our columns, as in prompt=question,chosen=good,rejected=bad; a
+    dot goes into an object, prompt=question.text; `preferences:prompt=question` is for one of several
+    files.
+    on_bad_rows: what happens where a row cannot be read or used: `refuse` the file, or `skip` such rows
+    and count them.
+    extra_columns: what happens where a file has columns beside TRL's that nothing reads: `refuse` it, or
+    `ignore` them; those of published formats are always ignored, and named.
     """
 
     format: str = AUTO
@@ -34,10 +37,6 @@ class RowOptions:
     extra_columns: ExtraColumns = "refuse"
 
     def __post_init__(self) -> None:
-        self.check_row_options()
-
-    def check_row_options(self) -> None:
-        """Raises ValueError for a format that is not there, and columns that are no mapping."""
         for kind in ROW_KINDS:
             format_for(self.format, kind)
             columns_for(self.columns, kind)
@@ -47,9 +46,10 @@ class RowOptions:
 class EncodedRows(RowOptions):
     """Rows that a policy is to read.
 
-    rows: prompts that are strings: `chat`, a message of the user through the chat template, as
-    /v1/chat/completions reads it; `text`, completed as it is, as /v1/completions does; `auto`, as rollouts
-    were sampled, else chat where the tokenizer has a template. Heads and rollouts keep which.
+    rows: how a prompt that is a string is read: `chat`, as a message of the user through the chat
+    template, like /v1/chat/completions; `text`, completed as it is, like /v1/completions; `auto`, as the
+    file's rollouts were sampled, else chat where the tokenizer has a template. Heads and rollouts
+    remember which.
     """
 
     rows: Rows = "auto"
@@ -59,8 +59,8 @@ class EncodedRows(RowOptions):
 class RowLimits(EncodedRows):
     """Which rows of a file are used.
 
-    max_tokens: rows whose prompt and reply are longer (or longer than the policy's context) are left out,
-    and counted.
+    max_tokens: tokens of prompt and reply together; longer rows (or longer ones than the policy's
+    context) are left out, and counted.
     """
 
     max_tokens: int = 1024

@@ -21,24 +21,27 @@ class OnPolicyConfig:
     a batch, and its epochs count the times that each prompt is replied to. Several processes share an
     iteration's prompts, each with an engine of its own, and its batches.
 
-    score: `function:MODULE:FUNCTION`, called with (prompt, reply) or (prompt, reply, tokens), which returns a
-    number or one per token, or as TRL calls reward functions with (prompts, completions, **columns of the
-    prompt file); `reward:NAME_OR_FOLDER`, the reward part of a head; `model:PATH`, a
-    …ForSequenceClassification; or `judge:URL`: see `trimtab rollouts --help`. Without it the head's own
-    reward part scores.
-    start_strength: at which the head of start_from begins; by default at its optimum, or without one at 1.
-    num_prompts: of an iteration.
-    num_replies: to each of its prompts; rloo and grpo compare them.
-    max_tokens: of a reply.
-    passes: ppo, grpo: how often an iteration's replies are gone over.
-    kl_estimate: `exact` sums over the vocabulary at every token, `sampled` reads the drawn token's
-    log-ratio: noisier.
-    max_kl: nats per reply from the policy, on average, that the head may reach.
-    on_max_kl: when it is passed: `stop`, and keep the head as it last was within it, or `adapt`: raise
-    advantage.tau until the replies are back within it.
-    lam: ppo: of generalised advantage estimation; 1 trusts the rewards alone.
-    value_weight: ppo, reinforce: weight of the loss of the value that they learn beside.
-    entropy_weight: ppo: weight of the tilt's entropy.
+    score: what scores a reply: `function:MODULE:FUNCTION`, called with (prompt, reply) or (prompt, reply,
+    tokens), which returns a number or one per token, or as TRL calls reward functions with (prompts,
+    completions, **columns of the prompt file); `reward:NAME_OR_FOLDER`, the reward part of a head;
+    `model:PATH`, a …ForSequenceClassification; or `judge:URL`: see `trimtab rollouts --help`. By default
+    the head's own reward part.
+    start_strength: strength of the head of --start-from that training begins at; by default its optimum, or
+    1 where its manifest names none. A new head begins without any.
+    num_prompts: prompts of an iteration.
+    num_replies: replies to each prompt of an iteration; rloo and grpo compare them with one another.
+    max_tokens: tokens of a reply, at most.
+    passes: ppo, grpo: how many times the updates go over an iteration's replies.
+    kl_estimate: how the KL at a token is found: `exact` sums over the vocabulary, `sampled` reads the
+    drawn token's log-ratio, which is noisier.
+    max_kl: nats per reply, on average, that the head may move away from the policy.
+    on_max_kl: what happens where max_kl is passed: `stop` ends training and keeps the head as it last was
+    within it, `adapt` raises advantage.tau until the replies are back within it.
+    lam: ppo: λ of generalised advantage estimation, 0 to 1; 1 trusts the rewards alone, 0 the value's
+    forecast of the next token.
+    value_weight: ppo, reinforce: weight of the loss of the value part that is trained beside the
+    advantage.
+    entropy_weight: ppo: weight of a bonus for the entropy of the steered distribution.
     max_num_seqs: replies that are sampled at the same time.
     """
 
@@ -109,9 +112,17 @@ def _check_loss(name: str, known: Mapping[str, object]) -> None:
 
 @dataclass(frozen=True)
 class OptimiserConfig:
-    """batch_size: of rows (pairs, rankings, replies) in a step of one process; gradient_accumulation and
-    further processes multiply it. warmup: share of all steps. patience: epochs without a lower held-out loss
-    after which training ends, and the weights of the lowest are kept; 0: neither."""
+    """How a part is trained by AdamW.
+
+    epochs: times that training goes over the rows, at most.
+    batch_size: rows (pairs, rankings, replies) in a step of one process; gradient_accumulation and further
+    processes multiply it.
+    learning_rate: of AdamW, at its highest.
+    weight_decay: of AdamW.
+    warmup: share of all steps, 0 to 1, over which the learning rate rises from 0.
+    patience: epochs without a lower held-out loss after which training ends, and the weights of the lowest
+    are kept; 0 trains all epochs and keeps the last weights.
+    """
 
     epochs: float = 3.0
     batch_size: int = 32
@@ -137,14 +148,21 @@ class AdvantageConfig:
     loss: from preferences dpo, conservative_dpo, robust_dpo, ipo, simpo; from unpaired kto; from scored
     rollouts monte_carlo, cd_q; from plain rollouts and a value part distil; from prompts, with replies
     sampled meanwhile, ppo, rloo, grpo, reinforce.
-    tau: KL temperature; a small one steers hard. ppo, rloo, grpo, reinforce: reward that a nat costs.
-    flipped: conservative_dpo, robust_dpo: the share of labels taken to be wrong.
+    tau: KL temperature: a smaller one steers harder. For ppo, rloo, grpo and reinforce the reward that a
+    nat of KL costs.
+    flipped: conservative_dpo, robust_dpo: share of labels, below ½, that is taken to be wrong.
     gamma: simpo: the margin that the chosen reply is to win by.
-    weight_desirable: kto: weight of good replies. weight_undesirable: kto: weight of bad ones.
-    discount: monte_carlo, cd_q, ppo, rloo, grpo, reinforce: what a reward one token later is worth.
+    weight_desirable: kto: weight of good replies.
+    weight_undesirable: kto: weight of bad replies.
+    discount: monte_carlo, cd_q, ppo, rloo, grpo, reinforce: what a reward one token later is worth, 0 to
+    1.
     top_k: distil: how many next tokens of a prefix the value part scores.
     num_prefixes: distil: how many prefixes are drawn from each rollout.
     clip: ppo, grpo: how far a step may move the ratio of probabilities.
+    form: `tied` reads the vocabulary through the policy's own unembedding, `lowrank` through one of its
+    own.
+    rank: numbers between the hidden state and the vocabulary in a low-rank form.
+    activation: between the layers.
     """
 
     form: Literal["tied", "lowrank"] = "tied"
@@ -187,9 +205,13 @@ class RewardConfig:
     loss: from preferences bradley_terry; from rankings ranked; from scored rollouts regression; from unpaired
     good_bad.
     margin: bradley_terry: by how much the chosen reply is to win, beside each row's own margin.
-    centring: bradley_terry: how strongly rewards are held around 0.
-    l2: linear: penalty on the weights of standardised features, beside the mean loss; auto: chosen by
-    cross-validation on the rows that are trained on. optimiser: mlp.
+    centring: bradley_terry: weight of a penalty on rewards that are far from 0.
+    l2: linear: penalty on the weights of standardised features, beside the mean loss; `auto` chooses it
+    by cross-validation on the rows that are trained on.
+    optimiser: of the form mlp; the linear form is solved.
+    form: `linear` reads the hidden state with one layer, `mlp` with two.
+    width: mlp: numbers between its layers.
+    activation: mlp: between its layers.
     """
 
     form: Literal["linear", "mlp"] = "linear"
@@ -215,11 +237,15 @@ class RewardConfig:
 class ValueConfig:
     """The part that forecasts the reward at every prefix, from rollouts.
 
-    loss: monte_carlo, position_weighted, td_lambda, distributional.
-    discount: what a reward one token later is worth.
-    lam: td_lambda: 0 trusts the next value alone, 1 the rewards that came alone.
-    bins: distributional: numbers from low to high that the forecast spreads over.
-    low: distributional: the lowest. high: distributional: the highest.
+    loss: from rollouts monte_carlo, position_weighted, td_lambda, distributional.
+    discount: what a reward one token later is worth, 0 to 1.
+    lam: td_lambda: 0 trusts the forecast of the next token alone, 1 the rewards that came alone.
+    bins: distributional: numbers, from low to high, that the forecast is a distribution over.
+    low: distributional: the lowest of the bins, in standard units.
+    high: distributional: the highest of the bins, in standard units.
+    form: `linear` reads the hidden state with one layer, `mlp` with two.
+    width: mlp: numbers between its layers.
+    activation: mlp: between its layers.
     """
 
     form: Literal["linear", "mlp"] = "mlp"
@@ -251,11 +277,12 @@ class ValueConfig:
 class TrainConfig(RowLimits):
     """Trains a head on a frozen policy. Give the data, and the parts that are to learn from it.
 
-    name: of the head, a quality such as `kind`.
+    name: the head's name, a quality such as `kind`.
     model: the policy's folder or hub id.
-    head_folder: where the head is written.
-    run_folder: checkpoints and the resolved configuration, train_config.yaml, which --config takes.
-    parts: which parts are trained; of start_from the others are kept.
+    head_folder: folder that the head is written to.
+    run_folder: folder for checkpoints and the resolved configuration, train_config.yaml, which --config
+    takes.
+    parts: the parts that are trained; those of --start-from that are not named stay as they are.
     preferences: rows {prompt?, chosen, rejected, margin?}, or of a published format (--format): a file
     (JSONL, JSON, CSV, Parquet, compressed or not), a folder or glob of such, a datasets folder or a hub id.
     rankings: rows {prompt, responses, ranks}.
@@ -265,19 +292,24 @@ class TrainConfig(RowLimits):
     whose spread their selection distorts.
     prompts: rows {prompt}, for losses that sample replies while they train.
     start_from: a head folder to go on from.
-    features: a folder that trimtab features wrote; by default the policy runs over all replies first.
-    stream: features are computed when they are asked for and not kept: slow, for what fits nowhere.
-    reward_from: what rewards rollouts: their own columns, the head's reward part, or (auto) their own
-    columns where there are any.
+    features: a folder that `trimtab features` wrote; by default the policy runs over all replies first.
+    stream: compute features anew each time they are read, and keep none: slow, but needs no memory or
+    disk for them. By default they are kept in memory, or read from --features.
+    reward_from: where the rewards of rollouts come from: their own `columns`, the `head`'s reward part,
+    or (`auto`) their own columns where there are any, else the head.
     trained_on: one line for the manifest; by default it names the files and counts the rows.
-    held_out: share of the prompts that is kept from training and judges it.
-    precision: bf16 and fp16 round what heads compute while they are trained; auto is no: all in float32.
-    gradient_accumulation: batches that make one step.
-    max_grad_norm: longer gradients are cut to this length.
+    held_out: share of the prompts, 0 to 1, that is kept from training, and on which the head is judged.
+    precision: `bf16` and `fp16` round what heads compute while they are trained; `no`, and `auto`,
+    compute all in float32.
+    gradient_accumulation: batches whose gradients make one step.
+    max_grad_norm: length that gradients are cut to where they are longer.
     log_every: steps between two lines of figures; by default an epoch.
     save_every: steps between two checkpoints; by default an epoch.
-    report_to: where figures also go; tensorboard files lie in run_folder.
+    report_to: where figures go beside the log; tensorboard files lie in run_folder.
     resume: go on from the checkpoints in run_folder.
+    seed: of the held-out prompts, the order of the rows, the initial weights and sampling.
+    device: where the policy runs: `cpu`, `cuda` or `cuda:1`; auto is cuda where there is one, else cpu.
+    show_progress: show progress bars.
     """
 
     name: str

@@ -1,9 +1,11 @@
-"""Which model and heads a command works with, and what `bundled` stands for."""
+"""Models and heads as flags name them, and what `bundled` stands for."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+import tyro
 
 from trimtab.guidance.bundled import HEADS_DIR, MODEL_DIR
 from trimtab.guidance.errors import UserError
@@ -16,23 +18,23 @@ BUNDLED_DEFAULT_HEAD = "kind"
 
 
 @dataclass(frozen=True)
-class ModelConfig(EngineConfig):
+class ModelConfig:
     """A model with its heads.
 
+    engine: the model and the heads that are loaded, and how they run.
     model: `bundled`, or the folder or hub id of a causal LM.
     heads: head folders, or repositories of the hub that hold one, user/name; `bundled` for those of the
     bundled model, which are also what it has by default.
-    default_head: steers requests that name no head; by default `kind` among the bundled heads, or the only
-    one loaded.
-    default_strength: of requests without guidance; by default 1 with the bundled heads, else 0.
+    default_head: head that steers requests which name none; by default `kind` among the bundled heads, or
+    the only one loaded.
+    default_strength: strength of requests without guidance; by default 1 with the bundled heads, else 0.
     chat_template: file with a Jinja chat template that replaces the model's.
-    generation_config: where requests have their sampling defaults from (temperature, top_p, top_k, min_p,
-    repetition_penalty, and max_new_tokens for chats): "auto" is the model's own generation_config.json,
-    "none" no file, and anything else names such a file, or its folder.
-    served_model_name: what requests call the model; by default the folder's name.
+    generation_config: file that gives requests their sampling defaults (temperature, top_p, top_k, min_p,
+    repetition_penalty, and max_new_tokens for chats): `auto` is the model's own generation_config.json,
+    `none` no file, and anything else names such a file, or its folder.
     """
 
-    model: str | Path = BUNDLED
+    engine: tyro.conf.OmitArgPrefixes[EngineConfig] = field(default=EngineConfig(BUNDLED))
     default_head: str | None = None
     default_strength: float | None = None
     chat_template: Path | None = None
@@ -41,20 +43,19 @@ class ModelConfig(EngineConfig):
 
 def resolve_engine(config: EngineConfig) -> EngineConfig:
     """What to load: the same with `bundled` replaced by folders. Raises UserError when it was not built."""
-    is_bundled = config.model == BUNDLED
     found = (bundled_heads() if name == BUNDLED else [_head_folder(name)] for name in _head_names(config))
     return replace(
         config,
-        model=_bundled_model() if is_bundled else config.model,
+        model=find_model(config.model),
         heads=tuple(folder for folders in found for folder in folders),
-        served_model_name=config.served_model_name or (BUNDLED if is_bundled else None),
+        served_model_name=config.served_model_name or (BUNDLED if config.model == BUNDLED else None),
     )
 
 
 def resolve_api(config: ModelConfig) -> ApiConfig:
     """How to serve it. Raises UserError when the chat template cannot be read."""
     strength, head = config.default_strength, config.default_head
-    if BUNDLED in _head_names(config):
+    if BUNDLED in _head_names(config.engine):
         head = head or BUNDLED_DEFAULT_HEAD
         strength = 1.0 if strength is None else strength
     template = None if config.chat_template is None else _read(config.chat_template)
@@ -91,6 +92,11 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--chat-template {path} cannot be read ({error}); name a text file") from error
+
+
+def find_model(model: str | Path) -> str | Path:
+    """A folder or hub id; of `bundled` its folder. Raises UserError when it was not built."""
+    return _bundled_model() if str(model) == BUNDLED else model
 
 
 def find_head_folder(head: Path) -> Path:

@@ -1,5 +1,4 @@
-"""How much work is done between two times that it is kept: some seconds' worth, so that a run that is killed
-loses no more."""
+"""Work size: tokens that a run does before it keeps them, some seconds' worth: as much as a kill loses."""
 
 from __future__ import annotations
 

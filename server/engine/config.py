@@ -18,30 +18,34 @@ class EngineConfig:
 
     model: folder or hub id of a causal LM.
     heads: head folders to load.
-    dtype: "auto" is float32 on CPU and the checkpoint's own on a GPU.
-    device: "auto" is cuda where there is one, else cpu.
-    max_model_len: tokens of prompt and reply together; None takes the model's own limit, or what the
-    key/value cache can hold.
-    max_num_seqs: sequences that run at the same time.
-    max_num_batched_tokens: token budget of one step; longer prompts are prefilled in chunks. None is 2048 on
-    a GPU, 512 on a CPU and 64 under strict, or max_num_seqs where that is more.
+    dtype: of weights and activations; auto is float32 on a CPU and the checkpoint's own on a GPU.
+    device: where the model runs: `cpu`, `cuda` or `cuda:1`; auto is cuda where there is one, else cpu.
+    max_model_len: tokens of prompt and reply together, at most; by default the model's own limit, or what
+    the key/value cache can hold.
+    max_num_seqs: sequences (replies) that run at the same time; further ones wait.
+    max_num_batched_tokens: tokens that one step computes, at most; longer prompts are prefilled in
+    chunks. By default 2048 on a GPU, 512 on a CPU and 64 under strict, or max_num_seqs where that is
+    more.
     block_size: tokens in one block of the key/value cache.
-    kv_cache_gib: memory for keys and values; None is 2 on a CPU, of which blocks take what they need when
-    they are first used, and what gpu_memory_utilization leaves on a GPU.
-    gpu_memory_utilization: share of the GPU's memory that weights, activations and the cache may take.
-    num_blocks: overrides kv_cache_gib with a number of blocks.
+    kv_cache_gib: memory for keys and values, in GiB; by default 2 on a CPU, of which blocks take what
+    they need when they are first used, and what gpu_memory_utilization leaves on a GPU.
+    gpu_memory_utilization: share of the GPU's memory, 0 to 1, that weights, activations and the cache may
+    take.
+    num_blocks: size of the key/value cache in blocks, in place of kv_cache_gib.
     prefix_caching: reuse the keys and values of prompts that begin alike.
-    pack_weights: on a CPU, keep oneDNN-packed copies of the weights: faster, at twice the memory.
-    compile: compile the decode step on a CPU at start-up, which takes a C++ compiler, some half a minute, and
-    the weights' memory once more; "auto" does for policies of more than 10 million parameters, where it can.
-    attention: "triton" runs on a GPU, "sdpa" and "tiled" anywhere; "auto" is triton on a GPU, sdpa on a CPU,
-    and tiled on a CPU under strict.
-    padding: "buckets" pads decode steps to fixed batch sizes, as CUDA graphs need it; "none" does not.
-    cuda_graphs: replay decode steps as CUDA graphs; "auto" does on a GPU where the model allows it, but not
-    under strict; "on" refuses a model that cannot.
+    pack_weights: keep oneDNN-packed copies of the weights on a CPU: faster, at twice the memory.
+    compile: compile the decode step on a CPU at start-up, which takes a C++ compiler, some half a minute,
+    and the weights' memory once more; `auto` does for policies of more than 10 million parameters, where
+    it can.
+    attention: implementation of attention: `triton` runs on a GPU, `sdpa` and `tiled` anywhere; `auto` is
+    triton on a GPU, sdpa on a CPU, and tiled on a CPU under strict.
+    padding: `buckets` pads decode steps to fixed batch sizes, as CUDA graphs need it; `none` does not.
+    cuda_graphs: replay decode steps as CUDA graphs; `auto` does on a GPU where the model allows it, but
+    not under strict; `on` refuses a model that cannot.
     strict: a seeded reply is bitwise the same whoever shares its batch. Every step runs at one shape, so a
     decode step costs what a full one does.
-    async_depth: steps launched before the oldest one's result is read; None is 1 on a GPU, else 0.
+    async_depth: steps launched before the oldest one's result is read; by default 1 on a GPU, else 0.
+    served_model_name: the model's name in requests and reports; by default the folder's name.
     """
 
     model: str | Path

@@ -12,12 +12,14 @@ from trimtab.guidance.errors import UserError
 class JudgeConfig:
     """A judge model behind an OpenAI-compatible URL.
 
-    judge_url: up to and with `/v1`, such as http://127.0.0.1:8000/v1 of `trimtab serve`.
-    judge_model: what requests call the model; by default they do not say, which a server of one model takes.
+    judge_url: the judge's address, up to and with `/v1`, such as http://127.0.0.1:8000/v1 of `trimtab
+    serve`.
+    judge_model: the judge's name in requests; by default they name none, which a server of one model
+    takes.
     api_key_env: environment variable that holds the API key, where one is needed.
     concurrency: questions that are open at the same time.
-    timeout: seconds for one answer.
-    retries: further tries after a time-out, a broken connection, or a status of 429 or 5xx.
+    timeout: seconds to wait for one answer.
+    retries: further tries of a question after a time-out, a broken connection, or a status of 429 or 5xx.
     max_failures: share of questions that may go unanswered; more stop the command. Answers are kept, so
     that the same command goes on from there.
     """
@@ -30,8 +32,7 @@ class JudgeConfig:
     retries: int = 3
     max_failures: float = 0.1
 
-    def check(self) -> None:
-        """Raises ValueError that names the field."""
+    def __post_init__(self) -> None:
         if self.concurrency < 1:
             raise ValueError(f"concurrency must be at least 1, got {self.concurrency}")
         if not self.timeout > 0:

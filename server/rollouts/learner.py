@@ -53,14 +53,7 @@ class EngineSampler:
         be had.
         """
         scorer = _scorer(config, rows_of(config, policy)) if config.on_policy.score else None
-        asked = EngineConfig(
-            config.model,
-            device=str(policy.device),
-            max_num_seqs=config.on_policy.max_num_seqs,
-            # What an iteration draws must not depend on the ones before: a resumed run has not had them.
-            prefix_caching=False,
-        )
-        engine_policy, _, engine_config = load(asked)
+        engine_policy, _, engine_config = load(_engine_config(config, policy))
         identity, parts = policy.identity, Parts(advantage=config.advantage.part())
         head = Head(parts, identity.hidden_size, identity.vocab_size).requires_grad_(False)
         head.to(engine_policy.device, engine_policy.dtype)
@@ -129,6 +122,16 @@ class EngineSampler:
         )
         problem = f"prompt {row.prompt_id} sample {row.sample}: {told}" if told else ""
         return Draw(row.prompt_id, RolloutItem(reply, score.reward, score.token_rewards), problem)
+
+
+def _engine_config(config: TrainConfig, policy: Policy) -> EngineConfig:
+    return EngineConfig(
+        config.model,
+        device=str(policy.device),
+        max_num_seqs=config.on_policy.max_num_seqs,
+        # What an iteration draws must not depend on the ones before: a resumed run has not had them.
+        prefix_caching=False,
+    )
 
 
 def _own_name(stem: str, suffix: str) -> str:

@@ -109,9 +109,10 @@ class TrainLoraConfig(LoraConfig):
 
     measure: rows {prompt}: every merged folder replies to them, and points.json says at what KL from the
     policy, with the texts: what `eval` draws beside a head's frontier.
-    num_prompts: of the prompts, from the first. num_replies: to each prompt.
-    reply_tokens: of a reply at most.
-    label: of the curve; by default after the method.
+    num_prompts: how many of the prompts of --measure are replied to, from the first.
+    num_replies: replies to each prompt.
+    reply_tokens: tokens of a reply, at most.
+    label: name of the curve; by default after the method.
     """
 
     measure: Path | None = None

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 
 import pytest
+import tyro
 
-from trimtab.server.flags import describe, parse
+from trimtab.server.flags import FLAGS, describe, parse
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,33 @@ class Wider(Outer):
     """
 
     width: float = 0.5
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Holds it.
+
+    depth: how deep it is held.
+    """
+
+    inner: tyro.conf.OmitArgPrefixes[Inner] = field(default=Inner(5), metadata={FLAGS: ("depth",)})
+
+
+def test_a_contained_configuration_has_plain_flags_and_the_defaults_and_help_of_who_contains_it():
+    assert parse(Holder, "t", []) == Holder(Inner(5))
+    assert parse(Holder, "t", ["--depth", "1"]) == Holder(Inner(1))
+    assert describe(Holder)[1] == {"depth": "how deep it is held."}
+
+
+def test_a_contained_field_without_a_flag_keeps_what_it_was_given():
+    hidden = dataclasses.make_dataclass(
+        "Hidden",
+        [("inner", tyro.conf.OmitArgPrefixes[Inner], field(default=Inner(6), metadata={FLAGS: ()}))],
+        frozen=True,
+    )
+    assert parse(hidden, "t", []).inner == Inner(6)
+    with pytest.raises(SystemExit):
+        parse(hidden, "t", ["--depth", "1"])
 
 
 def test_a_docstring_is_prose_and_help_by_field():

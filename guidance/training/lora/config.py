@@ -20,7 +20,7 @@ class LoraConfig(RowLimits):
 
     model: the policy's folder or hub id.
     out: folder for the adapter (`adapter`), the resolved configuration, and what --merge writes.
-    method: dpo learns from preferences, sft from completions.
+    method: `dpo` learns from preferences, `sft` from completions.
     preferences: rows {prompt?, chosen, rejected}. completions: rows {prompt, completion}. Rows that carry the
     tokens they were sampled as are trained on as these tokens; others as heads are: the reply's tokens
     are those that follow the prompt's, and the policy's own end token comes after.
@@ -28,12 +28,21 @@ class LoraConfig(RowLimits):
     merge: write plain model folders `merged-SCALE`, which serve, rollouts and eval load like any other.
     scales: of the adapter's weights in merged folders: 0 is the policy, 1 as trained. One training gives a
     curve.
-    rank: of the adapters. alpha: their weights count alpha / rank. dropout: on what they read.
+    rank: of the adapters.
+    alpha: weights of the adapters count alpha / rank.
+    dropout: share of what the adapters read that is dropped in training, 0 to 1.
     target_modules: all-linear, or the names of linear layers, separated by commas.
     tau: KL temperature (TRL's beta). loss_type: TRL's name for the loss of dpo.
     flipped: the share of preferences taken to be wrong (TRL's label smoothing): sigmoid and robust only.
     precompute_reference: the policy's log-probabilities are computed once, before training.
-    warmup: share of all steps.
+    warmup: share of all steps, 0 to 1, over which the learning rate rises from 0.
+    epochs: times that training goes over the rows.
+    batch_size: rows in a step.
+    learning_rate: of AdamW, at its highest.
+    weight_decay: of AdamW.
+    seed: of the order of the rows and the initial weights.
+    device: where the policy runs: `cpu`, `cuda` or `cuda:1`; auto is cuda where there is one, else cpu.
+    show_progress: show progress bars.
     """
 
     model: str | Path

@@ -1,4 +1,4 @@
-"""`trimtab chat`: a conversation in the terminal, its tokens tinted by value."""
+"""`trimtab chat`: a conversation with a server that runs, or with one of its own."""
 
 from __future__ import annotations
 
@@ -6,100 +6,21 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from queue import SimpleQueue
 
-import httpx
-from rich.console import Console
-from rich.style import Style
-from rich.text import Text
-
-from trimtab.guidance.errors import UserError
-from trimtab.server.commands.chat.session import ChatSession, Quit
+from trimtab.server.commands.chat.config import ChatConfig
 from trimtab.server.commands.model import ModelConfig, resolve_api, resolve_engine
 from trimtab.server.commands.serve.main import bind
 from trimtab.server.flags import parse
-
-LIMIT = 2.0
-_BAD, _MIDDLE, _GOOD = (215, 60, 60), (150, 150, 150), (40, 170, 80)
-
-
-def tint(value: float) -> Style:
-    """The colour of a value; beyond ±2 the colour of ±2."""
-    share = max(-1.0, min(1.0, value / LIMIT))
-    end = _GOOD if share > 0 else _BAD
-    channels = (round(m + abs(share) * (e - m)) for m, e in zip(_MIDDLE, end, strict=True))
-    return Style(color="#" + "".join(f"{channel:02x}" for channel in channels))
-
-
-def legend(head: str) -> Text:
-    """What the colours say."""
-    text = Text("tint: ")
-    for value in (-2, -1, 0, 1, 2):
-        text.append(f"■ {value:+d}  " if value else "■ 0  ", tint(value))
-    return text.append(f"value of `{head}`, in standard deviations of the model's own replies")
-
-
-@dataclass(frozen=True)
-class ChatConfig(ModelConfig):
-    """Talks to a model and turns its knobs between replies: /strength 2, /heads kind=1,concise=0.5, /help.
-
-    url: of a running `trimtab serve`, such as http://127.0.0.1:8000; without it the model is loaded here.
-    """
-
-    url: str | None = None
 
 
 def main(prog: str, args: Sequence[str]) -> None:
     """Chats with the server at --url, or with one of its own."""
     config = parse(ChatConfig, prog, args)
-    console = Console(highlight=False, soft_wrap=True)
-    with contextlib.ExitStack() as stack:
-        url = config.url or stack.enter_context(_own_server(config))
-        client = stack.enter_context(httpx.Client(base_url=url.removesuffix("/").removesuffix("/v1")))
-        converse(ChatSession.connect(client), console)
+    from trimtab.server.commands.chat.run import run  # noqa: PLC0415 (bad flags are told before)
 
-
-def converse(session: ChatSession, console: Console) -> None:
-    """Reads lines until the user quits or the input ends."""
-    model = session.model
-    console.print(
-        f"{model['id']}, {model['default_head'] or 'no head'} at strength {model['default_strength']:g};"
-        " /help lists the knobs"
-    )
-    if session.tinting_head is not None:
-        console.print(legend(session.tinting_head))
-    with contextlib.suppress(Quit, EOFError):
-        while True:
-            line = console.input("\n[bold]you[/bold] ").strip()
-            try:
-                _answer(session, console, line)
-            except UserError as error:
-                console.print(Text(str(error), "red"))
-            except KeyboardInterrupt:
-                console.print(Text(" stopped", "dim"))
-
-
-def _answer(session: ChatSession, console: Console, line: str) -> None:
-    if not line:
-        return
-    if line.startswith("/"):
-        console.print(Text(session.command(line)))
-        if line == "/help" and session.tinting_head is not None:
-            console.print(legend(session.tinting_head))
-        return
-    for piece in session.say(line):
-        style = "" if piece.value is None else tint(piece.value)
-        console.print(Text(piece.text, style), end="")
-    console.print()
-    console.print(Text(_summary(session), "dim"))
-
-
-def _summary(session: ChatSession) -> str:
-    summary = session.summary
-    rewards = [f"{head} {reward:+.1f}" for head, reward in summary["reward"].items()]
-    steering = f"strength {summary['mean_strength']:g}, KL {summary['kl']:.1f} nats"
-    return ", ".join([steering, f"{summary['flips']} flips", *rewards])
+    with contextlib.nullcontext(config.url) if config.url else _own_server(config) as url:
+        run(url)
 
 
 @contextlib.contextmanager
@@ -108,7 +29,7 @@ def _own_server(config: ModelConfig) -> Iterator[str]:
     from trimtab.server.commands.serve.run import ModelServer  # noqa: PLC0415 (heavy)
 
     listener = bind("127.0.0.1", 0)
-    server = ModelServer(listener, resolve_engine(config), resolve_api(config))
+    server = ModelServer(listener, resolve_engine(config.engine), resolve_api(config))
     outcome: SimpleQueue[BaseException | None] = SimpleQueue()
 
     def run() -> None:

@@ -50,13 +50,16 @@ def read_prompts(config: EvalConfig, engine: Engine, path: Path, limit: int | No
     columns = check_scorer(config.gold_scorer, "--gold").also(check_scorer(config.proxy_scorer, "--proxy"))
     policy = engine.policy
     encoder = ReplyEncoder(
-        policy.tokenizer, config.rows, end_ids=policy.eos_token_ids, extra_keys=config.extra_columns
+        policy.tokenizer,
+        config.row_options.rows,
+        end_ids=policy.eos_token_ids,
+        extra_keys=config.row_options.extra_columns,
     )
-    loaded = load_prompt_rows(path, config, columns, as_text=encoder.form == "text").rows[:limit]
+    loaded = load_prompt_rows(path, config.row_options, columns, as_text=encoder.form == "text").rows[:limit]
     fitting, too_long = fitting_prompts(engine, [row.prompt for row in loaded], config.max_tokens, encoder)
     for line in [*encoder.notes.lines(), *mismatches(engine.bank.manifests, encoder.form)]:
         print(f"{path}: {line}")
-    if too_long and config.on_bad_rows == "refuse":
+    if too_long and config.row_options.on_bad_rows == "refuse":
         raise DataError(
             f"{path}: {len(too_long)} prompts and {config.max_tokens} tokens of reply do not fit "
             f"the context, first row {too_long[0]}: leave them out with --on-bad-rows skip"
@@ -121,7 +124,7 @@ def make_bench(
     read from, or ""."""
     bank = engine.bank
     measured = tuple(name for name, has in zip(bank.names, bank.has_reward, strict=True) if has)
-    judges = make_judges(replace(config, rows=judged.encoder.form), engine, judged.read, measured, gold_head)
+    judges = make_judges(config, engine, judged.read, judged.encoder.form, measured, gold_head)
     sampling = SamplingParams(
         max_tokens=config.max_tokens, temperature=config.temperature, n=config.num_replies, seed=config.seed
     )

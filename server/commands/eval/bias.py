@@ -100,12 +100,14 @@ def _point(bench: Bench, bias: Bias, strength: float, num: int | None = None) ->
 def _fitted(config: EvalConfig, engine: Engine) -> Iterator[tuple[BiasTrial, Bias]]:
     """Every setting with its bias, yet untried; those that come to the same bias once."""
     assert config.rollouts is not None
-    policy, form = engine.policy, form_of(engine.policy.tokenizer, config.rows, [config.rollouts])
-    rows = load_rollouts(config.rollouts, config, as_text=form == "text").rows
+    policy, form = engine.policy, form_of(engine.policy.tokenizer, config.row_options.rows, [config.rollouts])
+    rows = load_rollouts(config.rollouts, config.row_options, as_text=form == "text").rows
     encoder = ReplyEncoder(policy.tokenizer, form, end_ids=policy.eos_token_ids, extra_keys="ignore")
     items = [
         RolloutItem(encoder.encode(r.prompt, r.completion, r.sampled), r.reward, r.token_rewards)
-        for r in plain_only(rows, config.rollouts, "a static bias", skip=config.on_bad_rows == "skip")
+        for r in plain_only(
+            rows, config.rollouts, "a static bias", skip=config.row_options.on_bad_rows == "skip"
+        )
     ]
     credits = {discount: credit_by_token(items, discount) for discount in dict.fromkeys(config.bias_discount)}
     seen: set[frozenset[tuple[int, float]]] = set()

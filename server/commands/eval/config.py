@@ -1,11 +1,13 @@
-"""TODO"""
+"""The options of `trimtab eval`, checked."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+
+import tyro
 
 from trimtab.guidance.data.options import EncodedRows
 from trimtab.server.commands.model import BUNDLED
@@ -22,7 +24,7 @@ BUNDLED_JUDGE = "trimtab.guidance.bundled.judge:score"
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig(EngineConfig, JudgeConfig, EncodedRows):
+class EvalConfig:
     """Judges heads, in the sections that its data allow: `preferences` (accuracy beside what length alone
     tells, calibration), `frontier` (proxy and gold scores against KL, beside best-of-n and a static logit
     bias, overoptimisation, variety) and `sycophancy`. Writes report.json, PNGs and one self-contained
@@ -31,11 +33,12 @@ class EvalConfig(EngineConfig, JudgeConfig, EncodedRows):
     function:my_module:score --static-bias fit --rollouts train.parquet --out runs/eval`, and
     `trimtab eval --model M --heads runs/dpo --preferences test.jsonl`.
 
+    engine: the model and the heads that are loaded, and how they run.
     model: `bundled`, or the folder or hub id of a causal LM.
     heads: head folders; `bundled` for those of the bundled model, which are also what it has by default. Each
     with an advantage is a curve of the frontier.
     out: folder for the results.
-    sections: by default every one whose data are given.
+    sections: sections of the report; by default every one whose data are given.
     preferences: rows {prompt?, chosen, rejected} that no head was trained on.
     prompts: rows {prompt} that no head was trained on.
     gold: scores the frontier is judged by, spelled and called as --score of `trimtab rollouts`:
@@ -44,38 +47,44 @@ class EvalConfig(EngineConfig, JudgeConfig, EncodedRows):
     …ForSequenceClassification; or `judge:URL`, a model that rates from 1 to 10. The bundled model has a judge
     of its own by default.
     proxy: the score that a head was trained to raise, spelled alike; by default each head's own reward part.
-    strengths: points of each head's curve; the plain policy is always the first. By default about where the
-    head costs as many nats as --at-kl says, the least less a fifth, the most and a quarter more.
-    steer: one curve of several heads together, such as kind=1,concise=0.5, in place of one for each.
+    strengths: strengths at which each head's curve has points; the plain policy is always the first. By
+    default about where the head costs as many nats as --at-kl says: a fifth below the least of them, the
+    ones between, and a quarter above the most.
+    steer: heads with weights, such as kind=1,concise=0.5, that make one curve together, in place of one
+    for each head.
     group: heads that differ by the seed of their training alone, as one curve: NAME=HEAD,HEAD,… by the heads'
     names. The curve is their mean, and its intervals are over seeds and prompts.
-    best_of: points of the best-of-n curves; as many plain replies as the largest are sampled to each prompt.
+    best_of: values of n at which the best-of-n curves have points; as many plain replies as the largest
+    are sampled to each prompt.
     static_bias: JSON file {token id: bias} of a constant logit bias, or `fit`, which fits one to --rollouts
     and writes it to static_bias.json.
     rollouts: scored plain rollouts of other prompts, which `--static-bias fit` reads.
-    bias_discount: of rewards per token, where the static bias is fitted.
-    bias_shrinkage: occurrences of average credit that each token is given beforehand.
+    bias_discount: what a reward one token later is worth, 0 to 1, where the static bias is fitted. With
+    several values, --tuning-prompts choose.
+    bias_shrinkage: occurrences of average credit that each token is given beforehand where the static
+    bias is fitted: more trust rare tokens less.
     bias_tokens: how many tokens the bias names, those that weigh most; `all` for every one that was seen.
     tuning_prompts: rows {prompt}, none of them among --prompts, on which the best of all combinations of
     --bias-discount, --bias-shrinkage and --bias-tokens is chosen: each first at one of --at-kl, the best of
     them then at all.
-    tuning_replies: to each tuning prompt while all are tried; the best few get four times as many.
-    bias_strengths: points of the static bias's curve; by default as --strengths.
-    baseline: the curve that others are compared with at equal KL; by default the static bias.
+    tuning_replies: replies to each tuning prompt while all settings are tried; the best few get four
+    times as many.
+    bias_strengths: strengths at which the static bias's curve has points; by default chosen as
+    --strengths are.
+    baseline: name of the curve that others are compared with at equal KL; by default the static bias.
     external: JSON files of curves measured elsewhere, such as `trimtab train --lora` writes.
     at_kl: nats per reply at which curves are compared.
     sycophancy: YAML file of templates, or `packaged` for those that come along.
     num_prompts: how many of the prompts are used, from the first; by default all.
-    num_replies: to each prompt, at every point of a curve.
-    max_tokens: of a reply.
-    temperature: KL and perplexity are of the distributions before it.
-    seed: of sampling, intervals and choices; the same noise at every strength.
-    rubric: text file that tells a judge model what to rate.
-    on_bad_scores: replies that a scorer gives no finite number: `refuse`, or `skip` and count them.
-    max_num_seqs: replies that are sampled at the same time.
+    num_replies: replies to each prompt, at every point of a curve.
+    max_tokens: tokens of a reply, at most.
+    temperature: of sampling; KL and perplexity are of the distributions before it.
+    seed: of sampling, intervals and choices; the random numbers are the same at every strength.
+    rubric: text file that tells a judge model what to rate; by default how good the reply is.
+    on_bad_scores: what happens where a scorer gives no finite number: `refuse` to go on, or `skip` such
+    replies and count them.
     """
 
-    model: str | Path = BUNDLED
     out: Path = Path("runs/eval")
     sections: tuple[Section, ...] = ()
     preferences: Path | None = None
@@ -105,12 +114,11 @@ class EvalConfig(EngineConfig, JudgeConfig, EncodedRows):
     seed: int = 0
     rubric: Path | None = None
     on_bad_scores: OnBadScores = "refuse"
-    max_num_seqs: int = 128
+    engine: tyro.conf.OmitArgPrefixes[EngineConfig] = field(default=EngineConfig(BUNDLED, max_num_seqs=128))
+    judge: tyro.conf.OmitArgPrefixes[JudgeConfig] = field(default_factory=JudgeConfig)
+    row_options: tyro.conf.OmitArgPrefixes[EncodedRows] = field(default_factory=EncodedRows)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check()
-        self.check_row_options()
         for name in ("num_prompts", "num_replies", "max_tokens", "tuning_replies"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -187,7 +195,7 @@ class EvalConfig(EngineConfig, JudgeConfig, EncodedRows):
     @property
     def gold_scorer(self) -> str:
         """With its kind in front, "" for none."""
-        is_own = self.model == BUNDLED and self.prompts is not None and not self.gold
+        is_own = self.engine.model == BUNDLED and self.prompts is not None and not self.gold
         return with_kind(BUNDLED_JUDGE if is_own else self.gold)
 
     @property

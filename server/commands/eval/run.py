@@ -73,7 +73,7 @@ def _subject(config: EvalConfig, engine_config: EngineConfig) -> Subject:
     values = {name: getattr(config, name) for name in shown} | {"gold": config.gold_scorer}
     settings = {name: _text(value) for name, value in values.items() if value not in ("", None, ())}
     heads = tuple(map(name_of, engine_config.heads))
-    return Subject(engine_config.served_model_name or name_of(config.model), heads, settings)
+    return Subject(engine_config.served_model_name or name_of(config.engine.model), heads, settings)
 
 
 def _text(value: object) -> str:
@@ -86,10 +86,10 @@ def _text(value: object) -> str:
 def _preferences(materials: Materials) -> PreferenceReport:
     config = materials.config
     assert config.preferences is not None
-    policy = materials.policy
-    form = form_of(policy.tokenizer, config.rows, [config.preferences])
-    rows = load_preferences(config.preferences, config, as_text=form == "text").rows
-    encoder = ReplyEncoder(policy.tokenizer, form, end_ids=policy.end_ids, extra_keys=config.extra_columns)
+    policy, options = materials.policy, config.row_options
+    form = form_of(policy.tokenizer, options.rows, [config.preferences])
+    rows = load_preferences(config.preferences, options, as_text=form == "text").rows
+    encoder = ReplyEncoder(policy.tokenizer, form, end_ids=policy.end_ids, extra_keys=options.extra_columns)
     pairs = [
         PairItem(
             encoder.encode(row.prompt, row.chosen, row.chosen_sampled),
@@ -106,14 +106,14 @@ def _preferences(materials: Materials) -> PreferenceReport:
 def _fitting(pairs: Sequence[PairItem], materials: Materials) -> list[PairItem]:
     """Pairs within the context. Raises DataError for others where they are refused, or where none is left."""
     config = materials.config
-    limit = config.max_model_len or getattr(
+    limit = config.engine.max_model_len or getattr(
         materials.policy.model.config.get_text_config(), "max_position_embeddings", None
     )
     if limit is None:
         return list(pairs)
     fitting = [pair for pair in pairs if max(reply.num_tokens for reply in pair.replies) <= limit]
     num_long = len(pairs) - len(fitting)
-    if not fitting or (num_long and config.on_bad_rows == "refuse"):
+    if not fitting or (num_long and config.row_options.on_bad_rows == "refuse"):
         raise DataError(
             f"{config.preferences}: {num_long} of {len(pairs)} pairs are longer than the context of {limit}: "
             "leave them out with --on-bad-rows skip"

@@ -11,6 +11,7 @@ from trimtab.guidance.data.load import PromptRow
 from trimtab.guidance.data.rollouts import RolloutRow, plain_prompt
 from trimtab.guidance.errors import UserError
 from trimtab.guidance.evaluation.replies import Reply, Scores
+from trimtab.guidance.text.prompt_form import Form
 from trimtab.server.commands.eval.config import EvalConfig
 from trimtab.server.engine.engine import Engine
 from trimtab.server.judging.questions import RUBRIC
@@ -82,37 +83,43 @@ class Judges:
 
 
 def make_judges(
-    config: EvalConfig, engine: Engine, prompts: Sequence[PromptRow], heads: Sequence[str], gold_head: str
+    config: EvalConfig,
+    engine: Engine,
+    prompts: Sequence[PromptRow],
+    form: Form,
+    heads: Sequence[str],
+    gold_head: str,
 ) -> Judges:
-    """heads: those whose reward part is read. gold_head: the one that `--gold reward:HEAD` names, or "".
+    """form: as what the prompts were read. heads: those whose reward part is read. gold_head: the one that
+    `--gold reward:HEAD` names, or "".
 
     Raises UserError or HeadError, one line, for a scorer that cannot be had.
     """
     gold, proxies = (
-        {score: _scorer(name, score, config, engine)} if name and not name.startswith("reward:") else {}
+        {score: _scorer(name, score, config, engine, form)} if name and not name.startswith("reward:") else {}
         for name, score in ((config.gold_scorer, GOLD), (config.proxy_scorer, PROXY))
     )
     return Judges(config, prompts, gold, proxies, tuple(heads), gold_head)
 
 
 def _scorer(
-    name: str, score: str, config: EvalConfig, engine: Engine
+    name: str, score: str, config: EvalConfig, engine: Engine, rows: Form
 ) -> Callable[[Sequence[RolloutRow]], tuple[Scores, list[str]]]:
     kind, rest = split_scorer(name, f"--{score}")
     if kind == "function":
         function = load_function(rest, f"--{score}")
         calling = calling_of(function)
         if calling.style != "batch":
-            texts = TokenTexts(engine.policy.tokenizer, config.rows)
+            texts = TokenTexts(engine.policy.tokenizer, rows)
             return _Named(function, calling.style == "tokens", score, texts)
     context = ScorerContext(
         engine.config.model,
         (),
-        config,
+        config.judge,
         config.out / f"{score}.answers.jsonl",
         RUBRIC if config.rubric is None else _read(config),
         engine.config.device,
-        config.rows,
+        rows,
         f"--{score}",
     )
     return _of_scorer(make_scorer(name, context), score)

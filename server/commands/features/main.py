@@ -11,14 +11,14 @@ from trimtab.guidance.features.layout import (
     load_feature_manifest,
 )
 from trimtab.server.commands.features.config import FeaturesConfig
-from trimtab.server.commands.row_accounts import show_accounts
+from trimtab.server.commands.log import show_log
 from trimtab.server.flags import parse
 
 
 def main(prog: str, args: Sequence[str]) -> None:
     """Says how large it will be, and writes it. Raises UserError, DataError or PolicyError with one line."""
     config = parse(FeaturesConfig, prog, args)
-    show_accounts()
+    show_log()
     from trimtab.server.commands.features.run import run  # noqa: PLC0415 (heavy; bad flags are told before)
 
     try:

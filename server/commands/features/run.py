@@ -14,6 +14,7 @@ from trimtab.guidance.text.encoding import EncodedReply
 from trimtab.guidance.text.prompt_form import form_of
 from trimtab.guidance.training.examples import load_items
 from trimtab.server.commands.features.config import FeaturesConfig
+from trimtab.server.commands.model import find_model
 from trimtab.server.commands.work_size import plan_by_work
 from trimtab.server.engine.extract import RunnerExtract
 
@@ -24,7 +25,7 @@ def run(config: FeaturesConfig) -> FeatureManifest:
     for path in config.files.values():
         check_source(path)
     try:
-        extract = RunnerExtract.from_config(config.engine_config())
+        extract = RunnerExtract.from_config(replace(config.engine, model=find_model(config.engine.model)))
     except ModelError as error:
         raise UserError(str(error)) from error
     replies = load_replies(config, extract)
@@ -41,18 +42,19 @@ def run(config: FeaturesConfig) -> FeatureManifest:
         resume=config.resume,
         show_progress=config.show_progress,
     )
-    files = " ".join(f"--{kind} {path}" for kind, path in config.files.items())
-    asked = {"format": config.format, "columns": config.columns}
-    how = "".join(f" --{name} {value}" for name, value in asked.items() if value not in ("", AUTO))
-    print(f"train on them with: trimtab train --model {config.model} {files}{how} --features {config.out} …")
+    data = [f"--{kind} {path}" for kind, path in config.files.items()]
+    asked = {"format": config.row_options.format, "columns": config.row_options.columns}
+    data += [f"--{name} {value}" for name, value in asked.items() if value not in ("", AUTO)]
+    told = f"trimtab train --model {config.engine.model} {' '.join(data)} --features {config.out} …"
+    print(f"train on them with: {told}")
     return manifest
 
 
 def load_replies(config: FeaturesConfig, extract: RunnerExtract) -> list[EncodedReply]:
     """Every reply that training on these files asks for; bad and over-long rows as in training."""
-    policy = extract.policy
-    rows = form_of(policy.tokenizer, config.rows, config.files.values())
-    limits = replace(config, max_tokens=min(config.max_tokens, policy.max_model_len), rows=rows)
+    policy, limits = extract.policy, config.row_options
+    rows = form_of(policy.tokenizer, limits.rows, config.files.values())
+    limits = replace(limits, max_tokens=min(limits.max_tokens, policy.max_model_len), rows=rows)
     trained = Policy(policy.model, policy.tokenizer, policy.identity, policy.has_linear_tail)
     replies: list[EncodedReply] = []
     for kind, path in config.files.items():

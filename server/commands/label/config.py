@@ -1,10 +1,12 @@
-"""TODO"""
+"""The options of `trimtab label`, checked."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+
+import tyro
 
 from trimtab.guidance.data.options import RowOptions
 from trimtab.server.judging.compare import OnDisagreement, WhichPrinciples
@@ -12,7 +14,7 @@ from trimtab.server.judging.config import JudgeConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelConfig(JudgeConfig, RowOptions):
+class LabelConfig:
     """AI feedback: asks a judge model which of two replies follows a principle better, always in both orders,
     so that a liking for the first one cancels, and writes preferences or rankings as Parquet, with a report
     as JSON beside it. Good answers are kept in a file beside it, too: the same command asks only for the
@@ -28,12 +30,14 @@ class LabelConfig(JudgeConfig, RowOptions):
     rankings: rows {prompt, responses, ranks} in their place; the ranks are not read.
     out: the file that is written.
     write: `preferences` of two replies each, or `rankings` of each prompt's replies by mean win rate.
-    principles: `draw` one for each pair, by weight; or ask by `all`, whose weighted mean counts.
+    principles: which principles each pair is judged by: `draw` one, by weight, or ask by `all`, whose
+    weighted mean counts.
     pairs_per_prompt: how many pairs of a prompt's replies are asked about, drawn; by default all.
-    on_disagreement: of the two orders: `drop` the comparison, or keep it as a `tie`.
+    on_disagreement: what happens where the two orders disagree: `drop` the comparison, or keep it as a
+    `tie`.
     answers: `logprobs` reads the probabilities of A and B where the judge gives them, else its text; `text`
     asks for none, for judges that refuse to give them.
-    seed: of what is drawn.
+    seed: of the pairs and principles that are drawn.
     """
 
     constitution: Path
@@ -46,10 +50,10 @@ class LabelConfig(JudgeConfig, RowOptions):
     on_disagreement: OnDisagreement = "drop"
     answers: Literal["logprobs", "text"] = "logprobs"
     seed: int = 0
+    judge: tyro.conf.OmitArgPrefixes[JudgeConfig] = field(default_factory=JudgeConfig)
+    row_options: tyro.conf.OmitArgPrefixes[RowOptions] = field(default_factory=RowOptions)
 
     def __post_init__(self) -> None:
-        self.check()
-        self.check_row_options()
         if (self.rollouts is None) == (self.rankings is None):
             raise ValueError("give one of --rollouts and --rankings, which hold the replies")
         if self.pairs_per_prompt is not None and self.pairs_per_prompt < 1:

@@ -78,7 +78,7 @@ def run(config: LabelConfig) -> str:
 
 def _label(config: LabelConfig) -> Labelling:
     constitution = load_constitution(config.constitution)
-    judge = Judge(config, AnswerFile(config.out.with_suffix(".answers.jsonl")))
+    judge = Judge(config.judge, AnswerFile(config.out.with_suffix(".answers.jsonl")))
     groups = _candidates(config)
     pairs = draw_pairs(groups, config.pairs_per_prompt, config.seed)
     comparisons = draw_comparisons(pairs, constitution, config.principles, config.seed)
@@ -92,9 +92,9 @@ def _label(config: LabelConfig) -> Labelling:
 
 def _candidates(config: LabelConfig) -> list[Candidates]:
     if config.rollouts is not None:
-        groups = from_rollouts(load_rollouts(config.rollouts, config).rows)
+        groups = from_rollouts(load_rollouts(config.rollouts, config.row_options).rows)
     else:
-        groups = from_rankings(load_rankings(config.source, config).rows)
+        groups = from_rankings(load_rankings(config.source, config.row_options).rows)
     if not groups:
         raise DataError(
             f"{config.source}: no prompt has two different replies; sample more with --num-replies"
@@ -161,7 +161,7 @@ def _write_report(config: LabelConfig, done: Labelling) -> None:
     principles = by_principle(done.judged, done.constitution)
     report = {
         "constitution": done.constitution.name,
-        "judge": {"url": config.judge_url, "model": config.judge_model},
+        "judge": {"url": config.judge.judge_url, "model": config.judge.judge_model},
         "source": str(config.source),
         "settings": {name: getattr(config, name) for name in _SETTINGS},
         "num_prompts": len(done.groups),

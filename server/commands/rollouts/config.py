@@ -1,10 +1,12 @@
-"""TODO"""
+"""The options of `trimtab rollouts`, checked."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+
+import tyro
 
 from trimtab.guidance.data.options import EncodedRows
 from trimtab.guidance.data.training_rows import PairRule
@@ -16,13 +18,12 @@ from trimtab.server.scoring.scorer import OnBadScores
 
 SAMPLING_FIELDS = (
     *("num_prompts", "num_replies", "max_tokens", "temperature", "top_p", "seed", "steer", "strength"),
-    *("prompts_per_part", "on_bad_rows", "extra_columns", "format", "columns", "rows", "keep_columns"),
-    "keep_features",
+    *("prompts_per_part", "keep_columns", "keep_features"),
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class RolloutsConfig(EngineConfig, JudgeConfig, EncodedRows):
+class RolloutsConfig:
     """Samples replies to prompts, guided or not, scores them, and writes them as Parquet; from scored ones it
     also makes training rows. A run that was stopped, or killed, goes on with the same replies when the same
     command is given again: until it is complete, its parts stand in a folder beside the file, named
@@ -33,17 +34,19 @@ class RolloutsConfig(EngineConfig, JudgeConfig, EncodedRows):
     --pairs best-worst` and then `trimtab train --model M --preferences rollouts.preference.parquet`.
     Replies that are there already are scored anew by `trimtab rollouts --rescore rollouts.parquet --score …`.
 
+    engine: the model and the heads that are loaded, and how they run.
     model: `bundled`, or the folder or hub id of a causal LM.
     heads: head folders; `bundled` for those of the bundled model, which are also what it has by default.
     prompts: rows {prompt}, or of a published format (--format), as `trimtab train` takes them.
-    rescore: a file of rollouts to work on, instead of sampling new ones. Without --score its rewards stay.
-    out: the file; by default rollouts.parquet, or the file given to --rescore, in place.
+    rescore: a file of rollouts to work on, instead of sampling new ones; without --score its rewards
+    stay.
+    out: the file that is written; by default rollouts.parquet, or the file given to --rescore, in place.
     num_prompts: how many of the prompts are used, from the first; by default all.
-    num_replies: to each prompt, at most 128.
-    max_tokens: of a reply.
-    seed: each prompt's noise is its own, whatever shares its batch.
+    num_replies: replies to each prompt, at most 128.
+    max_tokens: tokens of a reply, at most.
+    seed: of the random numbers; each prompt has its own, whatever shares its batch.
     steer: heads with weights that steer the replies, such as kind=1,concise=0.5; by default none does.
-    strength: of the steering; by default 1 where --steer is given, else 0.
+    strength: how hard the heads of --steer steer; by default 1, or 0 without --steer.
     score: `reward:NAME_OR_FOLDER`, a head's reward part, in its raw units; `function:MODULE:FUNCTION`; with
     `model:PATH` a transformers …ForSequenceClassification with one label, or `model:PATH:LABEL` the
     log-probability of one of several; or `judge:URL`, a judge model that rates from 1 to 10. A function is
@@ -53,14 +56,14 @@ class RolloutsConfig(EngineConfig, JudgeConfig, EncodedRows):
     them, and columns of the prompt file by their names (all of them, if it takes **kwargs); a completion is
     a string where the prompt is one, else [{"role": "assistant", "content": …}]. It returns a list with a
     number, numbers per token, or None (no reward) for each reply.
-    rubric: text file that tells the judge what to rate.
+    rubric: text file that tells a judge model what to rate; by default how good the reply is.
     on_bad_scores: where the scorer gives no finite number: `refuse` the file, keeping the sampled replies for
     another try, or `skip`, which leaves those rewards null.
-    keep_columns: all columns of the prompt file stand in the file of rollouts, for a later --rescore, as
-    those that the scorer reads always do; then none is extra.
+    keep_columns: write all columns of the prompt file to the file of rollouts, for a later --rescore; by
+    default only those that the scorer reads. Then no column is extra.
     pairs: also writes preferences to OUT's name with .preference.parquet: of each prompt's replies the best
     against the worst, or all pairs.
-    min_margin: rewards of a pair differ by at least so much.
+    min_margin: difference that the rewards of a pair must have, at least.
     rankings: also writes each prompt's replies with ranks, to .ranking.parquet.
     labels: also writes every reply with a label, true where the reward is at least so much, to
     .unpaired.parquet.
@@ -68,11 +71,13 @@ class RolloutsConfig(EngineConfig, JudgeConfig, EncodedRows):
     as take some seconds.
     keep_features: also keeps what heads read of every reply, at all positions, in this folder, for `trimtab
     train --features` without running `trimtab features`: the policy has computed it anyway.
-    max_num_seqs: replies that are sampled at the same time.
-    prefix_caching: off by default, so that a run that was stopped goes on bit for bit.
+    prefix_caching: reuse the keys and values of prompts that begin alike; off by default, so that a run that
+    was stopped goes on bit for bit.
+    temperature: of sampling: 1 samples from the model's own distribution, 0 takes the likeliest token.
+    top_p: of sampling: the likeliest tokens, up to this share of the probability, are sampled from; 1 is
+    all.
     """
 
-    model: str | Path = BUNDLED
     prompts: Path | None = None
     rescore: Path | None = None
     out: Path | None = None
@@ -94,13 +99,13 @@ class RolloutsConfig(EngineConfig, JudgeConfig, EncodedRows):
     labels: float | None = None
     prompts_per_part: int | None = None
     keep_features: Path | None = None
-    max_num_seqs: int = 128
-    prefix_caching: bool = False
+    engine: tyro.conf.OmitArgPrefixes[EngineConfig] = field(
+        default=EngineConfig(BUNDLED, max_num_seqs=128, prefix_caching=False)
+    )
+    judge: tyro.conf.OmitArgPrefixes[JudgeConfig] = field(default_factory=JudgeConfig)
+    row_options: tyro.conf.OmitArgPrefixes[EncodedRows] = field(default_factory=EncodedRows)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check()
-        self.check_row_options()
         for name in ("num_prompts", "num_replies", "max_tokens", "prompts_per_part"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -129,9 +134,10 @@ class RolloutsConfig(EngineConfig, JudgeConfig, EncodedRows):
             raise ValueError("rescore needs something to do: --score, --pairs, --rankings or --labels")
 
     def _check_nothing_is_sampled(self) -> None:
-        defaults = {field.name: field.default for field in fields(self)}
-        for name in SAMPLING_FIELDS:
-            if getattr(self, name) != defaults[name]:
+        asked: list[tuple[object, str]] = [(self, name) for name in SAMPLING_FIELDS]
+        asked += [(self.row_options, option.name) for option in fields(self.row_options)]
+        for config, name in asked:
+            if getattr(config, name) != getattr(type(config), name):
                 raise ValueError(f"{name} is for sampling, and --rescore samples nothing: leave it out")
 
     @property

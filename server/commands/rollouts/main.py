@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from trimtab.guidance.errors import UserError
+from trimtab.server.commands.log import show_log
 from trimtab.server.commands.model import resolve_engine
 from trimtab.server.commands.rollouts.config import RolloutsConfig, read_rubric
-from trimtab.server.commands.row_accounts import show_accounts
 from trimtab.server.flags import parse
 from trimtab.server.scoring.choose import check_scorer, split_scorer
 
@@ -17,12 +17,12 @@ from trimtab.server.scoring.choose import check_scorer, split_scorer
 def main(prog: str, args: Sequence[str]) -> None:
     """Samples or reads, scores and writes. Raises UserError and others with one line."""
     config = parse(RolloutsConfig, prog, args)
-    show_accounts()
+    show_log()
     _check_before_work(config)
     from trimtab.server.commands.rollouts.run import run  # noqa: PLC0415 (heavy; bad flags are told before)
 
     try:
-        print(run(config, resolve_engine(config)), end="")
+        print(run(config, resolve_engine(config.engine)), end="")
     except KeyboardInterrupt:
         print(f"\nstopped; {_kept(config)}", file=sys.stderr, flush=True)
         raise
@@ -46,7 +46,7 @@ def _check_before_work(config: RolloutsConfig) -> None:
     check_scorer(config.score)
     kind, name = split_scorer(config.score) if config.score else ("", "")
     if kind == "judge":
-        asked = replace(config, judge_url=name or config.judge_url)
+        asked = replace(config.judge, judge_url=name or config.judge.judge_url)
         asked.headers()
         assert asked.endpoint
     if config.rubric is not None:

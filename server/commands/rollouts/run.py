@@ -118,7 +118,7 @@ def _context(config: RolloutsConfig, engine_config: EngineConfig, form: Rows) ->
     rubric = RUBRIC if config.rubric is None else read_rubric(config.rubric)
     answers = config.destination.with_suffix(".answers.jsonl")
     return ScorerContext(
-        engine_config.model, engine_config.heads, config, answers, rubric, engine_config.device, form
+        engine_config.model, engine_config.heads, config.judge, answers, rubric, engine_config.device, form
     )
 
 

@@ -65,8 +65,8 @@ def sample_all(config: RolloutsConfig, engine_config: EngineConfig, told: list[s
     """
     assert config.prompts is not None
     read, keep_all = check_scorer(config.score), config.keep_columns
-    as_text = config.rows == "text"
-    loaded = load_prompt_rows(config.prompts, config, read, keep_all=keep_all, as_text=as_text)
+    as_text = config.row_options.rows == "text"
+    loaded = load_prompt_rows(config.prompts, config.row_options, read, keep_all=keep_all, as_text=as_text)
     prompts = loaded.rows[: config.num_prompts]
     kind, carried = prompt_type(row.prompt for row in prompts), carried_type([row.columns for row in prompts])
     if loaded.num_bad:
@@ -74,7 +74,9 @@ def sample_all(config: RolloutsConfig, engine_config: EngineConfig, told: list[s
     heads, measure = with_reward_head(config.score, engine_config.heads, "--score")
     engine_config, plan = replace(engine_config, heads=heads), replace(_plan(config), measure=measure)
     engine, recorder = _engine(config, engine_config)
-    encoder = ReplyEncoder(engine.policy.tokenizer, config.rows, extra_keys=config.extra_columns)
+    encoder = ReplyEncoder(
+        engine.policy.tokenizer, config.row_options.rows, extra_keys=config.row_options.extra_columns
+    )
     encoded = _encode(engine, encoder, prompts, plan, config, told)
     told += [*encoder.notes.lines(), *_mismatches(engine, plan, encoder.form)]
     size = config.prompts_per_part or _part_size(engine, plan, len(encoded))
@@ -187,7 +189,7 @@ def _encode(
             bad.append(f"prompt {number}: {error}")
         else:
             good.append(encoded)
-    if bad and (config.on_bad_rows == "refuse" or not good):
+    if bad and (config.row_options.on_bad_rows == "refuse" or not good):
         raise DataError(
             f"{config.prompts}: {len(bad)} of {len(prompts)} prompts cannot be replied to, first {bad[0]}: "
             "mend them, or give --on-bad-rows skip"

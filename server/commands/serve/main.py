@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import math
 import os
 import shlex
 import signal
@@ -14,11 +13,11 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
 
 from trimtab.guidance.errors import EngineDiedError, UserError
-from trimtab.server.commands.model import ModelConfig, resolve_api, resolve_engine
+from trimtab.server.commands.model import resolve_api, resolve_engine
+from trimtab.server.commands.serve.config import ServeConfig
 from trimtab.server.flags import parse
 
 if TYPE_CHECKING:
@@ -26,36 +25,14 @@ if TYPE_CHECKING:
     from trimtab.server.commands.serve.run import ModelServer
 
 
-@dataclass(frozen=True)
-class ServeConfig(ModelConfig):
-    """Serves a model with its heads over HTTP as OpenAI does: /v1/chat/completions, /v1/completions,
-    /v1/models and /health. Requests steer with a `guidance` object: strength, heads and trace.
-
-    host: address to listen on; 0.0.0.0 is every one. port: 0 takes a free one.
-    shutdown_timeout: seconds that replies under way may go on for after SIGTERM or Ctrl-C, while new requests
-    are answered 503; what then still runs ends with an error, as it does at once on a second signal.
-    """
-
-    host: str = "127.0.0.1"
-    port: int = 8000
-    shutdown_timeout: float = 8.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.port < 2**16:
-            raise ValueError(f"port must be 0…65535, got {self.port}")
-        if not 0 <= self.shutdown_timeout < math.inf:
-            raise ValueError(f"shutdown_timeout must be 0 or more seconds, got {self.shutdown_timeout:g}")
-
-
 def main(prog: str, args: Sequence[str]) -> None:
     """Serves until told to stop, and leaves the process: with 0, or with 1 if the engine has died. Raises
     UserError, HeadError or ConfigError with one line."""
     config = parse(ServeConfig, prog, args)
-    engine_config, api_config = resolve_engine(config), resolve_api(config)
+    engine_config, api_config = resolve_engine(config.engine), resolve_api(config)
     listener = bind(config.host, config.port)
     url = f"http://{_netloc(listener)}"
-    print(f"loading {config.model}; until it is ready {url}/health answers 503", flush=True)
+    print(f"loading {config.engine.model}; until it is ready {url}/health answers 503", flush=True)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     start = time.perf_counter()
     from trimtab.server.commands.serve.run import ModelServer  # noqa: PLC0415 (heavy; the port is bound before)

@@ -15,7 +15,7 @@ from trimtab.server import cli
 from trimtab.server.commands.eval.config import EvalConfig
 from trimtab.server.commands.features.config import FeaturesConfig
 from trimtab.server.commands.rollouts.config import RolloutsConfig
-from trimtab.server.commands.train.main import TrainCommandConfig
+from trimtab.server.commands.train.config import TrainCommandConfig
 from trimtab.server.flags import parse
 from trimtab.server.rollouts.tuned import TrainLoraConfig
 

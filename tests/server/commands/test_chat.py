@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from trimtab.guidance.errors import UserError
-from trimtab.server.commands.chat.main import converse, tint
+from trimtab.server.commands.chat.run import converse, tint
 from trimtab.server.commands.chat.session import ChatSession, Quit
 
 MODEL = {

@@ -13,6 +13,7 @@ from stopped_runs import stopped
 from tiny_models import SIZES, save_random_model
 from transformers import LlamaConfig
 
+from trimtab.guidance.data.options import RowLimits
 from trimtab.guidance.errors import DataError
 from trimtab.guidance.features.layout import load_feature_manifest
 from trimtab.guidance.features.source import FeatureCache
@@ -20,7 +21,6 @@ from trimtab.guidance.features.store import open_features
 from trimtab.guidance.policy import load_policy
 from trimtab.guidance.training.examples import load_items
 from trimtab.server.cli import main
-from trimtab.server.commands.features.config import FeaturesConfig
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +65,8 @@ def test_every_reply_of_all_files_is_kept_as_training_asks_for_it(run, files, mo
     shown = capsys.readouterr().out
     policy = load_policy(model, device="cpu")
     stored, cache = open_features(tmp_path / "store", policy), FeatureCache(policy, show_progress=False)
-    config = FeaturesConfig(model=model, out=tmp_path, **files)
     for kind, path in files.items():
-        items = load_items(kind, path, config, policy, mismatched=kind == "unpaired")
+        items = load_items(kind, path, RowLimits(), policy, mismatched=kind == "unpaired")
         replies = [reply for item in items for reply in item.replies]
         for kept, anew in zip(stored.get(replies), cache.get(replies), strict=True):
             torch.testing.assert_close(kept, anew, rtol=1e-4, atol=1e-5)

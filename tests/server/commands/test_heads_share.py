@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from trimtab.guidance.heads.forms import Head
 from trimtab.guidance.heads.manifest import AdvantagePart, BaseModel, Manifest, Parts, ScalarPart
 from trimtab.guidance.heads.store import load_head, save_head
-from trimtab.guidance.publish import hub
 from trimtab.server.cli import main
+from trimtab.server.commands.heads import share
 
 PARTS = Parts(AdvantagePart(rank=3), reward=ScalarPart())
 MANIFEST = Manifest("calm", PARTS, 6, 10, BaseModel("tiny", "0123", "", ""), trained_on="12 pairs")
@@ -174,7 +174,7 @@ def test_a_repository_gets_the_files_and_pictures_of_the_report(
         sent.update({str(path.relative_to(folder)): path.read_bytes() for path in files})
         return f"https://hub.test/{repo}"
 
-    monkeypatch.setattr(hub, "push_to_hub", upload)
+    monkeypatch.setattr(share, "push_to_hub", upload)
     flags = ("--private", "--message", "first", "--report", str(tmp_path / "eval"))
     assert main(["heads", "push", str(head), "user/calm", *flags]) == 0
     assert sorted(sent) == ["README.md", "evaluation/reliability.png", "head.json", "head.safetensors"]
@@ -194,7 +194,7 @@ def test_a_repository_is_pulled_verified_and_put_in_place(head: Path, tmp_path: 
         asked.append((repo, revision))
         return head
 
-    monkeypatch.setattr(hub, "fetch_head", fetch)
+    monkeypatch.setattr(share, "fetch_head", fetch)
     assert main(["heads", "pull", "user/calm", "mine", "--revision", "v1"]) == 0
     assert asked == [("user/calm", "v1")]
     assert names(tmp_path / "mine") == ["head.json", "head.safetensors"]

@@ -12,7 +12,7 @@ from trimtab.server.engine.config import EngineConfig
 
 
 def resolve_model(config: ModelConfig) -> tuple[EngineConfig, ApiConfig]:
-    return resolve_engine(config), resolve_api(config)
+    return resolve_engine(config.engine), resolve_api(config)
 
 
 @pytest.fixture
@@ -35,28 +35,28 @@ def test_without_flags_the_bundled_model_is_steered_by_kind_at_strength_1(bundle
 
 
 def test_another_model_has_no_heads_and_strength_0(bundled):
-    engine, api = resolve_model(ModelConfig(model="some/model"))
+    engine, api = resolve_model(ModelConfig(EngineConfig("some/model")))
     assert (engine.model, engine.heads, engine.served_model_name) == ("some/model", (), None)
     assert api == ApiConfig()
 
 
 def test_heads_of_ones_own_replace_or_join_the_bundled_ones(bundled):
     own = bundled / "own"
-    engine, api = resolve_model(ModelConfig(heads=(own,)))
+    engine, api = resolve_model(ModelConfig(EngineConfig("bundled", (own,))))
     assert (engine.heads, api) == ((own,), ApiConfig())
-    engine, api = resolve_model(ModelConfig(heads=(own, Path("bundled"))))
+    engine, api = resolve_model(ModelConfig(EngineConfig("bundled", (own, Path("bundled")))))
     assert engine.heads == (own, bundled / "heads/brief", bundled / "heads/kind")
     assert api == ApiConfig("kind", 1.0)
 
 
 def test_a_head_on_the_hub_is_loaded_from_where_it_was_fetched_to(bundled, monkeypatch):
     monkeypatch.setattr("trimtab.guidance.publish.hub.fetch_head", lambda repo: bundled / "cache" / repo)
-    engine, _ = resolve_model(ModelConfig(heads=(Path("user/calm"),)))
+    engine, _ = resolve_model(ModelConfig(EngineConfig("bundled", (Path("user/calm"),))))
     assert engine.heads == (bundled / "cache/user/calm",)
 
 
 def test_defaults_that_are_given_win(bundled):
-    config = ModelConfig(default_head="brief", default_strength=0.0, served_model_name="x")
+    config = ModelConfig(EngineConfig("bundled", served_model_name="x"), "brief", 0.0)
     engine, api = resolve_model(config)
     assert engine.served_model_name == "x"
     assert api == ApiConfig("brief", 0.0)

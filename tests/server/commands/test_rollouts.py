@@ -21,12 +21,12 @@ from tiny_models import EOS, SIZES, byte_tokenizer, save_random_head, save_rando
 from transformers import LlamaConfig
 
 from trimtab.guidance.data.load import load_preferences, load_rankings, load_rollouts, load_unpaired
+from trimtab.guidance.data.options import RowLimits
 from trimtab.guidance.features.store import StoredFeatures, open_features
 from trimtab.guidance.policy import load_policy
 from trimtab.guidance.text.prompt_form import recorded_form
 from trimtab.guidance.training.examples import load_items
 from trimtab.server.cli import main
-from trimtab.server.commands.features.config import FeaturesConfig
 from trimtab.server.commands.rollouts import sampling as rollouts_sampling
 from trimtab.server.rollouts.sample import sample
 
@@ -447,8 +447,7 @@ def test_a_reward_is_named_by_its_folder_too(flags, policy):
 
 def features_of(path: str, policy: Path) -> tuple[list[torch.Tensor], StoredFeatures]:
     loaded = load_policy(policy, device="cpu")
-    config = FeaturesConfig(model=policy, out=Path("none"), rollouts=Path(path))
-    replies = [item.reply for item in load_items("rollouts", Path(path), config, loaded)]
+    replies = [item.reply for item in load_items("rollouts", Path(path), RowLimits(), loaded)]
     return replies, open_features(Path("kept"), loaded)
 
 

@@ -1,0 +1,30 @@
+"""The options of `trimtab serve`, checked."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from trimtab.server.commands.model import ModelConfig
+
+
+@dataclass(frozen=True)
+class ServeConfig(ModelConfig):
+    """Serves a model with its heads over HTTP as OpenAI does: /v1/chat/completions, /v1/completions,
+    /v1/models and /health. Requests steer with a `guidance` object: strength, heads and trace.
+
+    host: address to listen on; 0.0.0.0 is every one.
+    port: port to listen on; 0 takes a free one.
+    shutdown_timeout: seconds that replies under way may go on for after SIGTERM or Ctrl-C, while new requests
+    are answered 503; what then still runs ends with an error, as it does at once on a second signal.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    shutdown_timeout: float = 8.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port < 2**16:
+            raise ValueError(f"port must be 0…65535, got {self.port}")
+        if not 0 <= self.shutdown_timeout < math.inf:
+            raise ValueError(f"shutdown_timeout must be 0 or more seconds, got {self.shutdown_timeout:g}")
