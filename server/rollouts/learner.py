@@ -26,8 +26,7 @@ from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.request import InvalidRequestError
 from trimtab.server.engine.startup import load
 from trimtab.server.judging.config import JudgeConfig
-from trimtab.server.rollouts.offline import GenerationError
-from trimtab.server.rollouts.sample import EncodedPrompt, SamplePlan, sample
+from trimtab.server.rollouts.sample import EncodedPrompt, GenerationError, SamplePlan, sample_rollouts
 from trimtab.server.scoring.choose import ScorerContext, check_scorer, make_scorer
 from trimtab.server.scoring.scorer import Score, Scorer
 
@@ -116,7 +115,7 @@ class EngineSampler:
         total, shown = len(prompts) * num_replies, self.config.show_progress and is_first()
         with tqdm(total=total, desc="replies", unit="reply", leave=False, disable=not shown) as bar:
             try:
-                rows = sample(self.engine, encoded, plan, bar)
+                rows = sample_rollouts(self.engine, encoded, plan, bar)
             except (GenerationError, InvalidRequestError) as error:
                 raise DataError(f"sampling failed: {error}") from error
         scores = [Score(None)] * len(rows) if self.scorer is None else self.scorer.score(rows)

@@ -24,7 +24,7 @@ from trimtab.guidance.training.objectives.tilt import Tilt, tilt_terms
 from trimtab.guidance.training.on_policy.collect import Draw
 from trimtab.server.cli import main
 from trimtab.server.rollouts.learner import EngineSampler
-from trimtab.server.rollouts.sample import EncodedPrompt, SamplePlan, sample
+from trimtab.server.rollouts.sample import EncodedPrompt, SamplePlan, sample_rollouts
 
 SCORES = """
 def vowels(prompt, reply):
@@ -90,7 +90,7 @@ def test_the_kl_of_drawn_replies_is_what_the_engine_measured(form: str, config: 
     kl = tilt_terms(Tilt(head.advantage, policy), batch["h"], batch["tokens"]).kl
     plan = SamplePlan(3, 12, seed=7, heads=(("learner", 1.0),), strength=1.0)
     encoded = [EncodedPrompt(i, item.prompt, item.prompt_ids) for i, item in enumerate(items)]
-    rows = sample(sampler.engine, encoded, plan)
+    rows = sample_rollouts(sampler.engine, encoded, plan)
     assert [row.token_ids for row in rows] == [
         draw.rollout.reply.reply_ids[: draw.rollout.reply.num_drawn] for draw in draws
     ]
