@@ -135,7 +135,7 @@ def usage_json(usage: Usage) -> Json:
     }
 
 
-class ChatReply(ReplyFormat):
+class ChatFormat(ReplyFormat):
     """`message` and `delta`, with log-probabilities per token."""
 
     id_prefix = "chatcmpl"
@@ -179,7 +179,7 @@ def _chunk(index: int, delta: Json, logprobs: Json | None = None, finish_reason:
     return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
 
 
-class CompletionReply(ReplyFormat):
+class CompletionFormat(ReplyFormat):
     """`text`, with log-probabilities in columns."""
 
     id_prefix = "cmpl"

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from trimtab.server.api.errors import RETRY_LATER
 from trimtab.server.api.generation import Generation
 from trimtab.server.api.protocol import ChatRequest, CompletionRequest
-from trimtab.server.api.replies import ChatReply, CompletionReply, Json
+from trimtab.server.api.replies import ChatFormat, CompletionFormat, Json
 from trimtab.server.api.requests import chat_sampling, completion_sampling, render_chat, resolve_guidance
 from trimtab.server.api.service import Service, ready_service, why_not_ready
 from trimtab.server.api.streaming import EventStream, whole_reply
@@ -34,7 +34,9 @@ async def create_chat_completion(
     guidance = resolve_guidance(body.guidance, service.config, info)
     prompt = await asyncio.to_thread(render_chat, service.tokenizer, body.messages)
     sampling = chat_sampling(body, len(prompt), info, service.config.sampling_defaults)
-    reply = ChatReply(info.model_name, service.token_text, logprobs=bool(body.logprobs), trace=guidance.trace)
+    reply = ChatFormat(
+        info.model_name, service.token_text, logprobs=bool(body.logprobs), trace=guidance.trace
+    )
     generation = Generation(service.engine, [Request(reply.reply_id, tuple(prompt), sampling, guidance)])
     if body.stream:
         return EventStream(generation, reply, include_usage=body.wants_usage_chunk)
@@ -54,7 +56,7 @@ async def create_completion(
         service.head_rows.meet("text", (name for name, _ in guidance.heads))
     longest = max(len(prompt) for prompt in prompts)
     sampling = completion_sampling(body, longest, info, service.config.sampling_defaults)
-    reply = CompletionReply(
+    reply = CompletionFormat(
         info.model_name, service.token_text, logprobs=body.logprobs is not None, trace=guidance.trace
     )
     requests = [

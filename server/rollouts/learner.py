@@ -34,8 +34,8 @@ FLAG = "--on-policy.score"
 _NAME = "learner"
 
 
-class EngineSampler:
-    """A Sampler of guidance/training/on_policy: an engine with the head that learns as its only one, whose
+class EngineWriter:
+    """A ReplyWriter of guidance/training/on_policy: an engine whose only head is the one that learns, whose
     weights are put in anew before every sampling."""
 
     def __init__(
@@ -45,7 +45,7 @@ class EngineSampler:
         self._encoder = encoder
 
     @classmethod
-    def load(cls, config: TrainConfig, policy: Policy) -> EngineSampler:
+    def load(cls, config: TrainConfig, policy: Policy) -> EngineWriter:
         """An engine with a copy of the policy of its own. policy: what the head is trained on.
 
         Raises ModelError, UserError, HeadError or PolicyError, one line, for a model or a scorer that cannot
@@ -81,15 +81,15 @@ class EngineSampler:
 
     @property
     def is_scoring(self) -> bool:
-        """See Sampler."""
+        """See ReplyWriter."""
         return self.scorer is not None
 
     @property
     def reads(self) -> ReadColumns:
-        """See Sampler."""
+        """See ReplyWriter."""
         return check_scorer(self.config.on_policy.score, FLAG)
 
-    def sample(
+    def write(
         self,
         head: Head,
         strength: float,
@@ -98,7 +98,7 @@ class EngineSampler:
         seed: int,
         first: int = 0,
     ) -> list[Draw]:
-        """See Sampler. Raises DataError where the engine cannot go on."""
+        """See ReplyWriter. Raises DataError where the engine cannot go on."""
         assert head.advantage is not None
         self.engine.bank.put_advantage(_NAME, head.advantage)
         plan = SamplePlan(

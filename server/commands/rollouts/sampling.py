@@ -42,7 +42,7 @@ Metadata = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Sampled:
+class SampledRollouts:
     """made_by: what made the rows. source: where they are kept. is_scored: by the engine, as it sampled."""
 
     rows: list[RolloutRow]
@@ -57,7 +57,7 @@ class Sampled:
         return rows
 
 
-def sample_all(config: RolloutsConfig, engine_config: EngineConfig, told: list[str]) -> Sampled:
+def sample_all(config: RolloutsConfig, engine_config: EngineConfig, told: list[str]) -> SampledRollouts:
     """Replies to the prompts of the file, those of an earlier run among them; told: what a user is to know.
 
     Raises UserError, HeadError, PolicyError, DataError or InvalidRequestError with one line.
@@ -92,7 +92,7 @@ def sample_all(config: RolloutsConfig, engine_config: EngineConfig, told: list[s
     if keeper is not None and config.keep_features is not None:
         told.append(keeper.write(parts, config.keep_features))
     rows = [row for part in parts for row in part]
-    return Sampled(rows, {**made_by, "score": "", "units": ""}, partial.folder, bool(plan.measured))
+    return SampledRollouts(rows, {**made_by, "score": "", "units": ""}, partial.folder, bool(plan.measured))
 
 
 def _engine(config: RolloutsConfig, engine_config: EngineConfig) -> tuple[Engine, StateRecorder | None]:

@@ -23,7 +23,7 @@ from trimtab.server.commands.heads.main import head_table
 from trimtab.server.commands.model import BUNDLED
 from trimtab.server.commands.train import lora as train_lora
 from trimtab.server.flags import parse
-from trimtab.server.rollouts.learner import EngineSampler
+from trimtab.server.rollouts.learner import EngineWriter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +85,10 @@ def _train(config: TrainConfig) -> Manifest:
     make_plan(config)  # before anything is loaded
     policy = load_policy(config.model, device=own_device(config.device))
     try:
-        sampler = EngineSampler.load(config, policy)
+        writer = EngineWriter.load(config, policy)
     except ModelError as error:
         raise UserError(str(error)) from error
-    return train_head(config, policy=policy, sampler=sampler)
+    return train_head(config, policy=policy, writer=writer)
 
 
 def _parse(prog: str, args: Sequence[str]) -> TrainConfig:
