@@ -90,8 +90,6 @@ OFFENDERS: frozenset[str] = frozenset(
         "server/commands/heads/reward_run.py imports server/commands/heads/reward.py: a circle",
         "server/commands/heads/scale.py imports server/commands/heads/scale_run.py: a circle",
         "server/commands/heads/scale_run.py imports server/commands/heads/scale.py: a circle",
-        "server/engine/compiled_decode.py imports server/engine/policy.py: a circle",
-        "server/engine/policy.py imports server/engine/compiled_decode.py: a circle",
     )
 )  # what still breaks a rule, as the tests print it; may only shrink
 

@@ -16,7 +16,6 @@ from trimtab.guidance.heads.forms import Head
 from trimtab.guidance.heads.manifest import Manifest, Parts
 from trimtab.guidance.policy import Policy
 from trimtab.guidance.text.encoding import Sampled
-from trimtab.guidance.text.prompt_form import Form
 from trimtab.guidance.training.config import TrainConfig
 from trimtab.guidance.training.examples import PromptItem, RowEncoder, rows_of
 from trimtab.guidance.training.on_policy.collect import Draw
@@ -46,12 +45,12 @@ class EngineWriter:
 
     @classmethod
     def load(cls, config: TrainConfig, policy: Policy) -> EngineWriter:
-        """An engine with a copy of the policy of its own. policy: what the head is trained on.
+        """An engine over the same weights as `policy`, what the head is trained on.
 
         Raises ModelError, UserError, HeadError or PolicyError, one line, for a model or a scorer that cannot
         be had.
         """
-        scorer = _scorer(config, rows_of(config, policy)) if config.on_policy.score else None
+        scorer = _scorer(config, policy) if config.on_policy.score else None
         asked = EngineConfig(
             config.model,
             device=str(policy.device),
@@ -59,10 +58,10 @@ class EngineWriter:
             # What an iteration draws must not depend on the ones before: a resumed run has not had them.
             prefix_caching=False,
         )
-        engine_policy, _, engine_config = load(asked)
+        served, _, engine_config, compiled = load(asked, policy=policy)
         identity, parts = policy.identity, Parts(advantage=config.advantage.part())
         head = Head(parts, identity.hidden_size, identity.vocab_size).requires_grad_(False)
-        head.to(engine_policy.device, engine_policy.dtype)
+        head.to(served.device, served.dtype)
         manifest = Manifest(
             name=_NAME,
             parts=parts,
@@ -73,11 +72,11 @@ class EngineWriter:
         bank = HeadBank(
             [(head, manifest)],
             identity.hidden_size,
-            device=engine_policy.device,
-            vocab_size=engine_policy.vocab_size,
+            device=served.device,
+            vocab_size=served.vocab_size,
         )
         encoder = RowEncoder(policy, rows_of(config, policy), extra_keys=config.extra_columns)
-        return cls(Engine(engine_policy, bank, engine_config), encoder, scorer, config)
+        return cls(Engine(served, bank, engine_config, compiled), encoder, scorer, config)
 
     @property
     def is_scoring(self) -> bool:
@@ -135,14 +134,15 @@ def _own_name(stem: str, suffix: str) -> str:
     return stem + suffix if is_first() else f"{stem}-{process_index()}{suffix}"
 
 
-def _scorer(config: TrainConfig, rows: Form) -> Scorer:
+def _scorer(config: TrainConfig, policy: Policy) -> Scorer:
     context = ScorerContext(
         model=config.model,
         heads=() if config.start_from is None else (config.start_from,),
         judge=JudgeConfig(),
         answers=config.run_folder / _own_name("judge_answers", ".jsonl"),
         device=config.device,
-        rows=rows,
+        rows=rows_of(config, policy),
         flag=FLAG,
+        policy=policy,
     )
     return make_scorer(config.on_policy.score, context)

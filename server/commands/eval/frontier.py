@@ -65,7 +65,7 @@ def _load_engine(materials: Materials) -> tuple[Engine, str]:
     heads, gold_head = with_reward_head(config.gold_scorer, engine_config.heads, "--gold")
     heads, _ = with_reward_head(config.proxy_scorer, heads, "--proxy")
     try:
-        engine = Engine.from_config(replace(engine_config, heads=heads))
+        engine = Engine.from_config(replace(engine_config, heads=heads), policy=materials.policy)
     except ModelError as error:
         raise UserError(str(error)) from error
     return engine, gold_head

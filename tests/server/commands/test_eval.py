@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_models import SIZES, save_random_head, save_random_model
-from transformers import LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from trimtab.guidance.evaluation.static_bias import measure_static_bias
 from trimtab.guidance.features.source import StreamedFeatures
@@ -206,14 +206,20 @@ def test_curves_that_fall_short_are_in_the_report_and_another_baseline_may_be_na
     assert row["above_best_of_n"] is not None
 
 
-def test_all_files_are_whole_and_the_page_needs_nothing_else(judge, folder: Path):
+def test_sections_share_one_copy_of_the_weights_and_the_page_needs_no_other_file(
+    judge, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    loads, load = [], AutoModelForCausalLM.from_pretrained
+    monkeypatch.setattr(
+        AutoModelForCausalLM, "from_pretrained", lambda *args, **kw: loads.append(args) or load(*args, **kw)
+    )
     code, _, _ = judge(
         *("--prompts", "prompts.jsonl", "--gold", "counting_gold:per_token", "--strengths", "1", "2"),
         *("--preferences", "pairs.jsonl", "--sycophancy", "packaged"),
         *SMALL,
         draw=True,
     )
-    assert code == 0
+    assert (code, len(loads)) == (0, 1)
     names = {path.name for path in (folder / "out").iterdir()}
     assert names >= {"report.json", "report.html", "frontier.png", "variety.png", "reliability.png"}
     assert not [name for name in names if name.startswith(".")]

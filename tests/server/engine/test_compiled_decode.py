@@ -85,7 +85,7 @@ def test_two_policies_in_one_process_keep_their_own_graphs(tmp_path: Path) -> No
 
 def test_auto_does_not_compile_a_small_policy(tmp_path: Path) -> None:
     engine = make_engine(save_random_model(LlamaConfig(**SIZES), tmp_path / "model"), "auto")
-    assert engine.policy.compiled_decode is None
+    assert engine.runner.compiled is None
 
 
 def test_auto_does_without_where_compiling_fails_and_on_refuses(

@@ -15,7 +15,7 @@ from tiny_models import save_random_head
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.kv_cache import KVCache, LayerShape
-from trimtab.server.engine.policy import load_policy
+from trimtab.server.engine.policy import load_served
 from trimtab.server.engine.request import Guidance, Request, SamplingParams
 from trimtab.server.engine.startup import blocks_from_free_memory, resolve_num_blocks, run_largest_step
 from trimtab.server.engine.warm_up import warm_up
@@ -48,7 +48,7 @@ def test_the_cache_takes_what_is_free_but_for_a_share_of_the_whole(
 
 
 def test_a_gpu_is_measured_only_where_nothing_is_asked_for(llama_folder: Path):
-    policy = load_policy(llama_folder)
+    policy = load_served(llama_folder)
     asked: list[int] = []
 
     def measure(block_bytes: int) -> int:

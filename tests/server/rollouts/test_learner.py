@@ -10,7 +10,7 @@ import pytest
 import torch
 from on_policy_cases import make_config
 from tiny_models import SIZES, VOCAB_SIZE, save_random_head, save_random_model
-from transformers import LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from trimtab.guidance.errors import UserError
 from trimtab.guidance.features.source import StreamedFeatures
@@ -121,6 +121,23 @@ def test_a_reward_part_named_by_its_folder_scores(config: TrainConfig, policy: P
         random_head(config, policy, config.advantage.form), 1.0, prompts(policy), 2, seed=1
     )
     assert len({draw.rollout.reward for draw in draws}) > 2
+
+
+def test_engine_and_scorer_run_on_the_policys_weights_and_leave_its_modules_alone(
+    config: TrainConfig, policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    judge = save_random_head(tmp_path / "heads", Path(config.model), "judge", parts="r")
+    settings = dataclasses.replace(config.on_policy, score=f"reward:{judge}")
+    config = dataclasses.replace(config, on_policy=settings)
+    ids = torch.tensor([prompts(policy)[0].prompt_ids])
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", None)  # nothing is loaded again
+    before = policy.model(ids).logits
+    writer = EngineWriter.load(config, policy)
+    writer.write(random_head(config, policy, config.advantage.form), 1.0, prompts(policy), 2, seed=1)
+    assert torch.equal(policy.model(ids).logits, before)
+    served = {id(weight) for weight in writer.engine.policy.model.parameters()}
+    assert served == {id(weight) for weight in policy.model.parameters()}
+    assert not set(writer.engine.policy.model.modules()) & set(policy.model.modules())
 
 
 def test_a_batch_function_scores_with_columns_of_the_prompts(config: TrainConfig, tmp_path: Path, capsys):
