@@ -45,3 +45,8 @@ class ModelError(Exception):
 
 class ConfigError(ValueError):
     """Defaults that the loaded heads cannot honour. One line: what it is, and what to do."""
+
+
+def first_line(error: BaseException) -> str:
+    """Of another's message; its type's name where there is none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -11,9 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from trimtab.guidance.errors import PolicyError
+from trimtab.guidance.errors import PolicyError, first_line
 from trimtab.guidance.heads.fingerprint import PolicyIdentity, identify
 from trimtab.guidance.locate import must_be_local, name_of
 from trimtab.guidance.text.ends import reply_ends
@@ -66,9 +72,21 @@ class Policy:
             out.copy_(self.logits(h))
 
 
-def load_policy(path: str | Path, *, device: str = "auto", with_padding: bool = False) -> Policy:
-    """Loads a folder or hub id: float32 on a CPU, the checkpoint's own dtype elsewhere.
+def load_policy(
+    path: str | Path,
+    *,
+    name: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    chat_template: str | None = None,
+    with_padding: bool = False,
+) -> Policy:
+    """Loads a folder or hub id.
 
+    name: what to call it; by default after the path.
+    dtype: auto is float32 on a CPU and the checkpoint's own elsewhere. float16 is rounded to after loading:
+    small weights lose bits that heads know the policy by.
+    chat_template: replaces the tokenizer's.
     with_padding: keep the checkpoint's matrices as they are, to save them again.
 
     Raises:
@@ -76,28 +94,86 @@ def load_policy(path: str | Path, *, device: str = "auto", with_padding: bool = 
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.float32 if device == "cpu" else "auto"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise PolicyError(f"--device {device}: this torch sees no CUDA device; use --device cpu")
     local = must_be_local(path)
+    _check_config(path, local)
+    model = _load_model(path, _dtype_to_load(dtype, device), local).to(device)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, use_safetensors=True, local_files_only=local
-        )
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=local)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise PolicyError(f"model '{path}' cannot be loaded ({reason}): name a causal LM's folder") from error
-    return as_policy(model.to(device), tokenizer, name=name_of(path), with_padding=with_padding)
+        raise PolicyError(f"model '{path}' has no tokenizer that loads: {first_line(error)}") from error
+    if chat_template is not None:
+        tokenizer.chat_template = chat_template
+    return as_policy(
+        model,
+        tokenizer,
+        name=name or name_of(path),
+        with_padding=with_padding,
+        round_to=torch.float16 if dtype == "float16" else None,
+    )
+
+
+def _dtype_to_load(dtype: str, device: str) -> str | torch.dtype:
+    if dtype in ("auto", "float16"):
+        return torch.float32 if device == "cpu" else "auto"
+    found: torch.dtype = getattr(torch, dtype)
+    return found
+
+
+def _load_model(path: str | Path, dtype: str | torch.dtype, local: bool) -> PreTrainedModel:
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, use_safetensors=True, local_files_only=local, output_loading_info=True
+        )
+    except Exception as error:  # whatever a corrupt checkpoint makes the loader raise
+        raise PolicyError(
+            f"model '{path}' cannot be loaded: {first_line(error)}; name a causal LM's folder, or copy its "
+            "files again, with weights as safetensors"
+        ) from error
+    if report["missing_keys"]:
+        missing = ", ".join(sorted(report["missing_keys"])[:3])
+        raise PolicyError(f"model '{path}' lacks weights ({missing}, …); save the whole model")
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def _check_config(path: str | Path, local: bool) -> None:
+    """Before gigabytes are read."""
+    try:
+        config = AutoConfig.from_pretrained(path, local_files_only=local)
+    except Exception as error:  # each architecture checks its configuration in a way of its own
+        if not Path(path).exists():
+            message = (
+                f"model '{path}' is neither a folder nor in the local cache, and no hub can be reached; "
+                "give --model a folder that holds config.json"
+            )
+        else:
+            message = f"model '{path}' has no config.json that transformers can read: {first_line(error)}"
+        raise PolicyError(message) from error
+    if getattr(config, "is_encoder_decoder", False):
+        raise PolicyError(f"model '{path}' is an encoder-decoder: a policy is a causal LM")
+    if getattr(config, "quantization_config", None):
+        raise PolicyError(f"model '{path}' is quantised: take its unquantised weights")
 
 
 def as_policy(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str, with_padding: bool = False
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    name: str,
+    with_padding: bool = False,
+    round_to: torch.dtype | None = None,
 ) -> Policy:
-    """Freezes a loaded model, and cuts the padding off its output embedding unless that is to stay.
+    """Freezes a loaded model, and cuts the padding off its output embedding unless that is to stay. round_to:
+    the dtype of its weights once they have told who it is.
 
-    Raises PolicyError where it has none.
+    Raises PolicyError where it has no output embedding.
     """
     model.eval().requires_grad_(False)
     identity = identify(model, tokenizer, name)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(round_to or parameter.dtype)
     if not with_padding:
         cut_padding(model, tokenizer)
     return Policy(model, tokenizer, identity, has_linear_tail(model))

@@ -86,8 +86,6 @@ JUDGE = "guidance/bundled/judge.py"
 OFFENDERS: frozenset[str] = frozenset(
     (
         "guidance/intervals.py is in no room of the tables",
-        "server/engine/compiled_decode.py imports server/engine/policy.py: a circle",
-        "server/engine/policy.py imports server/engine/compiled_decode.py: a circle",
     )
 )  # what still breaks a rule, as the tests print it; may only shrink
 

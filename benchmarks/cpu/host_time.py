@@ -32,7 +32,7 @@ from trimtab.kernels.guided_logits import GuidedDraw
 from trimtab.server.engine.async_engine import AsyncEngine
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
-from trimtab.server.engine.policy import Policy, load_policy
+from trimtab.server.engine.policy import ServedPolicy, load_served
 from trimtab.server.engine.request import TERMINAL, Request, SamplingParams
 
 TOKENIZER = Path(__file__).parents[2] / "guidance" / "bundled" / "model"
@@ -85,7 +85,7 @@ class InstantDecode:
 
 
 @dataclass(slots=True)
-class InstantPolicy(Policy):
+class InstantPolicy(ServedPolicy):
     """A policy whose logits cost nothing."""
 
     def project(self, columns: Tensor) -> Tensor:
@@ -98,11 +98,11 @@ def new_engine(config: HostTimeConfig, num_rows: int) -> Engine:
         model = AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=len(tokenizer), **SIZES))
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        loaded = load_policy(folder, name="instant", pack_weights=False)
+        loaded = load_served(folder, name="instant", pack_weights=False)
     policy = InstantPolicy(
         **{field.name: getattr(loaded, field.name) for field in dataclasses.fields(loaded) if field.init}
     )
-    policy.compiled_decode = InstantDecode(num_rows, SIZES["hidden_size"], len(tokenizer), config.seed)  # type: ignore[assignment]
+    decode = InstantDecode(num_rows, SIZES["hidden_size"], len(tokenizer), config.seed)
     options = EngineConfig(
         "instant",
         max_num_seqs=num_rows,
@@ -111,7 +111,7 @@ def new_engine(config: HostTimeConfig, num_rows: int) -> Engine:
         async_depth=config.async_depth,  # type: ignore[arg-type]
     )
     bank = HeadBank.load((), policy.identity, device=policy.device, dtype=policy.dtype)
-    return Engine(policy, bank, options.resolved("cpu"))
+    return Engine(policy, bank, options.resolved("cpu"), decode)  # type: ignore[arg-type]
 
 
 def new_requests(config: HostTimeConfig, num_rows: int) -> list[Request]:

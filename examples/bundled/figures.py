@@ -15,7 +15,7 @@ from examples.bundled.rollouts import AXES
 from trimtab.guidance.bundled import judge
 from trimtab.guidance.evaluation.curve import Curve, Judging, judge_point
 from trimtab.guidance.evaluation.plots import plot_scores
-from trimtab.guidance.evaluation.replies import Reply, Scores
+from trimtab.guidance.evaluation.replies import MeasuredReply, Scores
 from trimtab.guidance.evaluation.report import FrontierReport, as_data
 from trimtab.guidance.evaluation.tables import frontier_tables
 from trimtab.guidance.evaluation.variety import share_decided_later
@@ -27,8 +27,7 @@ from trimtab.guidance.text.message import Message
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.request import Request, SamplingParams
-from trimtab.server.rollouts.evaluation import Sampler
-from trimtab.server.rollouts.offline import generate
+from trimtab.server.rollouts.sample import EncodedPrompt, SamplePlan, sample, sample_measured
 
 
 @dataclass(frozen=True)
@@ -103,8 +102,10 @@ def _tokens(
     requests = [
         Request(str(i), tuple(prompt), replace(sampling, seed=seeds[i])) for i, prompt in enumerate(prompts)
     ]
-    completions = generate(engine, requests, progress="where V is decided")
-    return [[tuple(choice.token_ids) for choice in completion.choices] for completion in completions]
+    replies: list[list[tuple[int, ...]]] = [[] for _ in prompts]
+    for completion in sample(engine, requests, "where V is decided"):
+        replies[int(completion.request.request_id)].append(tuple(completion.token_ids))
+    return replies
 
 
 def measured_prompts(config: FiguresConfig, seed: int) -> Mapping[str, Sequence[str]]:
@@ -127,19 +128,22 @@ def _frontier(
     """The judge's scores are all gold: the heads were trained by what it prefers, not by what it says."""
     prompts = [(Message("user", text),) for text in dict.fromkeys(texts)]
     encoder = ReplyEncoder(engine.policy.tokenizer, end_ids=engine.policy.eos_token_ids)
-    encoded = [encoder.prompt_ids(prompt) for prompt in prompts]
-    sampling = SamplingParams(max_tokens=config.max_tokens, seed=seed)
-    sampler = Sampler(engine, tuple(prompts), tuple(encoded), sampling, measured=(), encoder=encoder)
+    encoded = [
+        EncodedPrompt(number, prompt, encoder.prompt_ids(prompt), encoder.end_id(prompt))
+        for number, prompt in enumerate(prompts)
+    ]
+    plan = SamplePlan(max_tokens=config.max_tokens, seed=seed, heads=((head, 1.0),))
     judging = Judging(len(prompts), resample_prompts(len(prompts), seed=seed), seed=seed)
     points, gold = [], tuple[str, ...]()
     for strength in config.strengths:
-        replies = sampler.sample(f"{head} at {strength:g}", heads=((head, 1.0),), strength=strength)
+        steered = replace(plan, strength=strength)
+        replies = sample_measured(engine, encoded, steered, f"{head} at {strength:g}")
         scores = _scores(replies, prompts)
         gold = tuple(scores)
         points.append(judge_point(replies, scores, strength, judging))
     return FrontierReport(len(prompts), gold, (Curve(head, "head", "strength", tuple(points)),))
 
 
-def _scores(replies: Sequence[Reply], prompts: Sequence[tuple[Message, ...]]) -> Scores:
+def _scores(replies: Sequence[MeasuredReply], prompts: Sequence[tuple[Message, ...]]) -> Scores:
     judged = [score(prompts[reply.prompt][0].text, reply.text) for reply in replies]
     return {name: [one[name] for one in judged] for name in judged[0]}

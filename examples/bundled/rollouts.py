@@ -16,8 +16,7 @@ from trimtab.guidance.text.encoding import encode_prompt
 from trimtab.guidance.text.message import Message
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
-from trimtab.server.engine.request import Request, SamplingParams
-from trimtab.server.rollouts.offline import generate
+from trimtab.server.rollouts.sample import EncodedPrompt, SamplePlan, sample
 
 AXES: Mapping[str, str] = {"kind": "kindness", "concise": "concision", "harmless": "harmlessness"}
 """Head -> the judge's score that it is trained for."""
@@ -85,23 +84,16 @@ def _sample(
     config: RolloutConfig, model: Path, prompts: Sequence[Prompt], seed: int
 ) -> list[tuple[Prompt, str]]:
     engine = Engine.from_config(EngineConfig(model=model))
-    by_id = {str(index): prompt for index, prompt in enumerate(prompts)}
+    plan = SamplePlan(config.num_replies, config.max_tokens, seed=seed)
+    chats = [(Message("user", prompt.text),) for prompt in prompts]
     requests = [
-        Request(
-            request_id,
-            encode_prompt(engine.policy.tokenizer, (Message("user", prompt.text),)),
-            SamplingParams(
-                max_tokens=config.max_tokens, n=config.num_replies, seed=(seed << 32) + int(request_id)
-            ),
-        )
-        for request_id, prompt in by_id.items()
+        plan.request(EncodedPrompt(number, chat, encode_prompt(engine.policy.tokenizer, chat)))
+        for number, chat in enumerate(chats)
     ]
-    completions = generate(engine, requests, progress="rollouts")
     return [
-        (by_id[completion.request.request_id], choice.text)
-        for completion in completions
-        for choice in completion.choices
-        if choice.finish_reason == "stop"
+        (prompts[int(completion.request.request_id)], completion.text)
+        for completion in sample(engine, requests, "rollouts")
+        if not completion.is_cut
     ]
 
 

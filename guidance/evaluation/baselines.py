@@ -16,12 +16,12 @@ import numpy as np
 
 from trimtab.guidance.errors import DataError
 from trimtab.guidance.evaluation.curve import Curve, CurvePoint, Judging, PointSamples, ScoreSummary
-from trimtab.guidance.evaluation.replies import Reply, Scores
+from trimtab.guidance.evaluation.replies import MeasuredReply, Scores
 from trimtab.guidance.statistics import Estimate, Floats, PerPrompt
 
 
 def best_of_n(
-    replies: Sequence[Reply], scores: Scores, by: str, counts: Sequence[int], judging: Judging
+    replies: Sequence[MeasuredReply], scores: Scores, by: str, counts: Sequence[int], judging: Judging
 ) -> Curve:
     """The curve of best-of-n by the score `by`, read in all scores. A prompt with fewer than n scored replies
     is left out at that n. `counts` are its points; between them it is read at every n up to the largest.
@@ -97,7 +97,7 @@ _ASIDE = ("length", "stopped", "base_logprob")  # what is read of the best repli
 _Columns = dict[str, Floats]
 
 
-def _columns(replies: Sequence[Reply], scores: Scores) -> tuple[_Columns, _Columns]:
+def _columns(replies: Sequence[MeasuredReply], scores: Scores) -> tuple[_Columns, _Columns]:
     """Scores by name, and what is read beside them, each [N]."""
     read = {name: np.array([math.nan if s is None else s for s in given]) for name, given in scores.items()}
     return read, {
@@ -108,7 +108,7 @@ def _columns(replies: Sequence[Reply], scores: Scores) -> tuple[_Columns, _Colum
 
 
 def _by_prompt(
-    replies: Sequence[Reply],
+    replies: Sequence[MeasuredReply],
     columns: tuple[_Columns, _Columns],
     name: str,
     by: str,
@@ -130,7 +130,7 @@ def _by_prompt(
 
 
 def _point(
-    replies: Sequence[Reply],
+    replies: Sequence[MeasuredReply],
     columns: tuple[_Columns, _Columns],
     by: str,
     n: int,
@@ -165,7 +165,9 @@ def _point(
     )
 
 
-def _wins(replies: Sequence[Reply], scores: _Columns, by: str, name: str, n: int, judging: Judging) -> Floats:
+def _wins(
+    replies: Sequence[MeasuredReply], scores: _Columns, by: str, name: str, n: int, judging: Judging
+) -> Floats:
     prompts = np.array([reply.prompt for reply in replies])
     usable = ~np.isnan(scores[by]) & ~np.isnan(scores[name])
     wins = np.full(judging.num_prompts, np.nan)
@@ -186,7 +188,7 @@ class External:
 
     name: str
     points: tuple[CurvePoint, ...] = ()
-    replies: tuple[tuple[float, tuple[Reply, ...]], ...] = ()
+    replies: tuple[tuple[float, tuple[MeasuredReply, ...]], ...] = ()
 
     def curve(self, points: Sequence[CurvePoint]) -> Curve:
         return Curve(self.name, "external", "scale", tuple(points))
@@ -228,7 +230,7 @@ def _knob(point: dict[str, Any], index: int) -> float:
     return float(knob) if isinstance(knob, int | float) else float(index + 1)
 
 
-def _replies(point: dict[str, Any], where: str, numbers: Mapping[int, int]) -> list[Reply]:
+def _replies(point: dict[str, Any], where: str, numbers: Mapping[int, int]) -> list[MeasuredReply]:
     columns = {key: _list(point, key, where) for key in ("prompt_ids", "texts", "kls")}
     prompts = columns["prompt_ids"]
     columns |= {
@@ -240,7 +242,7 @@ def _replies(point: dict[str, Any], where: str, numbers: Mapping[int, int]) -> l
     if len({len(column) for column in columns.values()}) != 1:
         raise DataError(f"{where}: {', '.join(columns)} must be of one length")
     return [
-        Reply(
+        MeasuredReply(
             numbers[prompt],
             str(text),
             tuple(token_ids),

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trimtab.guidance.evaluation.replies import Reply, Scores
+from trimtab.guidance.evaluation.replies import MeasuredReply, Scores
 from trimtab.guidance.evaluation.variety import Variety, measure_variety
 from trimtab.guidance.features.source import FeatureSource
 from trimtab.guidance.heads.forms import Advantage
@@ -98,10 +98,12 @@ class Judging:
     draws: NDArray[np.int64]
     variety_replies: int = 1
     seed: int = 0
-    plain: tuple[Sequence[Reply], Scores] | None = None
+    plain: tuple[Sequence[MeasuredReply], Scores] | None = None
 
 
-def judge_point(replies: Sequence[Reply], scores: Scores, knob: float, judging: Judging) -> CurvePoint:
+def judge_point(
+    replies: Sequence[MeasuredReply], scores: Scores, knob: float, judging: Judging
+) -> CurvePoint:
     """One point: replies that were sampled at one setting of the knob, scored and summarised."""
     prompts = [reply.prompt for reply in replies]
     kl = PerPrompt.of(prompts, [reply.kl for reply in replies], judging.num_prompts)
@@ -136,9 +138,9 @@ def judge_point(replies: Sequence[Reply], scores: Scores, knob: float, judging: 
 
 
 def win_rates(
-    replies: Sequence[Reply],
+    replies: Sequence[MeasuredReply],
     scores: Sequence[float | None],
-    plain: Sequence[Reply],
+    plain: Sequence[MeasuredReply],
     plain_scores: Sequence[float | None],
 ) -> list[float]:
     """For each reply 1 where it scores above the plain one of the same prompt and sample, ½ where they tie, 0
@@ -151,7 +153,7 @@ def win_rates(
     return [math.nan if a is None or b is None else (a > b) + 0.5 * (a == b) for a, b in pairs]
 
 
-def _wins(replies: Sequence[Reply], scores: Scores, judging: Judging) -> dict[str, PerPrompt]:
+def _wins(replies: Sequence[MeasuredReply], scores: Scores, judging: Judging) -> dict[str, PerPrompt]:
     if judging.plain is None:
         return {}
     plain, plain_scores = judging.plain

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -91,7 +91,7 @@ def _join(column: Sequence[Tensor | None]) -> Floats | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class MeasuredReply:
     """prompt: its index among the prompts. sample: its number among the prompt's replies; replies of the same
     prompt and sample have the same random numbers at every setting.
     kl: nats over the reply, of what was sampled from to the base.
@@ -116,9 +116,3 @@ Heads = tuple[tuple[str, float], ...]
 
 Scores = dict[str, list[float | None]]
 """By the name of the score, one per reply; None where the judge could not say."""
-
-Score = Callable[[Sequence[Reply]], Scores]
-"""The same names every time."""
-
-Sample = Callable[[Heads, float], list[Reply]]
-"""(heads, strength) -> one or more replies to each prompt, in the order of the prompts."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from sacrebleu.metrics.bleu import BLEU
 
-from trimtab.guidance.evaluation.replies import Reply
+from trimtab.guidance.evaluation.replies import MeasuredReply
 
 MAX_COMPARISONS = 200
 MAX_REFERENCES = 7
@@ -34,10 +34,10 @@ class Variety:
     across: Repetition
 
 
-def measure_variety(replies: Sequence[Reply], *, per_prompt: int, seed: int = 0) -> Variety:
+def measure_variety(replies: Sequence[MeasuredReply], *, per_prompt: int, seed: int = 0) -> Variety:
     """per_prompt: so many of each prompt's replies are read, the first ones.
     seed: of the choice of what self-BLEU compares."""
-    groups: defaultdict[int, list[Reply]] = defaultdict(list)
+    groups: defaultdict[int, list[MeasuredReply]] = defaultdict(list)
     for reply in replies:
         if len(groups[reply.prompt]) < per_prompt:
             groups[reply.prompt].append(reply)
@@ -90,7 +90,7 @@ def _against_others(
     return float(bleu.sentence_score(texts[at], references).score)
 
 
-def _repetition(groups: Sequence[Sequence[Reply]], seed: int) -> Repetition:
+def _repetition(groups: Sequence[Sequence[MeasuredReply]], seed: int) -> Repetition:
     if not groups:
         return Repetition(None, None, None)
     ids = [[reply.token_ids for reply in group] for group in groups]

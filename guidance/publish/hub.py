@@ -19,7 +19,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined] # of HTTPErro
     RevisionNotFoundError,
 )
 
-from trimtab.guidance.errors import HeadError
+from trimtab.guidance.errors import HeadError, first_line
 from trimtab.guidance.heads.manifest import MANIFEST_FILE
 from trimtab.guidance.locate import HUB_TIMEOUT
 from trimtab.guidance.publish.package import PATTERNS, PICTURES_FOLDER
@@ -127,7 +127,7 @@ def _one_line(repo: str, forbidden: str) -> Iterator[None]:
         raise HeadError(f"{repo}: {_answer(error, forbidden)}") from None
     except (OfflineModeIsEnabled, HTTPError) as error:
         raise HeadError(
-            f"{repo}: the hub cannot be reached ({_first_line(error)}): check the connection, and that "
+            f"{repo}: the hub cannot be reached ({first_line(error)}): check the connection, and that "
             "HF_HUB_OFFLINE is not set"
         ) from None
     except OSError as error:
@@ -140,8 +140,4 @@ def _answer(error: HfHubHTTPError, forbidden: str) -> str:
         return f"not logged in to the hub: {LOG_IN}"
     if status == 403:
         return f"you {forbidden}"
-    return f"the hub answered {status} ({error.server_message or _first_line(error)}): try again later"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return f"the hub answered {status} ({error.server_message or first_line(error)}): try again later"

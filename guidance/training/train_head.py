@@ -41,7 +41,7 @@ from trimtab.guidance.training.learning_curve import draw_learning_curves
 from trimtab.guidance.training.loop import train_part
 from trimtab.guidance.training.manifest import Measured, measure
 from trimtab.guidance.training.methods import Method
-from trimtab.guidance.training.on_policy.collect import Sampler
+from trimtab.guidance.training.on_policy.collect import ReplyWriter
 from trimtab.guidance.training.on_policy.run import Outcome, train_on_policy
 from trimtab.guidance.training.plan import Plan, make_plan
 from trimtab.guidance.training.processes import is_first, own_device
@@ -57,13 +57,13 @@ def train_head(
     policy: Policy | None = None,
     features: FeatureSource | None = None,
     extract: Extract | None = None,
-    sampler: Sampler | None = None,
+    writer: ReplyWriter | None = None,
 ) -> Manifest:
     """Trains parts of a head, measures it on held-out prompts, and writes the head's folder.
 
     policy, features: hand these over to train several heads on one policy; the features must be the policy's.
     extract: what runs the policy where features are not given.
-    sampler: writes the replies that on-policy losses learn from.
+    writer: writes the replies that on-policy losses learn from.
 
     Raises:
         DataError, PolicyError, HeadError: one line that names the thing and the fix.
@@ -76,7 +76,7 @@ def train_head(
         features = _make_features(config, policy, extract)
     config = dataclasses.replace(config, rows=rows_of(config, policy))
     _write_config(config)
-    examples = load_examples(config, policy, None if sampler is None else sampler.reads)
+    examples = load_examples(config, policy, None if writer is None else writer.reads)
     _check_labels(config, plan, examples)
     examples = _plain_where_needed(examples, config, plan)
     features.prepare(examples.replies())
@@ -88,7 +88,7 @@ def train_head(
         logger.info("%s: %s by %s", config.name, part, getattr(config, part).loss)
         if method.rows == "prompts":
             streamed = StreamedFeatures(policy, extract)
-            outcome = train_on_policy(method, head, examples.prompts, streamed, sampler, config)
+            outcome = train_on_policy(method, head, examples.prompts, streamed, writer, config)
             examples, figures = _with_plain(examples, outcome, config), figures | outcome.figures
         else:
             figures |= _train(part, method, head, examples, features, config, validation)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Protocol
 
@@ -13,15 +13,13 @@ from trimtab.server.engine.request import (
     TERMINAL,
     Aborted,
     ChoiceDone,
+    Completion,
     Delta,
     EngineInfo,
     Event,
     Failed,
     Finished,
-    FinishReason,
-    GuidanceSummary,
     Request,
-    TokenRecord,
 )
 
 EngineStatus = Literal["starting", "ready", "stopping", "dead"]
@@ -61,17 +59,6 @@ class Usage:
         self.completion += event.num_completion_tokens
 
 
-@dataclass(slots=True)
-class Choice:
-    """A whole reply, gathered from its events. offsets: see Delta."""
-
-    text: str = ""
-    tokens: list[TokenRecord] = field(default_factory=list)
-    offsets: list[int] = field(default_factory=list)
-    finish_reason: FinishReason | None = None
-    summary: GuidanceSummary | None = None
-
-
 class Generation:
     """Requests that differ in their prompt alone. Used as a context manager: leaving it aborts what runs.
 
@@ -80,7 +67,7 @@ class Generation:
 
     def __init__(self, engine: EngineClient, requests: Sequence[Request]) -> None:
         """Submits them all, or none: raises InvalidRequestError when the engine refuses one."""
-        self._engine = engine
+        self._engine, self._requests = engine, tuple(requests)
         self._n = requests[0].sampling.n
         self._running: dict[str, AsyncIterator[Event]] = {}
         self.usage = Usage()
@@ -125,20 +112,12 @@ class Generation:
                     kind = ShuttingDownError if event.reason == "shutdown" else EngineFailedError
                     raise kind(event.message)
 
-    async def gather(self) -> list[Choice]:
+    async def gather(self) -> list[Completion]:
         """All replies in the order of their index. Raises like `events`."""
-        choices = [Choice() for _ in range(self.num_choices)]
+        completions = [Completion(request, i) for request in self._requests for i in range(self._n)]
         async for index, event in self.events():
-            choice = choices[index]
-            match event:
-                case Delta():
-                    choice.text += event.text
-                    choice.tokens.extend(event.tokens)
-                    choice.offsets.extend(event.offsets)
-                case ChoiceDone():
-                    choice.finish_reason = event.finish_reason
-                    choice.summary = event.summary
-        return choices
+            completions[index].take(event)
+        return completions
 
 
 async def _merge(streams: Sequence[AsyncIterator[Event]]) -> AsyncIterator[tuple[int, Event]]:

@@ -8,9 +8,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from trimtab.server.api.generation import Choice, Usage
+from trimtab.server.api.generation import Usage
 from trimtab.server.api.tokens import TokenText
-from trimtab.server.engine.request import ChoiceDone, Delta, GuidanceSummary, TokenRecord
+from trimtab.server.engine.request import ChoiceDone, Completion, Delta, GuidanceSummary, TokenRecord
 
 Json = dict[str, Any]
 _LEAST_LOGPROB = -9999.0  # OpenAI's stand-in for minus infinity
@@ -71,11 +71,11 @@ class ReplyFormat(ABC):
         self.trace = trace
         self._frame = {"id": self.reply_id, "created": int(time.time()), "model": model}
 
-    def reply(self, choices: list[Choice], usage: Usage) -> Json:
+    def reply(self, completions: list[Completion], usage: Usage) -> Json:
         """A whole reply."""
         rendered = [
-            self.choice(index, choice) | {"guidance": self._guidance(choice)}
-            for index, choice in enumerate(choices)
+            self.choice(index, completion) | {"guidance": self._guidance(completion)}
+            for index, completion in enumerate(completions)
         ]
         return {**self._frame, "object": self.object_name, "choices": rendered, "usage": usage_json(usage)}
 
@@ -100,13 +100,12 @@ class ReplyFormat(ABC):
         """None when the request did not ask for them."""
         return self.logprobs_json(tokens, offsets) if self.logprobs else None
 
-    def _guidance(self, choice: Choice) -> Json:
-        assert choice.summary is not None, "a finished request has a summary for every choice"
-        trace = {"trace": trace_json(choice.tokens, self.token_text)} if self.trace else {}
-        return summary_json(choice.summary) | trace
+    def _guidance(self, completion: Completion) -> Json:
+        trace = {"trace": trace_json(completion.tokens, self.token_text)} if self.trace else {}
+        return summary_json(completion.summary) | trace
 
     @abstractmethod
-    def choice(self, index: int, choice: Choice) -> Json:
+    def choice(self, index: int, completion: Completion) -> Json:
         """A whole choice, without its guidance."""
 
     @abstractmethod
@@ -136,19 +135,19 @@ def usage_json(usage: Usage) -> Json:
     }
 
 
-class ChatReply(ReplyFormat):
+class ChatFormat(ReplyFormat):
     """`message` and `delta`, with log-probabilities per token."""
 
     id_prefix = "chatcmpl"
     object_name = "chat.completion"
     chunk_object_name = "chat.completion.chunk"
 
-    def choice(self, index: int, choice: Choice) -> Json:
+    def choice(self, index: int, completion: Completion) -> Json:
         return {
             "index": index,
-            "message": {"role": "assistant", "content": choice.text, "refusal": None},
-            "logprobs": self.logprobs_or_none(choice.tokens, choice.offsets),
-            "finish_reason": choice.finish_reason,
+            "message": {"role": "assistant", "content": completion.text, "refusal": None},
+            "logprobs": self.logprobs_or_none(completion.tokens, completion.offsets),
+            "finish_reason": completion.finish_reason,
         }
 
     def opening(self, index: int) -> Json:
@@ -180,18 +179,18 @@ def _chunk(index: int, delta: Json, logprobs: Json | None = None, finish_reason:
     return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
 
 
-class CompletionReply(ReplyFormat):
+class CompletionFormat(ReplyFormat):
     """`text`, with log-probabilities in columns."""
 
     id_prefix = "cmpl"
     object_name = "text_completion"
     chunk_object_name = "text_completion"
 
-    def choice(self, index: int, choice: Choice) -> Json:
+    def choice(self, index: int, completion: Completion) -> Json:
         # Tokens of a stop string are reported, and their text is cut.
-        offsets = [min(offset, len(choice.text)) for offset in choice.offsets]
-        logprobs = self.logprobs_or_none(choice.tokens, offsets)
-        return _choice(index, choice.text, logprobs, choice.finish_reason)
+        offsets = [min(offset, len(completion.text)) for offset in completion.offsets]
+        logprobs = self.logprobs_or_none(completion.tokens, offsets)
+        return _choice(index, completion.text, logprobs, completion.finish_reason)
 
     def opening(self, index: int) -> None:
         return None

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from trimtab.server.api.errors import RETRY_LATER, naming
 from trimtab.server.api.generation import Generation
 from trimtab.server.api.protocol import ChatRequest, CompletionRequest
-from trimtab.server.api.replies import ChatReply, CompletionReply, Json
+from trimtab.server.api.replies import ChatFormat, CompletionFormat, Json
 from trimtab.server.api.requests import chat_sampling, completion_sampling, render_chat, resolve_guidance
 from trimtab.server.api.service import Service, ready_service, why_not_ready
 from trimtab.server.api.streaming import EventStream, whole_reply
@@ -32,7 +32,9 @@ async def create_chat_completion(body: ChatRequest, http: HttpRequest, service: 
     info = service.info
     guidance = resolve_guidance(body.guidance, service.config, info)
     prompt = await asyncio.to_thread(render_chat, service.tokenizer, body.messages)
-    reply = ChatReply(info.model_name, service.token_text, logprobs=bool(body.logprobs), trace=guidance.trace)
+    reply = ChatFormat(
+        info.model_name, service.token_text, logprobs=bool(body.logprobs), trace=guidance.trace
+    )
     with naming(body.engine_fields):
         sampling = chat_sampling(body, len(prompt), info, service.config.sampling_defaults)
         generation = Generation(service.engine, [Request(reply.reply_id, tuple(prompt), sampling, guidance)])
@@ -49,7 +51,7 @@ async def create_completion(body: CompletionRequest, http: HttpRequest, service:
     guidance = resolve_guidance(body.guidance, service.config, info)
     prompts = await asyncio.to_thread(_tokenise, service.tokenizer, body.prompt)
     longest = max(len(prompt) for prompt in prompts)
-    reply = CompletionReply(
+    reply = CompletionFormat(
         info.model_name, service.token_text, logprobs=body.logprobs is not None, trace=guidance.trace
     )
     with naming(body.engine_fields):

@@ -12,9 +12,9 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from trimtab.server.api.errors import EngineFailedError, describe
-from trimtab.server.api.generation import Choice, Generation
+from trimtab.server.api.generation import Generation
 from trimtab.server.api.replies import Json, ReplyFormat, usage_json
-from trimtab.server.engine.request import Delta
+from trimtab.server.engine.request import Completion, Delta
 
 logger = logging.getLogger(__name__)
 
@@ -37,11 +37,11 @@ class EventStream(StreamingResponse):
 async def whole_reply(request: Request, generation: Generation, reply: ReplyFormat) -> Response:
     """Raises ClientDisconnect when the client leaves before the reply is whole."""
     with generation:
-        choices = await _while_connected(request, generation)
-    return JSONResponse(reply.reply(choices, generation.usage))
+        completions = await _while_connected(request, generation)
+    return JSONResponse(reply.reply(completions, generation.usage))
 
 
-async def _while_connected(request: Request, generation: Generation) -> list[Choice]:
+async def _while_connected(request: Request, generation: Generation) -> list[Completion]:
     gathering = asyncio.create_task(generation.gather())
     leaving = asyncio.create_task(_disconnected(request))
     try:

@@ -23,7 +23,7 @@ from trimtab.kernels.dispatch import MIN_SIZE, compile_unguarded, compiler_setti
 from trimtab.server.engine.attention.base import check_attention_call
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.kv_cache import KVCache, LayerShape
-from trimtab.server.engine.policy import Policy
+from trimtab.server.engine.policy import ServedPolicy
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ class CompiledDecode:
     Raises RuntimeError where it cannot be compiled: its code defies tracing, or there is no C++ compiler.
     """
 
-    def __init__(self, policy: Policy, block_size: int) -> None:
+    def __init__(self, policy: ServedPolicy, block_size: int) -> None:
         self._body, self._block_size = policy.model.base_model, block_size
         self._attention = _DecodeAttention(policy.layers, block_size)
         name = f"trimtab_decode_{next(_names)}"
@@ -168,7 +168,7 @@ class CompiledDecode:
         return h
 
 
-def _obstacle(policy: Policy) -> str | None:
+def _obstacle(policy: ServedPolicy) -> str | None:
     if not policy.has_linear_tail:
         return f"the logits of '{policy.name}' are not h·Wᵀ alone"
     if policy.dtype != torch.float32:
@@ -176,7 +176,7 @@ def _obstacle(policy: Policy) -> str | None:
     return None
 
 
-def compile_decode(policy: Policy, config: EngineConfig) -> CompiledDecode | None:
+def compile_decode(policy: ServedPolicy, config: EngineConfig) -> CompiledDecode | None:
     """What a resolved configuration asks for; under "auto" None where it does not pay or cannot be had.
 
     Raises ModelError where `compile` is "on" and cannot be had.

@@ -14,12 +14,14 @@ from typing import TypeVar
 import torch
 
 from trimtab.guidance.heads.bank import HeadBank
+from trimtab.guidance.policy import Policy
 from trimtab.server.engine.block_manager import BlockManager
+from trimtab.server.engine.compiled_decode import CompiledDecode
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.failure import failed, is_device_fault
 from trimtab.server.engine.lane import Choice, Lane, Phase
 from trimtab.server.engine.model_runner import ModelRunner
-from trimtab.server.engine.policy import Policy
+from trimtab.server.engine.policy import ServedPolicy
 from trimtab.server.engine.replies import LiveRequest, Measured, Scores, new_replies
 from trimtab.server.engine.request import (
     Aborted,
@@ -48,11 +50,17 @@ Read = TypeVar("Read")
 class Engine:
     """Serves one policy with its heads. Not thread-safe: one thread calls `add`, `abort` and `step`."""
 
-    def __init__(self, policy: Policy, bank: HeadBank, config: EngineConfig) -> None:
-        """config: resolved."""
+    def __init__(
+        self,
+        policy: ServedPolicy,
+        bank: HeadBank,
+        config: EngineConfig,
+        compiled: CompiledDecode | None = None,
+    ) -> None:
+        """config: resolved. compiled: see ModelRunner."""
         self.policy, self.bank, self.config = policy, bank, config
         num_blocks = resolve_num_blocks(config, policy, partial(measure_blocks, policy, bank, config))
-        self.runner = ModelRunner(policy, config, num_blocks, len(bank.names))
+        self.runner = ModelRunner(policy, config, num_blocks, len(bank.names), compiled)
         self._live: dict[str, LiveRequest] = {}
         self._start_over()
         if policy.device.type == "cuda":
@@ -62,13 +70,14 @@ class Engine:
         self._recorder: StateRecorder | None = None
 
     @classmethod
-    def from_config(cls, config: EngineConfig, chat_template: str | None = None) -> Engine:
-        """Load the policy and the heads, and check that the policy is served right. chat_template: replaces
-        the tokenizer's.
+    def from_config(
+        cls, config: EngineConfig, chat_template: str | None = None, policy: Policy | None = None
+    ) -> Engine:
+        """Load the policy and the heads, and check that the policy is served right; see `load`.
 
         Raises ModelError or HeadError with one line that names the thing and the fix.
         """
-        return cls(*load(config, chat_template))
+        return cls(*load(config, chat_template, policy))
 
     @property
     def info(self) -> EngineInfo:
@@ -342,10 +351,10 @@ class Engine:
         self._start_over()
 
     def _start_over(self) -> None:
-        config, state = self.config, self.runner.state
+        config, state, compiled = self.config, self.runner.state, self.runner.compiled
         blocks = BlockManager(self.runner.cache.num_blocks, config.block_size, config.prefix_caching)
         self.scheduler = Scheduler(blocks, config.max_num_seqs, config.token_budget)
-        self.sampler = Sampler(self.policy, self.bank, state, config.strict)
+        self.sampler = Sampler(self.policy, self.bank, state, config.strict, compiled)
         state.forget_notes()
         choices = [choice for live in self._live.values() for choice in live.choices]
         self.scheduler.resume(choice for choice in choices if choice.phase is not Phase.DONE)

@@ -16,7 +16,7 @@ from trimtab.server.engine.block_manager import BlockManager
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.lane import Choice, Lane
 from trimtab.server.engine.model_runner import ModelRunner
-from trimtab.server.engine.policy import Policy
+from trimtab.server.engine.policy import ServedPolicy
 from trimtab.server.engine.request import Request
 from trimtab.server.engine.scheduler import Scheduler, Step
 from trimtab.server.engine.startup import load, measure_blocks, resolve_num_blocks
@@ -29,7 +29,7 @@ class RunnerExtract:
     policy: its attention is this object's from then on. config: resolved.
     """
 
-    def __init__(self, policy: Policy, bank: HeadBank, config: EngineConfig) -> None:
+    def __init__(self, policy: ServedPolicy, bank: HeadBank, config: EngineConfig) -> None:
         self.policy, self.config = policy, config
         self._num_blocks = resolve_num_blocks(config, policy, partial(measure_blocks, policy, bank, config))
         self._runner = ModelRunner(policy, config, self._num_blocks, num_heads=0)
@@ -40,7 +40,7 @@ class RunnerExtract:
 
         Raises ModelError with one line that names the model and the fix.
         """
-        return cls(*load(config))
+        return cls(*load(config)[:3])
 
     def __call__(
         self, replies: Sequence[EncodedReply], positions: Positions | None = None

@@ -19,7 +19,7 @@ from trimtab.server.engine.fast_modules import fuse_norms
 from trimtab.server.engine.fused_layers import fuse_layers
 from trimtab.server.engine.host_memory import keep_freed_memory
 from trimtab.server.engine.kv_cache import KVCache
-from trimtab.server.engine.policy import Policy
+from trimtab.server.engine.policy import ServedPolicy
 from trimtab.server.engine.scheduler import Step
 from trimtab.server.engine.step_state import StepState
 
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class Hidden:
     """What the step's outputs are drawn and judged from: h [K, d], and logits [K − num_read, V] or None (see
-    Policy).
+    ServedPolicy).
 
     First the drawing rows, then the judged ones, each in the order of the step; then padding, if any; last
     the num_read tokens that are only read. draws: where the drawn tokens go, [B].
@@ -47,10 +47,18 @@ class Hidden:
 
 
 class ModelRunner:
-    """config: resolved. The policy's attention is this runner's from then on."""
+    """config: resolved. The policy's attention is this runner's from then on. compiled: for decode steps, if
+    any; runners of one policy may share it."""
 
-    def __init__(self, policy: Policy, config: EngineConfig, num_blocks: int, num_heads: int) -> None:
-        self.policy = policy
+    def __init__(
+        self,
+        policy: ServedPolicy,
+        config: EngineConfig,
+        num_blocks: int,
+        num_heads: int,
+        compiled: CompiledDecode | None = None,
+    ) -> None:
+        self.policy, self.compiled = policy, compiled
         self.state = StepState(
             config.max_num_seqs, policy.max_model_len, config.block_size, num_heads, policy.device
         )
@@ -86,7 +94,7 @@ class ModelRunner:
 
     def _forward(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """One of three ways: a recorded decode step, a compiled one, or whatever rows there are."""
-        rows, compiled = batch.rows, self.policy.compiled_decode
+        rows, compiled = batch.rows, self.compiled
         if self._graphs is not None and rows.are_single and len(rows.slots) in self._graphs:
             h, logits = self._graphs.replay(len(rows.slots))
             h = h.index_select(0, batch.outputs)

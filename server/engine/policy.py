@@ -1,7 +1,8 @@
-"""The frozen causal LM: loading, what it can do, and the reasons to refuse it."""
+"""The policy as the engine serves it: own modules over frozen weights, and the reasons to refuse it."""
 
 from __future__ import annotations
 
+import copy
 import itertools
 import logging
 import weakref
@@ -9,32 +10,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AttentionInterface,
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AttentionInterface, PreTrainedModel, PreTrainedTokenizerBase
 
-from trimtab.guidance.errors import ModelError, PolicyError
-from trimtab.guidance.heads.fingerprint import PolicyIdentity, identify
-from trimtab.guidance.locate import must_be_local, name_of
-from trimtab.guidance.policy import cut_padding, has_linear_tail, output_embedding_input
-from trimtab.guidance.text.ends import end_of_reply, reply_ends
+from trimtab.guidance.errors import ModelError, PolicyError, first_line
+from trimtab.guidance.heads.fingerprint import PolicyIdentity
+from trimtab.guidance.policy import Policy, load_policy, output_embedding_input
+from trimtab.guidance.text.ends import end_of_reply
 from trimtab.server.engine.attention.base import UnsupportedAttentionError
 from trimtab.server.engine.attention.probe import probe_layers
 from trimtab.server.engine.detokenizer import TextDecoder
 from trimtab.server.engine.fast_modules import can_pack, pack_policy, packed_linear
 from trimtab.server.engine.kv_cache import LayerShape
-
-if TYPE_CHECKING:
-    from trimtab.server.engine.compiled_decode import CompiledDecode
 
 logger = logging.getLogger(__name__)
 DEFAULT_MAX_MODEL_LEN = 2048
@@ -48,40 +38,49 @@ def refusing(model: str) -> Iterator[None]:
         yield
     except ModelError:
         raise
+    except PolicyError as error:
+        raise ModelError(str(error)) from error
     except UnsupportedAttentionError as error:
         raise ModelError(f"{model} cannot be served: {error}") from error
     except Exception as error:
-        reason = f"{type(error).__name__}: {_first_line(error)}"
+        reason = f"{type(error).__name__}: {first_line(error)}"
         raise ModelError(f"{model} cannot be served: it fails when it is tried ({reason})") from error
 
 
 @dataclass(slots=True)
-class Policy:
-    """An unmodified Hugging Face causal LM.
+class ServedPolicy:
+    """A policy in the engine's hands.
 
-    identity: what heads and features know the policy by, taken from its weights as they were loaded.
+    frozen: the policy as it was loaded, whose modules stay as they are. model: the same weights in modules
+    of the engine's own.
     eos_token_ids: the tokens that end any reply.
-    vocab_size: V, the tokens of the tokenizer: see guidance.policy.cut_padding.
     reply_end_id: the token that ends a reply, appended before a reward part reads it; None without one.
-    has_linear_tail: logits are exactly `h Wᵀ`; otherwise they go through the model's own tail (softcap,
-    scale, bias), and the model is always run to its end.
+    has_linear_tail: logits are exactly `h Wᵀ` of what the body returns; otherwise they go through the model's
+    own tail (softcap, scale, bias), and the model is always run to its end.
     """
 
+    frozen: Policy
     name: str
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
     layers: tuple[LayerShape, ...]
     max_model_len: int
     eos_token_ids: tuple[int, ...]
-    identity: PolicyIdentity
     reply_end_id: int | None = None
     has_linear_tail: bool = False
     packed_lm_head: Tensor | None = None
-    compiled_decode: CompiledDecode | None = None
     text: TextDecoder = field(init=False)
 
     def __post_init__(self) -> None:
         self.text = TextDecoder(self.tokenizer)
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.frozen.tokenizer
+
+    @property
+    def identity(self) -> PolicyIdentity:
+        """What heads and features know the policy by, taken from its weights as they were loaded."""
+        return self.frozen.identity
 
     @property
     def device(self) -> torch.device:
@@ -148,7 +147,7 @@ def forward_with_hidden(
     return seen[0][0].index_select(0, outputs), logits[0]
 
 
-def load_policy(
+def load_served(
     path: str | Path,
     *,
     name: str | None = None,
@@ -157,107 +156,59 @@ def load_policy(
     max_model_len: int | None = None,
     pack_weights: bool = True,
     chat_template: str | None = None,
-) -> Policy:
-    """Load a folder or hub id.
+) -> ServedPolicy:
+    """Load a folder or hub id; name, device, dtype and chat_template as load_policy takes them.
 
-    dtype: float16 is rounded to after loading: small weights lose bits that heads know the policy by.
-    pack_weights: see packed_linear. chat_template: replaces the tokenizer's.
     Raises ModelError with one line that names the model and the fix.
     """
-    is_rounded = dtype == "float16"
-    name = name or name_of(path)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ModelError(f"--device {device}: this torch sees no CUDA device; use --device cpu")
-    try:
-        local = must_be_local(path)
-    except PolicyError as error:
-        raise ModelError(str(error)) from None
-    config = _load_config(path, local)
-    _refuse_by_config(str(path), config)
-    if dtype == "auto" or is_rounded:
-        dtype = "float32" if device == "cpu" else str(config.dtype or torch.bfloat16).removeprefix("torch.")
-    model = _load_model(path, getattr(torch, dtype), local).to(device).eval().requires_grad_(False)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=local)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"model '{path}' has no tokenizer that loads: {_first_line(error)}") from error
-    if chat_template is not None:
-        tokenizer.chat_template = chat_template
-    limit = _pin_rope(str(path), model, max_model_len)
-    with refusing(f"model '{path}' ({type(model).__name__})"):
-        identity = identify(model, tokenizer, name)
-        if is_rounded:
-            for parameter in model.parameters():
-                parameter.data = parameter.data.to(torch.float16)
-        cut_padding(model, tokenizer)
-        policy = Policy(
+    with refusing(f"model '{path}'"):
+        policy = load_policy(path, name=name, device=device, dtype=dtype, chat_template=chat_template)
+    return serve(policy, max_model_len=max_model_len, pack_weights=pack_weights)
+
+
+def serve(
+    policy: Policy, *, name: str | None = None, max_model_len: int | None = None, pack_weights: bool = True
+) -> ServedPolicy:
+    """A loaded policy, served from the same weights.
+
+    name: what to call it; by default its own. pack_weights: see packed_linear.
+    Raises ModelError with one line that names the model and the fix.
+    """
+    name = name or policy.identity.base_model.name
+    kind = type(policy.model).__name__
+    if not policy.model._supports_attention_backend:
+        raise ModelError(
+            f"{kind} does not route attention through transformers' AttentionInterface; it cannot be served"
+        )
+    model = _own_modules(policy.model)
+    model.set_attn_implementation("eager")
+    limit = _pin_rope(name, model, max_model_len)
+    with refusing(f"model '{name}' ({kind})"):
+        served = ServedPolicy(
+            frozen=policy,
             name=name,
-            identity=identity,
             model=model,
-            tokenizer=tokenizer,
             layers=_discover_layers(model, limit),
             max_model_len=limit,
-            eos_token_ids=reply_ends(model, tokenizer),
+            eos_token_ids=policy.end_ids,
+            has_linear_tail=policy.has_linear_tail and _body_feeds_lm_head(model),
         )
-        policy.has_linear_tail = has_linear_tail(model) and _body_feeds_lm_head(model)
-    policy.reply_end_id = _reply_end_id(tokenizer, is_chat=bool(tokenizer.chat_template))
-    if pack_weights and can_pack(policy.device, policy.dtype):
-        policy.packed_lm_head = pack_policy(model)
-    return policy
+    served.reply_end_id = _reply_end_id(policy.tokenizer)
+    if pack_weights and can_pack(served.device, served.dtype):
+        served.packed_lm_head = pack_policy(model)
+    return served
 
 
-def _load_config(path: str | Path, local: bool) -> Any:
+def _own_modules(model: PreTrainedModel) -> PreTrainedModel:
+    """The same parameters in modules and with a configuration of the engine's own: it replaces attention,
+    products and norms in them, and whoever else runs the model does not notice."""
+    own: PreTrainedModel = copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
+    return own
+
+
+def _reply_end_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     try:
-        return AutoConfig.from_pretrained(path, local_files_only=local)
-    except Exception as error:  # each architecture checks its configuration in a way of its own
-        if not Path(path).exists():
-            message = (
-                f"model '{path}' is neither a folder nor in the local cache, and no hub can be reached; "
-                "give --model a folder that holds config.json"
-            )
-        else:
-            message = f"model '{path}' has no config.json that transformers can read: {_first_line(error)}"
-        raise ModelError(message) from error
-
-
-def _refuse_by_config(path: str, config: Any) -> None:
-    if getattr(config, "is_encoder_decoder", False):
-        raise ModelError(f"model '{path}' is an encoder-decoder; only causal LMs can be served")
-    if getattr(config, "quantization_config", None):
-        raise ModelError(f"model '{path}' is quantised; serve its unquantised weights")
-
-
-def _load_model(path: str | Path, dtype: torch.dtype, local: bool) -> PreTrainedModel:
-    try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=dtype,
-            use_safetensors=True,
-            local_files_only=local,
-            attn_implementation="eager",
-            output_loading_info=True,
-        )
-    except Exception as error:  # whatever a corrupt checkpoint makes the loader raise
-        raise ModelError(
-            f"model '{path}' cannot be loaded: {_first_line(error)}; copy its files again, with weights as "
-            "safetensors"
-        ) from error
-    if report["missing_keys"]:
-        missing = ", ".join(sorted(report["missing_keys"])[:3])
-        raise ModelError(f"model '{path}' lacks weights ({missing}, …); save the whole model")
-    if not model._supports_attention_backend:
-        raise ModelError(
-            f"{type(model).__name__} does not route attention through transformers' AttentionInterface; "
-            "it cannot be served"
-        )
-    return model
-
-
-def _reply_end_id(tokenizer: PreTrainedTokenizerBase, *, is_chat: bool) -> int | None:
-    try:
-        return end_of_reply(tokenizer, is_chat=is_chat)
+        return end_of_reply(tokenizer, is_chat=bool(tokenizer.chat_template))
     except PolicyError:
         return None
 
@@ -313,7 +264,3 @@ def _body_feeds_lm_head(model: PreTrainedModel) -> bool:
     hidden, _ = forward_with_hidden(model, probe, probe, probe[0])
     body = model.base_model(input_ids=probe, position_ids=probe, use_cache=False)[0][0]
     return torch.equal(body, hidden)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n", 1)[0] or type(error).__name__

@@ -293,6 +293,38 @@ class Failed:
     reason: FailureReason = "failed"
 
 
+@dataclass(slots=True)
+class Completion:
+    """One choice's reply, gathered from its events by whoever waits for the whole of it.
+
+    offsets: see Delta. finish_reason, summary: there once the choice has ended.
+    """
+
+    request: Request
+    index: int
+    text: str = ""
+    tokens: list[TokenRecord] = field(default_factory=list)
+    offsets: list[int] = field(default_factory=list)
+    finish_reason: FinishReason = field(init=False)
+    summary: GuidanceSummary = field(init=False)
+
+    def take(self, event: Delta | ChoiceDone) -> None:
+        if isinstance(event, Delta):
+            self.text += event.text
+            self.tokens.extend(event.tokens)
+            self.offsets.extend(event.offsets)
+        else:
+            self.finish_reason, self.summary = event.finish_reason, event.summary
+
+    @property
+    def token_ids(self) -> list[int]:
+        return [token.token_id for token in self.tokens]
+
+    @property
+    def is_cut(self) -> bool:
+        return self.finish_reason == "length"
+
+
 Event = Delta | ChoiceDone | Finished | Aborted | Failed
 TERMINAL = (Finished, Aborted, Failed)
 

@@ -18,9 +18,10 @@ from trimtab.kernels.penalties import add_bias, apply_penalties
 from trimtab.kernels.truncate import Cuts
 from trimtab.kernels.wide_product import wide_product
 from trimtab.server.engine.batch import DrawInputs
+from trimtab.server.engine.compiled_decode import CompiledDecode
 from trimtab.server.engine.device_copy import index_tensor
 from trimtab.server.engine.model_runner import Hidden
-from trimtab.server.engine.policy import Policy
+from trimtab.server.engine.policy import ServedPolicy
 from trimtab.server.engine.row_needs import BatchNeeds, RowNeeds
 from trimtab.server.engine.step_state import Settings, StepState
 from trimtab.server.engine.token_counts import CountedRows, Entries
@@ -90,11 +91,18 @@ class _Scores:
 
 
 class Sampler:
-    """strict: every row goes the same way through every product, whatever the rows beside it ask for."""
+    """strict: every row goes the same way through every product, whatever the rows beside it ask for.
+    compiled: what draws, where the decode step is compiled."""
 
-    def __init__(self, policy: Policy, bank: HeadBank, state: StepState, strict: bool = False) -> None:
+    def __init__(
+        self,
+        policy: ServedPolicy,
+        bank: HeadBank,
+        state: StepState,
+        strict: bool = False,
+        compiled: CompiledDecode | None = None,
+    ) -> None:
         self._policy, self._bank, self._state, self._is_strict = policy, bank, state, strict
-        compiled = policy.compiled_decode
         self._guided_logits = guided_logits if compiled is None else compiled.draw
         self._roster: _Roster | None = None
         self._roster_key: tuple[int, ...] = ()

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from trimtab.guidance.errors import ModelError
 from trimtab.server.engine.block_manager import BlockManager
+from trimtab.server.engine.compiled_decode import CompiledDecode
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.lane import Choice, Lane
 from trimtab.server.engine.model_runner import Hidden, ModelRunner
-from trimtab.server.engine.policy import Policy, refusing
+from trimtab.server.engine.policy import ServedPolicy, refusing
 from trimtab.server.engine.request import Request
 from trimtab.server.engine.scheduler import Purpose, Row, Step
 
@@ -26,7 +27,7 @@ NEAR = (0, 1, 2, 3, 5, 8, 13)
 
 
 @torch.inference_mode()
-def self_check(policy: Policy, config: EngineConfig) -> None:
+def self_check(policy: ServedPolicy, config: EngineConfig, compiled: CompiledDecode | None = None) -> None:
     """Check how the model numbers positions and that only attention mixes tokens; then hold three rows of
     mixed length, prefilled in chunks and decoded together, against the model's own forward.
 
@@ -36,10 +37,10 @@ def self_check(policy: Policy, config: EngineConfig) -> None:
     with refusing(name):
         _check_positions(policy, name)
         _check_independence(policy, name)
-        _check_rows(policy, config, name)
+        _check_rows(policy, config, name, compiled)
 
 
-def _check_positions(policy: Policy, name: str) -> None:
+def _check_positions(policy: ServedPolicy, name: str) -> None:
     """A model must take its positions as it is told them, and count from 0 when it is not."""
     policy.use_attention("eager")
     tokens = _probe_tokens(policy, 0, 5)
@@ -49,7 +50,7 @@ def _check_positions(policy: Policy, name: str) -> None:
         raise ModelError(f"{name} cannot be served: left to itself, it does not number its tokens 0, 1, 2, …")
 
 
-def _check_independence(policy: Policy, name: str) -> None:
+def _check_independence(policy: ServedPolicy, name: str) -> None:
     """With attention to itself alone, a token is the same whatever stands before it and at the end."""
     last = policy.max_model_len - 1
     near = [min(position, last) for position in NEAR]
@@ -82,18 +83,20 @@ def _attend_alone(_: nn.Module, query: Tensor, key: Tensor, value: Tensor, *__: 
     return (gate * values).transpose(1, 2).contiguous(), None
 
 
-def _hidden(policy: Policy, tokens: Sequence[int], positions: Sequence[int]) -> Tensor:
+def _hidden(policy: ServedPolicy, tokens: Sequence[int], positions: Sequence[int]) -> Tensor:
     """[T, d]"""
     every = torch.arange(len(tokens), device=policy.device)
     return policy.forward(_row(policy, tokens), _row(policy, positions), every)[0].float()
 
 
-def _check_rows(policy: Policy, config: EngineConfig, name: str) -> None:
+def _check_rows(
+    policy: ServedPolicy, config: EngineConfig, name: str, compiled: CompiledDecode | None
+) -> None:
     lengths = _probe_lengths(policy)
     tokens = [_probe_tokens(policy, i, length) for i, length in enumerate(lengths)]
     policy.use_attention("eager")
     expected = [_own_last_logits(policy, row) for row in tokens]
-    actual = _engine_last_logits(policy, config, tokens)
+    actual = _engine_last_logits(policy, config, tokens, compiled)
     tolerance = TOLERANCE[policy.dtype]
     for length, want, got in zip(lengths, expected, actual, strict=True):
         error = _error(got, want)
@@ -110,33 +113,35 @@ def _error(got: Tensor, want: Tensor) -> float:
     return float((got.float() - want).abs().max() / want.abs().max().clamp(min=1.0))
 
 
-def _row(policy: Policy, numbers: Iterable[int]) -> Tensor:
+def _row(policy: ServedPolicy, numbers: Iterable[int]) -> Tensor:
     return torch.tensor([list(numbers)], device=policy.device)
 
 
-def _probe_lengths(policy: Policy) -> list[int]:
+def _probe_lengths(policy: ServedPolicy) -> list[int]:
     """One row reaches past the sliding windows where that is cheap to check."""
     windows = [layer.window or 0 for layer in policy.layers]
     longest = max([40, *(window + 9 for window in windows if window <= LONGEST_PROBE - 9)])
     return [min(length, policy.max_model_len) for length in (5, 23, longest)]
 
 
-def _probe_tokens(policy: Policy, seed: int, length: int) -> list[int]:
+def _probe_tokens(policy: ServedPolicy, seed: int, length: int) -> list[int]:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(policy.vocab_size, (length,), generator=generator).tolist()
 
 
-def _own_last_logits(policy: Policy, tokens: list[int]) -> Tensor:
+def _own_last_logits(policy: ServedPolicy, tokens: list[int]) -> Tensor:
     """[V], of nothing but the tokens: a model may number them its own way."""
     logits: Tensor = policy.model(input_ids=_row(policy, tokens), use_cache=False).logits
     return logits[0, -1].float()
 
 
-def _engine_last_logits(policy: Policy, config: EngineConfig, tokens: list[list[int]]) -> list[Tensor]:
+def _engine_last_logits(
+    policy: ServedPolicy, config: EngineConfig, tokens: list[list[int]], compiled: CompiledDecode | None
+) -> list[Tensor]:
     """All rows advance side by side, a chunk a step, and end together with one token each."""
     small = dataclasses.replace(config, max_num_seqs=4, max_num_batched_tokens=4 * CHUNK)
     num_blocks = sum(-(-len(row) // config.block_size) for row in tokens) + 1
-    runner = ModelRunner(policy, small, num_blocks, num_heads=0)
+    runner = ModelRunner(policy, small, num_blocks, num_heads=0, compiled=compiled)
     blocks = BlockManager(num_blocks, config.block_size)
     choices = [Choice(Request(str(i), tuple(row)), 0, (Lane(list(row)),)) for i, row in enumerate(tokens)]
     for slot, choice in enumerate(choices):

@@ -10,13 +10,14 @@ import torch
 
 from trimtab.guidance.errors import ModelError
 from trimtab.guidance.heads.bank import HeadBank
+from trimtab.guidance.policy import Policy
 from trimtab.server.engine.block_manager import NULL_BLOCK
-from trimtab.server.engine.compiled_decode import compile_decode
+from trimtab.server.engine.compiled_decode import CompiledDecode, compile_decode
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.kv_cache import bytes_per_block
 from trimtab.server.engine.lane import Choice, Lane
 from trimtab.server.engine.model_runner import ModelRunner
-from trimtab.server.engine.policy import Policy, load_policy
+from trimtab.server.engine.policy import ServedPolicy, load_served, serve
 from trimtab.server.engine.request import Guidance, Request, SamplingParams
 from trimtab.server.engine.row_needs import RowNeeds
 from trimtab.server.engine.sampler import Drawn, Sampler
@@ -26,34 +27,49 @@ from trimtab.server.engine.self_check import self_check
 logger = logging.getLogger(__name__)
 
 
-def load(config: EngineConfig, chat_template: str | None = None) -> tuple[Policy, HeadBank, EngineConfig]:
-    """The policy, its heads, and the configuration resolved for its device. chat_template: replaces the
-    tokenizer's.
+Loaded = tuple[ServedPolicy, HeadBank, EngineConfig, CompiledDecode | None]
+"""What an Engine is made of. The configuration is resolved for the policy's device."""
+
+
+def load(config: EngineConfig, chat_template: str | None = None, policy: Policy | None = None) -> Loaded:
+    """The policy, its heads, and its compiled decode step, if any. chat_template: replaces the tokenizer's.
+
+    policy: the model, loaded already on the same device. Its weights are shared where their dtype is what the
+    configuration asks for.
 
     Raises ModelError or HeadError with one line that names the thing and the fix.
     """
     config = _resolve(config)
-    policy = load_policy(
-        config.model,
-        name=config.served_model_name,
-        device=config.device,
-        dtype=config.dtype,
-        max_model_len=config.max_model_len,
-        pack_weights=config.pack_weights,
-        chat_template=chat_template,
-    )
-    if policy.device.type == "cuda":
-        torch.cuda.set_device(policy.device)  # of this thread, which runs the engine
-    policy.compiled_decode = compile_decode(policy, config)
-    self_check(policy, config)
+    if policy is not None and config.dtype in ("auto", str(policy.lm_head.dtype).removeprefix("torch.")):
+        assert chat_template is None, "its tokenizer is in use"
+        served = serve(
+            policy,
+            name=config.served_model_name,
+            max_model_len=config.max_model_len,
+            pack_weights=config.pack_weights,
+        )
+    else:
+        served = load_served(
+            config.model,
+            name=config.served_model_name,
+            device=config.device,
+            dtype=config.dtype,
+            max_model_len=config.max_model_len,
+            pack_weights=config.pack_weights,
+            chat_template=chat_template,
+        )
+    if served.device.type == "cuda":
+        torch.cuda.set_device(served.device)  # of this thread, which runs the engine
+    compiled = compile_decode(served, config)
+    self_check(served, config, compiled)
     bank = HeadBank.load(
         config.heads,
-        policy.identity,
-        device=policy.device,
-        dtype=policy.dtype,
-        vocab_size=policy.vocab_size,
+        served.identity,
+        device=served.device,
+        dtype=served.dtype,
+        vocab_size=served.vocab_size,
     )
-    return policy, bank, config
+    return served, bank, config, compiled
 
 
 def _resolve(config: EngineConfig) -> EngineConfig:
@@ -66,7 +82,7 @@ def _resolve(config: EngineConfig) -> EngineConfig:
         raise ModelError(str(error)) from error
 
 
-def resolve_num_blocks(config: EngineConfig, policy: Policy, measure: Callable[[int], int]) -> int:
+def resolve_num_blocks(config: EngineConfig, policy: ServedPolicy, measure: Callable[[int], int]) -> int:
     """Cache blocks: what fits the memory, at most what all sequences at full length could use.
 
     measure: blocks of so many bytes that a GPU's free memory holds; asked only where the configuration gives
@@ -96,7 +112,7 @@ def resolve_num_blocks(config: EngineConfig, policy: Policy, measure: Callable[[
     return min(affordable, config.max_num_seqs * per_sequence + 1)
 
 
-def measure_blocks(policy: Policy, bank: HeadBank, config: EngineConfig, block_bytes: int) -> int:
+def measure_blocks(policy: ServedPolicy, bank: HeadBank, config: EngineConfig, block_bytes: int) -> int:
     """Cache blocks of so many bytes that fit on the policy's GPU beside the weights and the largest step."""
     device = policy.device
     torch.cuda.empty_cache()
@@ -134,7 +150,7 @@ def blocks_from_free_memory(
 
 
 @torch.inference_mode()
-def run_largest_step(policy: Policy, bank: HeadBank, config: EngineConfig) -> Drawn:
+def run_largest_step(policy: ServedPolicy, bank: HeadBank, config: EngineConfig) -> Drawn:
     """As many rows and tokens as a step may have, each row asking for all there is; every key goes to the
     null block. Takes over the policy's attention."""
     runner = ModelRunner(policy, dataclasses.replace(config, cuda_graphs="off"), 1, len(bank.names))

@@ -15,7 +15,7 @@ from trimtab.kernels.guided_head import ROW_TILES
 from trimtab.server.engine.batch import DrawInputs
 from trimtab.server.engine.device_copy import index_tensor
 from trimtab.server.engine.model_runner import Hidden
-from trimtab.server.engine.policy import Policy
+from trimtab.server.engine.policy import ServedPolicy
 from trimtab.server.engine.request import Guidance, Request, SamplingParams
 from trimtab.server.engine.row_needs import RowNeeds
 from trimtab.server.engine.sampler import Sampler
@@ -29,7 +29,7 @@ NEEDS_LOGITS = {"logprobs": {"logprobs": 1}, "truncated": {"top_p": 0.9, "top_k"
 
 
 @torch.inference_mode()
-def warm_up(sampler: Sampler, policy: Policy, bank: HeadBank, state: StepState) -> int:
+def warm_up(sampler: Sampler, policy: ServedPolicy, bank: HeadBank, state: StepState) -> int:
     """Draw as serving can; no lane's state changes. Returns how many draws.
 
     From then on a program that is compiled is logged: its request waited for it.
@@ -72,7 +72,7 @@ def _needs(bank: HeadBank, sampling: SamplingParams, steering: tuple[str, ...], 
     return RowNeeds.of(Request("warm-up", (0,), sampling, guidance), bank)
 
 
-def _padding(policy: Policy, state: StepState, rows: int) -> Hidden:
+def _padding(policy: ServedPolicy, state: StepState, rows: int) -> Hidden:
     host_slots, host_positions = [state.padding_slot] * rows, [0] * rows
     slots, positions = (index_tensor(values, state.device) for values in (host_slots, host_positions))
     draws = DrawInputs(slots, positions, host_slots, host_positions)

@@ -20,7 +20,7 @@ from trimtab.server.judging.questions import choice_question
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class Candidate:
     """sampled: its tokens, where they are known."""
 
     text: str
@@ -32,26 +32,26 @@ class Candidates:
     """At least two different replies."""
 
     prompt: Prompt
-    replies: tuple[Reply, ...]
+    replies: tuple[Candidate, ...]
 
 
 def from_rollouts(rows: Iterable[Rollout]) -> list[Candidates]:
     """Prompts in the order of the rows; see gather."""
-    return gather((row.prompt, Reply(row.completion, row.sampled)) for row in rows)
+    return gather((row.prompt, Candidate(row.completion, row.sampled)) for row in rows)
 
 
 def from_rankings(rows: Iterable[Ranking]) -> list[Candidates]:
     """The ranks that stand there are not read."""
     return gather(
-        (row.prompt, Reply(text, row.sampled[index] if row.sampled else None))
+        (row.prompt, Candidate(text, row.sampled[index] if row.sampled else None))
         for row in rows
         for index, text in enumerate(row.responses)
     )
 
 
-def gather(replies: Iterable[tuple[Prompt, Reply]]) -> list[Candidates]:
+def gather(replies: Iterable[tuple[Prompt, Candidate]]) -> list[Candidates]:
     """By prompt, each text once; a reply without text, and a prompt with fewer than two, is left out."""
-    groups: defaultdict[Prompt, dict[str, Reply]] = defaultdict(dict)
+    groups: defaultdict[Prompt, dict[str, Candidate]] = defaultdict(dict)
     for prompt, reply in replies:
         if reply.text.strip():
             groups[prompt].setdefault(reply.text, reply)

@@ -16,7 +16,6 @@ from trimtab.guidance.heads.forms import Head
 from trimtab.guidance.heads.manifest import Manifest, Parts
 from trimtab.guidance.policy import Policy
 from trimtab.guidance.text.encoding import Sampled
-from trimtab.guidance.text.prompt_form import Form
 from trimtab.guidance.training.config import TrainConfig
 from trimtab.guidance.training.examples import PromptItem, RowEncoder, rows_of
 from trimtab.guidance.training.on_policy.collect import Draw
@@ -26,8 +25,7 @@ from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.request import InvalidRequestError
 from trimtab.server.engine.startup import load
 from trimtab.server.judging.config import JudgeConfig
-from trimtab.server.rollouts.offline import GenerationError
-from trimtab.server.rollouts.sample import EncodedPrompt, SamplePlan, sample
+from trimtab.server.rollouts.sample import EncodedPrompt, GenerationError, SamplePlan, sample_rollouts
 from trimtab.server.scoring.choose import ScorerContext, check_scorer, make_scorer
 from trimtab.server.scoring.scorer import Score, Scorer
 
@@ -35,8 +33,8 @@ FLAG = "--on-policy.score"
 _NAME = "learner"
 
 
-class EngineSampler:
-    """A Sampler of guidance/training/on_policy: an engine with the head that learns as its only one, whose
+class EngineWriter:
+    """A ReplyWriter of guidance/training/on_policy: an engine whose only head is the one that learns, whose
     weights are put in anew before every sampling."""
 
     def __init__(
@@ -46,17 +44,17 @@ class EngineSampler:
         self._encoder = encoder
 
     @classmethod
-    def load(cls, config: TrainConfig, policy: Policy) -> EngineSampler:
-        """An engine with a copy of the policy of its own. policy: what the head is trained on.
+    def load(cls, config: TrainConfig, policy: Policy) -> EngineWriter:
+        """An engine over the same weights as `policy`, what the head is trained on.
 
         Raises ModelError, UserError, HeadError or PolicyError, one line, for a model or a scorer that cannot
         be had.
         """
-        scorer = _scorer(config, rows_of(config, policy)) if config.on_policy.score else None
-        engine_policy, _, engine_config = load(_engine_config(config, policy))
+        scorer = _scorer(config, policy) if config.on_policy.score else None
+        served, _, engine_config, compiled = load(_engine_config(config, policy), policy=policy)
         identity, parts = policy.identity, Parts(advantage=config.advantage.part())
         head = Head(parts, identity.hidden_size, identity.vocab_size).requires_grad_(False)
-        head.to(engine_policy.device, engine_policy.dtype)
+        head.to(served.device, served.dtype)
         manifest = Manifest(
             name=_NAME,
             parts=parts,
@@ -67,23 +65,23 @@ class EngineSampler:
         bank = HeadBank(
             [(head, manifest)],
             identity.hidden_size,
-            device=engine_policy.device,
-            vocab_size=engine_policy.vocab_size,
+            device=served.device,
+            vocab_size=served.vocab_size,
         )
         encoder = RowEncoder(policy, rows_of(config, policy), extra_keys=config.extra_columns)
-        return cls(Engine(engine_policy, bank, engine_config), encoder, scorer, config)
+        return cls(Engine(served, bank, engine_config, compiled), encoder, scorer, config)
 
     @property
     def is_scoring(self) -> bool:
-        """See Sampler."""
+        """See ReplyWriter."""
         return self.scorer is not None
 
     @property
     def reads(self) -> ReadColumns:
-        """See Sampler."""
+        """See ReplyWriter."""
         return check_scorer(self.config.on_policy.score, FLAG)
 
-    def sample(
+    def write(
         self,
         head: Head,
         strength: float,
@@ -92,7 +90,7 @@ class EngineSampler:
         seed: int,
         first: int = 0,
     ) -> list[Draw]:
-        """See Sampler. Raises DataError where the engine cannot go on."""
+        """See ReplyWriter. Raises DataError where the engine cannot go on."""
         assert head.advantage is not None
         self.engine.bank.put_advantage(_NAME, head.advantage)
         plan = SamplePlan(
@@ -109,7 +107,7 @@ class EngineSampler:
         total, shown = len(prompts) * num_replies, self.config.show_progress and is_first()
         with tqdm(total=total, desc="replies", unit="reply", leave=False, disable=not shown) as bar:
             try:
-                rows = sample(self.engine, encoded, plan, bar)
+                rows = sample_rollouts(self.engine, encoded, plan, bar)
             except (GenerationError, InvalidRequestError) as error:
                 raise DataError(f"sampling failed: {error}") from error
         scores = [Score(None)] * len(rows) if self.scorer is None else self.scorer.score(rows)
@@ -139,14 +137,15 @@ def _own_name(stem: str, suffix: str) -> str:
     return stem + suffix if is_first() else f"{stem}-{process_index()}{suffix}"
 
 
-def _scorer(config: TrainConfig, rows: Form) -> Scorer:
+def _scorer(config: TrainConfig, policy: Policy) -> Scorer:
     context = ScorerContext(
         model=config.model,
         heads=() if config.start_from is None else (config.start_from,),
         judge=JudgeConfig(),
         answers=config.run_folder / _own_name("judge_answers", ".jsonl"),
         device=config.device,
-        rows=rows,
+        rows=rows_of(config, policy),
         flag=FLAG,
+        policy=policy,
     )
     return make_scorer(config.on_policy.score, context)

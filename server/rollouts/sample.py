@@ -1,21 +1,87 @@
-"""Replies sampled by our own engine, as rollout rows."""
+"""Replies sampled by an engine of our own, without a server: requests in, completions out."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
 
 from tqdm.auto import tqdm
 
 from trimtab.guidance.data.rollouts import RolloutRow
+from trimtab.guidance.evaluation.replies import Heads, MeasuredReply
 from trimtab.guidance.text.message import Prompt
 from trimtab.server.engine.engine import Engine
-from trimtab.server.engine.request import Guidance, GuidanceSummary, Request, SamplingParams
-from trimtab.server.rollouts.offline import CompletedChoice, generate
+from trimtab.server.engine.request import (
+    Aborted,
+    ChoiceDone,
+    Completion,
+    Delta,
+    Event,
+    Failed,
+    Guidance,
+    GuidanceSummary,
+    Request,
+    SamplingParams,
+)
 
-Weights = tuple[tuple[str, float], ...]
+Progress: TypeAlias = "tqdm | str | None"
+"""A bar that goes on over several calls, the label of one of its own, or None for none."""
+
+
+class GenerationError(RuntimeError):
+    """A request ended with an error."""
+
+
+def sample(engine: Engine, requests: Iterable[Request], progress: Progress = None) -> list[Completion]:
+    """Every choice of every request, in order. Raises like `as_they_end`."""
+    requests = list(requests)
+    ended = {(c.request.request_id, c.index): c for c in as_they_end(engine, requests, progress)}
+    return [ended[request.request_id, i] for request in requests for i in range(request.sampling.n)]
+
+
+def as_they_end(
+    engine: Engine, requests: Sequence[Request], progress: Progress = None
+) -> Iterator[Completion]:
+    """Completions, batched, each when it is whole: who keeps less of one than its tokens keeps no others.
+
+    Raises InvalidRequestError before any work, GenerationError when a request ends with an error.
+    """
+    for request in requests:
+        engine.check(request)
+    growing = {(r.request_id, i): Completion(r, i) for r in requests for i in range(r.sampling.n)}
+    with _bar(progress, len(growing)) as bar:
+        for event in _events(engine, deque(requests)):
+            if isinstance(event, Failed | Aborted):
+                message = event.message if isinstance(event, Failed) else "aborted"
+                raise GenerationError(f"request {event.request_id}: {message}")
+            if isinstance(event, Delta | ChoiceDone):
+                growing[event.request_id, event.index].take(event)
+            if isinstance(event, ChoiceDone):
+                bar.update()
+                yield growing.pop((event.request_id, event.index))
+
+
+def _bar(progress: Progress, total: int) -> AbstractContextManager[tqdm]:
+    if progress is None or isinstance(progress, str):
+        return tqdm(total=total, desc=progress, unit="reply", disable=progress is None)
+    return nullcontext(progress)
+
+
+def _events(engine: Engine, waiting: deque[Request]) -> Iterator[Event]:
+    """Requests are handed over as room comes free: a queue of thousands would only be carried along."""
+    live = 0
+    while waiting or engine.has_work:
+        while waiting and live < 2 * engine.config.max_num_seqs:
+            request = waiting.popleft()
+            engine.add(request)
+            live += request.sampling.n
+        for event in engine.step():
+            live -= isinstance(event, ChoiceDone)
+            yield event
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +98,11 @@ class EncodedPrompt:
 
 @dataclass(frozen=True, slots=True)
 class SamplePlan:
-    """How replies are drawn. heads: name and weight of those that steer at `strength`.
+    """How replies to prompts are drawn. heads: those that steer at `strength`.
 
-    measure: a head whose reward part becomes the rows' reward, in its raw units.
     seed: of all; each prompt has noise of its own, whoever shares its batch.
+    measured: heads whose reward part reads every reply, whether they steer or not.
+    bias: (token id, number) that is added to the policy's logits. trace: measure every token.
     """
 
     num_replies: int = 1
@@ -43,9 +110,11 @@ class SamplePlan:
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int = 0
-    heads: Weights = ()
+    heads: Heads = ()
     strength: float = 0.0
-    measure: str = ""
+    measured: tuple[str, ...] = ()
+    bias: tuple[tuple[int, float], ...] = ()
+    trace: bool = False
 
     def request(self, prompt: EncodedPrompt) -> Request:
         """Raises InvalidRequestError for numbers out of range."""
@@ -55,51 +124,42 @@ class SamplePlan:
             top_p=self.top_p,
             n=self.num_replies,
             seed=(self.seed << 32) + prompt.number,
+            logit_bias=self.bias,
         )
-        measured = self.measure and self.measure not in dict(self.heads)
-        heads = (*self.heads, (self.measure, 0.0)) if measured else self.heads
-        guidance = Guidance(self.strength, heads)
+        steering = dict(self.heads)
+        watched = tuple((name, 0.0) for name in self.measured if name not in steering)
+        guidance = Guidance(self.strength, (*self.heads, *watched), trace=self.trace)
         return Request(str(prompt.number), prompt.token_ids, sampling, guidance, prompt.end_id)
 
 
-def sample(
-    engine: Engine, prompts: Sequence[EncodedPrompt], plan: SamplePlan, bar: tqdm | None = None
+def sample_rollouts(
+    engine: Engine, prompts: Sequence[EncodedPrompt], plan: SamplePlan, progress: Progress = None
 ) -> list[RolloutRow]:
-    """num_replies rows for each prompt, in order. bar: told of every reply that ends.
-
-    Raises InvalidRequestError before any work, GenerationError when a request ends with an error.
-    """
-    of_number = {prompt.number: prompt for prompt in prompts}
-    completions = generate(engine, [plan.request(prompt) for prompt in prompts], bar=bar)
+    """num_replies rows for each prompt, in order. The first head of plan.measured gives their reward, in its
+    raw units. Raises like `as_they_end`."""
+    of_number = {str(prompt.number): prompt for prompt in prompts}
     return [
-        _row(engine, plan, completion.request, of_number[int(completion.request.request_id)], index, choice)
-        for completion in completions
-        for index, choice in enumerate(completion.choices)
+        _row(engine, plan, of_number[completion.request.request_id], completion)
+        for completion in sample(engine, map(plan.request, prompts), progress)
     ]
 
 
-def _row(
-    engine: Engine,
-    plan: SamplePlan,
-    request: Request,
-    prompt: EncodedPrompt,
-    index: int,
-    choice: CompletedChoice,
-) -> RolloutRow:
-    assert choice.summary is not None and request.sampling.seed is not None
+def _row(engine: Engine, plan: SamplePlan, prompt: EncodedPrompt, completion: Completion) -> RolloutRow:
+    seed, summary = completion.request.sampling.seed, completion.summary
+    assert seed is not None
     return RolloutRow(
         prompt=prompt.prompt,
-        completion=choice.text,
-        token_ids=tuple(choice.token_ids),
-        is_cut=choice.finish_reason == "length",
-        prompt_id=int(request.request_id),
-        sample=index,
-        seed=request.sampling.seed,
-        kl=choice.summary.kl,
+        completion=completion.text,
+        token_ids=tuple(completion.token_ids),
+        is_cut=completion.is_cut,
+        prompt_id=prompt.number,
+        sample=completion.index,
+        seed=seed,
+        kl=summary.kl,
         strength=plan.strength,
         temperature=plan.temperature,
         top_p=plan.top_p,
-        reward=_raw_reward(engine, plan.measure, choice.summary) if plan.measure else None,
+        reward=_raw_reward(engine, plan.measured[0], summary) if plan.measured else None,
         columns=prompt.columns,
     )
 
@@ -109,3 +169,33 @@ def _raw_reward(engine: Engine, head: str, summary: GuidanceSummary) -> float | 
     manifest = engine.bank.manifests[engine.bank.names.index(head)]
     reward = dict(summary.reward)[head] * manifest.reward_std + manifest.reward_mean
     return reward if math.isfinite(reward) else None
+
+
+def sample_measured(
+    engine: Engine, prompts: Sequence[EncodedPrompt], plan: SamplePlan, progress: Progress = None
+) -> list[MeasuredReply]:
+    """What an evaluation keeps of the replies, in order, each with its prompt's place among `prompts`; the
+    same noise for each at every setting. Raises like `as_they_end`."""
+    requests = [replace(plan, trace=True).request(prompt) for prompt in prompts]
+    places = {request.request_id: place for place, request in enumerate(requests)}
+    replies = [
+        _measured(places[completion.request.request_id], completion)
+        for completion in as_they_end(engine, requests, progress)
+    ]
+    return sorted(replies, key=lambda reply: (reply.prompt, reply.sample))
+
+
+def _measured(place: int, completion: Completion) -> MeasuredReply:
+    summary, tokens = completion.summary, completion.tokens
+    return MeasuredReply(
+        prompt=place,
+        text=completion.text,
+        token_ids=tuple(completion.token_ids),
+        kl=summary.kl,
+        finish_reason=completion.finish_reason,
+        flips=summary.flips,
+        logprob=sum(token.logprob for token in tokens),
+        base_logprob=sum(token.trace.base_logprob for token in tokens if token.trace),
+        rewards=dict(summary.reward),
+        sample=completion.index,
+    )

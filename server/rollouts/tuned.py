@@ -19,10 +19,8 @@ from trimtab.guidance.training.lora.config import LoraConfig
 from trimtab.guidance.training.lora.measure import measure_tuned
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
-from trimtab.server.engine.request import Request, SamplingParams
-from trimtab.server.rollouts.offline import CompletedChoice, generate
-
-Reply = tuple[int, CompletedChoice]  # number of the prompt, and what was drawn
+from trimtab.server.engine.request import Completion
+from trimtab.server.rollouts.sample import EncodedPrompt, SamplePlan, sample
 
 
 def measure_points(config: TrainLoraConfig, prompts: Path, merged: Mapping[float, Path]) -> dict[str, Any]:
@@ -40,7 +38,7 @@ def measure_points(config: TrainLoraConfig, prompts: Path, merged: Mapping[float
     for scale, folder in merged.items():
         replies = _sample(config, folder, chosen, form)
         encoder = ReplyEncoder(base.tokenizer, form, end_ids=base.end_ids, extra_keys=config.extra_columns)
-        encoded = [_encode(encoder, chosen[number], choice) for number, choice in replies]
+        encoded = [_encode(encoder, chosen[_number(reply)], reply) for reply in replies]
         tuned = load_policy(folder, device=config.device)
         measured = measure_tuned(base, tuned, encoded, show_progress=config.show_progress)
         kls = [reply.kl for reply in measured]
@@ -57,44 +55,41 @@ def measure_points(config: TrainLoraConfig, prompts: Path, merged: Mapping[float
     return {"label": label, "model": str(config.model), "seed": config.seed, "points": points}
 
 
-def _sample(config: TrainLoraConfig, folder: Path, prompts: tuple[Prompt, ...], form: Form) -> list[Reply]:
+def _sample(
+    config: TrainLoraConfig, folder: Path, prompts: tuple[Prompt, ...], form: Form
+) -> list[Completion]:
     """Replies at temperature 1; prompt and sample have the same noise at every scale."""
     try:
         engine = Engine.from_config(EngineConfig(folder, device=config.device, compile="off"))
     except ModelError as error:
         raise UserError(str(error)) from error
     encoder = ReplyEncoder(engine.policy.tokenizer, form, extra_keys=config.extra_columns)
+    plan = SamplePlan(config.num_replies, config.reply_tokens, seed=config.seed)
     requests = [
-        Request(
-            str(number),
-            encoder.prompt_ids(prompt),
-            SamplingParams(config.reply_tokens, n=config.num_replies, seed=(config.seed << 32) + number),
-        )
+        plan.request(EncodedPrompt(number, prompt, encoder.prompt_ids(prompt)))
         for number, prompt in enumerate(prompts)
     ]
-    completions = generate(engine, requests, progress=folder.name if config.show_progress else None)
+    replies = sample(engine, requests, folder.name if config.show_progress else None)
     del engine
     gc.collect()  # the engine's cache, before two policies are loaded
-    return [(number, choice) for number, done in enumerate(completions) for choice in done.choices]
+    return replies
 
 
-def _encode(encoder: ReplyEncoder, prompt: Prompt, choice: CompletedChoice) -> EncodedReply:
-    sampled = Sampled(tuple(choice.token_ids), is_cut=choice.finish_reason == "length")
-    return encoder.encode(prompt, choice.text, sampled)
+def _number(reply: Completion) -> int:
+    return int(reply.request.request_id)
 
 
-def _columns(replies: list[Reply]) -> dict[str, list[Any]]:
-    seen: dict[int, int] = {}
-    samples = []
-    for number, _ in replies:
-        samples.append(seen.get(number, 0))
-        seen[number] = samples[-1] + 1
+def _encode(encoder: ReplyEncoder, prompt: Prompt, reply: Completion) -> EncodedReply:
+    return encoder.encode(prompt, reply.text, Sampled(tuple(reply.token_ids), reply.is_cut))
+
+
+def _columns(replies: list[Completion]) -> dict[str, list[Any]]:
     return {
-        "prompt_ids": [number for number, _ in replies],
-        "samples": samples,
-        "texts": [choice.text for _, choice in replies],
-        "token_ids": [choice.token_ids for _, choice in replies],
-        "is_cut": [choice.finish_reason == "length" for _, choice in replies],
+        "prompt_ids": [_number(reply) for reply in replies],
+        "samples": [reply.index for reply in replies],
+        "texts": [reply.text for reply in replies],
+        "token_ids": [reply.token_ids for reply in replies],
+        "is_cut": [reply.is_cut for reply in replies],
     }
 
 

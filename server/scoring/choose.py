@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from trimtab.guidance.bundled import HEADS_DIR
 from trimtab.guidance.data.rows import ReadColumns
@@ -20,13 +21,17 @@ from trimtab.server.judging.questions import RUBRIC
 from trimtab.server.scoring.functions import BatchFunctionScorer, FunctionScorer, calling_of, load_function
 from trimtab.server.scoring.scorer import Scorer
 
+if TYPE_CHECKING:
+    from trimtab.guidance.policy import Policy
+
 SPELLINGS = "reward:NAME_OR_FOLDER, function:MODULE:FUNCTION, model:PATH or judge:URL"
 
 
 @dataclass(frozen=True, slots=True)
 class ScorerContext:
     """What scorers are made of. model, heads: folders. answers: file that keeps a judge's answers. rows: as
-    what prompts that are strings were sampled to. flag: that the scorer was named with."""
+    what prompts that are strings were sampled to. flag: that the scorer was named with. policy: the model,
+    where it is loaded already."""
 
     model: str | Path
     heads: tuple[Path, ...]
@@ -36,6 +41,7 @@ class ScorerContext:
     device: str = "auto"
     rows: Rows = "auto"
     flag: str = "--score"
+    policy: Policy | None = None
 
 
 def split_scorer(name: str, flag: str = "--score") -> tuple[str, str]:
@@ -128,7 +134,8 @@ def _reward(name: str, context: ScorerContext) -> Scorer:
     from trimtab.server.scoring.reward_part import RewardPartScorer  # noqa: PLC0415 (heavy)
 
     folder = reward_folder(name, context.heads, context.flag)
-    return RewardPartScorer(load_policy(context.model, device=context.device), folder, context.rows)
+    policy = context.policy or load_policy(context.model, device=context.device)
+    return RewardPartScorer(policy, folder, context.rows)
 
 
 def _function(name: str, context: ScorerContext) -> Scorer:

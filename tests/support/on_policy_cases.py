@@ -1,4 +1,4 @@
-"""A sampler that runs the policy token by token, and runs of on-policy losses with it."""
+"""A writer that runs the policy token by token, and runs of on-policy losses with it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def mark_wanted(tokens: list[int]) -> list[float]:
     return [float(token in WANTED) for token in tokens]
 
 
-class SlowSampler:
+class SlowWriter:
     """Replies of LENGTH tokens, cut. score: of drawn tokens -> a number, one per token, a problem's name, or
     None where the head's own reward is to score."""
 
@@ -55,7 +55,7 @@ class SlowSampler:
         return ReadColumns()
 
     @torch.no_grad()
-    def sample(
+    def write(
         self,
         head: Head,
         strength: float,

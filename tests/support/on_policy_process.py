@@ -1,11 +1,11 @@
-"""One process of an on-policy run with a SlowSampler: python on_policy_process.py CONFIG.yaml [SCORE]"""
+"""One process of an on-policy run with a SlowWriter: python on_policy_process.py CONFIG.yaml [SCORE]"""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-from on_policy_cases import SlowSampler, count_wanted
+from on_policy_cases import SlowWriter, count_wanted
 
 from trimtab.guidance.config_file import read_config
 from trimtab.guidance.policy import load_policy
@@ -16,5 +16,5 @@ from trimtab.guidance.training.train_head import train_head
 if __name__ == "__main__":
     config = TrainConfig(**read_config(TrainConfig, Path(sys.argv[1])))
     policy = load_policy(config.model)
-    train_head(config, policy=policy, sampler=SlowSampler(policy, count_wanted))
+    train_head(config, policy=policy, writer=SlowWriter(policy, count_wanted))
     end_processes()

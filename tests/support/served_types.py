@@ -17,8 +17,8 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from trimtab.guidance.errors import ModelError
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
-from trimtab.server.engine.request import Request, SamplingParams
-from trimtab.server.rollouts.offline import Completion, generate
+from trimtab.server.engine.request import Completion, Request, SamplingParams
+from trimtab.server.rollouts.sample import sample
 
 NUM_NEW = 24
 TOLERANCE = 2e-4  # nats: types served right reach 4e-5
@@ -81,9 +81,9 @@ def _compare(engine: Engine, reference: PreTrainedModel, reach: Reach) -> Outcom
         Request(str(i), tuple(rng.randrange(6, 250) for _ in range(length)), greedy)
         for i, length in enumerate((reach.original + 1, 5 * reach.original // 2, reach.longest - NUM_NEW - 3))
     ]
-    completions = generate(engine, requests)
+    completions = sample(engine, requests)
     again = dataclasses.replace(requests[-1], request_id="again", prompt_token_ids=_branch(requests[-1]))
-    completions += generate(engine, [again])  # from the prefix cache
+    completions += sample(engine, [again])  # from the prefix cache
     worst = max(_error(completion, reference) for completion in completions)
     if worst <= TOLERANCE:
         return Outcome("right", f"{worst:.1g}")
@@ -98,7 +98,7 @@ def _branch(request: Request) -> tuple[int, ...]:
 
 def _error(completion: Completion, reference: PreTrainedModel) -> float:
     """How far each token's log-probability, and its being the best one, are from the model's own."""
-    reply = completion.choices[0].tokens
+    reply = completion.tokens
     prompt = list(completion.request.prompt_token_ids)
     logits = _own_logits(reference, prompt + [token.token_id for token in reply])
     own = logits[len(prompt) - 1 : -1].float().log_softmax(-1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,9 +16,9 @@ from benchmarks.gpu.findings import Findings
 from benchmarks.gpu.inputs import dtype_name
 from benchmarks.gpu.machine import Machine
 from trimtab.server.engine.engine import Engine
-from trimtab.server.engine.request import Guidance, Request, SamplingParams
+from trimtab.server.engine.request import Completion, Guidance, Request, SamplingParams
 from trimtab.server.engine.self_check import TOLERANCE, self_check
-from trimtab.server.rollouts.offline import CompletedChoice, generate
+from trimtab.server.rollouts.sample import sample
 
 OTHER_REPLIES = 0.05  # share that may differ between two routes in fp32: each began with a near tie
 
@@ -40,10 +39,10 @@ def _check_generate(machine: Machine, sizes: EngineSizes, findings: Findings, dt
     engine = subject.engine(max_num_seqs=len(sizes.check_prompts))
     prompts = random_prompts(sizes.small, sizes.check_prompts)
     greedy = SamplingParams(max_tokens=sizes.check_tokens, temperature=0, ignore_eos=True)
-    replies = _tokens(generate(engine, [Request(str(i), p, greedy) for i, p in enumerate(prompts)]))
+    completions = sample(engine, [Request(str(i), p, greedy) for i, p in enumerate(prompts)])
     name = dtype_name(dtype)
-    for prompt, reply in zip(prompts, replies, strict=True):
-        gap = _gap_to_generate(own, prompt, reply)
+    for prompt, completion in zip(prompts, completions, strict=True):
+        gap = _gap_to_generate(own, prompt, completion.token_ids)
         findings.require(f"{name}: logit gap where the reply leaves generate's", gap, TOLERANCE[dtype])
 
 
@@ -85,8 +84,8 @@ def check_routes(machine: Machine, sizes: EngineSizes, findings: Findings) -> No
     require_guidance(
         findings,
         [
-            (bool(request.guidance.strength), choice.summary.kl if choice.summary else math.nan)
-            for request, choice in zip(mixed_requests(sizes), expected, strict=True)
+            (bool(request.guidance.strength), completion.summary.kl)
+            for request, completion in zip(mixed_requests(sizes), expected, strict=True)
         ],
     )
     for name, options in routes.items():
@@ -123,9 +122,9 @@ def check_strict(machine: Machine, sizes: EngineSizes, findings: Findings) -> No
     subject = Subject(sizes.small, machine.device, sizes.dtypes[0], sizes.rank)
     requests = mixed_requests(sizes)
     engine = subject.engine(max_num_seqs=len(requests), strict=True)
-    together = [completion.choices[0] for completion in generate(engine, requests)]
+    together = sample(engine, requests)
     for request, company in zip(requests, together, strict=True):
-        alone = generate(engine, [request])[0].choices[0]
+        [alone] = sample(engine, [request])
         same = [(token.token_id, token.logprob) for token in alone.tokens] == [
             (token.token_id, token.logprob) for token in company.tokens
         ]
@@ -146,19 +145,15 @@ def mixed_requests(sizes: EngineSizes) -> list[Request]:
 
 def _run_mixed(
     subject: Subject, sizes: EngineSizes, others: Sequence[Request] = (), **options: Any
-) -> list[CompletedChoice]:
+) -> list[Completion]:
     requests = [*mixed_requests(sizes), *others]
     engine: Engine = subject.engine(max_num_seqs=len(requests), **options)
-    return [completion.choices[0] for completion in generate(engine, requests)]
+    return sample(engine, requests)
 
 
-def _share_of_others(expected: Sequence[CompletedChoice], found: Sequence[CompletedChoice]) -> float:
+def _share_of_others(expected: Sequence[Completion], found: Sequence[Completion]) -> float:
     pairs = list(zip(expected, found, strict=True))
     return sum(a.token_ids != b.token_ids for a, b in pairs) / len(pairs)
-
-
-def _tokens(completions: Sequence[Any]) -> list[list[int]]:
-    return [completion.choices[0].token_ids for completion in completions]
 
 
 CASES = {

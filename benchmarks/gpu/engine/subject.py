@@ -14,13 +14,13 @@ from trimtab.guidance.heads.bank import HeadBank
 from trimtab.guidance.heads.fingerprint import identify
 from trimtab.guidance.heads.forms import Head
 from trimtab.guidance.heads.manifest import AdvantagePart, BaseModel, Manifest, Parts, ScalarPart
-from trimtab.guidance.policy import has_linear_tail
+from trimtab.guidance.policy import Policy, has_linear_tail
 from trimtab.server.engine.compiled_decode import compile_decode
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.fast_modules import can_pack, pack_policy
 from trimtab.server.engine.kv_cache import LayerShape
-from trimtab.server.engine.policy import Policy
+from trimtab.server.engine.policy import ServedPolicy
 
 FORMS = ("lowrank", "tied")
 ONE_OF_EACH = {form: form for form in FORMS}
@@ -74,17 +74,17 @@ class Subject:
         if pack_weights and can_pack(device, dtype):
             self._packed_lm_head = pack_policy(self.model)
 
-    def policy(self) -> Policy:
+    def policy(self) -> ServedPolicy:
         size = self.size
         dim = size.hidden // size.heads
-        return Policy(
+        identity = identify(self.model, self._tokenizer, size.name)
+        return ServedPolicy(
+            frozen=Policy(self.model, self._tokenizer, identity, self.has_linear_tail),
             name=size.name,
             model=self.model,
-            tokenizer=self._tokenizer,
             layers=(LayerShape(size.kv_heads, dim, dim),) * size.layers,
             max_model_len=size.max_len,
             eos_token_ids=(),
-            identity=identify(self.model, self._tokenizer, size.name),
             has_linear_tail=self.has_linear_tail,
             packed_lm_head=self._packed_lm_head,
         )
@@ -95,8 +95,7 @@ class Subject:
         policy = self.policy()
         bank = HeadBank(list(self.heads.values()), self.size.hidden, device=policy.device)
         config = EngineConfig(model=self.size.name, **options).resolved(policy.device.type)
-        policy.compiled_decode = compile_decode(policy, config)
-        return Engine(policy, bank, config)
+        return Engine(policy, bank, config, compile_decode(policy, config))
 
     def head_bytes(self, name: str) -> int:
         advantage = self.heads[name][0].advantage

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from trimtab.guidance.data.formats.exchange import Exchange, Reply, Turns
+from trimtab.guidance.data.formats.exchange import Exchange, RatedReply, Turns
 from trimtab.guidance.data.formats.names import SCORES, as_score, find, items
 from trimtab.guidance.data.formats.pairs import pair_columns, split_pair
 from trimtab.guidance.data.formats.prompts import prompt_column, read_prompt, text_of
@@ -98,7 +98,7 @@ def read(row: ReadRow, as_text: bool) -> Exchange:
     if verdict.better is None:
         raise TieError(f"{column} is {row[column]!r}")
     better, worse = replies[verdict.better], replies[1 - verdict.better]
-    return Exchange(prompt, (Reply(better), Reply(worse)), is_ordered=True, margin=verdict.margin)
+    return Exchange(prompt, (RatedReply(better), RatedReply(worse)), is_ordered=True, margin=verdict.margin)
 
 
 def _read_replies(
@@ -135,7 +135,7 @@ def _scored(row: ReadRow, names: Names, prompt: str | Turns, replies: tuple[Any,
     if columns is None:
         raise DataError(f"nothing tells which of {names[0]} and {names[1]} is better")
     scores = (as_score(row[column], column) for column in columns)
-    told = tuple(Reply(text, score) for text, score in zip(replies, scores, strict=True))
+    told = tuple(RatedReply(text, score) for text, score in zip(replies, scores, strict=True))
     return Exchange(prompt, told, is_rated=True)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from trimtab.guidance.data.formats.exchange import Exchange, Reply, Turns
+from trimtab.guidance.data.formats.exchange import Exchange, RatedReply, Turns
 from trimtab.guidance.data.formats.names import LABELS, SCORES, as_label, as_score, find, items
 from trimtab.guidance.data.formats.pairs import is_conversation_pair, margin_of, pair_columns
 from trimtab.guidance.data.formats.read import ReadRow
@@ -48,7 +48,7 @@ def read(row: ReadRow, as_text: bool) -> Exchange:
     turns = _with_system(row, as_turns(row[columns[0]], columns[0]))
     pair = pair_columns(row)
     if pair is not None:
-        replies = tuple(Reply(reply_turns(row[name], name)) for name in pair)
+        replies = tuple(RatedReply(reply_turns(row[name], name)) for name in pair)
         return Exchange(turns, replies, is_ordered=True, margin=margin_of(row))
     prompt, reply = split_reply(turns)
     if not reply or not prompt:
@@ -56,7 +56,7 @@ def read(row: ReadRow, as_text: bool) -> Exchange:
     labels, scores = find(row, LABELS), find(row, SCORES)
     is_good = as_label(row[labels[0]], labels[0]) if labels else None
     score = as_score(row[scores[0]], scores[0]) if scores else None
-    return Exchange(prompt, (Reply(reply, score, is_good),))
+    return Exchange(prompt, (RatedReply(reply, score, is_good),))
 
 
 def _with_system(row: ReadRow, turns: Turns) -> Turns:

@@ -17,7 +17,7 @@ class KindError(DataError):
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class RatedReply:
     """text: a string, or one message of the assistant in a list. score: higher is better. is_good: thumbs."""
 
     text: str | Turns
@@ -34,7 +34,7 @@ class Exchange:
     """
 
     prompt: str | Turns
-    replies: tuple[Reply, ...] = ()
+    replies: tuple[RatedReply, ...] = ()
     is_ordered: bool = False
     margin: float | None = None
     is_rated: bool = False
@@ -56,7 +56,7 @@ def _preferences(exchange: Exchange) -> Iterator[Row]:
         yield row if margin is None else {**row, "margin": margin}
 
 
-def _pairs(exchange: Exchange) -> list[tuple[Reply, Reply, float | None]]:
+def _pairs(exchange: Exchange) -> list[tuple[RatedReply, RatedReply, float | None]]:
     """As they were judged; else every good one above every bad one; else the best above the worst."""
     replies = exchange.replies
     if exchange.is_ordered:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trimtab.guidance.data.formats import comparison, conversation, replies, transcript
-from trimtab.guidance.data.formats.exchange import Exchange, Reply, Turns
+from trimtab.guidance.data.formats.exchange import Exchange, RatedReply, Turns
 from trimtab.guidance.data.formats.names import (
     LABELS,
     REPLIES,
@@ -58,7 +58,7 @@ def read(row: ReadRow, as_text: bool) -> Exchange:
     prompt = read_prompt(row, as_text)
     pair = _pair(row)
     if pair is not None:
-        return Exchange(prompt, tuple(map(Reply, pair)), is_ordered=True, margin=margin_of(row))
+        return Exchange(prompt, tuple(map(RatedReply, pair)), is_ordered=True, margin=margin_of(row))
     columns = find(row, REPLIES)
     if not columns or not isinstance(row.peek()[columns[0]], str):
         return Exchange(prompt)
@@ -67,7 +67,7 @@ def read(row: ReadRow, as_text: bool) -> Exchange:
     labels, scores = find(row, LABELS), find(row, SCORES)
     is_good = as_label(row[labels[0]], labels[0]) if labels else None
     score = as_score(row[scores[0]], scores[0]) if scores else None
-    return Exchange(prompt, (Reply(row[columns[0]], score, is_good),))
+    return Exchange(prompt, (RatedReply(row[columns[0]], score, is_good),))
 
 
 def _pair(row: ReadRow) -> tuple[str | Turns, str | Turns] | None:

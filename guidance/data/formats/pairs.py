@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from trimtab.guidance.data.formats.exchange import Exchange, Reply, Turns
+from trimtab.guidance.data.formats.exchange import Exchange, RatedReply, Turns
 from trimtab.guidance.data.formats.names import PAIR_SCORES, PAIRS, as_score, find, items
 from trimtab.guidance.data.formats.prompts import text_of
 from trimtab.guidance.data.formats.read import ReadRow
@@ -46,7 +46,7 @@ def read(row: ReadRow, as_text: bool) -> Exchange:
     chosen, rejected = (as_turns(row[name], name) for name in pair)
     prompt, replies = split_pair(chosen, rejected, pair)
     _check_prompt(row, prompt)
-    return Exchange(prompt, tuple(map(Reply, replies)), is_ordered=True, margin=margin_of(row))
+    return Exchange(prompt, tuple(map(RatedReply, replies)), is_ordered=True, margin=margin_of(row))
 
 
 def split_pair(chosen: Turns, rejected: Turns, names: tuple[str, str]) -> tuple[Turns, tuple[Turns, Turns]]:

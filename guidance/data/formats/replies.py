@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trimtab.guidance.data.formats.exchange import Exchange, Reply, Turns
+from trimtab.guidance.data.formats.exchange import Exchange, RatedReply, Turns
 from trimtab.guidance.data.formats.names import LABELS, SCORES, as_label, as_score, find, items
 from trimtab.guidance.data.formats.pairs import pair_columns
 from trimtab.guidance.data.formats.prompts import as_prompt, read_prompt
@@ -96,12 +96,12 @@ def _exchange(prompt: str | Turns, judged: Sequence[Mapping[str, Any]]) -> Excha
     return Exchange(prompt, replies, is_rated=not any(find(one, _RANKS) for one in judged))
 
 
-def _reply(judged: Mapping[str, Any]) -> Reply:
+def _reply(judged: Mapping[str, Any]) -> RatedReply:
     text, ranks = judged[find(judged, _TEXTS)[0]], find(judged, _RANKS)
     if ranks:
-        return Reply(text, score=-as_score(judged[ranks[0]], ranks[0]))
+        return RatedReply(text, score=-as_score(judged[ranks[0]], ranks[0]))
     scores, labels = find(judged, SCORES), find(judged, LABELS)
-    return Reply(
+    return RatedReply(
         text,
         as_score(judged[scores[0]], scores[0]) if scores else None,
         as_label(judged[labels[0]], labels[0]) if labels else None,
@@ -120,11 +120,13 @@ def _beside(row: ReadRow, column: str, prompt: str | Turns) -> Exchange:
     if len(judged) != len(texts):
         raise DataError(f"{name} must have {len(texts)} entries, one for each of {column}, got {len(judged)}")
     if name in _LABEL_LISTS:
-        replies = [Reply(text, is_good=as_label(one, name)) for text, one in zip(texts, judged, strict=True)]
+        replies = [
+            RatedReply(text, is_good=as_label(one, name)) for text, one in zip(texts, judged, strict=True)
+        ]
         return Exchange(prompt, tuple(replies))
     sign = -1.0 if name in _RANKS else 1.0
     scores = (sign * as_score(one, name) for one in judged)
-    told = tuple(Reply(text, score) for text, score in zip(texts, scores, strict=True))
+    told = tuple(RatedReply(text, score) for text, score in zip(texts, scores, strict=True))
     return Exchange(prompt, told, is_rated=name not in _RANKS)
 
 
@@ -133,5 +135,5 @@ def _chosen(row: ReadRow, prompt: str | Turns, texts: Sequence[Mapping[str, Any]
     choice = row["choice"]
     if len(texts) != 2 or choice not in (0, 1):
         raise DataError(f"choice must be 0 or 1, of two replies, got {choice!r} of {len(texts)}")
-    both = [Reply(one[find(one, _TEXTS)[0]]) for one in texts]
+    both = [RatedReply(one[find(one, _TEXTS)[0]]) for one in texts]
     return Exchange(prompt, (both[choice], both[1 - choice]), is_ordered=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trimtab.guidance.data.formats import comparison, replies
-from trimtab.guidance.data.formats.exchange import Exchange, Reply, Turns
+from trimtab.guidance.data.formats.exchange import Exchange, RatedReply, Turns
 from trimtab.guidance.data.formats.names import LABELS, REPLIES, as_label, find, items
 from trimtab.guidance.data.formats.pairs import margin_of, pair_columns, split_pair
 from trimtab.guidance.data.formats.read import ReadRow
@@ -46,15 +46,15 @@ def read(row: ReadRow, as_text: bool) -> Exchange:
     name = prompts[0]
     prompt = row[name] if as_text else transcript_prompt(row[name], name)
     if pair is not None:
-        both = tuple(Reply(_reply(row[one], one, as_text)) for one in pair)
+        both = tuple(RatedReply(_reply(row[one], one, as_text)) for one in pair)
         return Exchange(prompt, both, is_ordered=True, margin=margin_of(row))
     labels, columns = find(row, LABELS), find(row, REPLIES)
     is_good = as_label(row[labels[0]], labels[0]) if labels else None
     if columns:
-        told = Reply(_reply(row[columns[0]], columns[0], as_text), is_good=is_good)
+        told = RatedReply(_reply(row[columns[0]], columns[0], as_text), is_good=is_good)
         return Exchange(prompt, (told,))
     before, reply = split_text_reply(prompt) if isinstance(prompt, str) else split_reply(prompt)
-    return Exchange(before, (Reply(reply, is_good=is_good),) if reply else ())
+    return Exchange(before, (RatedReply(reply, is_good=is_good),) if reply else ())
 
 
 def _read_pair(row: ReadRow, pair: tuple[str, str], as_text: bool) -> Exchange:
@@ -64,10 +64,10 @@ def _read_pair(row: ReadRow, pair: tuple[str, str], as_text: bool) -> Exchange:
         raise TieError(f"{pair[0]} and {pair[1]} are the same")
     if as_text:
         prompt, texts = split_text(chosen, rejected)
-        told = tuple(map(Reply, texts))
+        told = tuple(map(RatedReply, texts))
         return Exchange(prompt, told, is_ordered=True, margin=margin_of(row))
     turns, ends = split_pair(transcript_turns(chosen, pair[0]), transcript_turns(rejected, pair[1]), pair)
-    return Exchange(turns, tuple(map(Reply, ends)), is_ordered=True, margin=margin_of(row))
+    return Exchange(turns, tuple(map(RatedReply, ends)), is_ordered=True, margin=margin_of(row))
 
 
 def _reply(value: Any, name: str, as_text: bool) -> str | Turns:

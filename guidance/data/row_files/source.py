@@ -11,7 +11,7 @@ from pathlib import Path
 import datasets
 
 from trimtab.guidance.data.row_files.readers import READERS, Raw, is_readable, kind_of_file, read_file
-from trimtab.guidance.errors import DataError
+from trimtab.guidance.errors import DataError, first_line
 
 _SPLIT_NAMES = ("train", "test", "validation", "valid", "val", "dev", "eval")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(?::[\w.-]+){0,2}")
@@ -149,7 +149,7 @@ def _from_saved(folder: Path, split: str) -> Iterator[Raw]:
     try:
         table = datasets.load_from_disk(str(folder))
     except Exception as error:
-        raise DataError(f"{folder}: datasets cannot read it ({_first_line(error)})") from error
+        raise DataError(f"{folder}: datasets cannot read it ({first_line(error)})") from error
     yield from _from_table(str(folder), table, split)
 
 
@@ -161,7 +161,7 @@ def _from_hub(source: Source) -> Iterator[Raw]:
     except Exception as error:
         raise DataError(
             f"{source.name}: no such file or folder, and datasets cannot load it from the hub or its cache "
-            f"({_first_line(error)})"
+            f"({first_line(error)})"
         ) from error
     yield from _from_table(source.name, table, source.split)
 
@@ -177,7 +177,3 @@ def _from_table(name: str, table: datasets.Dataset | datasets.DatasetDict, split
         raise DataError(f"{name}: has no splits, and {split} is asked for")
     for number, row in enumerate(table):
         yield f"row {number}", row
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -18,7 +18,7 @@ from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from trimtab.guidance.config_file import to_yaml
 from trimtab.guidance.data.load import load_preferences, load_rollouts
-from trimtab.guidance.errors import DataError, PolicyError
+from trimtab.guidance.errors import DataError, PolicyError, first_line
 from trimtab.guidance.files import whole_folder, write_text
 from trimtab.guidance.policy import Policy, load_policy
 from trimtab.guidance.text.encoding import EncodedReply, ReplyEncoder
@@ -204,7 +204,7 @@ def train_adapter(config: LoraConfig) -> tuple[dict[str, float], ...]:
     try:
         trainer = make(config, policy, rows)
     except ValueError as error:  # peft on target modules that the model does not have
-        raise PolicyError(f"{config.model} cannot be adapted ({_first_line(error)})") from error
+        raise PolicyError(f"{config.model} cannot be adapted ({first_line(error)})") from error
     if not config.show_progress:
         trainer.remove_callback(PrinterCallback)
     trainer.train()
@@ -228,7 +228,7 @@ def merge(config: LoraConfig, scale: float, folder: Path) -> Path:
         model = PeftModel.from_pretrained(policy.model, config.adapter_folder, local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise PolicyError(
-            f"{config.adapter_folder}: no adapter for {config.model} ({_first_line(error)}): name the folder "
+            f"{config.adapter_folder}: no adapter for {config.model} ({first_line(error)}): name the folder "
             "that training wrote"
         ) from error
     with rescale_adapter_scale(model, scale):
@@ -246,7 +246,3 @@ def _check_finite(config: LoraConfig, model: PeftModel) -> None:
                 f"{config.data}: training diverged, {name} is not finite: lower "
                 f"learning_rate={config.learning_rate}"
             )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -25,7 +25,7 @@ _TOKENS_AT_ONCE = 16384  # of rows, with their padding, and of candidates
 
 
 @dataclass(frozen=True, slots=True)
-class Candidates:
+class NextTokens:
     """Of n prefixes of a row: h [n, d], where the next token is predicted; tokens i64[n, K], the likeliest
     first; weight [n, K], their π₀; after [n, K, d], h once each has been appended. On the CPU, in float32."""
 
@@ -37,7 +37,7 @@ class Candidates:
 
 def run_candidates(
     policy: Policy, rows: Sequence[tuple[int, ...]], lengths: Sequence[Sequence[int]], top_k: int
-) -> Iterator[tuple[int, Candidates]]:
+) -> Iterator[tuple[int, NextTokens]]:
     """(index of a row, the candidates of its prefixes), in any order.
 
     rows: token ids from the prompt's start on. lengths: of each row's prefixes, 1 … len(row).
@@ -60,7 +60,7 @@ def run_candidates(
         yield from zip(batch, found, strict=True)
 
 
-_Run = Callable[[Policy, Sequence[tuple[int, ...]], Sequence[Sequence[int]], int], list[Candidates]]
+_Run = Callable[[Policy, Sequence[tuple[int, ...]], Sequence[Sequence[int]], int], list[NextTokens]]
 
 
 def _can_mask(policy: Policy) -> bool:
@@ -79,7 +79,7 @@ def _agree(policy: Policy, row: tuple[int, ...], lengths: Sequence[int], top_k: 
 @torch.no_grad()
 def _together(
     policy: Policy, rows: Sequence[tuple[int, ...]], lengths: Sequence[Sequence[int]], top_k: int
-) -> list[Candidates]:
+) -> list[NextTokens]:
     """Rows are padded on their right, and lengths by repeating the last: the mask hides the first, and the
     second are cut off."""
     ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True).to(policy.device)
@@ -101,7 +101,7 @@ def _together(
     columns = [
         column.cpu() for column in (h.float(), tokens, weight, seen[0].view(*tokens.shape, -1).float())
     ]
-    return [Candidates(*(column[row, : len(some)] for column in columns)) for row, some in enumerate(lengths)]
+    return [NextTokens(*(column[row, : len(some)] for column in columns)) for row, some in enumerate(lengths)]
 
 
 def _mask(places: Tensor, num_cached: int, dtype: torch.dtype) -> Tensor:
@@ -117,12 +117,12 @@ def _mask(places: Tensor, num_cached: int, dtype: torch.dtype) -> Tensor:
 @torch.no_grad()
 def _apart(
     policy: Policy, rows: Sequence[tuple[int, ...]], lengths: Sequence[Sequence[int]], top_k: int
-) -> list[Candidates]:
+) -> list[NextTokens]:
     """Each prefix by itself, its K/V copied for each of its candidates."""
     found = []
     for row, some in zip(rows, lengths, strict=True):
         each = [_one(policy, row[:length], top_k) for length in some]
-        found.append(Candidates(*(torch.stack(column).cpu() for column in zip(*each, strict=True))))
+        found.append(NextTokens(*(torch.stack(column).cpu() for column in zip(*each, strict=True))))
     return found
 
 
@@ -238,7 +238,7 @@ class DistilledAdvantage(Objective):
 
 
 @torch.no_grad()
-def _judge(seen: Candidates, value: Scalar, reward: Scalar | None, ends: Tensor) -> _Lessons:
+def _judge(seen: NextTokens, value: Scalar, reward: Scalar | None, ends: Tensor) -> _Lessons:
     after, is_end = seen.after.to(value.weight.device), torch.isin(seen.tokens, ends)
     target = value(after).cpu()
     if reward is None:

@@ -52,7 +52,7 @@ class Draw:
         return cls(read["prompt"], item, read["problem"])
 
 
-class Sampler(Protocol):
+class ReplyWriter(Protocol):
     @property
     def is_scoring(self) -> bool:
         """Whether draws come with rewards; else the head's own reward part gives them."""
@@ -63,7 +63,7 @@ class Sampler(Protocol):
         """Columns of the prompts' rows that scoring reads."""
         ...
 
-    def sample(
+    def write(
         self,
         head: Head,
         strength: float,
@@ -106,11 +106,11 @@ class Collector:
         self,
         objective: PolicyObjective,
         prompts: Sequence[PromptItem],
-        sampler: Sampler,
+        writer: ReplyWriter,
         features: FeatureSource,
         guard: KlGuard,
     ) -> None:
-        self.objective, self.prompts, self.sampler = objective, prompts, sampler
+        self.objective, self.prompts, self.writer = objective, prompts, writer
         self.features, self.guard = features, guard
         self.config = objective.config
 
@@ -156,7 +156,7 @@ class Collector:
         share, num_replies = own_share(len(prompts)), self.config.on_policy.num_replies
         own: list[Draw] = []
         if share.stop > share.start:
-            own = self.sampler.sample(
+            own = self.writer.write(
                 self.objective.head[0], strength, prompts[share], num_replies, seed, share.start
             )
         texts = gather_texts("\n".join(draw.to_json() for draw in self._rewarded(own)))
@@ -189,7 +189,7 @@ class Collector:
         return good
 
     def _rewarded(self, draws: list[Draw]) -> list[Draw]:
-        if self.sampler.is_scoring or not draws:
+        if self.writer.is_scoring or not draws:
             return draws
         reward = self.objective.head[0].reward
         assert reward is not None, "a plan without a scorer needs a reward part"

@@ -22,7 +22,7 @@ from trimtab.guidance.training.figures import score_figures
 from trimtab.guidance.training.loop import train_part
 from trimtab.guidance.training.methods import Method
 from trimtab.guidance.training.objectives.on_policy import Experience, PolicyObjective
-from trimtab.guidance.training.on_policy.collect import Collector, Sampler, seed_of
+from trimtab.guidance.training.on_policy.collect import Collector, ReplyWriter, seed_of
 from trimtab.guidance.training.on_policy.guard import KlGuard
 from trimtab.guidance.training.plan import replies_per_step
 from trimtab.guidance.training.processes import num_processes, process_index
@@ -88,7 +88,7 @@ def train_on_policy(
     head: Head,
     prompts: Split[PromptItem],
     features: FeatureSource,
-    sampler: Sampler | None,
+    writer: ReplyWriter | None,
     config: TrainConfig,
 ) -> Outcome:
     """Trains head.advantage in place. Checkpoints lie between iterations, and an iteration's replies follow
@@ -97,17 +97,17 @@ def train_on_policy(
     features: computed when asked for and not kept.
 
     Raises:
-        DataError: no sampler; prompts that leave no room for a reply; replies without a reward; the head
+        DataError: no writer; prompts that leave no room for a reply; replies without a reward; the head
             begins too far from the policy; as train_part does.
     """
     folder = config.run_folder / "advantage"
     objective = method.objective(head, config, features)
     assert isinstance(objective, PolicyObjective)
-    if sampler is None:
-        raise DataError(f"advantage.loss={config.advantage.loss} samples replies: give train_head a sampler")
+    if writer is None:
+        raise DataError(f"advantage.loss={config.advantage.loss} samples replies: give train_head a writer")
     kept = Split(*(_fitting(side, features, config) for side in (prompts.train, prompts.held_out)))
     guard = KlGuard(folder, config.on_policy, config.advantage.tau)
-    collector = Collector(objective, kept.train, sampler, features, guard)
+    collector = Collector(objective, kept.train, writer, features, guard)
     iterations = Iterations(collector, num_iterations(config, len(kept.train)))
     length = steps_per_iteration(config)
     torch.manual_seed(config.seed)

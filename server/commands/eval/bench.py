@@ -6,26 +6,26 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from trimtab.guidance.data.load import PromptRow, load_prompt_rows
 from trimtab.guidance.errors import DataError, HeadError
 from trimtab.guidance.evaluation.curve import CurvePoint, Judging, Probe, judge_point
-from trimtab.guidance.evaluation.replies import Reply, Scores
+from trimtab.guidance.evaluation.replies import MeasuredReply, Scores
 from trimtab.guidance.features.source import FeatureSource, StreamedFeatures
 from trimtab.guidance.heads.forms import Head
 from trimtab.guidance.heads.manifest import Manifest
 from trimtab.guidance.heads.store import load_head
 from trimtab.guidance.policy import Policy, load_policy
 from trimtab.guidance.statistics import resample_prompts
-from trimtab.guidance.text.encoding import ReplyEncoder
+from trimtab.guidance.text.encoding import EncodedReply, ReplyEncoder, Sampled
 from trimtab.guidance.text.message import Prompt
 from trimtab.guidance.text.prompt_form import mismatches
 from trimtab.server.commands.eval.config import EvalConfig
 from trimtab.server.commands.eval.scores import Judges, make_judges
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
-from trimtab.server.engine.request import SamplingParams
-from trimtab.server.rollouts.evaluation import Sampler, fitting_prompts
+from trimtab.server.rollouts.sample import EncodedPrompt, SamplePlan, sample_measured
 from trimtab.server.scoring.choose import check_scorer
 
 _PROBED_REPLIES = 64
@@ -33,15 +33,32 @@ _PROBED_REPLIES = 64
 
 @dataclass(frozen=True, slots=True)
 class JudgedPrompts:
-    """Prompts that fit the context, with their tokens, their rows in the file, and what scorers read of these
+    """Prompts that fit the context, numbered by their rows in the file, and what scorers read of these
     beside. encoder: what encoded them. too_long: rows left out."""
 
-    prompts: tuple[Prompt, ...]
-    encoded: tuple[tuple[int, ...], ...]
-    rows: tuple[int, ...]
+    encoded: tuple[EncodedPrompt, ...]
     read: tuple[PromptRow, ...]
     encoder: ReplyEncoder
     too_long: tuple[int, ...] = ()
+
+    @property
+    def prompts(self) -> tuple[Prompt, ...]:
+        return tuple(one.prompt for one in self.encoded)
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        return tuple(one.number for one in self.encoded)
+
+    def encode(self, replies: Sequence[MeasuredReply]) -> list[EncodedReply]:
+        """As they were drawn, each with the token that ends it."""
+        return [
+            self.encoder.encode(
+                self.encoded[reply.prompt].prompt,
+                reply.text,
+                Sampled(reply.token_ids, is_cut=reply.finish_reason == "length"),
+            )
+            for reply in replies
+        ]
 
 
 def read_prompts(config: EvalConfig, engine: Engine, path: Path, limit: int | None = None) -> JudgedPrompts:
@@ -56,7 +73,7 @@ def read_prompts(config: EvalConfig, engine: Engine, path: Path, limit: int | No
         extra_keys=config.row_options.extra_columns,
     )
     loaded = load_prompt_rows(path, config.row_options, columns, as_text=encoder.form == "text").rows[:limit]
-    fitting, too_long = fitting_prompts(engine, [row.prompt for row in loaded], config.max_tokens, encoder)
+    fitting, too_long = _fitting(engine, [row.prompt for row in loaded], config.max_tokens, encoder)
     for line in [*encoder.notes.lines(), *mismatches(engine.bank.manifests, encoder.form)]:
         print(f"{path}: {line}")
     if too_long and config.row_options.on_bad_rows == "refuse":
@@ -64,31 +81,56 @@ def read_prompts(config: EvalConfig, engine: Engine, path: Path, limit: int | No
             f"{path}: {len(too_long)} prompts and {config.max_tokens} tokens of reply do not fit "
             f"the context, first row {too_long[0]}: leave them out with --on-bad-rows skip"
         )
-    rows = tuple(sorted(set(range(len(loaded))) - set(too_long)))
-    kept, encoded = zip(*fitting, strict=True)
-    return JudgedPrompts(kept, encoded, rows, tuple(loaded[row] for row in rows), encoder, tuple(too_long))
+    read = tuple(loaded[prompt.number] for prompt in fitting)
+    return JudgedPrompts(tuple(fitting), read, encoder, tuple(too_long))
+
+
+def _fitting(
+    engine: Engine, prompts: Sequence[Prompt], max_tokens: int, encoder: ReplyEncoder
+) -> tuple[list[EncodedPrompt], list[int]]:
+    """Prompts whose replies fit the context, and the numbers of those that do not."""
+    limit, fitting, too_long = engine.info.max_model_len, [], []
+    for number, prompt in enumerate(prompts):
+        ids = encoder.prompt_ids(prompt)
+        if len(ids) + max_tokens <= limit:
+            fitting.append(EncodedPrompt(number, prompt, ids, encoder.end_id(prompt)))
+        else:
+            too_long.append(number)
+    if not fitting:
+        raise DataError(
+            f"no prompt fits the context of {limit} with {max_tokens} tokens of reply: lower --max-tokens"
+        )
+    return fitting, too_long
 
 
 @dataclass(frozen=True)
 class Bench:
-    """replies, scores: plain ones, where every curve begins and what best-of-n chooses from; as many to each
-    prompt as the largest n."""
+    """plan: how plain replies are drawn, num_replies to each prompt. replies, scores: plain ones, where every
+    curve begins and what best-of-n chooses from; as many to each prompt as the largest n."""
 
     config: EvalConfig
-    sampler: Sampler
+    engine: Engine
+    judged: JudgedPrompts
+    plan: SamplePlan
     judges: Judges
     judging: Judging
     features: FeatureSource
-    replies: list[Reply]
+    replies: list[MeasuredReply]
     scores: Scores
+    show_progress: bool = True
 
-    def point(self, replies: Sequence[Reply], knob: float) -> CurvePoint:
+    def sample(self, label: str, **changes: Any) -> list[MeasuredReply]:
+        """Replies in the order of the prompts. label: of the progress bar. changes: of the plan."""
+        plan, progress = replace(self.plan, **changes), label if self.show_progress else None
+        return sample_measured(self.engine, self.judged.encoded, plan, progress)
+
+    def point(self, replies: Sequence[MeasuredReply], knob: float) -> CurvePoint:
         return judge_point(replies, self.judges(replies), knob, self.judging)
 
     @cached_property
     def plain(self) -> CurvePoint:
         """Of as many plain replies as every other point has, with the same random numbers."""
-        num = self.sampler.num_replies
+        num = self.plan.num_replies
         return self.plain_like({(r.prompt, r.sample) for r in self.replies if r.sample < num})
 
     def plain_like(self, places: Collection[tuple[int, int]]) -> CurvePoint:
@@ -107,7 +149,7 @@ class Bench:
     def probe(self) -> Probe:
         """A few of the plain replies, along which is looked how strengths cost."""
         step = max(1, len(self.replies) // _PROBED_REPLIES)
-        return Probe.along(self.features, self.sampler.encode(self.replies[::step]))
+        return Probe.along(self.features, self.judged.encode(self.replies[::step]))
 
 
 def make_bench(
@@ -125,25 +167,20 @@ def make_bench(
     bank = engine.bank
     measured = tuple(name for name, has in zip(bank.names, bank.has_reward, strict=True) if has)
     judges = make_judges(config, engine, judged.read, judged.encoder.form, measured, gold_head)
-    sampling = SamplingParams(
-        max_tokens=config.max_tokens, temperature=config.temperature, n=config.num_replies, seed=config.seed
+    plan = SamplePlan(
+        num_replies=config.num_replies,
+        max_tokens=config.max_tokens,
+        temperature=config.temperature,
+        seed=config.seed,
+        measured=measured,
     )
-    sampler = Sampler(
-        engine,
-        judged.prompts,
-        judged.encoded,
-        sampling,
-        measured,
-        judged.encoder,
-        judged.rows,
-        show_progress=show_progress,
-    )
-    num_prompts = len(judged.prompts)
+    num_prompts = len(judged.encoded)
     draws = resample_prompts(num_prompts, seed=config.seed)
-    replies = sampler.sample("plain", num=max(num_plain, config.num_replies))
+    many = replace(plan, num_replies=max(num_plain, config.num_replies))
+    replies = sample_measured(engine, judged.encoded, many, "plain" if show_progress else None)
     scores = judges(replies)
     judging = Judging(num_prompts, draws, config.num_replies, config.seed, (replies, scores))
-    return Bench(config, sampler, judges, judging, features, replies, scores)
+    return Bench(config, engine, judged, plan, judges, judging, features, replies, scores, show_progress)
 
 
 @dataclass(frozen=True)

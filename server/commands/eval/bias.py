@@ -87,9 +87,10 @@ def _strengths(bench: Bench, bias: Bias, kls: Sequence[float]) -> tuple[float, .
 def _point(bench: Bench, bias: Bias, strength: float, num: int | None = None) -> CurvePoint:
     """num: of replies to each prompt, in place of the usual number."""
     tilt = scaled(bias, strength)
-    replies = bench.sampler.sample(f"static bias at {strength:g}", bias=tilt, num=num)
+    num_replies = num or bench.plan.num_replies
+    replies = bench.sample(f"static bias at {strength:g}", bias=tilt, num_replies=num_replies)
     # The engine takes a logit bias for part of the base: the policy's own logits tell what it costs.
-    costs = measure_static_bias(tilt, bench.features, bench.sampler.encode(replies))
+    costs = measure_static_bias(tilt, bench.features, bench.judged.encode(replies))
     measured = [
         replace(reply, kl=cost.kl, flips=cost.flips, base_logprob=cost.base_logprob)
         for reply, cost in zip(replies, costs, strict=True)

@@ -12,7 +12,7 @@ from trimtab.guidance.evaluation.baselines import External, best_of_n, load_exte
 from trimtab.guidance.evaluation.compare import at_equal_kl
 from trimtab.guidance.evaluation.curve import Curve, strengths_for
 from trimtab.guidance.evaluation.overoptimisation import find_overoptimisation
-from trimtab.guidance.evaluation.replies import Heads, Reply
+from trimtab.guidance.evaluation.replies import Heads, MeasuredReply
 from trimtab.guidance.evaluation.report import Example, FrontierReport
 from trimtab.guidance.evaluation.seed_group import group_seeds
 from trimtab.guidance.heads.manifest import load_manifest
@@ -65,7 +65,7 @@ def _load_engine(materials: Materials) -> tuple[Engine, str]:
     heads, gold_head = with_reward_head(config.gold_scorer, engine_config.heads, "--gold")
     heads, _ = with_reward_head(config.proxy_scorer, heads, "--proxy")
     try:
-        engine = Engine.from_config(replace(engine_config, heads=heads))
+        engine = Engine.from_config(replace(engine_config, heads=heads), policy=materials.policy)
     except ModelError as error:
         raise UserError(str(error)) from error
     return engine, gold_head
@@ -132,7 +132,7 @@ def _head_curve(bench: Bench, name: str, heads: Heads, materials: Materials) -> 
     firsts = {0.0: _first_texts(bench.replies)}
     points = [bench.plain]
     for strength in sorted(set(strengths) - {0.0}):
-        replies = bench.sampler.sample(f"{name} at {strength:g}", heads=heads, strength=strength)
+        replies = bench.sample(f"{name} at {strength:g}", heads=heads, strength=strength)
         points.append(bench.point(replies, strength))
         firsts[strength] = _first_texts(replies)
     points.sort(key=lambda point: point.knob)
@@ -156,7 +156,7 @@ def _proxy_of(bench: Bench, heads: Heads) -> str | None:
     """The score that this curve pushes: the one asked for, or the steering head's own reward part."""
     asked = bench.config.proxy_scorer
     if asked:
-        _, head = with_reward_head(asked, bench.sampler.engine.config.heads, "--proxy")
+        _, head = with_reward_head(asked, bench.engine.config.heads, "--proxy")
         wanted = reward_name(head) if head else PROXY
     else:
         wanted = reward_name(heads[0][0]) if len(heads) == 1 else ""
@@ -179,17 +179,14 @@ def _external_curve(bench: Bench, external: External) -> Curve:
     """With the plain policy's replies of the same prompts and samples as where it begins."""
     if not external.replies:
         return external.curve(external.points)
-    sampler = bench.sampler
+    prompts, encoder = bench.judged.prompts, bench.judged.encoder
     places = {(reply.prompt, reply.sample) for _, replies in external.replies for reply in replies}
     points = [bench.plain_like(places)]
     for knob, replies in external.replies:
         read = [
             reply
             if reply.token_ids
-            else replace(
-                reply,
-                token_ids=sampler.encoder.encode(sampler.prompts[reply.prompt], reply.text).reply_ids[:-1],
-            )
+            else replace(reply, token_ids=encoder.encode(prompts[reply.prompt], reply.text).reply_ids[:-1])
             for reply in replies
         ]
         points.append(bench.point(read, knob))
@@ -239,12 +236,12 @@ def _report(
     )
 
 
-def _first_texts(replies: Sequence[Reply]) -> dict[int, str]:
+def _first_texts(replies: Sequence[MeasuredReply]) -> dict[int, str]:
     return {reply.prompt: reply.text for reply in reversed(replies)}
 
 
 def _examples(bench: Bench, curve: str, firsts: dict[float, dict[int, str]]) -> list[Example]:
-    prompts = bench.sampler.prompts
+    prompts = bench.judged.prompts
     chosen = np.random.default_rng(bench.config.seed).permutation(len(prompts))[:NUM_EXAMPLES]
     return [
         Example(curve, _shown(prompts[i]), tuple(firsts), tuple(texts[i] for texts in firsts.values()))

@@ -10,7 +10,7 @@ from typing import Any
 from trimtab.guidance.data.load import PromptRow
 from trimtab.guidance.data.rollouts import RolloutRow, plain_prompt
 from trimtab.guidance.errors import UserError
-from trimtab.guidance.evaluation.replies import Reply, Scores
+from trimtab.guidance.evaluation.replies import MeasuredReply, Scores
 from trimtab.guidance.text.prompt_form import Form
 from trimtab.server.commands.eval.config import EvalConfig
 from trimtab.server.engine.engine import Engine
@@ -43,7 +43,7 @@ class Judges:
     gold_names: tuple[str, ...] = ()
     problems: dict[str, tuple[int, str]] = field(default_factory=dict)
 
-    def __call__(self, replies: Sequence[Reply]) -> Scores:
+    def __call__(self, replies: Sequence[MeasuredReply]) -> Scores:
         """Gold first. Raises UserError for replies without a score, where those are refused."""
         rows = [_row(reply, self.prompts) for reply in replies]
         gold: Scores = {}
@@ -67,7 +67,9 @@ class Judges:
             for name, (count, first) in self.problems.items()
         ]
 
-    def _checked(self, name: str, scored: tuple[Scores, list[str]], replies: Sequence[Reply]) -> Scores:
+    def _checked(
+        self, name: str, scored: tuple[Scores, list[str]], replies: Sequence[MeasuredReply]
+    ) -> Scores:
         scores, problems = scored
         bad = [i for i, problem in enumerate(problems) if problem]
         if bad:
@@ -177,7 +179,7 @@ def _by_name(result: dict[Any, Any]) -> tuple[dict[str, float | None], str]:
     return scores, "" if scores else "the function returned an empty dict"
 
 
-def _row(reply: Reply, prompts: Sequence[PromptRow]) -> RolloutRow:
+def _row(reply: MeasuredReply, prompts: Sequence[PromptRow]) -> RolloutRow:
     return RolloutRow(
         prompts[reply.prompt].prompt,
         reply.text,

@@ -9,7 +9,6 @@ from trimtab.guidance.data.row_files.source import check_source
 from trimtab.guidance.errors import ModelError, UserError
 from trimtab.guidance.features.layout import FeatureManifest, FeaturePlan
 from trimtab.guidance.features.store import check_destination, remove_features, write_features
-from trimtab.guidance.policy import Policy
 from trimtab.guidance.text.encoding import EncodedReply
 from trimtab.guidance.text.prompt_form import form_of
 from trimtab.guidance.training.examples import load_items
@@ -55,11 +54,10 @@ def load_replies(config: FeaturesConfig, extract: RunnerExtract) -> list[Encoded
     policy, limits = extract.policy, config.row_options
     rows = form_of(policy.tokenizer, limits.rows, config.files.values())
     limits = replace(limits, max_tokens=min(limits.max_tokens, policy.max_model_len), rows=rows)
-    trained = Policy(policy.model, policy.tokenizer, policy.identity, policy.has_linear_tail)
     replies: list[EncodedReply] = []
     for kind, path in config.files.items():
         mismatched = config.mismatched and kind == "unpaired"
-        for item in load_items(kind, path, limits, trained, mismatched=mismatched):
+        for item in load_items(kind, path, limits, policy.frozen, mismatched=mismatched):
             replies.extend(item.replies)
     return replies
 

@@ -19,11 +19,11 @@ from trimtab.server.commands.label.config import LabelConfig
 from trimtab.server.judging.answers import AnswerFile
 from trimtab.server.judging.client import Answers, Judge
 from trimtab.server.judging.compare import (
+    Candidate,
     Candidates,
     Comparison,
     Outcome,
     Pair,
-    Reply,
     Tally,
     both_orders,
     by_principle,
@@ -126,7 +126,7 @@ def _ranking_rows(groups: Sequence[Candidates], preferred: Mapping[Pair, float])
     return rows
 
 
-def _ranking_row(group: Candidates, replies: Sequence[Reply], ranks: Sequence[float]) -> Row:
+def _ranking_row(group: Candidates, replies: Sequence[Candidate], ranks: Sequence[float]) -> Row:
     texts = [reply.text for reply in replies]
     row: Row = {"prompt": plain_prompt(group.prompt), "responses": texts, "ranks": ranks}
     tokens = [_tokens(reply) for reply in replies]
@@ -143,7 +143,7 @@ _SETTINGS = ("write", "principles", "pairs_per_prompt", "on_disagreement", "answ
 _COLUMNS = {"preferences": PREFERENCE_COLUMNS, "rankings": RANKING_COLUMNS}
 
 
-def _tokens(reply: Reply, prefix: str = "") -> Row:
+def _tokens(reply: Candidate, prefix: str = "") -> Row:
     if reply.sampled is None:
         return {}
     return {f"{prefix}token_ids": list(reply.sampled.token_ids), f"{prefix}is_cut": reply.sampled.is_cut}

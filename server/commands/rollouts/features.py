@@ -19,7 +19,7 @@ from trimtab.guidance.files import write_bytes
 from trimtab.guidance.text.encoding import EncodedReply, ReplyEncoder, Sampled
 from trimtab.server.commands.rollouts.partial import Partial
 from trimtab.server.commands.work_size import plan_by_work
-from trimtab.server.engine.policy import Policy
+from trimtab.server.engine.policy import ServedPolicy
 from trimtab.server.engine.state_recorder import StateRecorder
 
 
@@ -34,7 +34,7 @@ class FeatureKeeper:
     """Of one run of `trimtab rollouts`. policy, recorder: of the engine that samples. encoder: of prompts."""
 
     def __init__(
-        self, policy: Policy, recorder: StateRecorder, partial: Partial, encoder: ReplyEncoder
+        self, policy: ServedPolicy, recorder: StateRecorder, partial: Partial, encoder: ReplyEncoder
     ) -> None:
         self._policy, self._recorder, self._partial = policy, recorder, partial
         self._encoder = encoder

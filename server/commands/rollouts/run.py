@@ -32,7 +32,7 @@ from trimtab.guidance.files import write_parquet
 from trimtab.guidance.text.prompt_form import METADATA_KEY, Rows, recorded_form
 from trimtab.server.commands.rollouts.config import RolloutsConfig, read_rubric
 from trimtab.server.commands.rollouts.partial import Partial
-from trimtab.server.commands.rollouts.sampling import Sampled, sample_all
+from trimtab.server.commands.rollouts.sampling import SampledRollouts, sample_all
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.judging.questions import RUBRIC
 from trimtab.server.scoring.choose import ScorerContext, identity_of, make_scorer
@@ -51,7 +51,7 @@ def run(config: RolloutsConfig, engine_config: EngineConfig) -> str:
     if config.rescore is not None:
         rows, made_by = read_rollouts(config.rescore)
         form = recorded_form(config.rescore)
-        sampled = Sampled(rows, made_by | ({"rows": form} if form else {}), config.rescore)
+        sampled = SampledRollouts(rows, made_by | ({"rows": form} if form else {}), config.rescore)
     else:
         sampled = sample_all(config, engine_config, told)
     rows = sampled.rows
@@ -68,7 +68,7 @@ def run(config: RolloutsConfig, engine_config: EngineConfig) -> str:
 
 
 def _scored(
-    config: RolloutsConfig, engine_config: EngineConfig, sampled: Sampled, told: list[str]
+    config: RolloutsConfig, engine_config: EngineConfig, sampled: SampledRollouts, told: list[str]
 ) -> list[RolloutRow]:
     """Raises UserError where a reply has no score and bad scores are refused, and says where all are kept."""
     count = ScoreCount()
@@ -97,7 +97,7 @@ def _scored(
 
 
 def _scores(
-    config: RolloutsConfig, engine_config: EngineConfig, sampled: Sampled
+    config: RolloutsConfig, engine_config: EngineConfig, sampled: SampledRollouts
 ) -> tuple[Scorer, list[Score]]:
     """Those that a run which was killed has kept among them. One whose scorer fails keeps none."""
     context = _context(config, engine_config, sampled.rows_as)

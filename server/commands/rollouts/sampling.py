@@ -35,15 +35,14 @@ from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.request import InvalidRequestError
 from trimtab.server.engine.state_recorder import StateRecorder
 from trimtab.server.flags import parse_weights
-from trimtab.server.rollouts.offline import GenerationError
-from trimtab.server.rollouts.sample import EncodedPrompt, SamplePlan, sample
+from trimtab.server.rollouts.sample import EncodedPrompt, GenerationError, SamplePlan, sample_rollouts
 from trimtab.server.scoring.choose import check_scorer, with_reward_head
 
 Metadata = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Sampled:
+class SampledRollouts:
     """made_by: what made the rows. source: where they are kept. is_scored: by the engine, as it sampled."""
 
     rows: list[RolloutRow]
@@ -58,7 +57,7 @@ class Sampled:
         return rows
 
 
-def sample_all(config: RolloutsConfig, engine_config: EngineConfig, told: list[str]) -> Sampled:
+def sample_all(config: RolloutsConfig, engine_config: EngineConfig, told: list[str]) -> SampledRollouts:
     """Replies to the prompts of the file, those of an earlier run among them; told: what a user is to know.
 
     Raises UserError, HeadError, PolicyError, DataError or InvalidRequestError with one line.
@@ -72,7 +71,8 @@ def sample_all(config: RolloutsConfig, engine_config: EngineConfig, told: list[s
     if loaded.num_bad:
         told.append(f"{loaded.num_bad} bad rows of {config.prompts} were skipped, first {loaded.first_bad}")
     heads, measure = with_reward_head(config.score, engine_config.heads, "--score")
-    engine_config, plan = replace(engine_config, heads=heads), replace(_plan(config), measure=measure)
+    engine_config = replace(engine_config, heads=heads)
+    plan = replace(_plan(config), measured=(measure,) if measure else ())
     engine, recorder = _engine(config, engine_config)
     encoder = ReplyEncoder(
         engine.policy.tokenizer, config.row_options.rows, extra_keys=config.row_options.extra_columns
@@ -94,7 +94,7 @@ def sample_all(config: RolloutsConfig, engine_config: EngineConfig, told: list[s
     if keeper is not None and config.keep_features is not None:
         told.append(keeper.write(parts, config.keep_features))
     rows = [row for part in parts for row in part]
-    return Sampled(rows, {**made_by, "score": "", "units": ""}, partial.folder, bool(plan.measure))
+    return SampledRollouts(rows, {**made_by, "score": "", "units": ""}, partial.folder, bool(plan.measured))
 
 
 def _engine(config: RolloutsConfig, engine_config: EngineConfig) -> tuple[Engine, StateRecorder | None]:
@@ -137,7 +137,7 @@ def _sample_parts(
                 part = from_table(partial.read(number))
                 bar.update(len(part))
             else:
-                part = sample(engine, prompts[start : start + size], plan, bar)
+                part = sample_rollouts(engine, prompts[start : start + size], plan, bar)
                 if keeper is not None:
                     keeper.keep(number, part)
                 partial.write(number, to_table(part, schema))
@@ -159,7 +159,7 @@ def _plan(config: RolloutsConfig) -> SamplePlan:
 
 
 def _mismatches(engine: Engine, plan: SamplePlan, form: Form) -> list[str]:
-    used = (*dict(plan.heads), plan.measure)
+    used = (*dict(plan.heads), *plan.measured)
     return mismatches([manifest for manifest in engine.bank.manifests if manifest.name in used], form)
 
 
@@ -215,7 +215,7 @@ def _made_by(
     heads = {
         name: _digest(folder)
         for name, folder in zip(engine.bank.names, engine_config.heads, strict=True)
-        if name in (*dict(plan.heads), plan.measure)
+        if name in (*dict(plan.heads), *plan.measured)
     }
     return {
         "model": base.name,
@@ -226,7 +226,7 @@ def _made_by(
         "heads": heads,
         "steer": dict(plan.heads),
         "strength": plan.strength,
-        "reward_part": plan.measure,
+        "reward_part": "".join(plan.measured),
         "prompts": hashlib.sha256((text + carried).encode()).hexdigest(),
         "num_prompts": len(prompts),
         **{

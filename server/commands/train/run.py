@@ -17,7 +17,7 @@ from trimtab.guidance.training.train_head import train_head
 from trimtab.server.commands.heads.show import head_table
 from trimtab.server.commands.log import show_log
 from trimtab.server.commands.model import find_model
-from trimtab.server.rollouts.learner import EngineSampler
+from trimtab.server.rollouts.learner import EngineWriter
 
 
 def run(config: TrainConfig) -> None:
@@ -40,10 +40,10 @@ def _train(config: TrainConfig) -> Manifest:
     make_plan(config)  # before anything is loaded
     policy = load_policy(config.model, device=own_device(config.device))
     try:
-        sampler = EngineSampler.load(config, policy)
+        writer = EngineWriter.load(config, policy)
     except ModelError as error:
         raise UserError(str(error)) from error
-    return train_head(config, policy=policy, sampler=sampler)
+    return train_head(config, policy=policy, writer=writer)
 
 
 def _show(config: TrainConfig, manifest: Manifest) -> None:

@@ -12,7 +12,7 @@ from trimtab.guidance.evaluation.compare import at_equal_kl
 from trimtab.guidance.evaluation.comparison_tables import equal_kl_tables
 from trimtab.guidance.evaluation.curve import Curve, Judging, judge_point
 from trimtab.guidance.evaluation.plots import plot_scores
-from trimtab.guidance.evaluation.replies import Reply
+from trimtab.guidance.evaluation.replies import MeasuredReply
 from trimtab.guidance.evaluation.report import FrontierReport, show_difference
 from trimtab.guidance.evaluation.seed_group import group_seeds
 from trimtab.guidance.evaluation.static_bias import BiasSetting, BiasTrial, all_settings, ranked
@@ -29,8 +29,8 @@ NUM_PROMPTS = 20
 JUDGING = Judging(NUM_PROMPTS, resample_prompts(NUM_PROMPTS, resamples=2000), 1)
 
 
-def reply(prompt: int, kl: float = 0.0, num_tokens: int = 10, sample: int = 0) -> Reply:
-    return Reply(prompt, f"reply {prompt}", tuple(range(num_tokens)), kl, "stop", sample=sample)
+def reply(prompt: int, kl: float = 0.0, num_tokens: int = 10, sample: int = 0) -> MeasuredReply:
+    return MeasuredReply(prompt, f"reply {prompt}", tuple(range(num_tokens)), kl, "stop", sample=sample)
 
 
 def curve(name: str, golds: dict[float, float], *, num_tokens: int = 10, noise: float = 0.0) -> Curve:

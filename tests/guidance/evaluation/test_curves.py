@@ -12,7 +12,7 @@ from trimtab.guidance.evaluation.baselines import best_of_n, expected_best, expe
 from trimtab.guidance.evaluation.compare import at_equal_kl
 from trimtab.guidance.evaluation.curve import Curve, Judging, judge_point, win_rates
 from trimtab.guidance.evaluation.overoptimisation import find_overoptimisation, fit_bend
-from trimtab.guidance.evaluation.replies import Reply
+from trimtab.guidance.evaluation.replies import MeasuredReply
 from trimtab.guidance.evaluation.variety import measure_variety, self_bleu
 from trimtab.guidance.statistics import PerPrompt, resample_prompts
 
@@ -21,9 +21,9 @@ DRAWS = resample_prompts(NUM_PROMPTS, resamples=200)
 JUDGING = Judging(NUM_PROMPTS, DRAWS, 2)
 
 
-def reply(prompt: int, kl: float = 0.0, **overrides) -> Reply:
+def reply(prompt: int, kl: float = 0.0, **overrides) -> MeasuredReply:
     settings = {"text": f"a reply {prompt}", "token_ids": (1, 2, 3), "finish_reason": "stop"} | overrides
-    return Reply(prompt=prompt, kl=kl, **settings)
+    return MeasuredReply(prompt=prompt, kl=kl, **settings)
 
 
 def curve(name: str, gains: dict[float, float], *, proxy: dict[float, float] | None = None) -> Curve:

@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_models import SIZES, save_random_head, save_random_model
-from transformers import LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from trimtab.guidance.evaluation.static_bias import measure_static_bias
 from trimtab.guidance.features.source import StreamedFeatures
 from trimtab.guidance.policy import load_policy
 from trimtab.guidance.text.encoding import ReplyEncoder
 from trimtab.server.cli import main
+from trimtab.server.commands.eval.bench import JudgedPrompts
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
-from trimtab.server.engine.request import SamplingParams
-from trimtab.server.rollouts.evaluation import Sampler
+from trimtab.server.rollouts.sample import EncodedPrompt, SamplePlan, sample_measured
 
 GOLD = """
 def vowels(prompt, reply):
@@ -153,9 +153,8 @@ def test_the_plain_point_has_as_many_replies_as_others_and_ties_with_itself(judg
     engine = Engine.from_config(EngineConfig(folder / "tiny"))
     texts = [f"say {i}" for i in range(4)]
     encoder = ReplyEncoder(engine.policy.tokenizer, end_ids=engine.policy.eos_token_ids)
-    encoded = tuple(encoder.prompt_ids(text) for text in texts)
-    sampler = Sampler(engine, tuple(texts), encoded, SamplingParams(max_tokens=6, n=5, seed=0), (), encoder)
-    replies = sampler.sample("plain")
+    encoded = [EncodedPrompt(i, text, encoder.prompt_ids(text)) for i, text in enumerate(texts)]
+    replies = sample_measured(engine, encoded, SamplePlan(num_replies=5, max_tokens=6))
     point = {
         "scale": 1,
         "prompt_ids": [reply.prompt for reply in replies],
@@ -207,14 +206,20 @@ def test_curves_that_fall_short_are_in_the_report_and_another_baseline_may_be_na
     assert row["above_best_of_n"] is not None
 
 
-def test_all_files_are_whole_and_the_page_needs_nothing_else(judge, folder: Path):
+def test_sections_share_one_copy_of_the_weights_and_the_page_needs_no_other_file(
+    judge, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    loads, load = [], AutoModelForCausalLM.from_pretrained
+    monkeypatch.setattr(
+        AutoModelForCausalLM, "from_pretrained", lambda *args, **kw: loads.append(args) or load(*args, **kw)
+    )
     code, _, _ = judge(
         *("--prompts", "prompts.jsonl", "--gold", "counting_gold:per_token", "--strengths", "1", "2"),
         *("--preferences", "pairs.jsonl", "--sycophancy", "packaged"),
         *SMALL,
         draw=True,
     )
-    assert code == 0
+    assert (code, len(loads)) == (0, 1)
     names = {path.name for path in (folder / "out").iterdir()}
     assert names >= {"report.json", "report.html", "frontier.png", "variety.png", "reliability.png"}
     assert not [name for name in names if name.startswith(".")]
@@ -369,11 +374,12 @@ def test_a_static_bias_costs_what_the_engine_itself_says_of_the_same_tilt(folder
     engine = Engine.from_config(EngineConfig(folder / "tiny"))
     encoder = ReplyEncoder(engine.policy.tokenizer, end_ids=engine.policy.eos_token_ids)
     prompt = encoder.prompt_ids("say")
-    sampler = Sampler(engine, ("say",), (prompt,), SamplingParams(max_tokens=1, n=64, seed=1), (), encoder)
     bias = ((97, 2.0), (98, -1.0))
-    replies = sampler.sample("biased", bias=bias)
+    judged = JudgedPrompts((EncodedPrompt(0, "say", prompt),), (), encoder)
+    plan = SamplePlan(num_replies=64, max_tokens=1, seed=1, bias=bias)
+    replies = sample_measured(engine, judged.encoded, plan)
     policy = load_policy(folder / "tiny")
-    costs = measure_static_bias(bias, StreamedFeatures(policy), sampler.encode(replies))
+    costs = measure_static_bias(bias, StreamedFeatures(policy), judged.encode(replies))
     with torch.no_grad():
         base = policy.model(torch.tensor([prompt])).logits[0, -1].double().log_softmax(-1)
     tilted = base.clone()

@@ -28,7 +28,7 @@ from trimtab.guidance.text.prompt_form import recorded_form
 from trimtab.guidance.training.examples import load_items
 from trimtab.server.cli import main
 from trimtab.server.commands.rollouts import sampling as rollouts_sampling
-from trimtab.server.rollouts.sample import sample
+from trimtab.server.rollouts.sample import sample_rollouts
 
 REWARDS = """
 import math
@@ -173,7 +173,9 @@ def test_a_killed_run_goes_on_to_the_same_file(flags, monkeypatch):
     num_kept = len(list(Path("out.partial").glob("part-*")))
     assert 0 < num_kept < 20
     sampled = []
-    monkeypatch.setattr(rollouts_sampling, "sample", lambda *args: sampled.append(args) or sample(*args))
+    monkeypatch.setattr(
+        rollouts_sampling, "sample_rollouts", lambda *args: sampled.append(args) or sample_rollouts(*args)
+    )
     run(*flags, "--score", "function:my_rewards:vowels")
     assert len(sampled) == 20 - num_kept
     assert Path("out.parquet").read_bytes() == Path("whole.parquet").read_bytes()
@@ -193,7 +195,9 @@ def test_a_failing_scorer_loses_no_reply_and_a_rerun_only_scores(flags, capsys, 
     assert "3 of 15 replies have no score, first prompt 1 sample 0: the reward is nan" in told
     assert "out.partial" in told
     assert not Path("out.parquet").exists()
-    monkeypatch.setattr("trimtab.server.commands.rollouts.sampling.sample", None)  # nothing is left to sample
+    monkeypatch.setattr(
+        "trimtab.server.commands.rollouts.sampling.sample_rollouts", None
+    )  # nothing is left to sample
     run(*flags, "--score", "function:my_rewards:nan_for_some", "--on-bad-scores", "skip")
     assert "skipped: 3 of 15" in capsys.readouterr().out
     assert [row["prompt_id"] for row in read() if row["reward"] is None] == [1, 1, 1]
@@ -523,7 +527,9 @@ def test_a_small_run_is_kept_in_parts_by_itself(flags, monkeypatch):
     stopped(PART, 3, ["rollouts", *flags])
     assert len(list(Path("out.partial").glob("part-*.parquet"))) == 3
     sampled = []
-    monkeypatch.setattr(rollouts_sampling, "sample", lambda *args: sampled.append(args[1]) or sample(*args))
+    monkeypatch.setattr(
+        rollouts_sampling, "sample_rollouts", lambda *args: sampled.append(args[1]) or sample_rollouts(*args)
+    )
     run(*flags)
     assert sum(map(len, sampled)) <= 64 - 3 * 6
     assert Path("out.parquet").read_bytes() == Path("whole.parquet").read_bytes()

@@ -17,7 +17,7 @@ from trimtab.server.engine.compiled_decode import CompiledDecode
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.request import Request, SamplingParams, TokenRecord
-from trimtab.server.rollouts.offline import generate
+from trimtab.server.rollouts.sample import sample
 
 NUM_REQUESTS = 6
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler: g++")
@@ -45,7 +45,7 @@ def complete(engine: Engine) -> list[list[TokenRecord]]:
         prompt = torch.randint(250, (3 + 5 * i,), generator=generator)
         sampling = SamplingParams(max_tokens=12 + 2 * i, temperature=i % 2, seed=i, ignore_eos=True)
         requests.append(Request(str(i), tuple(prompt.tolist()), sampling))
-    return [completion.choices[0].tokens for completion in generate(engine, requests)]
+    return [completion.tokens for completion in sample(engine, requests)]
 
 
 @needs_compiler
@@ -85,7 +85,7 @@ def test_two_policies_in_one_process_keep_their_own_graphs(tmp_path: Path) -> No
 
 def test_auto_does_not_compile_a_small_policy(tmp_path: Path) -> None:
     engine = make_engine(save_random_model(LlamaConfig(**SIZES), tmp_path / "model"), "auto")
-    assert engine.policy.compiled_decode is None
+    assert engine.runner.compiled is None
 
 
 def test_auto_does_without_where_compiling_fails_and_on_refuses(

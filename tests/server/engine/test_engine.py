@@ -16,6 +16,7 @@ from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.request import (
     TERMINAL,
     Aborted,
+    Completion,
     Delta,
     Event,
     Failed,
@@ -24,15 +25,15 @@ from trimtab.server.engine.request import (
     Request,
     SamplingParams,
 )
-from trimtab.server.rollouts.offline import CompletedChoice, GenerationError, generate
+from trimtab.server.rollouts.sample import GenerationError, sample
 
 Make = Callable[..., Engine]
 PROMPT = tuple(range(40, 60))
 
 
-def one(engine: Engine, prompt: tuple[int, ...] = PROMPT, **sampling: object) -> CompletedChoice:
+def one(engine: Engine, prompt: tuple[int, ...] = PROMPT, **sampling: object) -> Completion:
     params = SamplingParams(**{"max_tokens": 12, "ignore_eos": True, **sampling})  # type: ignore[arg-type]
-    return generate(engine, [Request("one", prompt, params)])[0].choices[0]
+    return sample(engine, [Request("one", prompt, params)])[0]
 
 
 def run(engine: Engine, limit: int = 500) -> list[Event]:
@@ -55,7 +56,7 @@ def test_a_seeded_request_repeats_and_another_seed_or_choice_differs(make_engine
     first, again, other = (one(engine, seed=seed).token_ids for seed in (5, 5, 6))
     assert first == again != other
     request = Request("n", PROMPT, SamplingParams(max_tokens=12, seed=5, n=3, ignore_eos=True))
-    choices = [choice.token_ids for choice in generate(engine, [request])[0].choices]
+    choices = [completion.token_ids for completion in sample(engine, [request])]
     assert choices[0] == first
     assert len({tuple(choice) for choice in choices}) == 3
 
@@ -68,7 +69,7 @@ def test_batchmates_do_not_change_a_seeded_reply(make_engine: Make):
         for i in range(6)
     ]
     target = Request("target", PROMPT, SamplingParams(max_tokens=12, seed=5, ignore_eos=True))
-    assert generate(engine, [*others, target])[-1].choices[0].token_ids == alone
+    assert sample(engine, [*others, target])[-1].token_ids == alone
 
 
 def test_unseeded_requests_differ(make_engine: Make):
@@ -221,7 +222,7 @@ def test_a_short_reply_in_a_poisoned_block_reads_no_leftover(make_engine: Make):
     with torch.no_grad():
         weight[5] = saved
     short = [Request(str(i), (7 + i,), SamplingParams(max_tokens=3, ignore_eos=True)) for i in range(8)]
-    assert len(generate(engine, short)) == 8
+    assert len(sample(engine, short)) == 8
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from trimtab.server.engine.fast_modules import can_pack, pack_linears
-from trimtab.server.engine.policy import load_policy
+from trimtab.server.engine.policy import load_served
 
 pytestmark = pytest.mark.skipif(
     not can_pack(torch.device("cpu"), torch.float32), reason="this torch has no oneDNN packed product"
@@ -32,7 +32,7 @@ def test_only_fp32_on_a_cpu_is_packed():
 
 
 def test_the_output_embedding_is_packed_once(llama_folder: Path):
-    policy = load_policy(llama_folder)
+    policy = load_served(llama_folder)
     lm_head = policy.model.get_output_embeddings()
     assert lm_head.forward.args[0] is policy.packed_lm_head
     h = torch.randn(2, policy.lm_head.shape[1])

@@ -16,8 +16,8 @@ from trimtab.server.engine import sampler
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.policy import forward_with_hidden
-from trimtab.server.engine.request import Guidance, InvalidRequestError, Request, SamplingParams
-from trimtab.server.rollouts.offline import CompletedChoice, generate
+from trimtab.server.engine.request import Completion, Guidance, InvalidRequestError, Request, SamplingParams
+from trimtab.server.rollouts.sample import sample
 
 PROMPT = tuple(range(40, 60))
 HEADS = {"kind": "tied", "concise": "lowrank", "calm": "tied"}
@@ -44,8 +44,8 @@ def request(name: str, guidance: Guidance, **sampling: object) -> Request:
     return Request(name, PROMPT, SamplingParams(**options), guidance)  # type: ignore[arg-type]
 
 
-def one(engine: Engine, guidance: Guidance, **sampling: object) -> CompletedChoice:
-    return generate(engine, [request("one", guidance, **sampling)])[0].choices[0]
+def one(engine: Engine, guidance: Guidance, **sampling: object) -> Completion:
+    return sample(engine, [request("one", guidance, **sampling)])[0]
 
 
 def oracle(
@@ -157,8 +157,8 @@ def test_different_heads_and_strengths_in_one_batch_each_get_their_own_reply(eng
         Guidance(1.0, (("calm", 1.0), ("kind", -1.0)), trace=True),
     ]
     alone = [one(engine, guidance, max_tokens=20).token_ids for guidance in mixes]
-    together = generate(engine, [request(str(i), g, max_tokens=20) for i, g in enumerate(mixes)])
-    assert [completion.choices[0].token_ids for completion in together] == alone
+    together = sample(engine, [request(str(i), g, max_tokens=20) for i, g in enumerate(mixes)])
+    assert [completion.token_ids for completion in together] == alone
     assert len({tuple(tokens) for tokens in alone}) == 5, (
         "strength 0 repeats the plain reply, the others differ"
     )
@@ -188,7 +188,7 @@ def test_guided_replies_do_not_depend_on_engine_options(
             request(str(i), Guidance(i - 2.0, (("kind", 1.0), ("concise", 0.3))), max_tokens=30, n=1 + i % 2)
             for i in range(6)
         ]
-        done = [choice for completion in generate(engine, made) for choice in completion.choices]
+        done = sample(engine, made)
         assert engine.scheduler.blocks.num_free == engine.scheduler.blocks.num_usable
         rewards = [reward for c in done if c.summary for _, reward in c.summary.reward]
         return [c.token_ids for c in done], rewards
@@ -239,7 +239,7 @@ def test_the_fused_head_draws_what_materialised_logits_do(engine: Engine, monkey
         request("off", Guidance(0.0, (("kind", 1.0),))),
         request("greedy", Guidance(-2.0, (("concise", 1.0),)), temperature=0),
     ]
-    expected = [completion.choices[0] for completion in generate(engine, made)]
+    expected = sample(engine, made)
     fused = guided_head
     num_fused = 0
 
@@ -250,7 +250,7 @@ def test_the_fused_head_draws_what_materialised_logits_do(engine: Engine, monkey
 
     monkeypatch.setattr(sampler, "choose_head_path", lambda *_, needs_logits, **__: _path(needs_logits))
     monkeypatch.setattr(sampler, "guided_head", counted)
-    got = [completion.choices[0] for completion in generate(engine, made)]
+    got = sample(engine, made)
     assert num_fused
     assert [choice.token_ids for choice in got] == [choice.token_ids for choice in expected]
     for ours, theirs in zip(got, expected, strict=True):

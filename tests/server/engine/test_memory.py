@@ -15,11 +15,11 @@ from tiny_models import save_random_head
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.kv_cache import KVCache, LayerShape
-from trimtab.server.engine.policy import load_policy
+from trimtab.server.engine.policy import load_served
 from trimtab.server.engine.request import Guidance, Request, SamplingParams
 from trimtab.server.engine.startup import blocks_from_free_memory, resolve_num_blocks, run_largest_step
 from trimtab.server.engine.warm_up import warm_up
-from trimtab.server.rollouts.offline import generate
+from trimtab.server.rollouts.sample import sample
 
 GIB = 2**30
 
@@ -48,7 +48,7 @@ def test_the_cache_takes_what_is_free_but_for_a_share_of_the_whole(
 
 
 def test_a_gpu_is_measured_only_where_nothing_is_asked_for(llama_folder: Path):
-    policy = load_policy(llama_folder)
+    policy = load_served(llama_folder)
     asked: list[int] = []
 
     def measure(block_bytes: int) -> int:
@@ -97,12 +97,12 @@ def test_the_warm_up_draws_every_kind_and_leaves_later_replies_as_they_are(
         SamplingParams(max_tokens=8, seed=1, ignore_eos=True),
         Guidance(1.0, (("tied", 1.0),)),
     )
-    expected = generate(make_engine(heads=tuple(heads)), [request])[0].choices[0]
+    expected = sample(make_engine(heads=tuple(heads)), [request])[0]
     engine = make_engine(heads=tuple(heads))
     # None, either or both heads, greedy or sampled: fused, then logits wanted or cut, each traced or not.
     num_kinds = 4 * 2 * (1 + 2 * 2)
     assert warm_up(engine.sampler, engine.policy, engine.bank, engine.runner.state) == num_kinds
-    found = generate(engine, [request])[0].choices[0]
+    found = sample(engine, [request])[0]
     assert (found.token_ids, found.summary) == (expected.token_ids, expected.summary)
 
 

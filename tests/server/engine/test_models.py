@@ -25,7 +25,7 @@ from transformers import (
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.request import Request, SamplingParams
-from trimtab.server.rollouts.offline import generate
+from trimtab.server.rollouts.sample import sample
 
 STORIES = Path(__file__).parents[4] / "shared" / "models" / "stories656K"
 NUM_REQUESTS = 17
@@ -110,10 +110,10 @@ def assert_equal_up_to_near_ties(model: torch.nn.Module, request: Request, got: 
 def check(folder: Path, **options: object) -> Engine:
     engine = Engine.from_config(EngineConfig(folder, max_num_seqs=16, block_size=8, **options))  # type: ignore[arg-type]
     made = requests(engine.policy.max_model_len, engine.policy.vocab_size)
-    completions = generate(engine, made)
+    completions = sample(engine, made)
     model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
     for completion in completions:
-        assert_equal_up_to_near_ties(model, completion.request, completion.choices[0].token_ids)
+        assert_equal_up_to_near_ties(model, completion.request, completion.token_ids)
     assert engine.scheduler.blocks.num_free == engine.scheduler.blocks.num_usable
     return engine
 
@@ -136,8 +136,8 @@ def test_the_long_factors_of_longrope_hold_for_prompts_past_the_original_length(
         for n in (66, 80, 101)
     ]
     model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
-    for completion in generate(engine, made):
-        assert_equal_up_to_near_ties(model, completion.request, completion.choices[0].token_ids)
+    for completion in sample(engine, made):
+        assert_equal_up_to_near_ties(model, completion.request, completion.token_ids)
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ from trimtab.guidance.text.encoding import EncodedReply
 from trimtab.guidance.training.objectives.tilt import Tilt
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
-from trimtab.server.engine.request import Guidance, InvalidRequestError, Request, SamplingParams
-from trimtab.server.rollouts.offline import CompletedChoice, generate
+from trimtab.server.engine.request import Completion, Guidance, InvalidRequestError, Request, SamplingParams
+from trimtab.server.rollouts.sample import sample
 
 NUM_TOKENS = len(byte_tokenizer())
 PADDED = 300
@@ -63,21 +63,21 @@ GUIDANCES = {
 }
 
 
-def sample(engine: Engine) -> dict[str, CompletedChoice]:
+def sampled(engine: Engine) -> dict[str, Completion]:
     requests = [Request(f"{s} {g}", PROMPT, SAMPLINGS[s], GUIDANCES[g]) for s in SAMPLINGS for g in GUIDANCES]
-    return {done.request.request_id: done.choices[0] for done in generate(engine, requests)}
+    return {done.request.request_id: done for done in sample(engine, requests)}
 
 
 @pytest.mark.parametrize("options", [{}, {"strict": True}, {"dtype": "bfloat16"}, {"dtype": "float16"}])
 def test_padding_is_neither_drawn_nor_reported(folder: Path, options: dict[str, object]):
-    for choice in sample(start(folder, **options)).values():
+    for choice in sampled(start(folder, **options)).values():
         for token in choice.tokens:
             base = token.trace.base_top if token.trace else ()
             assert all(i < NUM_TOKENS for i in (token.token_id, *dict(token.top_logprobs), *dict(base)))
 
 
 def test_log_probabilities_are_of_the_tokens_that_there_are_and_as_training_has_them(folder: Path):
-    choice = sample(start(folder))["reported guided"]
+    choice = sampled(start(folder))["reported guided"]
     policy = training.load_policy(folder, device="cpu")
     assert policy.logits(torch.zeros(1, 32)).shape == (1, NUM_TOKENS)
     reply = EncodedReply(PROMPT, tuple(choice.token_ids))

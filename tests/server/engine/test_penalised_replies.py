@@ -11,7 +11,7 @@ import torch
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.policy import forward_with_hidden
 from trimtab.server.engine.request import Request, SamplingParams
-from trimtab.server.rollouts.offline import generate
+from trimtab.server.rollouts.sample import sample
 
 Make = Callable[..., Engine]
 PROMPT = tuple(range(40, 60))
@@ -72,10 +72,8 @@ def test_penalised_replies_are_those_of_the_definition(way: str, make_engine: Ma
     preempted = []
     schedule = engine.scheduler.schedule
     engine.scheduler.schedule = lambda: (step := schedule(), preempted.extend(step.preempted))[0]  # type: ignore[method-assign]
-    served = generate(engine, requests)
+    served = sample(engine, requests)
     assert bool(preempted) == (way == "preempted")
     with torch.inference_mode():
-        for completion, request in zip(served, requests, strict=True):
-            want = expected(engine, request.prompt_token_ids, request.sampling)
-            for choice in completion.choices:
-                assert choice.token_ids == want
+        want = {r.request_id: expected(engine, r.prompt_token_ids, r.sampling) for r in requests}
+    assert [c.token_ids for c in served] == [want[c.request.request_id] for c in served]

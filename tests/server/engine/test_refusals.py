@@ -36,7 +36,11 @@ def refusal(folder: Path, **options: object) -> str:
 
 
 SINKS = GptOssConfig(
-    **SIZES, head_dim=8, num_local_experts=2, rope_parameters={"rope_type": "default", "rope_theta": 1e4}
+    **SIZES,
+    head_dim=8,
+    num_local_experts=2,
+    num_experts_per_tok=1,
+    rope_parameters={"rope_type": "default", "rope_theta": 1e4},
 )
 UNSERVABLE: dict[str, tuple[PretrainedConfig, str]] = {
     "attention sinks": (SINKS, "s_aux"),

@@ -12,8 +12,8 @@ from transformers import GenerationConfig, LlamaConfig, PreTrainedTokenizerFast
 
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
-from trimtab.server.engine.request import Request, SamplingParams
-from trimtab.server.rollouts.offline import CompletedChoice, generate
+from trimtab.server.engine.request import Completion, Request, SamplingParams
+from trimtab.server.rollouts.sample import sample
 
 TEMPLATE = (
     "{% for m in messages %}<user>{{ m['content'] }}<turn>{% endfor %}"
@@ -37,10 +37,10 @@ def make(tmp_path: Path) -> Make:
     return make
 
 
-def reply(engine: Engine, prompt: tuple[int, ...] = (65, 66), **sampling: object) -> CompletedChoice:
+def reply(engine: Engine, prompt: tuple[int, ...] = (65, 66), **sampling: object) -> Completion:
     sampling = {"max_tokens": 12, "seed": 0, **sampling}
     request = Request("r", prompt, SamplingParams(**sampling))  # type: ignore[arg-type]
-    return generate(engine, [request])[0].choices[0]
+    return sample(engine, [request])[0]
 
 
 def forced(*tokens: int) -> dict[str, object]:

@@ -11,9 +11,9 @@ from transformers import Gemma2Config, LlamaConfig, PretrainedConfig, Qwen3Confi
 
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
-from trimtab.server.engine.request import Guidance, Request, SamplingParams
+from trimtab.server.engine.request import Completion, Guidance, Request, SamplingParams
 from trimtab.server.engine.scheduler import Step
-from trimtab.server.rollouts.offline import CompletedChoice, generate
+from trimtab.server.rollouts.sample import sample
 
 PROMPT = tuple(range(40, 75))
 CONFIGS: dict[str, PretrainedConfig] = {
@@ -50,7 +50,7 @@ def target(guidance: Guidance) -> Request:
     return Request("target", PROMPT, SamplingParams(max_tokens=20, seed=5, ignore_eos=True), guidance)
 
 
-def bits(choice: CompletedChoice) -> list[object]:
+def bits(choice: Completion) -> list[object]:
     """Every number of a reply, exact."""
     return [
         choice.summary,
@@ -80,8 +80,8 @@ def batchmates(rng: random.Random, count: int) -> list[Request]:
     "guidance", [Guidance(), Guidance(-1.5, (("kind", 1.0), ("concise", 0.5)))], ids=["plain", "guided"]
 )
 def test_a_seeded_reply_is_bitwise_the_same_whoever_shares_its_batch(engine: Engine, guidance: Guidance):
-    alone = bits(generate(engine, [target(guidance)])[0].choices[0])
-    again = bits(generate(engine, [target(guidance)])[0].choices[0])
+    alone = bits(sample(engine, [target(guidance)])[0])
+    again = bits(sample(engine, [target(guidance)])[0])
     assert again == alone, "with its prompt in the prefix cache"
     preempted: set[str] = set()
     schedule = engine.scheduler.schedule
@@ -96,15 +96,13 @@ def test_a_seeded_reply_is_bitwise_the_same_whoever_shares_its_batch(engine: Eng
         rng = random.Random(seed)
         made = batchmates(rng, 1 + 3 * seed)
         made.insert(rng.randrange(len(made)), target(guidance))
-        (mine,) = (c for c in generate(engine, made) if c.request.request_id == "target")
-        assert bits(mine.choices[0]) == alone
+        (mine,) = (c for c in sample(engine, made) if c.request.request_id == "target")
+        assert bits(mine) == alone
     assert "target" in preempted
 
 
 def test_strict_and_usual_replies_agree(engine: Engine):
     usual = Engine.from_config(EngineConfig(engine.config.model, heads=engine.config.heads, block_size=8))
-    ours, theirs = (
-        generate(e, [target(Guidance(1.0, (("kind", 1.0),)))])[0].choices[0] for e in (engine, usual)
-    )
+    ours, theirs = (sample(e, [target(Guidance(1.0, (("kind", 1.0),)))])[0] for e in (engine, usual))
     assert ours.token_ids == theirs.token_ids
     assert [t.logprob for t in ours.tokens] == pytest.approx([t.logprob for t in theirs.tokens], abs=1e-4)

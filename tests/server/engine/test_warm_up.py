@@ -15,7 +15,7 @@ from trimtab.server.engine import sampler as sampler_module
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.request import Guidance, Request, SamplingParams
 from trimtab.server.engine.warm_up import _log, warm_up
-from trimtab.server.rollouts.offline import generate
+from trimtab.server.rollouts.sample import sample
 
 NUM_REQUESTS = 70
 FORMS = {"tied": "tied", "tied2": "tied", "lowrank": "lowrank", "lowrank2": "lowrank"}
@@ -92,9 +92,9 @@ def test_no_request_launches_a_program_that_warm_up_did_not(
     warmed = set(launched)
     launched.clear()
     for seed in range(12 if count < 20 else 3):
-        generate(engine, requests(count, seed))
+        sample(engine, requests(count, seed))
         plain = [Request("plain", (1, 2), SamplingParams(max_tokens=2, temperature=seed % 2))]
-        generate(engine, plain)
+        sample(engine, plain)
     assert launched
     assert launched <= warmed
 

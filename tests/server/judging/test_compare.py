@@ -10,11 +10,11 @@ from trimtab.guidance.data.rows import Rollout
 from trimtab.guidance.text.encoding import Sampled
 from trimtab.server.judging.client import FailureError
 from trimtab.server.judging.compare import (
+    Candidate,
     Candidates,
     Comparison,
     Outcome,
     Pair,
-    Reply,
     Tally,
     both_orders,
     draw_comparisons,
@@ -29,7 +29,7 @@ from trimtab.server.judging.constitution import Constitution, Principle
 KIND, BRIEF = Principle("Be kind.", 3.0), Principle("Be brief.", 1.0)
 CONSTITUTION = Constitution("both", (KIND, BRIEF))
 PAIR, OTHER = Pair(0, 0, 1), Pair(0, 0, 2)
-GROUP = Candidates("p", (Reply("one"), Reply("two"), Reply("three")))
+GROUP = Candidates("p", (Candidate("one"), Candidate("two"), Candidate("three")))
 
 
 def test_a_liking_for_a_position_cancels():
@@ -100,7 +100,7 @@ def test_candidates_are_different_replies_to_one_prompt():
     rows = [Rollout(p, text) for p, text in [("p", "a"), ("q", "x"), ("p", "b"), ("p", "a"), ("q", " ")]]
     rows.append(Rollout("p", "c", Sampled((1, 2), is_cut=True)))
     (group,) = from_rollouts(rows)
-    assert group == Candidates("p", (Reply("a"), Reply("b"), Reply("c", Sampled((1, 2), True))))
+    assert group == Candidates("p", (Candidate("a"), Candidate("b"), Candidate("c", Sampled((1, 2), True))))
 
 
 def test_the_tally_shows_the_liking_for_the_first_position():

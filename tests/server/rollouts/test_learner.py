@@ -10,7 +10,7 @@ import pytest
 import torch
 from on_policy_cases import make_config
 from tiny_models import SIZES, VOCAB_SIZE, save_random_head, save_random_model
-from transformers import LlamaConfig
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from trimtab.guidance.errors import UserError
 from trimtab.guidance.features.source import StreamedFeatures
@@ -23,8 +23,8 @@ from trimtab.guidance.training.objectives.base import fetch, lay_out
 from trimtab.guidance.training.objectives.tilt import Tilt, tilt_terms
 from trimtab.guidance.training.on_policy.collect import Draw
 from trimtab.server.cli import main
-from trimtab.server.rollouts.learner import EngineSampler
-from trimtab.server.rollouts.sample import EncodedPrompt, SamplePlan, sample
+from trimtab.server.rollouts.learner import EngineWriter
+from trimtab.server.rollouts.sample import EncodedPrompt, SamplePlan, sample_rollouts
 
 SCORES = """
 def vowels(prompt, reply):
@@ -82,15 +82,15 @@ def prompts(policy: Policy, count: int = 5) -> list[PromptItem]:
 @pytest.mark.parametrize("form", ["tied", "lowrank"])
 def test_the_kl_of_drawn_replies_is_what_the_engine_measured(form: str, config: TrainConfig, policy: Policy):
     config = dataclasses.replace(config, advantage=dataclasses.replace(config.advantage, form=form))
-    sampler, head = EngineSampler.load(config, policy), random_head(config, policy, form)
+    writer, head = EngineWriter.load(config, policy), random_head(config, policy, form)
     items = prompts(policy)
-    draws = sampler.sample(head, 1.0, items, 3, seed=7)
+    draws = writer.write(head, 1.0, items, 3, seed=7)
     assert [draw.prompt for draw in draws] == [i for i in range(5) for _ in range(3)]
     batch = lay_out(fetch(StreamedFeatures(policy), [draw.rollout.reply for draw in draws]))
     kl = tilt_terms(Tilt(head.advantage, policy), batch["h"], batch["tokens"]).kl
     plan = SamplePlan(3, 12, seed=7, heads=(("learner", 1.0),), strength=1.0)
     encoded = [EncodedPrompt(i, item.prompt, item.prompt_ids) for i, item in enumerate(items)]
-    rows = sample(sampler.engine, encoded, plan)
+    rows = sample_rollouts(writer.engine, encoded, plan)
     assert [row.token_ids for row in rows] == [
         draw.rollout.reply.reply_ids[: draw.rollout.reply.num_drawn] for draw in draws
     ]
@@ -100,16 +100,16 @@ def test_the_kl_of_drawn_replies_is_what_the_engine_measured(form: str, config: 
 
 
 def test_replies_follow_from_weights_and_seed_alone(config: TrainConfig, policy: Policy):
-    sampler, items = EngineSampler.load(config, policy), prompts(policy)
+    writer, items = EngineWriter.load(config, policy), prompts(policy)
     plain = Head(Parts(advantage=config.advantage.part()), 32, VOCAB_SIZE)
     head = random_head(config, policy, config.advantage.form)
-    first = sampler.sample(head, 1.0, items, 2, seed=7)
-    assert sampler.sample(plain, 1.0, items, 2, seed=7) != first
-    assert sampler.sample(head, 1.0, items, 2, seed=8) != first
-    assert sampler.sample(head, 1.0, items, 2, seed=7) == first
-    assert sampler.sample(head, 0.0, items, 2, seed=7) == sampler.sample(plain, 1.0, items, 2, seed=7)
+    first = writer.write(head, 1.0, items, 2, seed=7)
+    assert writer.write(plain, 1.0, items, 2, seed=7) != first
+    assert writer.write(head, 1.0, items, 2, seed=8) != first
+    assert writer.write(head, 1.0, items, 2, seed=7) == first
+    assert writer.write(head, 0.0, items, 2, seed=7) == writer.write(plain, 1.0, items, 2, seed=7)
     assert all(draw.rollout.reward is not None for draw in first)
-    assert sampler.sample(head, 1.0, items[2:], 2, seed=7, first=2) == first[4:]  # another process's share
+    assert writer.write(head, 1.0, items[2:], 2, seed=7, first=2) == first[4:]  # another process's share
     assert [Draw.from_json(draw.to_json()) for draw in first] == first
 
 
@@ -117,10 +117,27 @@ def test_a_reward_part_named_by_its_folder_scores(config: TrainConfig, policy: P
     judge = save_random_head(tmp_path / "heads", Path(config.model), "judge", parts="r")
     settings = dataclasses.replace(config.on_policy, score=f"reward:{judge}")
     config = dataclasses.replace(config, on_policy=settings)
-    draws = EngineSampler.load(config, policy).sample(
+    draws = EngineWriter.load(config, policy).write(
         random_head(config, policy, config.advantage.form), 1.0, prompts(policy), 2, seed=1
     )
     assert len({draw.rollout.reward for draw in draws}) > 2
+
+
+def test_engine_and_scorer_run_on_the_policys_weights_and_leave_its_modules_alone(
+    config: TrainConfig, policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    judge = save_random_head(tmp_path / "heads", Path(config.model), "judge", parts="r")
+    settings = dataclasses.replace(config.on_policy, score=f"reward:{judge}")
+    config = dataclasses.replace(config, on_policy=settings)
+    ids = torch.tensor([prompts(policy)[0].prompt_ids])
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", None)  # nothing is loaded again
+    before = policy.model(ids).logits
+    writer = EngineWriter.load(config, policy)
+    writer.write(random_head(config, policy, config.advantage.form), 1.0, prompts(policy), 2, seed=1)
+    assert torch.equal(policy.model(ids).logits, before)
+    served = {id(weight) for weight in writer.engine.policy.model.parameters()}
+    assert served == {id(weight) for weight in policy.model.parameters()}
+    assert not set(writer.engine.policy.model.modules()) & set(policy.model.modules())
 
 
 def test_a_batch_function_scores_with_columns_of_the_prompts(config: TrainConfig, tmp_path: Path, capsys):
@@ -141,7 +158,7 @@ def test_a_batch_function_scores_with_columns_of_the_prompts(config: TrainConfig
 def test_a_scorer_that_is_not_there_is_told(config: TrainConfig, policy: Policy):
     settings = dataclasses.replace(config.on_policy, score="function:letter_scores:consonants")
     with pytest.raises(UserError, match="consonants"):
-        EngineSampler.load(dataclasses.replace(config, on_policy=settings), policy)
+        EngineWriter.load(dataclasses.replace(config, on_policy=settings), policy)
 
 
 def flags(config: TrainConfig) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from on_policy_cases import SlowSampler, count_wanted, make_config, mark_wanted
+from on_policy_cases import SlowWriter, count_wanted, make_config, mark_wanted
 
 from trimtab.guidance.config_file import to_yaml
 from trimtab.guidance.errors import DataError
@@ -34,8 +34,8 @@ def policy(policy_folder: Path) -> Policy:
     return load_policy(policy_folder)
 
 
-def run(config: TrainConfig, policy: Policy, sampler: SlowSampler | None = None) -> Manifest:
-    return train_head(config, policy=policy, sampler=sampler or SlowSampler(policy))
+def run(config: TrainConfig, policy: Policy, writer: SlowWriter | None = None) -> Manifest:
+    return train_head(config, policy=policy, writer=writer or SlowWriter(policy))
 
 
 def history(config: TrainConfig) -> list[dict[str, float]]:
@@ -53,7 +53,7 @@ def test_a_head_learns_to_say_the_rewarded_words(
     loss: str, score: Any, estimate: Any, policy: Policy, policy_folder: Path, tmp_path: Path
 ):
     config = make_config(policy_folder, tmp_path, loss, kl_estimate=estimate)
-    metrics = run(config, policy, SlowSampler(policy, score)).metrics
+    metrics = run(config, policy, SlowWriter(policy, score)).metrics
     assert metrics["score"] > metrics["base_score"] + 0.3
     assert 0.1 < metrics["kl_per_reply"] < 10
     rows = history(config)
@@ -118,10 +118,10 @@ def test_a_head_that_training_starts_from_begins_at_its_scale_times_the_start_st
     started = dataclasses.replace(started, start_from=tmp_path / "old")
     begun: list[torch.Tensor] = []
 
-    class Watching(SlowSampler):
-        def sample(self, head: Head, *args: Any) -> list[Draw]:
+    class Watching(SlowWriter):
+        def write(self, head: Head, *args: Any) -> list[Draw]:
             begun.append(head.advantage.up.detach().clone())
-            return super().sample(head, *args)
+            return super().write(head, *args)
 
     run(started, policy, Watching(policy))
     torch.testing.assert_close(begun[0], 1.5 * head.advantage.up)
@@ -132,17 +132,17 @@ class Killed(BaseException):
     pass
 
 
-class MortalSampler(SlowSampler):
+class MortalWriter(SlowWriter):
     """Dies in its num_calls-th call."""
 
     def __init__(self, policy: Policy, num_calls: int) -> None:
         super().__init__(policy, mark_wanted)
         self.num_calls = num_calls
 
-    def sample(self, *args: Any) -> list[Draw]:
+    def write(self, *args: Any) -> list[Draw]:
         if len(self.calls) == self.num_calls:
             raise Killed
-        return super().sample(*args)
+        return super().write(*args)
 
 
 @pytest.mark.parametrize("changes", [{}, {"max_kl": 0.3, "on_max_kl": "adapt"}, {"max_kl": 0.3}])
@@ -154,12 +154,12 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(
         (tmp_path / name).mkdir()
         configs.append(make_config(policy_folder, tmp_path / name, "ppo", passes=2, **changes))
     whole, resumed = configs
-    run(whole, policy, SlowSampler(policy, mark_wanted))
+    run(whole, policy, SlowWriter(policy, mark_wanted))
     for num_calls in (3, 2):
         with pytest.raises(Killed):
-            run(resumed, policy, MortalSampler(policy, num_calls))
+            run(resumed, policy, MortalWriter(policy, num_calls))
         resumed = dataclasses.replace(resumed, resume=True)
-    run(resumed, policy, SlowSampler(policy, mark_wanted))
+    run(resumed, policy, SlowWriter(policy, mark_wanted))
     assert history(resumed) == history(whole)
     for name, tensor in weights(whole).items():
         assert torch.equal(weights(resumed)[name], tensor), name
@@ -171,7 +171,7 @@ def test_replies_without_a_reward_are_counted_and_named(policy: Policy, policy_f
 
     config = make_config(policy_folder, tmp_path, "rloo")
     with pytest.raises(DataError, match=r"\d+ of 24 replies have no reward, first: prompt \d: the reward is"):
-        run(config, policy, SlowSampler(policy, score))
+        run(config, policy, SlowWriter(policy, score))
     assert not config.head_folder.exists()
 
 
@@ -183,7 +183,7 @@ def test_replies_without_a_reward_can_be_skipped(
         return "the reward is nan" if tokens[0] % 7 == 0 else count_wanted(tokens)
 
     config = make_config(policy_folder, tmp_path, loss, on_bad_rows="skip")
-    metrics = run(config, policy, SlowSampler(policy, score)).metrics
+    metrics = run(config, policy, SlowWriter(policy, score)).metrics
     assert re.search(r"skipped \d+ of 24 replies", caplog.text)
     assert metrics["score"] > metrics["base_score"]
 
@@ -193,7 +193,7 @@ def test_a_scorer_that_fails_on_most_replies_ends_the_run(
 ):
     config = make_config(policy_folder, tmp_path, on_bad_rows="skip")
     with pytest.raises(DataError, match="24 of 24"):
-        run(config, policy, SlowSampler(policy, lambda tokens: "it raised"))
+        run(config, policy, SlowWriter(policy, lambda tokens: "it raised"))
 
 
 def test_prompts_that_leave_no_room_for_a_reply_are_named(
@@ -245,7 +245,7 @@ def test_two_processes_train_what_one_does(
         advantage=dataclasses.replace(alone.advantage, optimiser=optimiser),
     )
     alone = dataclasses.replace(alone, advantage=shared.advantage, gradient_accumulation=2)
-    train_head(alone, policy=policy, sampler=SlowSampler(policy))
+    train_head(alone, policy=policy, writer=SlowWriter(policy))
     (tmp_path / "shared.yaml").write_text(to_yaml(shared))
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"),

@@ -12,9 +12,9 @@ from trimtab.guidance.heads.bank import HeadBank
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.fused_layers import fuse_layers
-from trimtab.server.engine.policy import load_policy
-from trimtab.server.engine.request import Request, SamplingParams
-from trimtab.server.rollouts.offline import CompletedChoice, generate
+from trimtab.server.engine.policy import load_served
+from trimtab.server.engine.request import Completion, Request, SamplingParams
+from trimtab.server.rollouts.sample import sample
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +35,12 @@ def window_in_the_mask_alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_random_model(config, tmp_path_factory.mktemp("phimoe"))
 
 
-def run(folder: Path, requests: list[Request], **options: object) -> list[CompletedChoice]:
+def run(folder: Path, requests: list[Request], **options: object) -> list[Completion]:
     config = EngineConfig(folder, block_size=8, max_num_seqs=4, max_num_batched_tokens=16, **options)  # type: ignore[arg-type]
-    policy = load_policy(folder)
+    policy = load_served(folder)
     bank = HeadBank([], 32, device="cpu")
     engine = Engine(policy, bank, config.resolved("cpu"))
-    return [completion.choices[0] for completion in generate(engine, requests)]
+    return sample(engine, requests)
 
 
 def ask(name: str, num_prompt: int, max_tokens: int) -> Request:
@@ -84,10 +84,10 @@ def test_fused_layers_over_the_paged_cache_give_the_tokens_of_sdpa(tmp_path: Pat
         pack_weights=False,
     )
     engine = Engine(
-        load_policy(folder, pack_weights=False), HeadBank([], 32, device="cpu"), config.resolved("cpu")
+        load_served(folder, pack_weights=False), HeadBank([], 32, device="cpu"), config.resolved("cpu")
     )
     assert fuse_layers(engine.policy.model, engine.runner._attention.rotate_and_attend) == 3
-    ours = [completion.choices[0] for completion in generate(engine, REQUESTS)]
+    ours = sample(engine, REQUESTS)
     assert [choice.token_ids for choice in ours] == [choice.token_ids for choice in theirs]
     for mine, other in zip(ours, theirs, strict=True):
         expected = [token.logprob for token in other.tokens]

@@ -17,7 +17,7 @@ from trimtab.server.engine import model_runner
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.lane import Choice, Lane
 from trimtab.server.engine.model_runner import ModelRunner
-from trimtab.server.engine.policy import load_policy
+from trimtab.server.engine.policy import load_served
 from trimtab.server.engine.request import Request
 from trimtab.server.engine.scheduler import Purpose, Row, Step
 
@@ -44,7 +44,7 @@ STEPS = [{0: 5, 2: 20}, {1: 30}, {1: 31, 2: 21, 0: 6}]
 
 def new_runner(config: PretrainedConfig, folder: Path) -> ModelRunner:
     """A runner whose cache is full of keys and values, so that nothing needs prefilling."""
-    policy = load_policy(save_random_model(config, folder), max_model_len=64)
+    policy = load_served(save_random_model(config, folder), max_model_len=64)
     options = EngineConfig(folder, block_size=8, max_num_seqs=3, attention="triton", padding="buckets")
     runner = ModelRunner(policy, options.resolved("cpu"), num_blocks=33, num_heads=0)
     torch.manual_seed(0)
@@ -86,7 +86,7 @@ def test_a_model_that_asks_the_device_something_runs_unrecorded_or_not_at_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     monkeypatch.setattr(model_runner, "CudaRecorder", lambda _: Tape())
-    policy = load_policy(save_random_model(LlamaConfig(**ONE_LAYER), tmp_path))
+    policy = load_served(save_random_model(LlamaConfig(**ONE_LAYER), tmp_path))
     options = EngineConfig(tmp_path, block_size=8, max_num_seqs=1, attention="triton", padding="buckets")
 
     def start(graphs: Literal["auto", "on"]) -> ModelRunner:

@@ -20,7 +20,7 @@ from trimtab.server.engine import sampler
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.decode_graphs import HostWaitError, NoHostWaits
 from trimtab.server.engine.engine import Engine
-from trimtab.server.engine.policy import load_policy
+from trimtab.server.engine.policy import load_served
 from trimtab.server.engine.request import Guidance, Request, SamplingParams
 from trimtab.server.engine.scheduler import Step
 
@@ -55,7 +55,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     options = EngineConfig(
         folder, block_size=8, max_num_seqs=4, num_blocks=40, attention="triton", async_depth=1
     )
-    policy = load_policy(folder)
+    policy = load_served(folder)
     identity = identify(policy.model, policy.tokenizer, policy.name)
     bank = HeadBank.load(heads, identity, device=policy.device, dtype=policy.dtype)
     return Engine(policy, bank, options.resolved("cpu"))
