@@ -13,18 +13,6 @@ from trimtab.guidance.losses.common import keep, masked_mean
 
 
 @torch.no_grad()
-def kl_rewards(scores: Tensor, kl: Tensor, mask: Tensor, *, tau: float) -> Tensor:
-    """r_t = −τ kl_t, and the reply's score on its last position.
-
-    scores: [B]. kl: [B, T], log π_old(y_t) − log π₀(y_t), nats. Returns [B, T].
-
-    By hand: score 3, kl = (1, 2, pad), τ = ½: (−½, 2, 0).
-    """
-    is_last = mask & ~F.pad(mask[:, 1:], (0, 1))
-    return keep(scores[:, None], is_last) - tau * keep(kl, mask)
-
-
-@torch.no_grad()
 def reward_to_go(rewards: Tensor, mask: Tensor, gamma: float = 1.0) -> Tensor:
     """G_t = Σ_{k≥t} γ^{k−t} r_k. rewards: [B, T]. Returns [B, T].
 

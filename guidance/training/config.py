@@ -1,21 +1,77 @@
-"""Everything that decides a training run."""
+"""Configuration of a training run."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from trimtab.guidance.data.options import RowLimits
 from trimtab.guidance.heads.manifest import AdvantagePart, ScalarPart, check_name
-from trimtab.guidance.losses import LOSSES
+from trimtab.guidance.losses import FAMILIES, LOSSES
+from trimtab.guidance.losses.policy_gradient import PROMPTS
+
+T = TypeVar("T")
+PartName = Literal["reward", "value", "advantage"]
+ROW_FILES = ("preferences", "rankings", "unpaired", "rollouts", "prompts")
+"""Fields of TrainConfig that name data files, each a kind of rows.ROW_KINDS."""
 
 
+def _check_positive(config: object, *names: str) -> None:
+    for name in names:
+        if not getattr(config, name) > 0:
+            raise ValueError(f"{name} must be above 0, got {getattr(config, name)}")
+
+
+def _check_share(config: object, *names: str) -> None:
+    for name in names:
+        if not 0 <= getattr(config, name) <= 1:
+            raise ValueError(f"{name} must be in 0…1, got {getattr(config, name)}")
+
+
+def _check_loss(name: str, part: PartName) -> None:
+    if name not in LOSSES[part]:
+        raise ValueError(f"loss must be one of {', '.join(LOSSES[part])}, got {name!r}")
+
+
+def _filled(names: Mapping[str, Collection[str]]) -> Callable[[type[T]], type[T]]:
+    """Writes into a docstring, which is the flags' help, for {key} the names of the losses."""
+
+    def fill(config: type[T]) -> type[T]:
+        listed = {key: ", ".join(some) for key, some in names.items()}
+        config.__doc__ = (config.__doc__ or "").format(**listed)
+        return config
+
+    return fill
+
+
+def _names(part: PartName) -> dict[str, Collection[str]]:
+    """Of a part's losses: those of each family, and those that read each option."""
+    readers: dict[str, Collection[str]] = {
+        option: [name for name, formula in LOSSES[part].items() if option in formula.options]
+        for formula in LOSSES[part].values()
+        for option in formula.options
+    }
+    return readers | FAMILIES[part]
+
+
+def _names_on_policy() -> dict[str, Collection[str]]:
+    """Of the losses that sample replies: all, those that compare them, and those that read each option."""
+    readers = {
+        option: [name for name, formula in PROMPTS.items() if option in formula.on_policy]
+        for formula in PROMPTS.values()
+        for option in formula.on_policy
+    }
+    compares = [name for name, formula in PROMPTS.items() if formula.compares]
+    return {"prompts": PROMPTS, "compares": compares, **readers}
+
+
+@_filled(_names_on_policy())
 @dataclass(frozen=True)
 class OnPolicyConfig:
-    """Of losses that learn from replies of the policy as the head tilts it now: ppo, rloo, grpo, reinforce.
+    """Of losses that learn from replies of the policy as the head tilts it now: {prompts}.
 
     An iteration samples replies, scores them and goes over them; advantage.optimiser.batch_size replies make
     a batch, and its epochs count the times that each prompt is replied to. Several processes share an
@@ -28,17 +84,17 @@ class OnPolicyConfig:
     reward part scores.
     start_strength: at which the head of start_from begins; by default at its optimum, or without one at 1.
     num_prompts: of an iteration.
-    num_replies: to each of its prompts; rloo and grpo compare them.
+    num_replies: to each of its prompts; {compares} compare them.
     max_tokens: of a reply.
-    passes: ppo, grpo: how often an iteration's replies are gone over.
+    passes: {passes}: how often an iteration's replies are gone over.
     kl_estimate: `exact` sums over the vocabulary at every token, `sampled` reads the drawn token's
     log-ratio: noisier.
     max_kl: nats per reply from the policy, on average, that the head may reach.
     on_max_kl: when it is passed: `stop`, and keep the head as it last was within it, or `adapt`: raise
     advantage.tau until the replies are back within it.
-    lam: ppo: of generalised advantage estimation; 1 trusts the rewards alone.
-    value_weight: ppo, reinforce: weight of the loss of the value that they learn beside.
-    entropy_weight: ppo: weight of the tilt's entropy.
+    lam: {lam}: of generalised advantage estimation; 1 trusts the rewards alone.
+    value_weight: {value_weight}: weight of the loss of the value that they learn beside.
+    entropy_weight: {entropy_weight}: weight of the tilt's entropy.
     max_num_seqs: replies that are sampled at the same time.
     """
 
@@ -76,37 +132,6 @@ class OnPolicyConfig:
         return self.num_prompts * self.num_replies
 
 
-READS: dict[str, tuple[str, ...]] = {
-    "ppo": ("passes", "lam", "value_weight", "entropy_weight"),
-    "rloo": (),
-    "grpo": ("passes",),
-    "reinforce": ("value_weight",),
-}
-"""Which options of those that not all losses read a loss reads."""
-
-
-PartName = Literal["reward", "value", "advantage"]
-ROW_FILES = ("preferences", "rankings", "unpaired", "rollouts", "prompts")
-"""Fields of TrainConfig that name data files, each a kind of rows.ROW_KINDS."""
-
-
-def _check_positive(config: object, *names: str) -> None:
-    for name in names:
-        if not getattr(config, name) > 0:
-            raise ValueError(f"{name} must be above 0, got {getattr(config, name)}")
-
-
-def _check_share(config: object, *names: str) -> None:
-    for name in names:
-        if not 0 <= getattr(config, name) <= 1:
-            raise ValueError(f"{name} must be in 0…1, got {getattr(config, name)}")
-
-
-def _check_loss(name: str, known: Mapping[str, object]) -> None:
-    if name not in known:
-        raise ValueError(f"loss must be one of {', '.join(known)}, got {name!r}")
-
-
 @dataclass(frozen=True)
 class OptimiserConfig:
     """batch_size: of rows (pairs, rankings, replies) in a step of one process; gradient_accumulation and
@@ -128,23 +153,25 @@ class OptimiserConfig:
             raise ValueError("weight_decay must be at least 0, and warmup (a share of all steps) in 0…1")
 
 
+@_filled(_names("advantage"))
 @dataclass(frozen=True)
 class AdvantageConfig:
     """The part that steers. Each option serves the losses named with it.
 
     A low-rank form learns its vocabulary from zero: give it about five times a tied one's learning rate.
 
-    loss: from preferences dpo, conservative_dpo, robust_dpo, ipo, simpo; from unpaired kto; from scored
-    rollouts monte_carlo, cd_q; from plain rollouts and a value part distil; from prompts, with replies
-    sampled meanwhile, ppo, rloo, grpo, reinforce.
-    tau: KL temperature; a small one steers hard. ppo, rloo, grpo, reinforce: reward that a nat costs.
-    flipped: conservative_dpo, robust_dpo: the share of labels taken to be wrong.
-    gamma: simpo: the margin that the chosen reply is to win by.
-    weight_desirable: kto: weight of good replies. weight_undesirable: kto: weight of bad ones.
-    discount: monte_carlo, cd_q, ppo, rloo, grpo, reinforce: what a reward one token later is worth.
-    top_k: distil: how many next tokens of a prefix the value part scores.
-    num_prefixes: distil: how many prefixes are drawn from each rollout.
-    clip: ppo, grpo: how far a step may move the ratio of probabilities.
+    loss: from preferences {pairs}; from unpaired {unpaired}; from scored rollouts {returns},
+    {bootstrapped}; from plain rollouts and a value part {candidates}; from prompts, with replies sampled
+    meanwhile, {prompts}.
+    tau: KL temperature; a small one steers hard. {prompts}: reward that a nat costs.
+    flipped: {flipped}: the share of labels taken to be wrong.
+    gamma: {gamma}: the margin that the chosen reply is to win by.
+    weight_desirable: {weight_desirable}: weight of good replies.
+    weight_undesirable: {weight_undesirable}: weight of bad ones.
+    discount: {discount}: what a reward one token later is worth.
+    top_k: {top_k}: how many next tokens of a prefix the value part scores.
+    num_prefixes: {num_prefixes}: how many prefixes are drawn from each rollout.
+    clip: {clip}: how far a step may move the ratio of probabilities.
     """
 
     form: Literal["tied", "lowrank"] = "tied"
@@ -165,7 +192,7 @@ class AdvantageConfig:
     def __post_init__(self) -> None:
         _check_positive(self, "rank", "tau", "weight_desirable", "weight_undesirable", "num_prefixes", "clip")
         _check_share(self, "discount")
-        _check_loss(self.loss, LOSSES["advantage"])
+        _check_loss(self.loss, "advantage")
         if not 0 <= self.flipped < 0.5:
             raise ValueError(f"flipped must be in 0…½, got {self.flipped}")
         if self.loss in ("conservative_dpo", "robust_dpo") and not self.flipped:
@@ -179,15 +206,16 @@ class AdvantageConfig:
         return AdvantagePart(self.form, self.rank, self.activation, self.loss, self.tau)
 
 
+@_filled(_names("reward"))
 @dataclass(frozen=True)
 class RewardConfig:
     """The part that judges a finished reply. Of linear form it is solved to convergence; an mlp is trained by
     the optimiser.
 
-    loss: from preferences bradley_terry; from rankings ranked; from scored rollouts regression; from unpaired
-    good_bad.
-    margin: bradley_terry: by how much the chosen reply is to win, beside each row's own margin.
-    centring: bradley_terry: how strongly rewards are held around 0.
+    loss: from preferences {pairs}; from rankings {rankings}; from scored rollouts {rollouts}; from unpaired
+    {unpaired}.
+    margin: {margin}: by how much the chosen reply is to win, beside each row's own margin.
+    centring: {centring}: how strongly rewards are held around 0.
     l2: linear: penalty on the weights of standardised features, beside the mean loss; auto: chosen by
     cross-validation on the rows that are trained on. optimiser: mlp.
     """
@@ -205,21 +233,22 @@ class RewardConfig:
         _check_positive(self, "width")
         if self.l2 != "auto":
             _check_positive(self, "l2")
-        _check_loss(self.loss, LOSSES["reward"])
+        _check_loss(self.loss, "reward")
 
     def part(self) -> ScalarPart:
         return ScalarPart(self.form, self.width, self.activation, self.loss)
 
 
+@_filled(_names("value"))
 @dataclass(frozen=True)
 class ValueConfig:
     """The part that forecasts the reward at every prefix, from rollouts.
 
-    loss: monte_carlo, position_weighted, td_lambda, distributional.
+    loss: {returns}, {whole_replies}, {bootstrapped}, {binned}.
     discount: what a reward one token later is worth.
-    lam: td_lambda: 0 trusts the next value alone, 1 the rewards that came alone.
-    bins: distributional: numbers from low to high that the forecast spreads over.
-    low: distributional: the lowest. high: distributional: the highest.
+    lam: {lam}: 0 trusts the next value alone, 1 the rewards that came alone.
+    bins: {bins}: numbers from low to high that the forecast spreads over.
+    low: {low}: the lowest. high: {high}: the highest.
     """
 
     form: Literal["linear", "mlp"] = "mlp"
@@ -236,7 +265,7 @@ class ValueConfig:
     def __post_init__(self) -> None:
         _check_positive(self, "width")
         _check_share(self, "discount", "lam")
-        _check_loss(self.loss, LOSSES["value"])
+        _check_loss(self.loss, "value")
         if self.bins < 2 or not self.low < self.high:
             raise ValueError(
                 f"bins={self.bins} from low={self.low} to high={self.high}: want 2 or more, low < high"

@@ -15,6 +15,7 @@ from trimtab.guidance.data.load import PromptRow, load_prompt_rows, load_rows
 from trimtab.guidance.data.options import ExtraColumns, RowLimits
 from trimtab.guidance.data.rows import Preference, Ranking, ReadColumns, Rollout, Unpaired
 from trimtab.guidance.errors import DataError
+from trimtab.guidance.losses.preference import UNPAIRED
 from trimtab.guidance.policy import Policy
 from trimtab.guidance.text.encoding import EncodedReply, ReplyEncoder, Sampled
 from trimtab.guidance.text.message import Prompt
@@ -266,7 +267,7 @@ def _limit_name(limits: RowLimits, limit: int) -> str:
 
 
 def _needs_mismatch(config: TrainConfig) -> bool:
-    return "advantage" in config.parts and config.advantage.loss == "kto"
+    return "advantage" in config.parts and config.advantage.loss in UNPAIRED
 
 
 def _mismatched(path: Path, items: Sequence[LabelItem], limit: int) -> list[LabelItem]:

@@ -104,4 +104,4 @@ def losses_of(part: Part, config: TrainConfig, objective: Objective, items: list
     """One loss for each item."""
     part_config = getattr(config, part)
     scores, _ = objective(**objective.collate(items))
-    return METHODS[part][part_config.loss].bind(part_config)(**scores).per_example
+    return METHODS[part][part_config.loss].loss.bind(part_config)(**scores).per_example

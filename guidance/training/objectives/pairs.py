@@ -38,9 +38,7 @@ class PairReward(Objective):
 
 
 class PairAdvantage(Objective):
-    """R = Σ_t ρ_t of both replies."""
-
-    takes: tuple[str, ...] = ("chosen", "rejected")
+    """Of both replies R = Σ_t ρ_t, Σ_t log π₀(y_t) as …_base, and the number of tokens as …_length."""
 
     def __init__(self, head: Head, config: TrainConfig, features: FeatureSource) -> None:
         super().__init__(head, config, features)
@@ -60,22 +58,10 @@ class PairAdvantage(Objective):
         }
         scores = {f"chosen{name}": sides[0] for name, sides in by_side.items()}
         scores |= {f"rejected{name}": sides[1] for name, sides in by_side.items()}
-        return {name: scores[name] for name in self.takes}, _log_probabilities(scores)
+        return scores, _log_probabilities(scores)
 
     def figures(self) -> Scores:
         return self.tilt.measure()
-
-
-class AveragePairAdvantage(PairAdvantage):
-    """With the lengths |y| of the replies, for losses that average over tokens."""
-
-    takes = ("chosen", "rejected", "chosen_length", "rejected_length")
-
-
-class LikelihoodPairAdvantage(PairAdvantage):
-    """With log π₀ of the replies too, for losses on the likelihood itself."""
-
-    takes = (*AveragePairAdvantage.takes, "chosen_base", "rejected_base")
 
 
 def _both_sides(items: Sequence[PairItem]) -> list[EncodedReply]:

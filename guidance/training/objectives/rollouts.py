@@ -151,7 +151,7 @@ class ReturnAdvantage(Objective):
         super().__init__(head, config, features)
         assert head.advantage is not None
         self.tilt = Tilt(head.advantage, features.policy)
-        self.value = _own_value(head, config, features.policy)
+        self.value = own_value(head, config, features.policy)
 
     def prepare(self, items: Sequence[RolloutItem]) -> None:
         returns = [returns_of(item, self.config.advantage.discount) for item in items]
@@ -211,7 +211,8 @@ class BootstrappedAdvantage(ReturnAdvantage):
         return found.h[: len(found.tokens)]
 
 
-def _own_value(head: Head, config: TrainConfig, policy: Policy) -> Scalar:
+def own_value(head: Head, config: TrainConfig, policy: Policy) -> Scalar:
+    """A value to learn along with an advantage: a copy of the head's, or as the configuration says."""
     if head.value is not None:
         return copy.deepcopy(head.value).requires_grad_()
     return make_scalar(config.value.part(), policy.identity.hidden_size).to(policy.device)

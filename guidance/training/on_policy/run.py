@@ -16,7 +16,8 @@ from trimtab.guidance.data.items import RolloutItem
 from trimtab.guidance.errors import DataError
 from trimtab.guidance.features.source import FeatureSource
 from trimtab.guidance.heads.forms import Head
-from trimtab.guidance.training.config import READS, TrainConfig
+from trimtab.guidance.losses.policy_gradient import PolicyFormula
+from trimtab.guidance.training.config import TrainConfig
 from trimtab.guidance.training.examples import PromptItem, Split, max_length
 from trimtab.guidance.training.figures import score_figures
 from trimtab.guidance.training.loop import train_part
@@ -113,7 +114,7 @@ def train_on_policy(
     torch.manual_seed(config.seed)
     train_part(
         objective,
-        partial(method.bind(config.advantage), **_weights(config)),
+        partial(method.loss.bind(config.advantage), **_weights(config, objective.formula)),
         iterations,
         folder=folder,
         optimiser=config.advantage.optimiser,
@@ -139,9 +140,9 @@ def num_iterations(config: TrainConfig, num_prompts: int) -> int:
     return max(1, round(config.advantage.optimiser.epochs * num_prompts / config.on_policy.num_prompts))
 
 
-def _weights(config: TrainConfig) -> dict[str, float]:
-    names = ("value_weight", "entropy_weight")
-    return {n: getattr(config.on_policy, n) for n in names if n in READS[config.advantage.loss]}
+def _weights(config: TrainConfig, formula: PolicyFormula) -> dict[str, float]:
+    """Options of the on-policy configuration that the loss reads."""
+    return {name: getattr(config.on_policy, name) for name in formula.on_policy}
 
 
 def _fitting(

@@ -114,14 +114,6 @@ def test_an_untrained_advantage_is_exactly_the_policy(loss: str, form: str, poli
         assert (scores[name] == 0).all(), name
 
 
-@pytest.mark.parametrize(("part", "loss"), OFFLINE)
-def test_the_options_of_a_method_are_fields_of_its_parts_configuration(part: Part, loss: str):
-    method = METHODS[part][loss]
-    part_config = getattr(make_config(part, loss), part)
-    for name in (*method.options, *method.settings):
-        assert hasattr(part_config, name), name
-
-
 def test_only_a_tilt_has_a_scale_of_one():
     measured = {name for name, method in METHODS["advantage"].items() if not method.is_tilt}
     assert measured == {"monte_carlo", "cd_q", "distil"}
