@@ -85,7 +85,6 @@ JUDGE = "guidance/bundled/judge.py"
 
 OFFENDERS: frozenset[str] = frozenset(
     (
-        "guidance/intervals.py is in no room of the tables",
         "server/commands/heads/reward.py imports server/commands/heads/reward_run.py: a circle",
         "server/commands/heads/reward_run.py imports server/commands/heads/reward.py: a circle",
         "server/commands/heads/scale.py imports server/commands/heads/scale_run.py: a circle",

@@ -15,8 +15,6 @@ from trimtab.guidance.losses.policy_gradient import PROMPTS
 
 T = TypeVar("T")
 PartName = Literal["reward", "value", "advantage"]
-ROW_FILES = ("preferences", "rankings", "unpaired", "rollouts", "prompts")
-"""Fields of TrainConfig that name data files, each a kind of rows.ROW_KINDS."""
 
 
 def _check_positive(config: object, *names: str) -> None:
@@ -343,7 +341,7 @@ class TrainConfig(RowLimits):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_name(self.name)
-        _check_positive(self, "max_tokens", "gradient_accumulation", "max_grad_norm")
+        _check_positive(self, "gradient_accumulation", "max_grad_norm")
         for name in ("log_every", "save_every"):
             if getattr(self, name) is not None:
                 _check_positive(self, name)

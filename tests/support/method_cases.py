@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from trimtab.guidance.data.items import LabelItem, PairItem, RankingItem, RolloutItem
+from trimtab.guidance.data.items import LabelItem, PairItem, RankingItem, RolloutItem, mismatch
 from trimtab.guidance.features.source import FeatureCache
 from trimtab.guidance.heads.forms import Head
 from trimtab.guidance.heads.manifest import Parts
@@ -16,7 +16,6 @@ from trimtab.guidance.text.encoding import EncodedReply
 from trimtab.guidance.training.config import AdvantageConfig, RewardConfig, TrainConfig, ValueConfig
 from trimtab.guidance.training.methods import METHODS, Part
 from trimtab.guidance.training.objectives.base import Objective
-from trimtab.guidance.training.objectives.pairs import mismatch
 
 EOS = 3
 WORDS = range(6, 24)

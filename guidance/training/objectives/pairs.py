@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from trimtab.guidance.data.items import LabelItem, PairItem, RankingItem
-from trimtab.guidance.errors import DataError
 from trimtab.guidance.features.source import FeatureSource
 from trimtab.guidance.heads.forms import Head
 from trimtab.guidance.losses.common import sum_by_reply
@@ -161,23 +159,3 @@ class LabelAdvantage(Objective):
 
     def figures(self) -> Scores:
         return self.tilt.measure()
-
-
-def mismatch(items: Sequence[LabelItem]) -> list[LabelItem]:
-    """Each item with the reply of the next one that has another prompt, the last followed by the first.
-
-    By hand: prompts p, p, q with replies a, b, c: p gets c, p gets c, q gets a.
-
-    Raises:
-        DataError: all items have one prompt.
-    """
-    if len({item.reply.prompt_ids for item in items}) < 2:
-        raise DataError("all rows have one prompt: kto needs replies to other prompts to compare with")
-    return [dataclasses.replace(item, mismatched=_stranger(items, i)) for i, item in enumerate(items)]
-
-
-def _stranger(items: Sequence[LabelItem], index: int) -> EncodedReply:
-    prompt = items[index].reply.prompt_ids
-    following = (items[(index + step) % len(items)].reply for step in range(1, len(items)))
-    other = next(reply for reply in following if reply.prompt_ids != prompt)
-    return dataclasses.replace(other, prompt_ids=prompt)

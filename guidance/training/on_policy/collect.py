@@ -13,14 +13,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from trimtab.guidance.data.items import RolloutItem
+from trimtab.guidance.data.items import PromptItem, RolloutItem
 from trimtab.guidance.data.rows import ReadColumns
 from trimtab.guidance.errors import DataError
 from trimtab.guidance.features.source import FeatureSource
 from trimtab.guidance.heads.forms import Head
 from trimtab.guidance.losses.credit import Credit, Scored
 from trimtab.guidance.text.encoding import EncodedReply
-from trimtab.guidance.training.examples import PromptItem
 from trimtab.guidance.training.held_out import score_ends
 from trimtab.guidance.training.objectives.base import ReplyFeatures, fetch, lay_out, pad
 from trimtab.guidance.training.objectives.on_policy import Experience, Iteration, PolicyObjective

@@ -12,13 +12,13 @@ import torch
 from torch.utils.data import IterableDataset
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
-from trimtab.guidance.data.items import RolloutItem
+from trimtab.guidance.data.items import PromptItem, RolloutItem, max_length
 from trimtab.guidance.errors import DataError
 from trimtab.guidance.features.source import FeatureSource
 from trimtab.guidance.heads.forms import Head
 from trimtab.guidance.losses.policy_gradient import PolicyFormula
 from trimtab.guidance.training.config import TrainConfig
-from trimtab.guidance.training.examples import PromptItem, Split, max_length
+from trimtab.guidance.training.examples import Split
 from trimtab.guidance.training.figures import score_figures
 from trimtab.guidance.training.loop import train_part
 from trimtab.guidance.training.methods import Method

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, PreTrainedModel
 
 from trimtab.guidance.bundled import MODEL_DIR
+from trimtab.guidance.data.items import load_items
 from trimtab.guidance.data.rollouts import plain_only
 from trimtab.guidance.errors import DataError
 from trimtab.guidance.features.source import FeatureCache
@@ -30,7 +31,6 @@ from trimtab.guidance.publish.classifier import (
     set_dtype,
     set_pad_token,
 )
-from trimtab.guidance.training.examples import load_items
 from trimtab.guidance.training.held_out import score_ends, standard_units
 from trimtab.server.commands.heads.reward import ExportRewardConfig, ImportRewardConfig
 from trimtab.server.commands.model import BUNDLED, find_head_folder

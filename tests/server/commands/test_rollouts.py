@@ -21,11 +21,11 @@ from tiny_models import EOS, SIZES, byte_tokenizer, save_random_head, save_rando
 from transformers import LlamaConfig
 
 from trimtab.guidance import files as parquet
+from trimtab.guidance.data.items import load_items
 from trimtab.guidance.data.load import load_preferences, load_rankings, load_rollouts, load_unpaired
 from trimtab.guidance.features.store import StoredFeatures, open_features
 from trimtab.guidance.policy import load_policy
 from trimtab.guidance.text.prompt_form import recorded_form
-from trimtab.guidance.training.examples import load_items
 from trimtab.server.cli import main
 from trimtab.server.commands.features.config import FeaturesConfig
 from trimtab.server.commands.rollouts import sampling as rollouts_sampling
