@@ -22,7 +22,7 @@ from transformers import LlamaConfig
 
 from trimtab.guidance import files as parquet
 from trimtab.guidance.data.items import load_items
-from trimtab.guidance.data.load import load_preferences, load_rankings, load_rollouts, load_unpaired
+from trimtab.guidance.data.load import load_preferences, load_rankings, load_rollouts, load_rows
 from trimtab.guidance.features.store import StoredFeatures, open_features
 from trimtab.guidance.policy import load_policy
 from trimtab.guidance.text.prompt_form import recorded_form
@@ -303,7 +303,8 @@ def test_training_rows_are_read_by_the_trainer(flags, policy):
         best = ranking.responses[ranking.ranks.index(1.0)]
         assert rewards[best] == max(rewards[text] for text in ranking.responses)
     assert all(
-        u.label == (rewards[u.completion] >= 2) for u in load_unpaired(Path("out.unpaired.parquet")).rows
+        u.label == (rewards[u.completion] >= 2)
+        for u in load_rows("unpaired", Path("out.unpaired.parquet")).rows
     )
 
 
