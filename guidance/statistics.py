@@ -66,6 +66,11 @@ class PerPrompt:
         return interval(self.mean, self.resampled(draws)) if self.counts.any() else None
 
 
+def with_nan(numbers: Sequence[float | None]) -> Floats:
+    """[N], nan where there is no number."""
+    return np.array([np.nan if number is None else number for number in numbers], dtype=np.float64)
+
+
 def resample_prompts(num_prompts: int, *, resamples: int = RESAMPLES, seed: int = 0) -> NDArray[np.int64]:
     """Prompts drawn again with replacement, i64[resamples, num_prompts]: a percentile bootstrap (Efron 1979).
     Everything that is estimated from the same draws may be compared resample by resample."""

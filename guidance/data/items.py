@@ -74,6 +74,10 @@ class RolloutItem:
     def replies(self) -> tuple[EncodedReply, ...]:
         return (self.reply,)
 
+    @property
+    def is_rewarded(self) -> bool:
+        return self.reward is not None or self.token_rewards is not None
+
     def rewards(self) -> Iterator[float]:
         """r_1 … r_T of the drawn tokens: those of the tokens, or nothing until the last, which has it all."""
         if self.token_rewards is not None:

@@ -1,4 +1,5 @@
-"""Rollout rows: replies sampled from the policy, as `trimtab rollouts` writes them."""
+"""Rollout rows: replies sampled from the policy, as `trimtab rollouts` writes them; plain ones are told from
+those that were steered, sharpened or truncated."""
 
 from __future__ import annotations
 
@@ -17,6 +18,8 @@ from trimtab.guidance.errors import DataError
 from trimtab.guidance.files import read_parquet
 from trimtab.guidance.text.message import EXTRA_JSON, Prompt
 from trimtab.guidance.text.prompt_form import METADATA_KEY, made_by, made_by_of
+
+logger = logging.getLogger(__name__)
 
 _MESSAGE = [("role", pa.string()), ("content", pa.string())]
 COLUMNS: Mapping[str, pa.DataType] = {
@@ -172,17 +175,6 @@ def _row(row: dict[str, Any]) -> RolloutRow:
     return RolloutRow(**row)
 
 
-logger = logging.getLogger(__name__)
-
-
-class Drawn(Protocol):
-    @property
-    def departure(self) -> str: ...
-
-
-Item = TypeVar("Item", bound=Drawn)
-
-
 def departure(
     *,
     strength: float | None = None,
@@ -211,6 +203,14 @@ def stated_sampling(path: Path) -> dict[str, float]:
         for name in ("temperature", "top_p")
         if name not in schema.names and isinstance(stated.get(name), int | float)
     }
+
+
+class Drawn(Protocol):
+    @property
+    def departure(self) -> str: ...
+
+
+Item = TypeVar("Item", bound=Drawn)
 
 
 def plain_only(items: Sequence[Item], source: object, reader: str, *, skip: bool) -> list[Item]:

@@ -1,4 +1,4 @@
-"""Best-of-n: what sampling n replies and keeping the best would give, from one set of plain samples."""
+"""Baselines: best-of-n from one set of plain samples, and curves that were measured elsewhere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import numpy as np
 from trimtab.guidance.errors import DataError
 from trimtab.guidance.evaluation.curve import Curve, CurvePoint, Judging, PointSamples, ScoreSummary
 from trimtab.guidance.evaluation.replies import Reply, Scores
-from trimtab.guidance.statistics import Estimate, Floats, PerPrompt
+from trimtab.guidance.statistics import Estimate, Floats, PerPrompt, with_nan
 
 
 def best_of_n(
@@ -99,7 +99,7 @@ _Columns = dict[str, Floats]
 
 def _columns(replies: Sequence[Reply], scores: Scores) -> tuple[_Columns, _Columns]:
     """Scores by name, and what is read beside them, each [N]."""
-    read = {name: np.array([math.nan if s is None else s for s in given]) for name, given in scores.items()}
+    read = {name: with_nan(given) for name, given in scores.items()}
     return read, {
         "length": np.array([float(len(reply.token_ids)) for reply in replies]),
         "stopped": np.array([float(reply.finish_reason == "stop") for reply in replies]),

@@ -20,7 +20,7 @@ from trimtab.guidance.statistics import Floats
 from trimtab.guidance.text.encoding import EncodedReply
 
 _REPLIES_PER_BATCH = 64
-_POSITIONS_PER_CHUNK = 2048
+POSITIONS_PER_CHUNK = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ def score_with_head(
     part = manifest.parts.advantage
     bar = tqdm(total=len(replies), desc=f"head {manifest.name}", unit="reply", disable=not show_progress)
     with bar:
-        for batch in _batches(replies):
+        for batch in batches(replies):
             h = [found.to(features.policy.device) for found in features.get(batch)]
             reward = None if head.reward is None else head.reward(torch.stack([s[-1] for s in h]).float())
             lasts = torch.stack([s[max(r.num_drawn - 1, 0)] for s, r in zip(h, batch, strict=True)])
@@ -97,8 +97,8 @@ def _log_ratio(head: Head, scale: float, policy: Policy, h: Tensor, reply: Encod
     assert head.advantage is not None
     lm_head, total = policy.lm_head.float(), torch.zeros((), device=h.device)
     tokens = torch.tensor(reply.reply_ids[: reply.num_drawn], device=h.device)
-    for start in range(0, reply.num_drawn, _POSITIONS_PER_CHUNK):
-        here = slice(start, min(start + _POSITIONS_PER_CHUNK, reply.num_drawn))
+    for start in range(0, reply.num_drawn, POSITIONS_PER_CHUNK):
+        here = slice(start, min(start + POSITIONS_PER_CHUNK, reply.num_drawn))
         logits = policy.logits(h[here])
         tilted = logits + scale * head.advantage(h[here].float(), lm_head)
         wanted = tokens[here]
@@ -107,7 +107,8 @@ def _log_ratio(head: Head, scale: float, policy: Policy, h: Tensor, reply: Encod
     return total
 
 
-def _batches(replies: Sequence[EncodedReply]) -> Iterator[Sequence[EncodedReply]]:
+def batches(replies: Sequence[EncodedReply]) -> Iterator[Sequence[EncodedReply]]:
+    """As many at once as have their features held."""
     for start in range(0, len(replies), _REPLIES_PER_BATCH):
         yield replies[start : start + _REPLIES_PER_BATCH]
 

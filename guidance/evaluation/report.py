@@ -1,4 +1,4 @@
-"""Everything that an evaluation found, as data: report.json."""
+"""Report of an evaluation: everything that it found, as data, report.json."""
 
 from __future__ import annotations
 

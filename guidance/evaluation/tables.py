@@ -1,4 +1,4 @@
-"""The report's tables as cells of text, for a terminal, a page or Markdown alike."""
+"""Tables of a report: what each section found, as cells of text."""
 
 from __future__ import annotations
 

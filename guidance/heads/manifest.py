@@ -1,4 +1,4 @@
-"""head.json: what a head is, what it was trained on and in which units it speaks."""
+"""Manifest of a head, head.json: what it is, what it was trained on and in which units it speaks."""
 
 from __future__ import annotations
 

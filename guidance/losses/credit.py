@@ -1,4 +1,4 @@
-"""What tokens of an iteration's replies are credited with: advantages, and what a value should forecast."""
+"""Credit of an iteration's tokens: advantages, and what a value should forecast."""
 
 from __future__ import annotations
 

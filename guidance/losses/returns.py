@@ -1,4 +1,4 @@
-"""What a rollout's rewards say about each of its positions. Targets: nothing here carries gradient.
+"""Returns of rollouts: targets that their rewards set for each position; nothing here carries gradient.
 
 mask: bool[B, T], a reply's positions, without a gap.
 """

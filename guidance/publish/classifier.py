@@ -1,4 +1,4 @@
-"""A reward part as a transformers `…ForSequenceClassification` with one label."""
+"""Reward parts as transformers `…ForSequenceClassification` models: exports and imports them."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -47,87 +47,20 @@ def _filled(names: Mapping[str, Collection[str]]) -> Callable[[type[T]], type[T]
 
 def _names(part: PartName) -> dict[str, Collection[str]]:
     """Of a part's losses: those of each family, and those that read each option."""
-    readers: dict[str, Collection[str]] = {
-        option: [name for name, formula in LOSSES[part].items() if option in formula.options]
-        for formula in LOSSES[part].values()
-        for option in formula.options
-    }
-    return readers | FAMILIES[part]
+    return _readers({name: formula.options for name, formula in LOSSES[part].items()}) | FAMILIES[part]
 
 
 def _names_on_policy() -> dict[str, Collection[str]]:
     """Of the losses that sample replies: all, those that compare them, and those that read each option."""
-    readers = {
-        option: [name for name, formula in PROMPTS.items() if option in formula.on_policy]
-        for formula in PROMPTS.values()
-        for option in formula.on_policy
-    }
+    readers = _readers({name: formula.on_policy for name, formula in PROMPTS.items()})
     compares = [name for name, formula in PROMPTS.items() if formula.compares]
     return {"prompts": PROMPTS, "compares": compares, **readers}
 
 
-@_filled(_names_on_policy())
-@dataclass(frozen=True)
-class OnPolicyConfig:
-    """Of losses that learn from replies of the policy as the head tilts it now: {prompts}.
-
-    An iteration samples replies, scores them and goes over them; advantage.optimiser.batch_size replies make
-    a batch, and its epochs count the times that each prompt is replied to. Several processes share an
-    iteration's prompts, each with an engine of its own, and its batches.
-
-    score: `function:MODULE:FUNCTION`, called with (prompt, reply) or (prompt, reply, tokens), which returns a
-    number or one per token, or as TRL calls reward functions with (prompts, completions, **columns of the
-    prompt file); `reward:NAME_OR_FOLDER`, the reward part of a head; `model:PATH`, a
-    …ForSequenceClassification; or `judge:URL`: see `trimtab rollouts --help`. Without it the head's own
-    reward part scores.
-    start_strength: at which the head of start_from begins; by default at its optimum, or without one at 1.
-    num_prompts: of an iteration.
-    num_replies: to each of its prompts; {compares} compare them.
-    max_tokens: of a reply.
-    passes: {passes}: how often an iteration's replies are gone over.
-    kl_estimate: `exact` sums over the vocabulary at every token, `sampled` reads the drawn token's
-    log-ratio: noisier.
-    max_kl: nats per reply from the policy, on average, that the head may reach.
-    on_max_kl: when it is passed: `stop`, and keep the head as it last was within it, or `adapt`: raise
-    advantage.tau until the replies are back within it.
-    lam: {lam}: of generalised advantage estimation; 1 trusts the rewards alone.
-    value_weight: {value_weight}: weight of the loss of the value that they learn beside.
-    entropy_weight: {entropy_weight}: weight of the tilt's entropy.
-    max_num_seqs: replies that are sampled at the same time.
-    """
-
-    score: str = ""
-    start_strength: float | None = None
-    num_prompts: int = 128
-    num_replies: int = 4
-    max_tokens: int = 128
-    passes: int = 1
-    kl_estimate: Literal["exact", "sampled"] = "exact"
-    max_kl: float = 10.0
-    on_max_kl: Literal["stop", "adapt"] = "stop"
-    lam: float = 0.95
-    value_weight: float = 0.1
-    entropy_weight: float = 0.0
-    max_num_seqs: int = 128
-
-    def __post_init__(self) -> None:
-        for name in ("num_prompts", "num_replies", "max_tokens", "passes", "max_num_seqs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"on_policy.{name} must be at least 1, got {getattr(self, name)}")
-        if not (self.max_kl > 0 and math.isfinite(self.max_kl)):
-            raise ValueError(f"on_policy.max_kl must be a number above 0, got {self.max_kl}")
-        if self.start_strength is not None and not 0 < abs(self.start_strength) < math.inf:
-            raise ValueError(f"on_policy.start_strength must be a number but 0, got {self.start_strength}")
-        if not 0 <= self.lam <= 1:
-            raise ValueError(f"on_policy.lam must be in 0…1, got {self.lam}")
-        for name in ("value_weight", "entropy_weight"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"on_policy.{name} must be 0 or more, got {getattr(self, name)}")
-
-    @property
-    def num_samples(self) -> int:
-        """Replies of an iteration."""
-        return self.num_prompts * self.num_replies
+def _readers(options: Mapping[str, Sequence[str]]) -> dict[str, Collection[str]]:
+    """By option the names that read it, of the options by name."""
+    every = dict.fromkeys(option for some in options.values() for option in some)
+    return {option: [name for name, some in options.items() if option in some] for option in every}
 
 
 @dataclass(frozen=True)
@@ -274,6 +207,70 @@ class ValueConfig:
         return ScalarPart(self.form, self.width, self.activation, self.loss, *bins)
 
 
+@_filled(_names_on_policy())
+@dataclass(frozen=True)
+class OnPolicyConfig:
+    """Of losses that learn from replies of the policy as the head tilts it now: {prompts}.
+
+    An iteration samples replies, scores them and goes over them; advantage.optimiser.batch_size replies make
+    a batch, and its epochs count the times that each prompt is replied to. Several processes share an
+    iteration's prompts, each with an engine of its own, and its batches.
+
+    score: `function:MODULE:FUNCTION`, called with (prompt, reply) or (prompt, reply, tokens), which returns a
+    number or one per token, or as TRL calls reward functions with (prompts, completions, **columns of the
+    prompt file); `reward:NAME_OR_FOLDER`, the reward part of a head; `model:PATH`, a
+    …ForSequenceClassification; or `judge:URL`: see `trimtab rollouts --help`. Without it the head's own
+    reward part scores.
+    start_strength: that the head of start_from is trained on from; by default its optimum, or 1 without one.
+    num_prompts: of an iteration.
+    num_replies: to each of its prompts; {compares} compare them.
+    max_tokens: of a reply.
+    passes: {passes}: how often an iteration's replies are gone over.
+    kl_estimate: `exact` sums over the vocabulary at every token, `sampled` reads the drawn token's
+    log-ratio: noisier.
+    max_kl: nats per reply from the policy, on average, that the head may reach.
+    on_max_kl: when it is passed: `stop`, and keep the head as it last was within it, or `adapt`: raise
+    advantage.tau until the replies are back within it.
+    lam: {lam}: of generalised advantage estimation; 1 trusts the rewards alone.
+    value_weight: {value_weight}: weight of the loss of the value that they learn beside.
+    entropy_weight: {entropy_weight}: weight of the tilt's entropy.
+    max_num_seqs: replies that are sampled at the same time.
+    """
+
+    score: str = ""
+    start_strength: float | None = None
+    num_prompts: int = 128
+    num_replies: int = 4
+    max_tokens: int = 128
+    passes: int = 1
+    kl_estimate: Literal["exact", "sampled"] = "exact"
+    max_kl: float = 10.0
+    on_max_kl: Literal["stop", "adapt"] = "stop"
+    lam: float = 0.95
+    value_weight: float = 0.1
+    entropy_weight: float = 0.0
+    max_num_seqs: int = 128
+
+    def __post_init__(self) -> None:
+        for name in ("num_prompts", "num_replies", "max_tokens", "passes", "max_num_seqs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"on_policy.{name} must be at least 1, got {getattr(self, name)}")
+        if not (self.max_kl > 0 and math.isfinite(self.max_kl)):
+            raise ValueError(f"on_policy.max_kl must be a number above 0, got {self.max_kl}")
+        if self.start_strength is not None and not 0 < abs(self.start_strength) < math.inf:
+            raise ValueError(f"on_policy.start_strength must be a number but 0, got {self.start_strength}")
+        if not 0 <= self.lam <= 1:
+            raise ValueError(f"on_policy.lam must be in 0…1, got {self.lam}")
+        for name in ("value_weight", "entropy_weight"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"on_policy.{name} must be 0 or more, got {getattr(self, name)}")
+
+    @property
+    def num_samples(self) -> int:
+        """Replies of an iteration."""
+        return self.num_prompts * self.num_replies
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(RowLimits):
     """Trains a head on a frozen policy. Give the data, and the parts that are to learn from it.
@@ -293,7 +290,8 @@ class TrainConfig(RowLimits):
     prompts: rows {prompt}, for losses that sample replies while they train.
     start_from: a head folder to go on from.
     features: a folder that trimtab features wrote; by default the policy runs over all replies first.
-    stream: features are computed when they are asked for and not kept: slow, for what fits nowhere.
+    stream: features are computed when they are asked for and not kept: slow, for more than memory
+    and disk hold.
     reward_from: what rewards rollouts: their own columns, the head's reward part, or (auto) their own
     columns where there are any.
     trained_on: one line for the manifest; by default it names the files and counts the rows.

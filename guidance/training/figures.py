@@ -29,7 +29,10 @@ MIN_TO_SPLIT = 40
 MAX_PROMPTS = 256
 MIN_TO_STOP = 5
 """Rows, below which their loss says nothing of when to stop."""
+_MIN_OF_A_KIND = 5
 T = TypeVar("T")
+Figures = dict[str, float]
+Sides = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +103,6 @@ def knowing_nothing(objective: Objective, items: Sequence[Any]) -> Iterator[None
         with torch.no_grad():
             for name, parameter in objective.named_parameters():
                 parameter.copy_(trained[name])
-
-
-Figures = dict[str, float]
-Sides = tuple[Tensor, Tensor]
-_MIN_OF_A_KIND = 5
 
 
 def loss_figures(part: str, held_out: HeldOutLoss, items: Sequence[Any]) -> Figures:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Literal
 
 from trimtab.guidance.losses import FAMILIES, Formula
+from trimtab.guidance.training.config import PartName
 from trimtab.guidance.training.objectives.base import Objective
 from trimtab.guidance.training.objectives.distil import DistilledAdvantage
 from trimtab.guidance.training.objectives.on_policy import PolicyObjective
@@ -28,7 +29,6 @@ from trimtab.guidance.training.objectives.rollouts import (
     WholeReplyValue,
 )
 
-Part = Literal["reward", "advantage", "value"]
 Rows = Literal["pairs", "rankings", "unpaired", "rollouts", "prompts"]
 
 
@@ -45,13 +45,13 @@ class Method:
     rows: Rows
     objective: type[Objective]
     loss: Formula
-    needs: tuple[Part, ...] = ()
+    needs: tuple[PartName, ...] = ()
     has_rewards: bool = True
     is_tilt: bool = True
     needs_plain: bool = True
 
 
-_FAMILIES: dict[Part, dict[str, partial[Method]]] = {
+_FAMILIES: dict[PartName, dict[str, partial[Method]]] = {
     "reward": {
         "pairs": partial(Method, "pairs", PairReward),
         "rankings": partial(Method, "rankings", RankingReward),
@@ -75,7 +75,7 @@ _FAMILIES: dict[Part, dict[str, partial[Method]]] = {
         "binned": partial(Method, "rollouts", BinnedReturnValue),
     },
 }
-METHODS: dict[Part, dict[str, Method]] = {
+METHODS: dict[PartName, dict[str, Method]] = {
     part: {
         name: method(loss=formula)
         for family, method in families.items()

@@ -1,4 +1,5 @@
-"""From items to what a loss takes: one module per part of a head and kind of rows."""
+"""Objective: makes a batch of items, and of that what a loss takes; one module per part of a head and kind of
+rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a reward or an advantage learns from pairs of a chosen and a rejected reply."""
+"""Objectives on pairs, rankings and labelled replies, of a reward or an advantage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An iteration: replies of the tilt as it is, their rewards, and the credit of each of their tokens."""
+"""Collector of an on-policy iteration: samples replies of the tilt, rewards and credits their tokens."""
 
 from __future__ import annotations
 
@@ -27,6 +27,9 @@ from trimtab.guidance.training.objectives.rollouts import returns_of, start_at
 from trimtab.guidance.training.objectives.tilt import TiltTerms, tilt_terms
 from trimtab.guidance.training.on_policy.guard import KlGuard
 from trimtab.guidance.training.processes import gather_shares, gather_texts, own_share
+
+logger = logging.getLogger(__name__)
+_REPLIES_AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +81,6 @@ class Sampler(Protocol):
         seed and number, so that a share of many prompts gets what it would get among them.
         """
         ...
-
-
-logger = logging.getLogger(__name__)
-_REPLIES_AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True)
