@@ -192,7 +192,9 @@ class BiasSetting:
 
 @dataclass(frozen=True, slots=True)
 class BiasTrial:
-    """num_tokens: that the bias names. first_kl: nats per reply at which it was tried first, as measured.
+    """A setting as the tuning prompts rank it; the best is the constant that heads must beat.
+
+    num_tokens: that the bias names. first_kl: nats per reply at which it was tried first, as measured.
     slope: its gain over plain there ÷ √KL, in which the gain of a small tilt is linear. scores: of the best
     few at each KL that is compared at, None where it does not reach."""
 

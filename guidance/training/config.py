@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from trimtab.guidance.data.options import RowLimits
-from trimtab.guidance.heads.manifest import AdvantagePart, ScalarPart, check_name
+from trimtab.guidance.heads.manifest import (
+    Activation,
+    AdvantageForm,
+    AdvantagePart,
+    ScalarForm,
+    ScalarPart,
+    check_name,
+)
 from trimtab.guidance.losses import FAMILIES, LOSSES
 from trimtab.guidance.losses.policy_gradient import PROMPTS
 
@@ -105,9 +112,9 @@ class AdvantageConfig:
     clip: {clip}: how far a step may move the ratio of probabilities.
     """
 
-    form: Literal["tied", "lowrank"] = "tied"
+    form: AdvantageForm = "tied"
     rank: int = 64
-    activation: Literal["identity", "silu"] = "silu"
+    activation: Activation = "silu"
     loss: str = "dpo"
     tau: float = 0.1
     flipped: float = 0.0
@@ -151,9 +158,9 @@ class RewardConfig:
     cross-validation on the rows that are trained on. optimiser: mlp.
     """
 
-    form: Literal["linear", "mlp"] = "linear"
+    form: ScalarForm = "linear"
     width: int = 256
-    activation: Literal["identity", "silu"] = "silu"
+    activation: Activation = "silu"
     loss: str = "bradley_terry"
     margin: float = 0.0
     centring: float = 0.01
@@ -182,9 +189,9 @@ class ValueConfig:
     low: {low}: the lowest. high: {high}: the highest.
     """
 
-    form: Literal["linear", "mlp"] = "mlp"
+    form: ScalarForm = "mlp"
     width: int = 256
-    activation: Literal["identity", "silu"] = "silu"
+    activation: Activation = "silu"
     loss: str = "monte_carlo"
     discount: float = 1.0
     lam: float = 0.95
