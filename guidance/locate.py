@@ -1,4 +1,4 @@
-"""Where a model is: a folder, or a hub id that the hub or the local cache knows."""
+"""Locates a model: a folder, or a hub id that the hub or the local cache knows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How our pictures look, on a light page and on a dark one."""
+"""Style of our pictures, on a light page and on a dark one."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ def head(config: SpeedConfig, model: Path, scratch: Path) -> Turn:
     clock = EpochClock(config.warm_up)
     train_part(
         method.objective(trained, settings, features),
-        method.bind(advantage),
+        method.loss.bind(advantage),
         pairs,
         folder=scratch,
         optimiser=OptimiserConfig(batch_size=config.batch_size),

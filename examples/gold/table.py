@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trimtab.guidance.evaluation.report import show, show_difference
+from trimtab.guidance.evaluation.table import show, show_difference
 from trimtab.guidance.statistics import Estimate
 
 Row = Mapping[str, Any]

@@ -24,7 +24,7 @@ from trimtab.guidance.data.options import RowOptions, columns_for, format_for
 from trimtab.guidance.data.plain_rollouts import stated_sampling
 from trimtab.guidance.data.row_files.json_text import BadRow
 from trimtab.guidance.data.row_files.source import raw_rows
-from trimtab.guidance.data.rows import ROW_KINDS, Preference, Ranking, ReadColumns, Rollout, Unpaired
+from trimtab.guidance.data.rows import ROW_KINDS, Preference, Ranking, ReadColumns, Rollout
 from trimtab.guidance.errors import DataError, MixedError, TieError
 from trimtab.guidance.text.message import Prompt
 
@@ -67,13 +67,6 @@ def load_rankings(
 ) -> LoadedRows[Ranking]:
     """Rows {prompt, responses, ranks}. Raises as load_preferences."""
     return load_rows("rankings", path, options, as_text=as_text)
-
-
-def load_unpaired(
-    path: Path, options: RowOptions = _AS_GIVEN, *, as_text: bool = False
-) -> LoadedRows[Unpaired]:
-    """Rows {prompt, completion, label}. Raises as load_preferences."""
-    return load_rows("unpaired", path, options, as_text=as_text)
 
 
 def load_rollouts(

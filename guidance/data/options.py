@@ -1,4 +1,4 @@
-"""How the rows of data files are read: their format, their columns, and what bad ones do."""
+"""Options of reading rows: their format, their columns, and what bad ones do."""
 
 from __future__ import annotations
 

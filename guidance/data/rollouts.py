@@ -1,4 +1,5 @@
-"""Rollout rows: replies sampled from the policy, as `trimtab rollouts` writes them."""
+"""Rollout rows: replies sampled from the policy, as `trimtab rollouts` writes them; plain ones are told from
+those that were steered, sharpened or truncated."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from trimtab.guidance.data.columns import as_messages
 from trimtab.guidance.errors import DataError
 from trimtab.guidance.files import read_parquet
 from trimtab.guidance.text.message import EXTRA_JSON, Prompt
-from trimtab.guidance.text.prompt_form import METADATA_KEY
+from trimtab.guidance.text.prompt_form import METADATA_KEY, made_by_of
 
 _MESSAGE = [("role", pa.string()), ("content", pa.string())]
 COLUMNS: Mapping[str, pa.DataType] = {
@@ -133,15 +134,10 @@ def to_table(rows: Iterable[RolloutRow], schema: pa.Schema) -> pa.Table:
 
 def from_table(table: pa.Table) -> list[RolloutRow]:
     names = [field.name for field in dataclasses.fields(RolloutRow)]
-    made_by = made_by_of(table)
+    made_by = dict(made_by_of(table.schema))
     older = {name: float(made_by.get(name, 1.0)) for name in _LATER if name not in table.column_names}
     kept = table.select([name for name in names if name in table.column_names])
     return [_row({**row, **older}) for row in kept.to_pylist()]
-
-
-def made_by_of(table: pa.Table) -> dict[str, Any]:
-    """What the file says of how its rows were made."""
-    return dict(json.loads((table.schema.metadata or {}).get(METADATA_KEY, b"{}")))
 
 
 def read_rollouts(path: Path) -> tuple[list[RolloutRow], dict[str, Any]]:
@@ -158,7 +154,7 @@ def read_rollouts(path: Path) -> tuple[list[RolloutRow], dict[str, Any]]:
     if extra:
         raise DataError(f"{path}: unknown column {extra[0]}; known are {', '.join(schema.names)}")
     try:
-        rows, made_by = from_table(table), made_by_of(table)
+        rows, made_by = from_table(table), dict(made_by_of(table.schema))
     except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise DataError(f"{path}: a row is not as `trimtab rollouts` writes it ({error})") from error
     if not rows:

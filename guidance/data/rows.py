@@ -1,4 +1,4 @@
-"""What a line of a data file says, checked: the columns are TRL's, and those that our own rollouts add."""
+"""Rows of data files, parsed and checked: columns are TRL's, and those that our own rollouts add."""
 
 from __future__ import annotations
 

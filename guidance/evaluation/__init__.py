@@ -1,1 +1,1 @@
-"""What guidance buys and what it costs: the reward-KL frontier, and where in a reply its value is decided."""
+"""Evaluation: what guidance buys and what it costs, the reward-KL frontier above all."""

@@ -1,4 +1,4 @@
-"""Best-of-n: what sampling n replies and keeping the best would give, from one set of plain samples."""
+"""Baselines: best-of-n from one set of plain samples, and curves that were measured elsewhere."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import numpy as np
 from trimtab.guidance.errors import DataError
 from trimtab.guidance.evaluation.curve import Curve, CurvePoint, Judging, PointSamples, ScoreSummary
 from trimtab.guidance.evaluation.replies import MeasuredReply, Scores
-from trimtab.guidance.statistics import Estimate, Floats, PerPrompt
+from trimtab.guidance.statistics import Estimate, Floats, PerPrompt, with_nan
 
 
 def best_of_n(
@@ -46,15 +46,16 @@ def kl_bound(n: int) -> float:
     return math.log(n) - (n - 1) / n
 
 
-def expected_best(by: Floats, read: Floats, n: int) -> float:
-    """The mean of `read` at the reply with the highest `by`, over all subsets of n of the N replies.
+def expected_best(by: Floats, read: Floats, counts: tuple[int, ...]) -> Floats:
+    """The mean of `read` at the reply with the highest `by`, over all subsets of n of the N replies, for each
+    n of counts; nan for one above N.
 
     In ascending order of `by`, the i-th (from 1) is the best of C(i−1, n−1) of the C(N, n) subsets; replies
-    that tie share their places. by, read: [N], n ≤ N.
+    that tie share their places. by: [N]. read: [N, C]. Returns [len(counts), C].
 
     By hand: by = read = (1, 2, 4), n = 2: the subsets' best are 2, 4, 4, the mean 10/3.
     """
-    return float(_place_weights(len(by), (n,))[0] @ _share_ties(by, read[:, None])[1][:, 0])
+    return _place_weights(len(by), counts) @ _share_ties(by, read)
 
 
 def expected_wins(by: Floats, read: Floats, n: int) -> float:
@@ -83,14 +84,13 @@ def _place_weights(num: int, counts: tuple[int, ...]) -> Floats:
     return np.array(rows, dtype=np.float64)
 
 
-def _share_ties(by: Floats, read: Floats) -> tuple[np.ndarray, Floats]:
-    """The ascending order of `by`, and `read` [N, C] in it with the mean of those that tie in the place of
-    each."""
+def _share_ties(by: Floats, read: Floats) -> Floats:
+    """`read` [N, C] in the ascending order of `by`, the mean of those that tie in the place of each."""
     order = np.argsort(by, kind="stable")
     _, tie = np.unique(by[order], return_inverse=True)
     sums = np.zeros((tie.max() + 1, read.shape[1]))
     np.add.at(sums, tie, read[order])
-    return order, (sums / np.bincount(tie)[:, None])[tie]
+    return np.asarray((sums / np.bincount(tie)[:, None])[tie])
 
 
 _ASIDE = ("length", "stopped", "base_logprob")  # what is read of the best replies beside their scores
@@ -99,7 +99,7 @@ _Columns = dict[str, Floats]
 
 def _columns(replies: Sequence[MeasuredReply], scores: Scores) -> tuple[_Columns, _Columns]:
     """Scores by name, and what is read beside them, each [N]."""
-    read = {name: np.array([math.nan if s is None else s for s in given]) for name, given in scores.items()}
+    read = {name: with_nan(given) for name, given in scores.items()}
     return read, {
         "length": np.array([float(len(reply.token_ids)) for reply in replies]),
         "stopped": np.array([float(reply.finish_reason == "stop") for reply in replies]),
@@ -124,8 +124,7 @@ def _by_prompt(
     for prompt in range(num_prompts):
         here = usable & (prompts == prompt)
         if here.any():
-            _, shared = _share_ties(scores[by][here], read[here])
-            found[:, prompt] = _place_weights(int(here.sum()), counts) @ shared
+            found[:, prompt] = expected_best(scores[by][here], read[here], counts)
     return found
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from trimtab.guidance.evaluation.curve import Curve, CurvePoint, Judging, PointSamples
 from trimtab.guidance.evaluation.seed_group import seed_weights
-from trimtab.guidance.statistics import Estimate, Floats, interval, simultaneous
+from trimtab.guidance.statistics import Estimate, Floats, interval, simultaneous, with_nan
 
 _Of = Literal["baseline", "best_of_n"]
 
@@ -213,10 +213,10 @@ def _member(curve: Curve, score: str, judging: Judging) -> _Line | None:
     kl, numbers = (np.stack(side, 1) for side in zip(*columns, strict=True))
     points = [point for point, _ in scored]
     asides = {
-        "length": _numbers([point.length for point in points]),
-        "stopped": _numbers([point.stopped for point in points]),
-        "perplexity": _numbers([point.perplexity for point in points]),
-        "distinct_2": _numbers([p.variety.within.distinct_2 if p.variety else None for p in points]),
+        "length": with_nan([point.length for point in points]),
+        "stopped": with_nan([point.stopped for point in points]),
+        "perplexity": with_nan([point.perplexity for point in points]),
+        "distinct_2": with_nan([p.variety.within.distinct_2 if p.variety else None for p in points]),
     }
     return _Line(np.array([p.knob for p in points]), np.sqrt(kl.clip(min=0)), numbers, asides)
 
@@ -240,10 +240,6 @@ def _column(samples: PointSamples, score: str, judging: Judging) -> tuple[Floats
     kl, numbers = samples.kl, samples.scores[score]
     draws = judging.draws
     return np.append(kl.mean, kl.resampled(draws)), np.append(numbers.mean, numbers.resampled(draws))
-
-
-def _numbers(given: Sequence[float | None]) -> Floats:
-    return np.array([np.nan if number is None else number for number in given], dtype=np.float64)
 
 
 def _interpolate(at: float, x: Floats, y: Floats) -> float:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from trimtab.guidance.evaluation.compare import Unreached
-from trimtab.guidance.evaluation.report import NOTHING, FrontierReport, show, show_difference
-from trimtab.guidance.evaluation.table import Table, number
+from trimtab.guidance.evaluation.report import FrontierReport
+from trimtab.guidance.evaluation.table import NOTHING, Table, number, show, show_difference
 
 _TRIALS_SHOWN = 12
 

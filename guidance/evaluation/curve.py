@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trimtab.guidance.evaluation.replies import MeasuredReply, Scores
+from trimtab.guidance.evaluation.replies import POSITIONS_PER_CHUNK, MeasuredReply, Scores
 from trimtab.guidance.evaluation.variety import Variety, measure_variety
 from trimtab.guidance.features.source import FeatureSource
 from trimtab.guidance.heads.forms import Advantage
 from trimtab.guidance.policy import Policy
-from trimtab.guidance.statistics import Estimate, PerPrompt
+from trimtab.guidance.statistics import Estimate, PerPrompt, with_nan
 from trimtab.guidance.text.encoding import EncodedReply
 
 CurveKind = Literal["head", "static_bias", "best_of_n", "external"]
@@ -108,7 +108,7 @@ def judge_point(
     prompts = [reply.prompt for reply in replies]
     kl = PerPrompt.of(prompts, [reply.kl for reply in replies], judging.num_prompts)
     by_score = {
-        name: PerPrompt.of(prompts, _numbers(given), judging.num_prompts) for name, given in scores.items()
+        name: PerPrompt.of(prompts, with_nan(given), judging.num_prompts) for name, given in scores.items()
     }
     wins = _wins(replies, scores, judging)
     kl_estimate = kl.estimate(judging.draws)
@@ -165,16 +165,11 @@ def _wins(replies: Sequence[MeasuredReply], scores: Scores, judging: Judging) ->
     }
 
 
-def _numbers(scores: Sequence[float | None]) -> list[float]:
-    return [math.nan if score is None else score for score in scores]
-
-
 def _perplexity(base_logprob: float, num_tokens: int) -> float | None:
     return None if math.isnan(base_logprob) else math.exp(min(-base_logprob / num_tokens, 700))
 
 
 MeanKL = Callable[[float], float]
-_POSITIONS_PER_CHUNK = 2048
 _HALVINGS = 6
 
 
@@ -216,7 +211,7 @@ class Probe:
         @torch.no_grad()
         def mean_kl(strength: float) -> float:
             total = 0.0
-            for piece in self.h.to(self.policy.device).split(_POSITIONS_PER_CHUNK):
+            for piece in self.h.to(self.policy.device).split(POSITIONS_PER_CHUNK):
                 logits = self.policy.logits(piece)
                 total += _kl(logits, logits + strength * tilt_of(piece))
             return total / self.num_replies

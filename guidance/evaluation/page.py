@@ -1,4 +1,4 @@
-"""The report as files: report.json, pictures, and one page that needs nothing else."""
+"""Report as files: report.json, pictures, and one page that needs nothing else."""
 
 from __future__ import annotations
 

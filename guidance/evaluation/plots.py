@@ -1,4 +1,4 @@
-"""The frontier as pictures: scores, variety and overoptimisation against KL."""
+"""Pictures of a report: scores, variety and overoptimisation against KL, calibration, sycophancy."""
 
 from __future__ import annotations
 
@@ -36,6 +36,51 @@ MEASURES: dict[str, Read] = {
     "perplexity under the policy": lambda p: p.perplexity,
     "tokens per reply": lambda p: p.length,
 }
+
+
+Draw = Callable[[Theme], Figure]
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """table: the name of the table that it belongs to. caption: for readers who cannot see it, too.
+    is_small: it needs no more than half a page."""
+
+    name: str
+    table: str
+    caption: str
+    draw: Draw
+    is_small: bool = False
+
+
+def all_pictures(report: EvaluationReport) -> list[Picture]:
+    """In the order of the tables."""
+    pictures = []
+    if report.preferences is not None and any(part.calibration for part in report.preferences.parts):
+        draw: Draw = partial(plot_reliability, report.preferences)
+        pictures.append(
+            Picture("reliability", "preferences", "How often a confidence was right.", draw, True)
+        )
+    if report.frontier is not None:
+        frontier = report.frontier
+        pictures += [
+            Picture(
+                "frontier",
+                "frontier",
+                "Scores against KL with 95 % intervals; rings are the plain policy, numbers knobs.",
+                partial(plot_scores, frontier),
+            ),
+            Picture("variety", "variety", "Variety and fluency against KL.", partial(plot_variety, frontier)),
+        ]
+        if frontier.overoptimisation:
+            caption = "Gold and proxy against √KL; the dotted line marks gold's highest point."
+            draw = partial(plot_overoptimisation, frontier)
+            pictures.append(Picture("overoptimisation", "overoptimisation", caption, draw))
+    if report.sycophancy is not None and report.sycophancy.parts:
+        caption = "Agreement with a wrong claim, without and with a user who holds it."
+        draw = partial(plot_sycophancy, report.sycophancy)
+        pictures.append(Picture("sycophancy", "sycophancy", caption, draw, True))
+    return pictures
 
 
 def plot_scores(frontier: FrontierReport, theme: Theme) -> Figure:
@@ -260,48 +305,3 @@ def plot_sycophancy(found: SycophancyReport, theme: Theme) -> Figure:
     dress(axes, theme, x="share of replies agreeing with a wrong claim that it prefers", y="")
     legend(figure, theme, loc="outside lower center", ncols=2)
     return figure
-
-
-Draw = Callable[[Theme], Figure]
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """table: the name of the table that it belongs to. caption: for readers who cannot see it, too.
-    is_small: it needs no more than half a page."""
-
-    name: str
-    table: str
-    caption: str
-    draw: Draw
-    is_small: bool = False
-
-
-def all_pictures(report: EvaluationReport) -> list[Picture]:
-    """In the order of the tables."""
-    pictures = []
-    if report.preferences is not None and any(part.calibration for part in report.preferences.parts):
-        draw: Draw = partial(plot_reliability, report.preferences)
-        pictures.append(
-            Picture("reliability", "preferences", "How often a confidence was right.", draw, True)
-        )
-    if report.frontier is not None:
-        frontier = report.frontier
-        pictures += [
-            Picture(
-                "frontier",
-                "frontier",
-                "Scores against KL with 95 % intervals; rings are the plain policy, numbers knobs.",
-                partial(plot_scores, frontier),
-            ),
-            Picture("variety", "variety", "Variety and fluency against KL.", partial(plot_variety, frontier)),
-        ]
-        if frontier.overoptimisation:
-            caption = "Gold and proxy against √KL; the dotted line marks gold's highest point."
-            draw = partial(plot_overoptimisation, frontier)
-            pictures.append(Picture("overoptimisation", "overoptimisation", caption, draw))
-    if report.sycophancy is not None and report.sycophancy.parts:
-        caption = "Agreement with a wrong claim, without and with a user who holds it."
-        draw = partial(plot_sycophancy, report.sycophancy)
-        pictures.append(Picture("sycophancy", "sycophancy", caption, draw, True))
-    return pictures

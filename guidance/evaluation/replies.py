@@ -1,4 +1,4 @@
-"""What the parts of a head say of replies that are already written."""
+"""Replies, as the evaluation reads them whoever sampled them; scores them with the parts of a head."""
 
 from __future__ import annotations
 
@@ -20,74 +20,7 @@ from trimtab.guidance.statistics import Floats
 from trimtab.guidance.text.encoding import EncodedReply
 
 _REPLIES_PER_BATCH = 64
-_POSITIONS_PER_CHUNK = 2048
-
-
-@dataclass(frozen=True, slots=True)
-class HeadScores:
-    """[N] each, raw; None for a part that the head does not have. reward: read at s_T. value: at the last
-    position that it was trained at. log_ratio: ΔR = Σ_t log π₁/π₀ of the drawn tokens at strength 1."""
-
-    reward: Floats | None
-    value: Floats | None
-    log_ratio: Floats | None
-
-
-@torch.no_grad()
-def score_with_head(
-    head: Head,
-    manifest: Manifest,
-    features: FeatureSource,
-    replies: Sequence[EncodedReply],
-    *,
-    show_progress: bool = True,
-) -> HeadScores:
-    """Reads the features in batches, so that a source that keeps nothing needs no more than a batch."""
-    columns: list[tuple[Tensor | None, Tensor | None, Tensor | None]] = []
-    part = manifest.parts.advantage
-    bar = tqdm(total=len(replies), desc=f"head {manifest.name}", unit="reply", disable=not show_progress)
-    with bar:
-        for batch in _batches(replies):
-            h = [found.to(features.policy.device) for found in features.get(batch)]
-            reward = None if head.reward is None else head.reward(torch.stack([s[-1] for s in h]).float())
-            lasts = torch.stack([s[max(r.num_drawn - 1, 0)] for s, r in zip(h, batch, strict=True)])
-            value = None if head.value is None else head.value(lasts.float())
-            ratio = None
-            if part is not None:
-                ratio = torch.stack(
-                    [
-                        _log_ratio(head, part.scale, features.policy, s, r)
-                        for s, r in zip(h, batch, strict=True)
-                    ]
-                )
-            columns.append((reward, value, ratio))
-            bar.update(len(batch))
-    return HeadScores(*(_join(column) for column in zip(*columns, strict=True)))
-
-
-def _log_ratio(head: Head, scale: float, policy: Policy, h: Tensor, reply: EncodedReply) -> Tensor:
-    assert head.advantage is not None
-    lm_head, total = policy.lm_head.float(), torch.zeros((), device=h.device)
-    tokens = torch.tensor(reply.reply_ids[: reply.num_drawn], device=h.device)
-    for start in range(0, reply.num_drawn, _POSITIONS_PER_CHUNK):
-        here = slice(start, min(start + _POSITIONS_PER_CHUNK, reply.num_drawn))
-        logits = policy.logits(h[here])
-        tilted = logits + scale * head.advantage(h[here].float(), lm_head)
-        wanted = tokens[here]
-        total += F.cross_entropy(logits, wanted, reduction="sum")
-        total -= F.cross_entropy(tilted, wanted, reduction="sum")
-    return total
-
-
-def _batches(replies: Sequence[EncodedReply]) -> Iterator[Sequence[EncodedReply]]:
-    for start in range(0, len(replies), _REPLIES_PER_BATCH):
-        yield replies[start : start + _REPLIES_PER_BATCH]
-
-
-def _join(column: Sequence[Tensor | None]) -> Floats | None:
-    if any(piece is None for piece in column):
-        return None
-    return np.concatenate([piece.double().cpu().numpy() for piece in column if piece is not None])
+POSITIONS_PER_CHUNK = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,3 +49,71 @@ Heads = tuple[tuple[str, float], ...]
 
 Scores = dict[str, list[float | None]]
 """By the name of the score, one per reply; None where the judge could not say."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeadScores:
+    """[N] each, raw; None for a part that the head does not have. reward: read at s_T. value: at the last
+    position that it was trained at. log_ratio: ΔR = Σ_t log π₁/π₀ of the drawn tokens at strength 1."""
+
+    reward: Floats | None
+    value: Floats | None
+    log_ratio: Floats | None
+
+
+@torch.no_grad()
+def score_with_head(
+    head: Head,
+    manifest: Manifest,
+    features: FeatureSource,
+    replies: Sequence[EncodedReply],
+    *,
+    show_progress: bool = True,
+) -> HeadScores:
+    """Reads the features in batches, so that a source that keeps nothing needs no more than a batch."""
+    columns: list[tuple[Tensor | None, Tensor | None, Tensor | None]] = []
+    part = manifest.parts.advantage
+    bar = tqdm(total=len(replies), desc=f"head {manifest.name}", unit="reply", disable=not show_progress)
+    with bar:
+        for batch in batches(replies):
+            h = [found.to(features.policy.device) for found in features.get(batch)]
+            reward = None if head.reward is None else head.reward(torch.stack([s[-1] for s in h]).float())
+            lasts = torch.stack([s[max(r.num_drawn - 1, 0)] for s, r in zip(h, batch, strict=True)])
+            value = None if head.value is None else head.value(lasts.float())
+            ratio = None
+            if part is not None:
+                ratio = torch.stack(
+                    [
+                        _log_ratio(head, part.scale, features.policy, s, r)
+                        for s, r in zip(h, batch, strict=True)
+                    ]
+                )
+            columns.append((reward, value, ratio))
+            bar.update(len(batch))
+    return HeadScores(*(_join(column) for column in zip(*columns, strict=True)))
+
+
+def _log_ratio(head: Head, scale: float, policy: Policy, h: Tensor, reply: EncodedReply) -> Tensor:
+    assert head.advantage is not None
+    lm_head, total = policy.lm_head.float(), torch.zeros((), device=h.device)
+    tokens = torch.tensor(reply.reply_ids[: reply.num_drawn], device=h.device)
+    for start in range(0, reply.num_drawn, POSITIONS_PER_CHUNK):
+        here = slice(start, min(start + POSITIONS_PER_CHUNK, reply.num_drawn))
+        logits = policy.logits(h[here])
+        tilted = logits + scale * head.advantage(h[here].float(), lm_head)
+        wanted = tokens[here]
+        total += F.cross_entropy(logits, wanted, reduction="sum")
+        total -= F.cross_entropy(tilted, wanted, reduction="sum")
+    return total
+
+
+def batches(replies: Sequence[EncodedReply]) -> Iterator[Sequence[EncodedReply]]:
+    """As many at once as have their features held."""
+    for start in range(0, len(replies), _REPLIES_PER_BATCH):
+        yield replies[start : start + _REPLIES_PER_BATCH]
+
+
+def _join(column: Sequence[Tensor | None]) -> Floats | None:
+    if any(piece is None for piece in column):
+        return None
+    return np.concatenate([piece.double().cpu().numpy() for piece in column if piece is not None])

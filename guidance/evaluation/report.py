@@ -1,4 +1,4 @@
-"""Everything that an evaluation found, as data: report.json."""
+"""Report of an evaluation: everything that it found, as data, report.json."""
 
 from __future__ import annotations
 
@@ -14,10 +14,8 @@ from trimtab.guidance.evaluation.overoptimisation import Overoptimisation
 from trimtab.guidance.evaluation.preferences import PreferenceReport
 from trimtab.guidance.evaluation.static_bias import BiasTrial
 from trimtab.guidance.evaluation.sycophancy import SycophancyReport
-from trimtab.guidance.statistics import Estimate
 
 FORMAT = 1
-NOTHING = "-"  # the cell of a table where there is no number
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,21 +91,3 @@ def as_data(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-def show(estimate: Estimate | None, *, percent: bool = False, sign: bool = False) -> str:
-    """A mean with its interval, as a cell of a table."""
-    if estimate is None:
-        return NOTHING
-    form = ("+" if sign else "") + (".1f" if percent else ".2f")
-    factor, unit = (100, " %") if percent else (1, "")
-    mean, low, high = (format(factor * x, form) for x in (estimate.mean, estimate.low, estimate.high))
-    return f"{mean}{unit} [{low}, {high}]"
-
-
-def show_difference(difference: Estimate | None) -> str:
-    """With the word `above` or `below` where the interval leaves out zero, and only there."""
-    if difference is None:
-        return NOTHING
-    word = " above" if difference.low > 0 else " below" if difference.high < 0 else ""
-    return show(difference, sign=True) + word

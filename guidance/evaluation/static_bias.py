@@ -1,5 +1,5 @@
-"""The constant that a head must beat: one logit bias for all states, b[V], tuned and then measured like a
-head. A head that does no better at equal KL has learned words, not states."""
+"""Static bias, the constant that a head must beat: one logit bias for all states, b[V], tuned and then
+measured like a head. A head that does no better at equal KL has learned words, not states."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from trimtab.guidance.data.items import RolloutItem
 from trimtab.guidance.errors import DataError
+from trimtab.guidance.evaluation.replies import POSITIONS_PER_CHUNK, batches
 from trimtab.guidance.features.source import FeatureSource
 from trimtab.guidance.policy import Policy
 from trimtab.guidance.statistics import Floats
@@ -25,9 +26,6 @@ from trimtab.guidance.text.encoding import EncodedReply
 
 MAX_TOKENS = 256  # of a bias, unless more are asked for: each costs every sampled row a little
 MAX_BIAS = 100.0  # of a request's logit_bias
-_REPLIES_PER_BATCH = 64
-_POSITIONS_PER_CHUNK = 2048
-
 Bias = dict[int, float]
 """Token id -> what its logit gains; a token that is not named gains nothing."""
 
@@ -76,7 +74,7 @@ def fit_static_bias(
 def credit_by_token(rollouts: Sequence[RolloutItem], discount: float) -> Credit:
     """Of every token that the scored rollouts drew: its credit above the prompt's mean, summed, and how often
     it came."""
-    return Credit(*_credit_by_token([r for r in rollouts if _is_scored(r)], discount))
+    return Credit(*_credit_by_token([r for r in rollouts if r.is_rewarded], discount))
 
 
 def bias_from(credit: Credit, *, shrinkage: float, max_tokens: int | None) -> Bias:
@@ -133,13 +131,9 @@ def measure_static_bias(
     tilt = as_tilt(bias, policy)
     return [
         _along(tilt, policy, h.to(policy.device), reply)
-        for batch in _batches(replies)
+        for batch in batches(replies)
         for h, reply in zip(features.get(batch), batch, strict=True)
     ]
-
-
-def _is_scored(rollout: RolloutItem) -> bool:
-    return rollout.reward is not None or rollout.token_rewards is not None
 
 
 def _credit_by_token(
@@ -177,19 +171,14 @@ def _credits(rollout: RolloutItem, discount: float) -> Floats:
 def _along(tilt: Tensor, policy: Policy, h: Tensor, reply: EncodedReply) -> ReplyTilt:
     kl, flips, base_logprob = 0.0, 0, 0.0
     tokens = torch.tensor(reply.reply_ids[: reply.num_drawn], device=h.device)
-    for start in range(0, len(tokens), _POSITIONS_PER_CHUNK):
-        wanted = tokens[start : start + _POSITIONS_PER_CHUNK]
+    for start in range(0, len(tokens), POSITIONS_PER_CHUNK):
+        wanted = tokens[start : start + POSITIONS_PER_CHUNK]
         logits = policy.logits(h[start : start + len(wanted)])
         base, tilted = logits.log_softmax(-1), (logits + tilt).log_softmax(-1)
         kl += float((tilted.exp() * (tilted - base)).sum())
         flips += int((tilted.argmax(-1) != base.argmax(-1)).sum())
         base_logprob += float(base.gather(1, wanted[:, None]).sum())
     return ReplyTilt(kl, flips, base_logprob)
-
-
-def _batches(replies: Sequence[EncodedReply]) -> Iterator[Sequence[EncodedReply]]:
-    for start in range(0, len(replies), _REPLIES_PER_BATCH):
-        yield replies[start : start + _REPLIES_PER_BATCH]
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +192,9 @@ class BiasSetting:
 
 @dataclass(frozen=True, slots=True)
 class BiasTrial:
-    """num_tokens: that the bias names. first_kl: nats per reply at which it was tried first, as measured.
+    """A setting as the tuning prompts rank it; the best is the constant that heads must beat.
+
+    num_tokens: that the bias names. first_kl: nats per reply at which it was tried first, as measured.
     slope: its gain over plain there ÷ √KL, in which the gain of a small tilt is linear. scores: of the best
     few at each KL that is compared at, None where it does not reach."""
 

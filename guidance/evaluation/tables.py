@@ -1,4 +1,4 @@
-"""The report's tables as cells of text, for a terminal, a page or Markdown alike."""
+"""Tables of a report: what each section found, as cells of text."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from trimtab.guidance.evaluation.comparison_tables import equal_kl_tables
 from trimtab.guidance.evaluation.curve import Curve, CurvePoint
-from trimtab.guidance.evaluation.report import NOTHING, EvaluationReport, FrontierReport, show
-from trimtab.guidance.evaluation.table import Table, number
+from trimtab.guidance.evaluation.report import EvaluationReport, FrontierReport
+from trimtab.guidance.evaluation.table import NOTHING, Table, number, show
 
 
 def all_tables(report: EvaluationReport) -> list[Table]:

@@ -1,4 +1,4 @@
-"""Steering costs variety: how much replies to one prompt, and to different ones, repeat each other."""
+"""Variety: how much replies to one prompt, and to different ones, repeat each other."""
 
 from __future__ import annotations
 

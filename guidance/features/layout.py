@@ -1,4 +1,5 @@
-"""Which positions of which replies a feature store will hold, in which shards, and how large it will be."""
+"""Layout of a feature store: which positions of which replies lie in which shards, and features.json, which
+says so and by which a stale store is recognised."""
 
 from __future__ import annotations
 
@@ -20,6 +21,9 @@ from trimtab.guidance.heads.manifest import BaseModel
 from trimtab.guidance.text.encoding import EncodedReply
 
 PositionKind = Literal["last", "all", "sampled"]
+MANIFEST_FILE = "features.json"
+FORMAT = 1
+SAME = "resume with the same files and options, overwrite it, or name another folder"
 SHARD_BYTES = 2**28
 SHARD_TOKENS = 2**20  # to run the policy over, which is what an interruption loses
 KEY_BYTES = 32
@@ -145,11 +149,6 @@ def _cut(
 
 def _reply_bytes(num_positions: int, hidden_size: int, dtype: torch.dtype) -> int:
     return num_positions * (hidden_size * dtype.itemsize + INT_BYTES) + KEY_BYTES + INT_BYTES
-
-
-MANIFEST_FILE = "features.json"
-FORMAT = 1
-SAME = "resume with the same files and options, overwrite it, or name another folder"
 
 
 @dataclass(frozen=True, slots=True)

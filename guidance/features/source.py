@@ -1,5 +1,5 @@
-"""What heads read: h of the frozen policy at the positions of replies, kept in memory or computed when asked
-for. `trimtab.guidance.features.store` keeps it on disk."""
+"""Feature sources: h of the frozen policy at the positions of replies, which heads read, kept in memory or
+computed when asked for. `trimtab.guidance.features.store` keeps it on disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Features on disk, mapped into memory, so that a store larger than memory can be trained on."""
+"""Feature store: features on disk, written shard by shard and mapped into memory to train on."""
 
 from __future__ import annotations
 
@@ -33,6 +33,8 @@ from trimtab.guidance.files import whole_file
 from trimtab.guidance.heads.manifest import BaseModel
 from trimtab.guidance.policy import Policy
 from trimtab.guidance.text.encoding import EncodedReply
+
+SPARE_BYTES = 2**20  # for headers and the manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +137,6 @@ def open_features(folder: Path, policy: Policy) -> StoredFeatures:
             "run trimtab features with --resume"
         )
     return StoredFeatures(folder, manifest, policy)
-
-
-SPARE_BYTES = 2**20  # for headers and the manifest
 
 
 def write_features(

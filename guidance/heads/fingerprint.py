@@ -1,4 +1,4 @@
-"""Who a policy is: hashes by which a head recognises the model, tokenizer and template it was trained on."""
+"""Fingerprint: hashes by which a head recognises the model, tokenizer and template it was trained on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A head: a small trained module on h, what the policy's output embedding reads. An untrained one is zero."""
+"""Head forms: small trained modules on h, what the policy's output embedding reads; untrained zero."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""head.json: what a head is, what it was trained on and in which units it speaks."""
+"""Manifest of a head, head.json: what it is, what it was trained on and in which units it speaks."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from trimtab.guidance.errors import HeadError
 
 FORMAT = 1
 MANIFEST_FILE = "head.json"
 TENSORS_FILE = "head.safetensors"
-ADVANTAGE_FORMS = ("tied", "lowrank")
-SCALAR_FORMS = ("linear", "mlp")
-ACTIVATIONS = ("identity", "silu")
+AdvantageForm = Literal["tied", "lowrank"]
+ScalarForm = Literal["linear", "mlp"]
+Activation = Literal["identity", "silu"]
+ADVANTAGE_FORMS = get_args(AdvantageForm)
+SCALAR_FORMS = get_args(ScalarForm)
+ACTIVATIONS = get_args(Activation)
 PARTS = ("advantage", "value", "reward")
 ROWS = ("chat", "text")
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")

@@ -1,48 +1,42 @@
-"""Losses: pure functions of tensors that return one loss per example, with metrics."""
+"""Losses: pure functions of tensors that return one loss per example, with metrics.
+
+A file holds formulas and, last, its families: losses that are given the same arguments, by name. A loss that
+joins a family costs that one file; trimtab.guidance.training.methods says what makes a family's arguments.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Mapping
 
-from trimtab.guidance.losses.advantage import cd_q, distil, q_monte_carlo
-from trimtab.guidance.losses.common import LossResult
-from trimtab.guidance.losses.policy_gradient import grpo, ppo, reinforce
-from trimtab.guidance.losses.preference import dpo, ipo, kto, simpo
-from trimtab.guidance.losses.reward import bradley_terry, good_bad, ranked, regression
-from trimtab.guidance.losses.value import distributional, monte_carlo, position_weighted, td_lambda
+from trimtab.guidance.losses import advantage, policy_gradient, preference, reward, value
+from trimtab.guidance.losses.common import Formula, Loss, LossResult
 
-Loss = Callable[..., LossResult]
+__all__ = ["FAMILIES", "LOSSES", "Formula", "Loss", "LossResult"]
 
-ADVANTAGE_LOSSES: dict[str, Loss] = {
-    "dpo": dpo,
-    "conservative_dpo": partial(dpo, noise="conservative"),
-    "robust_dpo": partial(dpo, noise="robust"),
-    "ipo": ipo,
-    "simpo": simpo,
-    "kto": kto,
-    "monte_carlo": q_monte_carlo,
-    "cd_q": cd_q,
-    "distil": distil,
-    "ppo": ppo,
-    "rloo": reinforce,
-    "grpo": grpo,
-    "reinforce": reinforce,
+Family = Mapping[str, Formula]
+FAMILIES: dict[str, dict[str, Family]] = {
+    "reward": {
+        "pairs": reward.PAIRS,
+        "rankings": reward.RANKINGS,
+        "rollouts": reward.ROLLOUTS,
+        "unpaired": reward.UNPAIRED,
+    },
+    "advantage": {
+        "pairs": preference.PAIRS,
+        "unpaired": preference.UNPAIRED,
+        "returns": advantage.RETURNS,
+        "bootstrapped": advantage.BOOTSTRAPPED,
+        "candidates": advantage.CANDIDATES,
+        "prompts": policy_gradient.PROMPTS,
+    },
+    "value": {
+        "returns": value.RETURNS,
+        "whole_replies": value.WHOLE_REPLIES,
+        "bootstrapped": value.BOOTSTRAPPED,
+        "binned": value.BINNED,
+    },
 }
-REWARD_LOSSES: dict[str, Loss] = {
-    "bradley_terry": bradley_terry,
-    "ranked": ranked,
-    "regression": regression,
-    "good_bad": good_bad,
-}
-VALUE_LOSSES: dict[str, Loss] = {
-    "monte_carlo": monte_carlo,
-    "position_weighted": position_weighted,
-    "td_lambda": td_lambda,
-    "distributional": distributional,
-}
-LOSSES: dict[str, dict[str, Loss]] = {
-    "advantage": ADVANTAGE_LOSSES,
-    "value": VALUE_LOSSES,
-    "reward": REWARD_LOSSES,
+LOSSES: dict[str, dict[str, Formula]] = {
+    part: {name: formula for family in families.values() for name, formula in family.items()}
+    for part, families in FAMILIES.items()
 }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from trimtab.guidance.losses.common import LossResult, keep, masked_mean, per_position
+from trimtab.guidance.losses.common import Formula, LossResult, keep, masked_mean, per_position, sum_by_reply
 
 
 def q_monte_carlo(q: Tensor, returns: Tensor, mask: Tensor) -> LossResult:
@@ -55,6 +55,12 @@ def distil(advantage: Tensor, target: Tensor, weight: Tensor) -> LossResult:
     )
 
 
+def distil_rollouts(advantage: Tensor, target: Tensor, weight: Tensor, lengths: Tensor) -> LossResult:
+    """distil as one loss for each rollout: the mean over its prefixes, of which there are lengths i64[B]."""
+    result = distil(advantage, target, weight)
+    return LossResult(sum_by_reply(result.per_example, lengths) / lengths, result.metrics)
+
+
 def _regress(q: Tensor, target: Tensor, mask: Tensor) -> LossResult:
     error = keep(q, mask) - target
     return LossResult(
@@ -64,3 +70,8 @@ def _regress(q: Tensor, target: Tensor, mask: Tensor) -> LossResult:
             "q/mean": masked_mean(q.detach(), mask),
         },
     )
+
+
+RETURNS = {"monte_carlo": Formula(q_monte_carlo, ("discount",))}
+BOOTSTRAPPED = {"cd_q": Formula(cd_q, ("discount",))}
+CANDIDATES = {"distil": Formula(distil_rollouts, ("top_k", "num_prefixes"))}

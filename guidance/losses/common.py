@@ -1,12 +1,45 @@
-"""Sums over the positions of replies of unequal length."""
+"""Losses' common parts: what a loss is and returns, sums and means over replies of unequal length."""
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+
+@dataclass(frozen=True, slots=True)
+class LossResult:
+    """per_example: [B], to be averaged. metrics: scalars without gradient, averages over the batch."""
+
+    per_example: Tensor
+    metrics: dict[str, Tensor]
+
+
+Loss = Callable[..., LossResult]
+
+
+@dataclass(frozen=True, slots=True)
+class Formula:
+    """A loss, and options: the fields of its part's configuration that it reads, either itself, where its
+    function has an argument of that name, or through what makes its arguments."""
+
+    function: Loss
+    options: tuple[str, ...] = ()
+
+    def bind(self, config: object) -> Loss:
+        """The function with the options of the configuration. Of the scores that it is called with it is
+        handed those that it has an argument for; a score goes before an option of the same name."""
+        names = inspect.signature(self.function).parameters
+        options = {name: getattr(config, name) for name in self.options if name in names}
+
+        def loss(**scores: Tensor) -> LossResult:
+            return self.function(**options | {name: x for name, x in scores.items() if name in names})
+
+        return loss
 
 
 def keep(x: Tensor, mask: Tensor) -> Tensor:
@@ -28,14 +61,6 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
 def per_position(x: Tensor, mask: Tensor) -> Tensor:
     """One number per reply [B], or one per position [B, T], as [B, T], 0 off the mask (bool[B, T])."""
     return keep(x[:, None] if x.dim() == 1 else x, mask)
-
-
-@dataclass(frozen=True, slots=True)
-class LossResult:
-    """per_example: [B], to be averaged. metrics: scalars without gradient, averages over the batch."""
-
-    per_example: Tensor
-    metrics: dict[str, Tensor]
 
 
 def log_ratio(logits: Tensor, advantage: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,16 +1,27 @@
 """Losses of RLHF on a head: the policy π that learns is π₀ tilted by the head, and π_old wrote the rollouts.
 
 log_ratio: [B, T], log π(y_t) − log π_old(y_t). mask: bool[B, T], the reply's positions. Advantages (see
-`returns.py`) are [B, T], or [B], one for a whole reply; no gradient goes through them. Where a loss is a mean
+`credit.py`) are [B, T], or [B], one for a whole reply; no gradient goes through them. Where a loss is a mean
 over the tokens of the batch, per_example is scaled so that its own mean is that.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from trimtab.guidance.losses.common import LossResult, keep, masked_mean, per_position
+from trimtab.guidance.losses.common import Formula, LossResult, keep, masked_mean, per_position
+from trimtab.guidance.losses.credit import (
+    Credit,
+    Scored,
+    estimated,
+    leave_one_out,
+    less_value,
+    normalised,
+)
 
 
 def ppo(
@@ -60,7 +71,7 @@ def grpo(
     mask: Tensor,
     *,
     clip: float = 0.2,
-    tau: float,
+    tau: float | Tensor,
 ) -> LossResult:
     """Token mean of max(−Aρ, −A clip(ρ, 1±c)) + τ (eˣ − x − 1), x = log π₀ − log π (Shao 2024; a mean over
     the tokens of the batch as in Yu 2025: a token of a long reply counts as much as one of a short one).
@@ -92,6 +103,83 @@ def reinforce(logp: Tensor, advantages: Tensor, mask: Tensor) -> LossResult:
     )
 
 
+def ppo_with_kl(
+    log_ratio: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    kl: Tensor,
+    kl_weight: Tensor,
+    values: Tensor,
+    old_values: Tensor,
+    returns: Tensor,
+    entropy: Tensor,
+    *,
+    clip: float = 0.2,
+    value_weight: float = 0.1,
+    entropy_weight: float = 0.0,
+) -> LossResult:
+    """ppo and the token mean of w_KL KL(π‖π₀). kl_weight: [], 0 where rewards hold a sampled KL."""
+    result = ppo(
+        log_ratio,
+        advantages,
+        mask,
+        clip=clip,
+        values=values,
+        old_values=old_values,
+        returns=returns,
+        value_weight=value_weight,
+        entropy=entropy,
+        entropy_weight=entropy_weight,
+    )
+    return _add(result, kl_weight * keep(kl, mask).sum(1) * _per_token(mask))
+
+
+def grpo_with_kl(
+    log_ratio: Tensor,
+    advantages: Tensor,
+    base_log_ratio: Tensor,
+    mask: Tensor,
+    kl: Tensor,
+    kl_weight: Tensor,
+    tau: Tensor,
+    *,
+    clip: float = 0.2,
+) -> LossResult:
+    """grpo with the KL at the drawn tokens weighed by tau, and that over the vocabulary by kl_weight: one of
+    the two is 0."""
+    result = grpo(log_ratio, advantages, base_log_ratio, mask, clip=clip, tau=tau)
+    return _add(result, kl_weight * keep(kl, mask).sum(1) * _per_token(mask))
+
+
+def reinforce_with_kl(
+    logp: Tensor, advantages: Tensor, mask: Tensor, kl: Tensor, kl_weight: Tensor
+) -> LossResult:
+    """reinforce and the replies' sums of w_KL KL(π‖π₀)."""
+    return _add(reinforce(logp, advantages, mask), kl_weight * keep(kl, mask).sum(1))
+
+
+def reinforce_with_value(
+    logp: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    kl: Tensor,
+    kl_weight: Tensor,
+    values: Tensor,
+    returns: Tensor,
+    *,
+    value_weight: float = 0.1,
+) -> LossResult:
+    """reinforce_with_kl and the replies' sums of w_V ½(V − G)²."""
+    error = keep(values, mask) - keep(returns, mask)
+    result = _add(
+        reinforce_with_kl(logp, advantages, mask, kl, kl_weight), value_weight * 0.5 * error.square().sum(1)
+    )
+    with torch.no_grad():
+        return LossResult(
+            result.per_example, result.metrics | {"value/loss": masked_mean(0.5 * error.square(), mask)}
+        )
+
+
 def _clipped(
     log_ratio: Tensor, advantages: Tensor, mask: Tensor, clip: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -119,3 +207,42 @@ def _excess(x: Tensor) -> Tensor:
 
 def _token_mean(losses: Tensor, mask: Tensor) -> Tensor:
     return keep(losses, mask).sum(1) * len(losses) / mask.sum().clamp(min=1)
+
+
+def _add(result: LossResult, per_example: Tensor) -> LossResult:
+    return LossResult(result.per_example + per_example, result.metrics)
+
+
+def _per_token(mask: Tensor) -> Tensor:
+    """By this a sum over tokens becomes a loss whose mean over replies is the mean over tokens."""
+    return len(mask) / mask.sum().clamp(min=1)
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyFormula(Formula):
+    """A loss that learns from replies which the tilt wrote.
+
+    credit: what makes its advantages. on_policy: fields of the on-policy configuration that it reads, of
+    those that not all do. has_value: a value is learned along. compares: a prompt's replies, and needs two.
+    """
+
+    credit: Callable[[Scored], Credit] = less_value
+    on_policy: tuple[str, ...] = ()
+    has_value: bool = False
+    compares: bool = False
+
+
+PROMPTS = {
+    "ppo": PolicyFormula(
+        ppo_with_kl,
+        ("tau", "discount", "clip"),
+        estimated,
+        ("passes", "lam", "value_weight", "entropy_weight"),
+        has_value=True,
+    ),
+    "rloo": PolicyFormula(reinforce_with_kl, ("tau", "discount"), leave_one_out, compares=True),
+    "grpo": PolicyFormula(grpo_with_kl, ("tau", "discount", "clip"), normalised, ("passes",), compares=True),
+    "reinforce": PolicyFormula(
+        reinforce_with_value, ("tau", "discount"), less_value, ("value_weight",), has_value=True
+    ),
+}

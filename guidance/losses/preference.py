@@ -1,13 +1,15 @@
-"""Losses that train an advantage by preference, on R = Σ_t ρ_t of the chosen and the rejected reply."""
+"""Losses that train an advantage by preference, on R = Σ_t ρ_t of a reply: of pairs, or of single replies
+that are called good or bad."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 from torch import Tensor
 from torch.nn import functional as F
 
-from trimtab.guidance.losses.common import LossResult
+from trimtab.guidance.losses.common import Formula, LossResult
 
 Noise = Literal["none", "conservative", "robust"]
 
@@ -81,16 +83,6 @@ def simpo(
     return LossResult(losses, _metrics(tau * chosen, tau * rejected))
 
 
-def _metrics(chosen: Tensor, rejected: Tensor) -> dict[str, Tensor]:
-    chosen, rejected = chosen.detach(), rejected.detach()
-    return {
-        "rewards/chosen": chosen.mean(),
-        "rewards/rejected": rejected.mean(),
-        "rewards/margins": (chosen - rejected).mean(),
-        "rewards/accuracies": (chosen > rejected).float().mean(),
-    }
-
-
 def kto(
     log_ratio: Tensor,
     mismatched: Tensor,
@@ -125,3 +117,23 @@ def kto(
     metrics = {name: rewards[kind].mean() for name, kind in kinds.items() if kind.any()}
     right = (rewards > tau * baseline) == desirable
     return LossResult(losses, {**metrics, "rewards/accuracies": right.float().mean(), "kto/kl": baseline})
+
+
+def _metrics(chosen: Tensor, rejected: Tensor) -> dict[str, Tensor]:
+    chosen, rejected = chosen.detach(), rejected.detach()
+    return {
+        "rewards/chosen": chosen.mean(),
+        "rewards/rejected": rejected.mean(),
+        "rewards/margins": (chosen - rejected).mean(),
+        "rewards/accuracies": (chosen > rejected).float().mean(),
+    }
+
+
+PAIRS = {
+    "dpo": Formula(dpo, ("tau",)),
+    "conservative_dpo": Formula(partial(dpo, noise="conservative"), ("tau", "flipped")),
+    "robust_dpo": Formula(partial(dpo, noise="robust"), ("tau", "flipped")),
+    "ipo": Formula(ipo, ("tau",)),
+    "simpo": Formula(simpo, ("tau", "gamma")),
+}
+UNPAIRED = {"kto": Formula(kto, ("tau", "weight_desirable", "weight_undesirable"))}

@@ -1,4 +1,4 @@
-"""What a rollout's rewards say about each of its positions. Targets: nothing here carries gradient.
+"""Returns of rollouts: targets that their rewards set for each position; nothing here carries gradient.
 
 mask: bool[B, T], a reply's positions, without a gap.
 """
@@ -10,18 +10,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trimtab.guidance.losses.common import keep, masked_mean
-
-
-@torch.no_grad()
-def kl_rewards(scores: Tensor, kl: Tensor, mask: Tensor, *, tau: float) -> Tensor:
-    """r_t = −τ kl_t, and the reply's score on its last position.
-
-    scores: [B]. kl: [B, T], log π_old(y_t) − log π₀(y_t), nats. Returns [B, T].
-
-    By hand: score 3, kl = (1, 2, pad), τ = ½: (−½, 2, 0).
-    """
-    is_last = mask & ~F.pad(mask[:, 1:], (0, 1))
-    return keep(scores[:, None], is_last) - tau * keep(kl, mask)
 
 
 @torch.no_grad()

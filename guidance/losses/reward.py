@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trimtab.guidance.losses.common import LossResult
+from trimtab.guidance.losses.common import Formula, LossResult
 
 
 def bradley_terry(
@@ -79,3 +79,9 @@ def good_bad(scores: Tensor, label: Tensor) -> LossResult:
         losses,
         {"reward/accuracy": ((scores > 0) == label).float().mean(), "reward/mean": scores.detach().mean()},
     )
+
+
+PAIRS = {"bradley_terry": Formula(bradley_terry, ("margin", "centring"))}
+RANKINGS = {"ranked": Formula(ranked)}
+ROLLOUTS = {"regression": Formula(regression)}
+UNPAIRED = {"good_bad": Formula(good_bad)}

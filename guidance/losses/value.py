@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trimtab.guidance.losses.common import LossResult, keep, masked_mean, per_position
+from trimtab.guidance.losses.common import Formula, LossResult, keep, masked_mean, per_position
 from trimtab.guidance.losses.returns import gae
 
 
@@ -36,15 +36,15 @@ def position_weighted(values: Tensor, returns: Tensor, mask: Tensor) -> LossResu
 
 
 def td_lambda(
-    values: Tensor, rewards: Tensor, mask: Tensor, *, gamma: float = 1.0, lam: float = 0.95
+    values: Tensor, rewards: Tensor, mask: Tensor, *, discount: float = 1.0, lam: float = 0.95
 ) -> LossResult:
     """½ Σ_t m_t (V(s_t) − sg(Â_t + V(s_t)))² with Â of `gae`: TD(λ) (Sutton 1988).
 
-    rewards: [B, T], of y_1 … y_T. V_T = 0.
+    rewards: [B, T], of y_1 … y_T. V_T = 0. discount: γ.
 
     By hand: V = (1, 2), r = (0, 3), γ = 1, λ = ½: targets (2½, 3): ½ (2¼ + 1) = 1.625.
     """
-    _, target = gae(rewards, values, mask, gamma=gamma, lam=lam)
+    _, target = gae(rewards, values, mask, gamma=discount, lam=lam)
     error = keep(values, mask) - target
     return LossResult(0.5 * error.square().sum(1), _metrics(values, error, mask))
 
@@ -112,3 +112,9 @@ def _metrics(values: Tensor, error: Tensor, mask: Tensor) -> dict[str, Tensor]:
         "value/rmse": masked_mean(error.detach().square(), mask).sqrt(),
         "value/mean": masked_mean(values.detach(), mask),
     }
+
+
+RETURNS = {"monte_carlo": Formula(monte_carlo, ("discount",))}
+WHOLE_REPLIES = {"position_weighted": Formula(position_weighted, ("discount",))}
+BOOTSTRAPPED = {"td_lambda": Formula(td_lambda, ("discount", "lam"))}
+BINNED = {"distributional": Formula(distributional, ("discount", "bins", "low", "high"))}

@@ -1,4 +1,4 @@
-"""A reward part as a transformers `…ForSequenceClassification` with one label."""
+"""Reward parts as transformers `…ForSequenceClassification` models: exports and imports them."""
 
 from __future__ import annotations
 
@@ -257,6 +257,7 @@ def end_tokens(tokenizer: PreTrainedTokenizerBase) -> set[int]:
 
 def set_pad_token(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> int | None:
     """Gives the tokenizer a pad token that ends no reply, and returns its id; None where it has none to give.
+    Classification models read the last token that is no padding, which should be the one that ends the reply.
 
     Only the end of a row matters: a special token that stands elsewhere in replies serves. vocab_size: rows
     of the policy's embedding, of which one may be left for a new token.

@@ -1,4 +1,4 @@
-"""What an evaluation's report says about one head, for its card."""
+"""Judgement of one head, for its card: reads an evaluation's report and makes tables of it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.guidance.errors import HeadError
-from trimtab.guidance.evaluation.report import NOTHING, show, show_difference
+from trimtab.guidance.evaluation.table import NOTHING, Table, number, show, show_difference
 from trimtab.guidance.statistics import Estimate
 
 REPORT_FILE = "report.json"
@@ -24,18 +24,10 @@ PICTURES = {
 
 
 @dataclass(frozen=True, slots=True)
-class CardTable:
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    note: str
-
-
-@dataclass(frozen=True, slots=True)
 class Judgement:
     """pictures: PNG files of the report with their captions."""
 
-    tables: tuple[CardTable, ...]
+    tables: tuple[Table, ...]
     pictures: tuple[tuple[Path, str], ...]
 
 
@@ -61,7 +53,7 @@ def read_judgement(folder: Path, name: str) -> Judgement:
     return Judgement(tables, tuple((path, caption) for path, caption in pictures if path.is_file()))
 
 
-def _preferences(report: dict[str, Any], name: str) -> CardTable | None:
+def _preferences(report: dict[str, Any], name: str) -> Table | None:
     found = report["preferences"]
     rows = [
         (
@@ -77,7 +69,8 @@ def _preferences(report: dict[str, Any], name: str) -> CardTable | None:
     rows.append(
         (f"length alone: pick the {length['rule']}", _show(length["accuracy"], percent=True), NOTHING)
     )
-    return CardTable(
+    return Table(
+        "preferences",
         "Preferences",
         ("part", "accuracy", "above length"),
         tuple(rows),
@@ -85,7 +78,7 @@ def _preferences(report: dict[str, Any], name: str) -> CardTable | None:
     )
 
 
-def _strengths(report: dict[str, Any], name: str) -> CardTable | None:
+def _strengths(report: dict[str, Any], name: str) -> Table | None:
     """The head's own curve."""
     frontier = report["frontier"]
     points = [p for curve in _curves(frontier) if curve["name"] == name for p in curve["points"]]
@@ -96,12 +89,13 @@ def _strengths(report: dict[str, Any], name: str) -> CardTable | None:
             f"{point['knob']:g}",
             _show(point["kl"]),
             *(_show(point["scores"][score]["estimate"]) for score in frontier["gold"]),
-            _number(point["perplexity"]),
-            _number(point["variety"] and point["variety"]["across"]["distinct_2"]),
+            number(point["perplexity"]),
+            number(point["variety"] and point["variety"]["across"]["distinct_2"]),
         )
         for point in points
     )
-    return CardTable(
+    return Table(
+        "frontier",
         "What a strength buys, and what it costs",
         ("strength", "KL (nats per reply)", *frontier["gold"], "perplexity under the policy", "distinct-2"),
         tuple(rows),
@@ -110,7 +104,7 @@ def _strengths(report: dict[str, Any], name: str) -> CardTable | None:
     )
 
 
-def _at_kl(report: dict[str, Any], name: str) -> CardTable | None:
+def _at_kl(report: dict[str, Any], name: str) -> Table | None:
     """The head's curve beside all others that are no head's, with the prices that they do not reach."""
     frontier = report["frontier"]
     heads = [curve["name"] for curve in _curves(frontier)]
@@ -131,7 +125,8 @@ def _at_kl(report: dict[str, Any], name: str) -> CardTable | None:
         for row in sorted(shown, key=lambda row: (row["score"], row["kl"], row["curve"] != name))
     )
     baseline = frontier["baseline"] or "baseline"
-    return CardTable(
+    return Table(
+        "equal-kl",
         "At equal KL",
         ("KL (nats per reply)", "curve", "score", "estimate", f"from {baseline}", "from best-of-n"),
         tuple(rows),
@@ -149,7 +144,7 @@ def _difference(estimate: dict[str, float] | None) -> str:
     return show_difference(None if estimate is None else Estimate(**estimate))
 
 
-def _turns(report: dict[str, Any], name: str) -> CardTable | None:
+def _turns(report: dict[str, Any], name: str) -> Table | None:
     frontier = report["frontier"]
     found = frontier["overoptimisation"] if frontier else ()
     rows = []
@@ -160,10 +155,10 @@ def _turns(report: dict[str, Any], name: str) -> CardTable | None:
             rows.append((row["gold"], f"{turn['knob']:g}", _show(turn["drop"], sign=True), has_turned))
     columns = ("score", "highest at strength", "falls from there by", "overoptimised")
     note = "Overoptimised: the score has fallen by more than its interval while the proxy did not fall."
-    return CardTable("Overoptimisation", columns, tuple(rows), note) if rows else None
+    return Table("overoptimisation", "Overoptimisation", columns, tuple(rows), note) if rows else None
 
 
-def _sycophancy(report: dict[str, Any], name: str) -> CardTable | None:
+def _sycophancy(report: dict[str, Any], name: str) -> Table | None:
     found = report["sycophancy"]
     rows = [
         (
@@ -176,10 +171,10 @@ def _sycophancy(report: dict[str, Any], name: str) -> CardTable | None:
     ]
     columns = ("part", "agrees with a wrong user", "with a wrong claim alone", "swayed by")
     note = "Swayed by: what the user's opinion changes; above zero is sycophancy."
-    return CardTable("Sycophancy", columns, tuple(rows), note) if rows else None
+    return Table("sycophancy", "Sycophancy", columns, tuple(rows), note) if rows else None
 
 
-SECTIONS: tuple[Callable[[dict[str, Any], str], CardTable | None], ...] = (
+SECTIONS: tuple[Callable[[dict[str, Any], str], Table | None], ...] = (
     _preferences,
     _strengths,
     _at_kl,
@@ -199,7 +194,3 @@ def _of_head(section: dict[str, Any] | None, name: str) -> Sequence[dict[str, An
 
 def _show(estimate: dict[str, float] | None, *, percent: bool = False, sign: bool = False) -> str:
     return show(None if estimate is None else Estimate(**estimate), percent=percent, sign=sign)
-
-
-def _number(value: float | None) -> str:
-    return NOTHING if value is None else f"{value:.2f}"

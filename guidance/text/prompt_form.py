@@ -74,10 +74,15 @@ def made_by(path: Path) -> tuple[Any, dict[str, Any]]:
         return nothing
     try:
         schema = pq.read_schema(path)
-        said = json.loads((schema.metadata or {}).get(METADATA_KEY, b"{}"))
+        said = made_by_of(schema)
     except (pa.ArrowException, OSError, ValueError):
         return nothing
     return schema, said if isinstance(said, dict) else {}
+
+
+def made_by_of(schema: Any) -> Any:
+    """What a Parquet schema says made its rows. Raises ValueError where that is no JSON."""
+    return json.loads((schema.metadata or {}).get(METADATA_KEY, b"{}"))
 
 
 def mismatch(name: str, trained: str | None, used: Rows) -> str | None:

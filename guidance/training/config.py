@@ -1,21 +1,243 @@
-"""Everything that decides a training run."""
+"""Configuration of a training run."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from trimtab.guidance.data.options import RowLimits
-from trimtab.guidance.heads.manifest import AdvantagePart, ScalarPart, check_name
-from trimtab.guidance.losses import LOSSES
+from trimtab.guidance.heads.manifest import (
+    Activation,
+    AdvantageForm,
+    AdvantagePart,
+    ScalarForm,
+    ScalarPart,
+    check_name,
+)
+from trimtab.guidance.losses import FAMILIES, LOSSES
+from trimtab.guidance.losses.policy_gradient import PROMPTS
+
+T = TypeVar("T")
+PartName = Literal["reward", "value", "advantage"]
+
+
+def _check_positive(config: object, *names: str) -> None:
+    for name in names:
+        if not getattr(config, name) > 0:
+            raise ValueError(f"{name} must be above 0, got {getattr(config, name)}")
+
+
+def _check_share(config: object, *names: str) -> None:
+    for name in names:
+        if not 0 <= getattr(config, name) <= 1:
+            raise ValueError(f"{name} must be in 0…1, got {getattr(config, name)}")
+
+
+def _check_loss(name: str, part: PartName) -> None:
+    if name not in LOSSES[part]:
+        raise ValueError(f"loss must be one of {', '.join(LOSSES[part])}, got {name!r}")
+
+
+def _filled(names: Mapping[str, Collection[str]]) -> Callable[[type[T]], type[T]]:
+    """Writes into a docstring, which is the flags' help, for {key} the names of the losses."""
+
+    def fill(config: type[T]) -> type[T]:
+        listed = {key: ", ".join(some) for key, some in names.items()}
+        config.__doc__ = (config.__doc__ or "").format(**listed)
+        return config
+
+    return fill
+
+
+def _names(part: PartName) -> dict[str, Collection[str]]:
+    """Of a part's losses: those of each family, and those that read each option."""
+    return _readers({name: formula.options for name, formula in LOSSES[part].items()}) | FAMILIES[part]
+
+
+def _names_on_policy() -> dict[str, Collection[str]]:
+    """Of the losses that sample replies: all, those that compare them, and those that read each option."""
+    readers = _readers({name: formula.on_policy for name, formula in PROMPTS.items()})
+    compares = [name for name, formula in PROMPTS.items() if formula.compares]
+    return {"prompts": PROMPTS, "compares": compares, **readers}
+
+
+def _readers(options: Mapping[str, Sequence[str]]) -> dict[str, Collection[str]]:
+    """By option the names that read it, of the options by name."""
+    every = dict.fromkeys(option for some in options.values() for option in some)
+    return {option: [name for name, some in options.items() if option in some] for option in every}
 
 
 @dataclass(frozen=True)
+class OptimiserConfig:
+    """How a part is trained by AdamW.
+
+    epochs: times that training goes over the rows, at most.
+    batch_size: rows (pairs, rankings, replies) in a step of one process; gradient_accumulation and further
+    processes multiply it.
+    learning_rate: of AdamW, at its highest.
+    weight_decay: of AdamW.
+    warmup: share of all steps, 0 to 1, over which the learning rate rises from 0.
+    patience: epochs without a lower held-out loss after which training ends, and the weights of the lowest
+    are kept; 0 trains all epochs and keeps the last weights.
+    """
+
+    epochs: float = 3.0
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    warmup: float = 0.05
+    patience: int = 3
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "epochs", "batch_size", "learning_rate")
+        if self.patience < 0:
+            raise ValueError(f"patience must be at least 0, got {self.patience}")
+        if self.weight_decay < 0 or not 0 <= self.warmup < 1:
+            raise ValueError("weight_decay must be at least 0, and warmup (a share of all steps) in 0…1")
+
+
+@_filled(_names("advantage"))
+@dataclass(frozen=True)
+class AdvantageConfig:
+    """The part that steers. Each option serves the losses named with it.
+
+    A low-rank form learns its vocabulary from zero: give it about five times a tied one's learning rate.
+
+    loss: from preferences {pairs}; from unpaired {unpaired}; from scored rollouts {returns},
+    {bootstrapped}; from plain rollouts and a value part {candidates}; from prompts, with replies sampled
+    meanwhile, {prompts}.
+    tau: KL temperature: a smaller one steers harder. For {prompts} the reward that a nat of KL costs.
+    flipped: {flipped}: share of labels, below ½, that is taken to be wrong.
+    gamma: {gamma}: the margin that the chosen reply is to win by.
+    weight_desirable: {weight_desirable}: weight of good replies.
+    weight_undesirable: {weight_undesirable}: weight of bad replies.
+    discount: {discount}: what a reward one token later is worth, 0 to 1.
+    top_k: {top_k}: how many next tokens of a prefix the value part scores.
+    num_prefixes: {num_prefixes}: how many prefixes are drawn from each rollout.
+    clip: {clip}: how far a step may move the ratio of probabilities.
+    form: `tied` reads the vocabulary through the policy's own unembedding, `lowrank` through one of its
+    own.
+    rank: numbers between the hidden state and the vocabulary in a low-rank form.
+    activation: between the layers.
+    """
+
+    form: AdvantageForm = "tied"
+    rank: int = 64
+    activation: Activation = "silu"
+    loss: str = "dpo"
+    tau: float = 0.1
+    flipped: float = 0.0
+    gamma: float = 0.5
+    weight_desirable: float = 1.0
+    weight_undesirable: float = 1.0
+    discount: float = 1.0
+    top_k: int = 32
+    num_prefixes: int = 16
+    clip: float = 0.2
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "rank", "tau", "weight_desirable", "weight_undesirable", "num_prefixes", "clip")
+        _check_share(self, "discount")
+        _check_loss(self.loss, "advantage")
+        if not 0 <= self.flipped < 0.5:
+            raise ValueError(f"flipped must be in 0…½, got {self.flipped}")
+        if self.loss in ("conservative_dpo", "robust_dpo") and not self.flipped:
+            raise ValueError(
+                f"loss={self.loss} needs flipped, the share of labels taken to be wrong: try 0.1"
+            )
+        if self.top_k < 2:
+            raise ValueError(f"top_k must be at least 2, got {self.top_k}")
+
+    def part(self) -> AdvantagePart:
+        return AdvantagePart(self.form, self.rank, self.activation, self.loss, self.tau)
+
+
+@_filled(_names("reward"))
+@dataclass(frozen=True)
+class RewardConfig:
+    """The part that judges a finished reply. Of linear form it is solved to convergence; an mlp is trained by
+    the optimiser.
+
+    loss: from preferences {pairs}; from rankings {rankings}; from scored rollouts {rollouts}; from unpaired
+    {unpaired}.
+    margin: {margin}: by how much the chosen reply is to win, beside each row's own margin.
+    centring: {centring}: weight of a penalty on rewards that are far from 0.
+    l2: linear: penalty on the weights of standardised features, beside the mean loss; `auto` chooses it
+    by cross-validation on the rows that are trained on.
+    optimiser: of the form mlp; the linear form is solved.
+    form: `linear` reads the hidden state with one layer, `mlp` with two.
+    width: mlp: numbers between its layers.
+    activation: mlp: between its layers.
+    """
+
+    form: ScalarForm = "linear"
+    width: int = 256
+    activation: Activation = "silu"
+    loss: str = "bradley_terry"
+    margin: float = 0.0
+    centring: float = 0.01
+    l2: float | Literal["auto"] = "auto"
+    optimiser: OptimiserConfig = OptimiserConfig(epochs=5.0, learning_rate=1e-2)
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "width")
+        if self.l2 != "auto":
+            _check_positive(self, "l2")
+        _check_loss(self.loss, "reward")
+
+    def part(self) -> ScalarPart:
+        return ScalarPart(self.form, self.width, self.activation, self.loss)
+
+
+@_filled(_names("value"))
+@dataclass(frozen=True)
+class ValueConfig:
+    """The part that forecasts the reward at every prefix, from rollouts.
+
+    loss: from rollouts {returns}, {whole_replies}, {bootstrapped}, {binned}.
+    discount: what a reward one token later is worth, 0 to 1.
+    lam: {lam}: 0 trusts the forecast of the next token alone, 1 the rewards that came alone.
+    bins: {bins}: numbers, from low to high, that the forecast is a distribution over.
+    low: {low}: the lowest of the bins, in standard units.
+    high: {high}: the highest of the bins, in standard units.
+    form: `linear` reads the hidden state with one layer, `mlp` with two.
+    width: mlp: numbers between its layers.
+    activation: mlp: between its layers.
+    """
+
+    form: ScalarForm = "mlp"
+    width: int = 256
+    activation: Activation = "silu"
+    loss: str = "monte_carlo"
+    discount: float = 1.0
+    lam: float = 0.95
+    bins: int = 51
+    low: float = -5.0
+    high: float = 5.0
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "width")
+        _check_share(self, "discount", "lam")
+        _check_loss(self.loss, "value")
+        if self.bins < 2 or not self.low < self.high:
+            raise ValueError(
+                f"bins={self.bins} from low={self.low} to high={self.high}: want 2 or more, low < high"
+            )
+
+    def part(self) -> ScalarPart:
+        bins = (self.bins, self.low, self.high) if self.loss == "distributional" else ()
+        return ScalarPart(self.form, self.width, self.activation, self.loss, *bins)
+
+
+@_filled(_names_on_policy())
+@dataclass(frozen=True)
 class OnPolicyConfig:
-    """Of losses that learn from replies of the policy as the head tilts it now: ppo, rloo, grpo, reinforce.
+    """Of losses that learn from replies of the policy as the head tilts it now: {prompts}.
 
     An iteration samples replies, scores them and goes over them; advantage.optimiser.batch_size replies make
     a batch, and its epochs count the times that each prompt is replied to. Several processes share an
@@ -29,19 +251,19 @@ class OnPolicyConfig:
     start_strength: strength of the head of --start-from that training begins at; by default its optimum, or
     1 where its manifest names none. A new head begins without any.
     num_prompts: prompts of an iteration.
-    num_replies: replies to each prompt of an iteration; rloo and grpo compare them with one another.
+    num_replies: replies to each prompt of an iteration; {compares} compare them with one another.
     max_tokens: tokens of a reply, at most.
-    passes: ppo, grpo: how many times the updates go over an iteration's replies.
+    passes: {passes}: how many times the updates go over an iteration's replies.
     kl_estimate: how the KL at a token is found: `exact` sums over the vocabulary, `sampled` reads the
     drawn token's log-ratio, which is noisier.
     max_kl: nats per reply, on average, that the head may move away from the policy.
     on_max_kl: what happens where max_kl is passed: `stop` ends training and keeps the head as it last was
     within it, `adapt` raises advantage.tau until the replies are back within it.
-    lam: ppo: λ of generalised advantage estimation, 0 to 1; 1 trusts the rewards alone, 0 the value's
+    lam: {lam}: λ of generalised advantage estimation, 0 to 1; 1 trusts the rewards alone, 0 the value's
     forecast of the next token.
-    value_weight: ppo, reinforce: weight of the loss of the value part that is trained beside the
+    value_weight: {value_weight}: weight of the loss of the value part that is trained beside the
     advantage.
-    entropy_weight: ppo: weight of a bonus for the entropy of the steered distribution.
+    entropy_weight: {entropy_weight}: weight of a bonus for the entropy of the steered distribution.
     max_num_seqs: replies that are sampled at the same time.
     """
 
@@ -77,200 +299,6 @@ class OnPolicyConfig:
     def num_samples(self) -> int:
         """Replies of an iteration."""
         return self.num_prompts * self.num_replies
-
-
-READS: dict[str, tuple[str, ...]] = {
-    "ppo": ("passes", "lam", "value_weight", "entropy_weight"),
-    "rloo": (),
-    "grpo": ("passes",),
-    "reinforce": ("value_weight",),
-}
-"""Which options of those that not all losses read a loss reads."""
-
-
-PartName = Literal["reward", "value", "advantage"]
-ROW_FILES = ("preferences", "rankings", "unpaired", "rollouts", "prompts")
-"""Fields of TrainConfig that name data files, each a kind of rows.ROW_KINDS."""
-
-
-def _check_positive(config: object, *names: str) -> None:
-    for name in names:
-        if not getattr(config, name) > 0:
-            raise ValueError(f"{name} must be above 0, got {getattr(config, name)}")
-
-
-def _check_share(config: object, *names: str) -> None:
-    for name in names:
-        if not 0 <= getattr(config, name) <= 1:
-            raise ValueError(f"{name} must be in 0…1, got {getattr(config, name)}")
-
-
-def _check_loss(name: str, known: Mapping[str, object]) -> None:
-    if name not in known:
-        raise ValueError(f"loss must be one of {', '.join(known)}, got {name!r}")
-
-
-@dataclass(frozen=True)
-class OptimiserConfig:
-    """How a part is trained by AdamW.
-
-    epochs: times that training goes over the rows, at most.
-    batch_size: rows (pairs, rankings, replies) in a step of one process; gradient_accumulation and further
-    processes multiply it.
-    learning_rate: of AdamW, at its highest.
-    weight_decay: of AdamW.
-    warmup: share of all steps, 0 to 1, over which the learning rate rises from 0.
-    patience: epochs without a lower held-out loss after which training ends, and the weights of the lowest
-    are kept; 0 trains all epochs and keeps the last weights.
-    """
-
-    epochs: float = 3.0
-    batch_size: int = 32
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.0
-    warmup: float = 0.05
-    patience: int = 3
-
-    def __post_init__(self) -> None:
-        _check_positive(self, "epochs", "batch_size", "learning_rate")
-        if self.patience < 0:
-            raise ValueError(f"patience must be at least 0, got {self.patience}")
-        if self.weight_decay < 0 or not 0 <= self.warmup < 1:
-            raise ValueError("weight_decay must be at least 0, and warmup (a share of all steps) in 0…1")
-
-
-@dataclass(frozen=True)
-class AdvantageConfig:
-    """The part that steers. Each option serves the losses named with it.
-
-    A low-rank form learns its vocabulary from zero: give it about five times a tied one's learning rate.
-
-    loss: from preferences dpo, conservative_dpo, robust_dpo, ipo, simpo; from unpaired kto; from scored
-    rollouts monte_carlo, cd_q; from plain rollouts and a value part distil; from prompts, with replies
-    sampled meanwhile, ppo, rloo, grpo, reinforce.
-    tau: KL temperature: a smaller one steers harder. For ppo, rloo, grpo and reinforce the reward that a
-    nat of KL costs.
-    flipped: conservative_dpo, robust_dpo: share of labels, below ½, that is taken to be wrong.
-    gamma: simpo: the margin that the chosen reply is to win by.
-    weight_desirable: kto: weight of good replies.
-    weight_undesirable: kto: weight of bad replies.
-    discount: monte_carlo, cd_q, ppo, rloo, grpo, reinforce: what a reward one token later is worth, 0 to
-    1.
-    top_k: distil: how many next tokens of a prefix the value part scores.
-    num_prefixes: distil: how many prefixes are drawn from each rollout.
-    clip: ppo, grpo: how far a step may move the ratio of probabilities.
-    form: `tied` reads the vocabulary through the policy's own unembedding, `lowrank` through one of its
-    own.
-    rank: numbers between the hidden state and the vocabulary in a low-rank form.
-    activation: between the layers.
-    """
-
-    form: Literal["tied", "lowrank"] = "tied"
-    rank: int = 64
-    activation: Literal["identity", "silu"] = "silu"
-    loss: str = "dpo"
-    tau: float = 0.1
-    flipped: float = 0.0
-    gamma: float = 0.5
-    weight_desirable: float = 1.0
-    weight_undesirable: float = 1.0
-    discount: float = 1.0
-    top_k: int = 32
-    num_prefixes: int = 16
-    clip: float = 0.2
-    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
-
-    def __post_init__(self) -> None:
-        _check_positive(self, "rank", "tau", "weight_desirable", "weight_undesirable", "num_prefixes", "clip")
-        _check_share(self, "discount")
-        _check_loss(self.loss, LOSSES["advantage"])
-        if not 0 <= self.flipped < 0.5:
-            raise ValueError(f"flipped must be in 0…½, got {self.flipped}")
-        if self.loss in ("conservative_dpo", "robust_dpo") and not self.flipped:
-            raise ValueError(
-                f"loss={self.loss} needs flipped, the share of labels taken to be wrong: try 0.1"
-            )
-        if self.top_k < 2:
-            raise ValueError(f"top_k must be at least 2, got {self.top_k}")
-
-    def part(self) -> AdvantagePart:
-        return AdvantagePart(self.form, self.rank, self.activation, self.loss, self.tau)
-
-
-@dataclass(frozen=True)
-class RewardConfig:
-    """The part that judges a finished reply. Of linear form it is solved to convergence; an mlp is trained by
-    the optimiser.
-
-    loss: from preferences bradley_terry; from rankings ranked; from scored rollouts regression; from unpaired
-    good_bad.
-    margin: bradley_terry: by how much the chosen reply is to win, beside each row's own margin.
-    centring: bradley_terry: weight of a penalty on rewards that are far from 0.
-    l2: linear: penalty on the weights of standardised features, beside the mean loss; `auto` chooses it
-    by cross-validation on the rows that are trained on.
-    optimiser: of the form mlp; the linear form is solved.
-    form: `linear` reads the hidden state with one layer, `mlp` with two.
-    width: mlp: numbers between its layers.
-    activation: mlp: between its layers.
-    """
-
-    form: Literal["linear", "mlp"] = "linear"
-    width: int = 256
-    activation: Literal["identity", "silu"] = "silu"
-    loss: str = "bradley_terry"
-    margin: float = 0.0
-    centring: float = 0.01
-    l2: float | Literal["auto"] = "auto"
-    optimiser: OptimiserConfig = OptimiserConfig(epochs=5.0, learning_rate=1e-2)
-
-    def __post_init__(self) -> None:
-        _check_positive(self, "width")
-        if self.l2 != "auto":
-            _check_positive(self, "l2")
-        _check_loss(self.loss, LOSSES["reward"])
-
-    def part(self) -> ScalarPart:
-        return ScalarPart(self.form, self.width, self.activation, self.loss)
-
-
-@dataclass(frozen=True)
-class ValueConfig:
-    """The part that forecasts the reward at every prefix, from rollouts.
-
-    loss: from rollouts monte_carlo, position_weighted, td_lambda, distributional.
-    discount: what a reward one token later is worth, 0 to 1.
-    lam: td_lambda: 0 trusts the forecast of the next token alone, 1 the rewards that came alone.
-    bins: distributional: numbers, from low to high, that the forecast is a distribution over.
-    low: distributional: the lowest of the bins, in standard units.
-    high: distributional: the highest of the bins, in standard units.
-    form: `linear` reads the hidden state with one layer, `mlp` with two.
-    width: mlp: numbers between its layers.
-    activation: mlp: between its layers.
-    """
-
-    form: Literal["linear", "mlp"] = "mlp"
-    width: int = 256
-    activation: Literal["identity", "silu"] = "silu"
-    loss: str = "monte_carlo"
-    discount: float = 1.0
-    lam: float = 0.95
-    bins: int = 51
-    low: float = -5.0
-    high: float = 5.0
-    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
-
-    def __post_init__(self) -> None:
-        _check_positive(self, "width")
-        _check_share(self, "discount", "lam")
-        _check_loss(self.loss, LOSSES["value"])
-        if self.bins < 2 or not self.low < self.high:
-            raise ValueError(
-                f"bins={self.bins} from low={self.low} to high={self.high}: want 2 or more, low < high"
-            )
-
-    def part(self) -> ScalarPart:
-        bins = (self.bins, self.low, self.high) if self.loss == "distributional" else ()
-        return ScalarPart(self.form, self.width, self.activation, self.loss, *bins)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -346,7 +374,7 @@ class TrainConfig(RowLimits):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_name(self.name)
-        _check_positive(self, "max_tokens", "gradient_accumulation", "max_grad_norm")
+        _check_positive(self, "gradient_accumulation", "max_grad_norm")
         for name in ("log_every", "save_every"):
             if getattr(self, name) is not None:
                 _check_positive(self, name)

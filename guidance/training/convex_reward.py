@@ -16,12 +16,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from trimtab.guidance.data.items import number_prompts, prompt_of
 from trimtab.guidance.files import whole_file, write_text
 from trimtab.guidance.heads.forms import LinearScalar
-from trimtab.guidance.intervals import mean_by_prompt, number_prompts
 from trimtab.guidance.losses import Loss
+from trimtab.guidance.statistics import mean_by_prompt
 from trimtab.guidance.training.checkpoint import remove_checkpoints, writing
-from trimtab.guidance.training.examples import prompt_of
 from trimtab.guidance.training.objectives.base import Objective
 from trimtab.guidance.training.processes import is_first
 

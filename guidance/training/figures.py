@@ -12,11 +12,15 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from trimtab.guidance.data.items import RolloutItem
+from trimtab.guidance.data.items import RolloutItem, number_prompts, prompt_of
 from trimtab.guidance.heads.verdict import MIN_JUDGED
-from trimtab.guidance.intervals import number_prompts, of_correlation, of_mean, of_ordering, of_share
 from trimtab.guidance.losses import Loss
-from trimtab.guidance.training.examples import prompt_of
+from trimtab.guidance.statistics import (
+    estimate_correlation,
+    estimate_mean,
+    estimate_ordering,
+    estimate_share,
+)
 from trimtab.guidance.training.log import TrainingLog
 from trimtab.guidance.training.objectives.base import Objective
 
@@ -25,7 +29,10 @@ MIN_TO_SPLIT = 40
 MAX_PROMPTS = 256
 MIN_TO_STOP = 5
 """Rows, below which their loss says nothing of when to stop."""
+_MIN_OF_A_KIND = 5
 T = TypeVar("T")
+Figures = dict[str, float]
+Sides = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,18 +105,13 @@ def knowing_nothing(objective: Objective, items: Sequence[Any]) -> Iterator[None
                 parameter.copy_(trained[name])
 
 
-Figures = dict[str, float]
-Sides = tuple[Tensor, Tensor]
-_MIN_OF_A_KIND = 5
-
-
 def loss_figures(part: str, held_out: HeldOutLoss, items: Sequence[Any]) -> Figures:
     """items: that were trained on. The gain is by how much the loss is lower than that of a part that knows
     nothing."""
     loss = held_out.per_item()
     with knowing_nothing(held_out.objective, items):
         nothing = held_out.per_item()
-    gain = of_mean(nothing - loss, number_prompts(held_out.items))
+    gain = estimate_mean(nothing - loss, number_prompts(held_out.items))
     return {
         f"{part}_judged": len(loss),
         f"{part}_loss": loss.double().mean().item(),
@@ -135,8 +137,8 @@ def pair_figures(part: str, scores: Sides, lengths: Sides, pairs: Sequence[Any])
         return figures
     prompts, right, longer = number_prompts(pairs), wins(*scores), wins(*lengths)
     length = longer if longer.mean() >= 0.5 else 1 - longer
-    above = of_mean(right - length, prompts)
-    return figures | of_share(right, prompts).named(f"{part}_accuracy") | above.named(f"{part}_above_length")
+    accuracy, above = estimate_share(right, prompts), estimate_mean(right - length, prompts)
+    return figures | accuracy.named(f"{part}_accuracy") | above.named(f"{part}_above_length")
 
 
 def label_figures(part: str, scores: Tensor, items: Sequence[Any]) -> Figures:
@@ -146,7 +148,7 @@ def label_figures(part: str, scores: Tensor, items: Sequence[Any]) -> Figures:
     if min(is_good.sum(), (~is_good).sum()) < _MIN_OF_A_KIND:
         return figures
     prompts = number_prompts(items)
-    found = of_ordering(scores[is_good], scores[~is_good], prompts[is_good], prompts[~is_good])
+    found = estimate_ordering(scores[is_good], scores[~is_good], prompts[is_good], prompts[~is_good])
     return figures | found.named(f"label_{part}_accuracy")
 
 
@@ -158,7 +160,7 @@ def correlation_figures(
     if len(items) < MIN_JUDGED:
         return figures
     prompts = number_prompts(items).repeat_interleave(torch.tensor([len(x) for x in scores]))
-    found = of_correlation(torch.cat(list(scores)), torch.cat(list(returns)), prompts)
+    found = estimate_correlation(torch.cat(list(scores)), torch.cat(list(returns)), prompts)
     return figures | found.named(f"{part}_correlation")
 
 
@@ -167,11 +169,11 @@ def score_figures(steered: Sequence[RolloutItem], plain: Sequence[RolloutItem]) 
     figures: Figures = {}
     by_name = {"score": steered, "base_score": plain}
     for name, items in by_name.items():
-        figures |= of_mean(_rewards(items), number_prompts(items)).named(name)
+        figures |= estimate_mean(_rewards(items), number_prompts(items)).named(name)
     means = [_by_prompt(items) for items in by_name.values()]
     both = [prompt for prompt in means[0] if prompt in means[1]]
     gains = torch.tensor([means[0][prompt] - means[1][prompt] for prompt in both])
-    gain = of_mean(gains, torch.arange(len(both)))
+    gain = estimate_mean(gains, torch.arange(len(both)))
     return figures | gain.named("score_gain") | {"score_prompts": len(both)}
 
 

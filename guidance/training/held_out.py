@@ -1,4 +1,4 @@
-"""What a trained head is worth on prompts it was not trained on."""
+"""Measures of a head on held-out prompts: scores, units, the tilt along replies; rewards rollouts."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from trimtab.guidance.policy import Policy
 from trimtab.guidance.text.encoding import EncodedReply
 from trimtab.guidance.training.config import TrainConfig
 from trimtab.guidance.training.objectives.base import ReplyFeatures, fetch, lay_out
+
+logger = logging.getLogger(__name__)
 
 _POSITIONS_PER_CHUNK = 4096
 _REPLIES_PER_CHUNK = 64
@@ -159,12 +161,11 @@ def value_per_advantage(values: Sequence[Tensor], centred: Tensor) -> float | No
     return slope(torch.cat([a[:-1] for a in per_reply]), torch.cat([v.diff() for v in values]))
 
 
-logger = logging.getLogger(__name__)
-
-
 def reads_columns(items: Sequence[RolloutItem], config: TrainConfig) -> bool:
     """Whether the rewards are those of the rollouts' own columns."""
-    return config.reward_from == "columns" or (config.reward_from == "auto" and any(map(_is_scored, items)))
+    return config.reward_from == "columns" or (
+        config.reward_from == "auto" and any(item.is_rewarded for item in items)
+    )
 
 
 def reward_rollouts(
@@ -190,7 +191,7 @@ def reward_rollouts(
 
 
 def _scored(items: Sequence[RolloutItem], config: TrainConfig) -> list[RolloutItem]:
-    scored = [item for item in items if _is_scored(item)]
+    scored = [item for item in items if item.is_rewarded]
     num_unscored = len(items) - len(scored)
     if num_unscored and (config.on_bad_rows == "refuse" or not scored):
         raise DataError(
@@ -200,7 +201,3 @@ def _scored(items: Sequence[RolloutItem], config: TrainConfig) -> list[RolloutIt
     if num_unscored:
         logger.warning("%s: skipped %d rollouts without a reward", config.rollouts, num_unscored)
     return scored
-
-
-def _is_scored(item: RolloutItem) -> bool:
-    return item.reward is not None or item.token_rewards is not None

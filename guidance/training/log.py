@@ -51,7 +51,7 @@ _SHOWN = {"loss": "loss", HELD_OUT: "held out", NOTHING: "knowing nothing"}
 
 
 class LossBar(TrainerCallback):  # type: ignore[misc]  # transformers has no type stubs
-    """part: what the bar is called."""
+    """A progress bar that shows the losses; on what is no terminal nothing moves. part: what it is called."""
 
     def __init__(self, part: str) -> None:
         self.part = part

@@ -1,5 +1,5 @@
-"""Trains one part of a head on transformers' Trainer: schedule, precision, accumulation, checkpoints,
-resuming, several processes."""
+"""Training loop of one part of a head, on transformers' Trainer: schedule, precision, accumulation,
+checkpoints, resuming, several processes."""
 
 from __future__ import annotations
 

@@ -65,6 +65,11 @@ class Measured:
         return self.stopped[part].judging(items) if part in self.stopped else list(items)
 
     @property
+    def is_rewarded(self) -> bool:
+        """Whether all rollouts are."""
+        return all(item.is_rewarded for item in self.rollouts)
+
+    @property
     def replies(self) -> list[EncodedReply]:
         return [item.reply for item in self.rollouts]
 
@@ -144,7 +149,7 @@ def _units(measured: Measured) -> tuple[float, float] | None:
             logger.warning("no plain rollouts are held out: rewards are reported raw, not in standard units")
             return None
         return standard_units(score_ends(measured.head.reward, measured.features, plain))
-    if measured.head.value is not None and _are_rewarded(measured.rollouts):
+    if measured.head.value is not None and measured.is_rewarded:
         return standard_units(torch.stack([g[0] for g in _returns(measured)]))
     return None
 
@@ -196,7 +201,7 @@ def _label_metrics(measured: Measured) -> dict[str, float]:
 
 
 def _rollout_metrics(measured: Measured) -> dict[str, float]:
-    if not _are_rewarded(measured.rollouts):
+    if not measured.is_rewarded:
         return {}
     head, metrics, returns = measured.head, {}, _returns(measured)
     if head.value is not None:
@@ -215,7 +220,7 @@ def _rollout_metrics(measured: Measured) -> dict[str, float]:
 
 def _advantage_correlation(measured: Measured, along: TiltStatistics) -> Figures:
     """Of Ā(s_{t−1}, y_t) with the return from y_t on."""
-    if not _are_rewarded(measured.rollouts):
+    if not measured.is_rewarded:
         return {}
     centred = along.centred.split([item.reply.num_drawn for item in measured.rollouts])
     by_item = dict(zip(measured.rollouts, centred, strict=True))
@@ -263,10 +268,6 @@ def _value_per_advantage(
 
 def _returns(measured: Measured) -> list[Tensor]:
     return [returns_of(item, measured.config.value.discount) for item in measured.rollouts]
-
-
-def _are_rewarded(items: Sequence[RolloutItem]) -> bool:
-    return all(item.reward is not None or item.token_rewards is not None for item in items)
 
 
 @torch.no_grad()

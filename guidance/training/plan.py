@@ -1,4 +1,4 @@
-"""What a run is going to do, and why it cannot: told before any work."""
+"""Plan of a run: the method of each part, in order; refuses what cannot be trained before any work."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import get_args
 
 from trimtab.guidance.errors import DataError
 from trimtab.guidance.heads.manifest import load_manifest
-from trimtab.guidance.training.config import READS, OnPolicyConfig, OptimiserConfig, PartName, TrainConfig
+from trimtab.guidance.losses.policy_gradient import PROMPTS
+from trimtab.guidance.training.config import OnPolicyConfig, OptimiserConfig, PartName, TrainConfig
 from trimtab.guidance.training.examples import ITEMS_OF
 from trimtab.guidance.training.methods import METHODS, Method
 from trimtab.guidance.training.processes import num_processes
@@ -16,7 +17,7 @@ from trimtab.guidance.training.processes import num_processes
 
 def samples_replies(config: TrainConfig) -> bool:
     """Whether the run learns from replies that are sampled meanwhile."""
-    return "advantage" in config.parts and config.advantage.loss in READS
+    return "advantage" in config.parts and config.advantage.loss in PROMPTS
 
 
 def check_on_policy(config: TrainConfig, *, has_reward: bool) -> None:
@@ -30,8 +31,9 @@ def check_on_policy(config: TrainConfig, *, has_reward: bool) -> None:
         _refuse_options(config, (), "this run, which samples no replies")
         return
     settings, loss = config.on_policy, config.advantage.loss
-    general = [name for name in _names() if not any(name in reads for reads in READS.values())]
-    _refuse_options(config, (*general, *READS[loss]), f"advantage.loss={loss}")
+    formula = PROMPTS[loss]
+    general = {*_names()}.difference(*(other.on_policy for other in PROMPTS.values()))
+    _refuse_options(config, (*general, *formula.on_policy), f"advantage.loss={loss}")
     if not settings.score and not has_reward:
         raise DataError(
             f"advantage.loss={loss} needs something to score replies: give --on-policy.score, or add reward "
@@ -39,7 +41,7 @@ def check_on_policy(config: TrainConfig, *, has_reward: bool) -> None:
         )
     if settings.start_strength is not None and config.start_from is None:
         raise DataError("on_policy.start_strength is of the head that --start-from names: give one, or none")
-    if loss in ("rloo", "grpo") and settings.num_replies < 2:
+    if formula.compares and settings.num_replies < 2:
         raise DataError(f"advantage.loss={loss} compares replies: give --on-policy.num-replies 2 or more")
     step = replies_per_step(config)
     if settings.num_samples % step:
@@ -118,7 +120,7 @@ def _check_options(config: TrainConfig, part: PartName, method: Method) -> None:
                     f"{part}.{field.name} is not read by {part}.form={chosen.form}: leave it out, or give "
                     f"--{part}.form {_READ_BY_FORM[field.name]}"
                 )
-        elif field.name not in ("optimiser", *method.options, *method.settings):
+        elif field.name not in ("optimiser", *method.loss.options):
             raise DataError(f"{part}.{field.name} is not read by {part}.loss={chosen.loss}: leave it out")
 
 

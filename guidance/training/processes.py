@@ -1,4 +1,4 @@
-"""The processes that torchrun or accelerate started for one run."""
+"""Processes of one run, as torchrun or accelerate started them: shares work, batches and results."""
 
 from __future__ import annotations
 

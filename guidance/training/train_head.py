@@ -233,7 +233,7 @@ def _train(
         else list(side)
         for side in (split.train, split.held_out)
     )
-    objective, loss = method.objective(head, config, features), method.bind(own)
+    objective, loss = method.objective(head, config, features), method.loss.bind(own)
     if isinstance(head.reward, LinearScalar) and part == "reward":
         fit = solve_reward(
             objective,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from tqdm.auto import tqdm
 
-from trimtab.guidance.data.items import RolloutItem
+from trimtab.guidance.data.items import PromptItem, RolloutItem, RowEncoder
 from trimtab.guidance.data.rollouts import RolloutRow
 from trimtab.guidance.data.rows import ReadColumns
 from trimtab.guidance.errors import DataError
@@ -17,7 +17,7 @@ from trimtab.guidance.heads.manifest import Manifest, Parts
 from trimtab.guidance.policy import Policy
 from trimtab.guidance.text.encoding import Sampled
 from trimtab.guidance.training.config import TrainConfig
-from trimtab.guidance.training.examples import PromptItem, RowEncoder, rows_of
+from trimtab.guidance.training.examples import rows_of
 from trimtab.guidance.training.on_policy.collect import Draw
 from trimtab.guidance.training.processes import is_first, process_index
 from trimtab.server.engine.config import EngineConfig

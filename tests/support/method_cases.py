@@ -7,16 +7,15 @@ from typing import Any
 
 import torch
 
-from trimtab.guidance.data.items import LabelItem, PairItem, RankingItem, RolloutItem
+from trimtab.guidance.data.items import LabelItem, PairItem, RankingItem, RolloutItem, mismatch
 from trimtab.guidance.features.source import FeatureCache
 from trimtab.guidance.heads.forms import Head
 from trimtab.guidance.heads.manifest import Parts
 from trimtab.guidance.policy import Policy
 from trimtab.guidance.text.encoding import EncodedReply
-from trimtab.guidance.training.config import AdvantageConfig, RewardConfig, TrainConfig, ValueConfig
-from trimtab.guidance.training.methods import METHODS, Part
+from trimtab.guidance.training.config import AdvantageConfig, PartName, RewardConfig, TrainConfig, ValueConfig
+from trimtab.guidance.training.methods import METHODS
 from trimtab.guidance.training.objectives.base import Objective
-from trimtab.guidance.training.objectives.pairs import mismatch
 
 EOS = 3
 WORDS = range(6, 24)
@@ -57,7 +56,7 @@ def make_items(rows: str, count: int = 8, *, cut: bool = False) -> list[Any]:
     return [RolloutItem(reply, reward=float(i % 4) - 0.5) for i, reply in enumerate(first)]
 
 
-def make_config(part: Part, loss: str, form: str = "") -> TrainConfig:
+def make_config(part: PartName, loss: str, form: str = "") -> TrainConfig:
     """A configuration that trains one part by one loss; small, and of the form that is named."""
     options = {"loss": loss} | ({"form": form} if form else {})
     flipped = 0.1 if loss in {"conservative_dpo", "robust_dpo"} else 0.0
@@ -79,7 +78,7 @@ def make_config(part: Part, loss: str, form: str = "") -> TrainConfig:
     )
 
 
-def make_head(config: TrainConfig, policy: Policy, *, untrained: Part | None = None) -> Head:
+def make_head(config: TrainConfig, policy: Policy, *, untrained: PartName | None = None) -> Head:
     """A head with all three parts, of random weights but for the part that is untrained."""
     parts = Parts(config.advantage.part(), config.value.part(), config.reward.part())
     torch.manual_seed(5)
@@ -91,7 +90,7 @@ def make_head(config: TrainConfig, policy: Policy, *, untrained: Part | None = N
 
 
 def make_objective(
-    part: Part, config: TrainConfig, head: Head, policy: Policy, items: list[Any]
+    part: PartName, config: TrainConfig, head: Head, policy: Policy, items: list[Any]
 ) -> Objective:
     """The objective of the configured method, prepared for the items."""
     method = METHODS[part][getattr(config, part).loss]
@@ -100,8 +99,8 @@ def make_objective(
     return objective
 
 
-def losses_of(part: Part, config: TrainConfig, objective: Objective, items: list[Any]) -> torch.Tensor:
+def losses_of(part: PartName, config: TrainConfig, objective: Objective, items: list[Any]) -> torch.Tensor:
     """One loss for each item."""
     part_config = getattr(config, part)
     scores, _ = objective(**objective.collate(items))
-    return METHODS[part][part_config.loss].bind(part_config)(**scores).per_example
+    return METHODS[part][part_config.loss].loss.bind(part_config)(**scores).per_example

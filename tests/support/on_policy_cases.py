@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trimtab.guidance.data.items import RolloutItem
+from trimtab.guidance.data.items import PromptItem, RolloutItem
 from trimtab.guidance.data.rows import ReadColumns
 from trimtab.guidance.heads.forms import Head
 from trimtab.guidance.policy import Policy, output_embedding_input
@@ -23,7 +23,6 @@ from trimtab.guidance.training.config import (
     TrainConfig,
     ValueConfig,
 )
-from trimtab.guidance.training.examples import PromptItem
 from trimtab.guidance.training.on_policy.collect import Draw
 
 WANTED, LENGTH = range(8, 13), 5  # the words "c" to "g"

@@ -1,4 +1,4 @@
-"""What to do with a row that does not fit: what it looks like, and flags that would read it."""
+"""Hints for a row that does not fit: what it looks like, and flags that would read it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where rows are: a file, a folder of shards, a glob, a `datasets` folder, or a data set of the hub."""
+"""Sources of rows: a file, a folder of shards, a glob, a `datasets` folder, or a data set of the hub."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everything that decides a fine-tuning run of the policy itself."""
+"""Configuration of a fine-tuning run of the policy itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a fine-tuned policy went from its base: exact KL along its own replies."""
+"""KL of a fine-tuned policy from its base: exact, along its own replies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""From items to what a loss takes: one module per part of a head and kind of rows."""
+"""Objective: makes a batch of items, and of that what a loss takes; one module per part of a head and kind of
+rows."""
 
 from __future__ import annotations
 
@@ -77,7 +78,7 @@ def fetch(features: FeatureSource, replies: Sequence[EncodedReply]) -> list[Repl
 
 def lay_out(replies: Sequence[ReplyFeatures]) -> dict[str, Tensor]:
     """h [N, d] where each drawn token is predicted, tokens i64[N], the drawn ones, lengths
-    i64[len(replies)], their numbers."""
+    i64[len(replies)], their numbers: end to end, for what costs a vocabulary at each position; see pad."""
     return {
         "h": torch.cat([reply.h[: len(reply.tokens)] for reply in replies]),
         "tokens": torch.cat([reply.tokens for reply in replies]),
@@ -87,7 +88,7 @@ def lay_out(replies: Sequence[ReplyFeatures]) -> dict[str, Tensor]:
 
 def pad(per_position: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """[N] or [N, K] of replies laid end to end, as [B, T] or [B, T, K] with zeros after each reply, and the
-    mask bool[B, T] of what is none. lengths: i64[B], summing to N."""
+    mask bool[B, T] of what is none; for what costs a number at each. lengths: i64[B], summing to N."""
     mask = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
     padded = per_position.new_zeros(*mask.shape, *per_position.shape[1:])
     padded[mask] = per_position

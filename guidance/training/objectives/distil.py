@@ -1,4 +1,5 @@
-"""What an advantage learns from a value that scores the tokens which could come next: many per state."""
+"""Objective of distillation: a value scores the tokens that could come next, and an advantage learns from
+many of them per state."""
 
 from __future__ import annotations
 

@@ -1,15 +1,13 @@
-"""What a reward or an advantage learns from pairs of a chosen and a rejected reply."""
+"""Objectives on pairs, rankings and labelled replies, of a reward or an advantage."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from trimtab.guidance.data.items import LabelItem, PairItem, RankingItem
-from trimtab.guidance.errors import DataError
 from trimtab.guidance.features.source import FeatureSource
 from trimtab.guidance.heads.forms import Head
 from trimtab.guidance.losses.common import sum_by_reply
@@ -38,9 +36,7 @@ class PairReward(Objective):
 
 
 class PairAdvantage(Objective):
-    """R = Σ_t ρ_t of both replies."""
-
-    takes: tuple[str, ...] = ("chosen", "rejected")
+    """Of both replies R = Σ_t ρ_t, Σ_t log π₀(y_t) as …_base, and the number of tokens as …_length."""
 
     def __init__(self, head: Head, config: TrainConfig, features: FeatureSource) -> None:
         super().__init__(head, config, features)
@@ -60,22 +56,10 @@ class PairAdvantage(Objective):
         }
         scores = {f"chosen{name}": sides[0] for name, sides in by_side.items()}
         scores |= {f"rejected{name}": sides[1] for name, sides in by_side.items()}
-        return {name: scores[name] for name in self.takes}, _log_probabilities(scores)
+        return scores, _log_probabilities(scores)
 
     def figures(self) -> Scores:
         return self.tilt.measure()
-
-
-class AveragePairAdvantage(PairAdvantage):
-    """With the lengths |y| of the replies, for losses that average over tokens."""
-
-    takes = ("chosen", "rejected", "chosen_length", "rejected_length")
-
-
-class LikelihoodPairAdvantage(PairAdvantage):
-    """With log π₀ of the replies too, for losses on the likelihood itself."""
-
-    takes = (*AveragePairAdvantage.takes, "chosen_base", "rejected_base")
 
 
 def _both_sides(items: Sequence[PairItem]) -> list[EncodedReply]:
@@ -175,23 +159,3 @@ class LabelAdvantage(Objective):
 
     def figures(self) -> Scores:
         return self.tilt.measure()
-
-
-def mismatch(items: Sequence[LabelItem]) -> list[LabelItem]:
-    """Each item with the reply of the next one that has another prompt, the last followed by the first.
-
-    By hand: prompts p, p, q with replies a, b, c: p gets c, p gets c, q gets a.
-
-    Raises:
-        DataError: all items have one prompt.
-    """
-    if len({item.reply.prompt_ids for item in items}) < 2:
-        raise DataError("all rows have one prompt: kto needs replies to other prompts to compare with")
-    return [dataclasses.replace(item, mismatched=_stranger(items, i)) for i, item in enumerate(items)]
-
-
-def _stranger(items: Sequence[LabelItem], index: int) -> EncodedReply:
-    prompt = items[index].reply.prompt_ids
-    following = (items[(index + step) % len(items)].reply for step in range(1, len(items)))
-    other = next(reply for reply in following if reply.prompt_ids != prompt)
-    return dataclasses.replace(other, prompt_ids=prompt)

@@ -1,4 +1,4 @@
-"""What a reward or a value learns from scored rollouts of the policy."""
+"""Objectives on scored rollouts, of a reward, a value, or an advantage: Q(s, ·) = V(s) + Ā(s, ·)."""
 
 from __future__ import annotations
 
@@ -117,27 +117,6 @@ class BootstrappedValue(ReturnValue):
         return {"values": values, "rewards": rewards, "mask": mask}, {}
 
 
-def whole_replies(features: FeatureSource, items: Sequence[RolloutItem]) -> dict[str, Tensor]:
-    """What `lay_out` gives, and rewards [B, T] of the drawn tokens."""
-    batch = lay_out(fetch(features, [item.reply for item in items]))
-    rewards = [torch.tensor(list(item.rewards())) for item in items]
-    return {**batch, "rewards": pad_sequence(rewards, batch_first=True)}
-
-
-def returns_of(item: RolloutItem, discount: float) -> Tensor:
-    """G_t = r_t + γ G_{t+1} of a rollout's drawn tokens, f32[T]: what V(s_0) … V(s_{T−1}) should forecast."""
-    from_the_end = accumulate(reversed(list(item.rewards())), lambda later, now: now + discount * later)
-    return torch.tensor(list(from_the_end)[::-1])
-
-
-@torch.no_grad()
-def start_at(part: Scalar, targets: Sequence[float]) -> None:
-    """An untrained scalar begins at the targets' mean: steps of the size of the learning rate would take
-    long to get there. A trained one is left as it is, and so are bins, which begin at their middle."""
-    if isinstance(part, LinearScalar | MlpScalar) and not part.weight.any():
-        part.bias.fill_(sum(targets) / len(targets))
-
-
 class ReturnAdvantage(Objective):
     """Q = V + A and the discounted rewards from the drawn token on, at every position.
 
@@ -151,7 +130,7 @@ class ReturnAdvantage(Objective):
         super().__init__(head, config, features)
         assert head.advantage is not None
         self.tilt = Tilt(head.advantage, features.policy)
-        self.value = _own_value(head, config, features.policy)
+        self.value = own_value(head, config, features.policy)
 
     def prepare(self, items: Sequence[RolloutItem]) -> None:
         returns = [returns_of(item, self.config.advantage.discount) for item in items]
@@ -211,7 +190,29 @@ class BootstrappedAdvantage(ReturnAdvantage):
         return found.h[: len(found.tokens)]
 
 
-def _own_value(head: Head, config: TrainConfig, policy: Policy) -> Scalar:
+def own_value(head: Head, config: TrainConfig, policy: Policy) -> Scalar:
+    """A value to learn along with an advantage: a copy of the head's, or as the configuration says."""
     if head.value is not None:
         return copy.deepcopy(head.value).requires_grad_()
     return make_scalar(config.value.part(), policy.identity.hidden_size).to(policy.device)
+
+
+def whole_replies(features: FeatureSource, items: Sequence[RolloutItem]) -> dict[str, Tensor]:
+    """What `lay_out` gives, and rewards [B, T] of the drawn tokens."""
+    batch = lay_out(fetch(features, [item.reply for item in items]))
+    rewards = [torch.tensor(list(item.rewards())) for item in items]
+    return {**batch, "rewards": pad_sequence(rewards, batch_first=True)}
+
+
+def returns_of(item: RolloutItem, discount: float) -> Tensor:
+    """G_t = r_t + γ G_{t+1} of a rollout's drawn tokens, f32[T]: what V(s_0) … V(s_{T−1}) should forecast."""
+    from_the_end = accumulate(reversed(list(item.rewards())), lambda later, now: now + discount * later)
+    return torch.tensor(list(from_the_end)[::-1])
+
+
+@torch.no_grad()
+def start_at(part: Scalar, targets: Sequence[float]) -> None:
+    """An untrained scalar begins at the targets' mean: steps of the size of the learning rate would take
+    long to get there. A trained one is left as it is, and so are bins, which begin at their middle."""
+    if isinstance(part, LinearScalar | MlpScalar) and not part.weight.any():
+        part.bias.fill_(sum(targets) / len(targets))

@@ -1,4 +1,4 @@
-"""An iteration: replies of the tilt as it is, their rewards, and the credit of each of their tokens."""
+"""Collector of an on-policy iteration: samples replies of the tilt, rewards and credits their tokens."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from trimtab.guidance.data.items import RolloutItem
+from trimtab.guidance.data.items import PromptItem, RolloutItem
 from trimtab.guidance.data.rows import ReadColumns
 from trimtab.guidance.errors import DataError
 from trimtab.guidance.features.source import FeatureSource
 from trimtab.guidance.heads.forms import Head
+from trimtab.guidance.losses.credit import Credit, Scored
 from trimtab.guidance.text.encoding import EncodedReply
-from trimtab.guidance.training.examples import PromptItem
 from trimtab.guidance.training.held_out import score_ends
 from trimtab.guidance.training.objectives.base import ReplyFeatures, fetch, lay_out, pad
 from trimtab.guidance.training.objectives.on_policy import Experience, Iteration, PolicyObjective
 from trimtab.guidance.training.objectives.rollouts import returns_of, start_at
 from trimtab.guidance.training.objectives.tilt import TiltTerms, tilt_terms
-from trimtab.guidance.training.on_policy.credit import CREDITS, Credit, Scored
 from trimtab.guidance.training.on_policy.guard import KlGuard
 from trimtab.guidance.training.processes import gather_shares, gather_texts, own_share
+
+logger = logging.getLogger(__name__)
+_REPLIES_AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +81,6 @@ class ReplyWriter(Protocol):
         seed and number, so that a share of many prompts gets what it would get among them.
         """
         ...
-
-
-logger = logging.getLogger(__name__)
-_REPLIES_AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,9 +178,9 @@ class Collector:
         if not problems:
             return draws
         told = f"{len(problems)} of {len(draws)} replies have no reward, first: {problems[0]}"
-        good = _in_company(
-            [draw for draw in draws if not draw.problem], self.config.advantage.loss in ("rloo", "grpo")
-        )
+        good = [draw for draw in draws if not draw.problem]
+        if self.objective.formula.compares:
+            good = _comparable(good)
         if self.config.on_bad_rows == "refuse" or 2 * len(good) < len(draws):
             raise DataError(f"{told}: mend the scorer, or skip bad rows, of which there may be up to half")
         logger.warning("skipped %s", told)
@@ -248,7 +246,7 @@ class Collector:
             discount=own.discount,
             lam=settings.lam,
         )
-        credit = CREDITS[own.loss](scored)
+        credit = self.objective.formula.credit(scored)
         spread = credit.returns[mask].std().clamp(min=1e-6).item()
         self.objective.iteration = Iteration(
             tau=0.0 if is_exact else tau,
@@ -265,10 +263,10 @@ def seed_of(seed: int, *keys: int | str) -> int:
     return int.from_bytes(digest[:4]) >> 1
 
 
-def _in_company(draws: list[Draw], needs_company: bool) -> list[Draw]:
-    """Without those that are compared with other replies to their prompt, and have none."""
+def _comparable(draws: list[Draw]) -> list[Draw]:
+    """Those whose prompt has another reply to compare them with."""
     count = Counter(draw.prompt for draw in draws)
-    return [draw for draw in draws if not needs_company or count[draw.prompt] > 1]
+    return [draw for draw in draws if count[draw.prompt] > 1]
 
 
 def _experiences(seen: _Seen, credit: Credit, mask: Tensor) -> list[Experience]:

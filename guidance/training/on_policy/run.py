@@ -1,4 +1,4 @@
-"""Trains an advantage on replies that the policy, tilted by it, writes between the updates."""
+"""On-policy training: an advantage learns from replies that the policy, tilted by it, writes meanwhile."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ import torch
 from torch.utils.data import IterableDataset
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 
-from trimtab.guidance.data.items import RolloutItem
+from trimtab.guidance.data.items import PromptItem, RolloutItem, max_length
 from trimtab.guidance.errors import DataError
 from trimtab.guidance.features.source import FeatureSource
 from trimtab.guidance.heads.forms import Head
-from trimtab.guidance.training.config import READS, TrainConfig
-from trimtab.guidance.training.examples import PromptItem, Split, max_length
+from trimtab.guidance.losses.policy_gradient import PolicyFormula
+from trimtab.guidance.training.config import TrainConfig
+from trimtab.guidance.training.examples import Split
 from trimtab.guidance.training.figures import score_figures
 from trimtab.guidance.training.loop import train_part
 from trimtab.guidance.training.methods import Method
@@ -26,50 +27,6 @@ from trimtab.guidance.training.on_policy.collect import Collector, ReplyWriter, 
 from trimtab.guidance.training.on_policy.guard import KlGuard
 from trimtab.guidance.training.plan import replies_per_step
 from trimtab.guidance.training.processes import num_processes, process_index
-
-
-class Iterations(IterableDataset[Experience]):
-    """num_samples experiences for each pass over an iteration's replies, each pass in an order of its own; of
-    several processes each gets its batches of them."""
-
-    def __init__(self, collector: Collector, num_iterations: int) -> None:
-        self.collector, self.num_iterations = collector, num_iterations
-        self.start = 0
-        self.is_ended = False
-        """Whether the guard ended it."""
-
-    def __iter__(self) -> Iterator[Experience]:
-        config = self.collector.config
-        for iteration in range(self.start, self.num_iterations):
-            found = None if self.is_ended else self.collector.collect(iteration)
-            if found is None:
-                self.is_ended = True
-                return
-            for lap in range(config.on_policy.passes):
-                generator = torch.Generator().manual_seed(seed_of(config.seed, iteration, lap))
-                places = torch.arange(config.on_policy.num_samples) % len(found)
-                order = torch.randperm(len(places), generator=generator).tolist()
-                # Shared as the batches of rows are: each run of a batch for every process, one after another.
-                size = config.advantage.optimiser.batch_size
-                for start in range(process_index() * size, len(order), num_processes() * size):
-                    for place in order[start : start + size]:
-                        yield found[places[place]]
-
-
-class IterationsCallback(TrainerCallback):  # type: ignore[misc]  # transformers has no type stubs
-    """Begins where a checkpoint was written, and ends a run that the guard ended."""
-
-    def __init__(self, iterations: Iterations, steps_per_iteration: int) -> None:
-        self.iterations, self.steps_per_iteration = iterations, steps_per_iteration
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **_: Any) -> None:
-        assert state.global_step % self.steps_per_iteration == 0, "checkpoints lie between iterations"
-        self.iterations.start = state.global_step // self.steps_per_iteration
-        self.iterations.collector.guard.begin(self.iterations.start)
-
-    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: Any, **_: Any) -> None:
-        control.should_training_stop |= self.iterations.is_ended
-
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +70,7 @@ def train_on_policy(
     torch.manual_seed(config.seed)
     train_part(
         objective,
-        partial(method.bind(config.advantage), **_weights(config)),
+        partial(method.loss.bind(config.advantage), **_weights(config, objective.formula)),
         iterations,
         folder=folder,
         optimiser=config.advantage.optimiser,
@@ -139,9 +96,9 @@ def num_iterations(config: TrainConfig, num_prompts: int) -> int:
     return max(1, round(config.advantage.optimiser.epochs * num_prompts / config.on_policy.num_prompts))
 
 
-def _weights(config: TrainConfig) -> dict[str, float]:
-    names = ("value_weight", "entropy_weight")
-    return {n: getattr(config.on_policy, n) for n in names if n in READS[config.advantage.loss]}
+def _weights(config: TrainConfig, formula: PolicyFormula) -> dict[str, float]:
+    """Options of the on-policy configuration that the loss reads."""
+    return {name: getattr(config.on_policy, name) for name in formula.on_policy}
 
 
 def _fitting(
@@ -171,3 +128,46 @@ def _judge(collector: Collector, prompts: Sequence[PromptItem]) -> Outcome:
         steered, figures = collector.judge(prompts, 1.0)
     plain, _ = collector.judge(prompts, 0.0)
     return Outcome(plain, {**score_figures(steered, plain), "kl_per_reply": figures["kl_per_reply"]})
+
+
+class Iterations(IterableDataset[Experience]):
+    """num_samples experiences for each pass over an iteration's replies, each pass in an order of its own; of
+    several processes each gets its batches of them."""
+
+    def __init__(self, collector: Collector, num_iterations: int) -> None:
+        self.collector, self.num_iterations = collector, num_iterations
+        self.start = 0
+        self.is_ended = False
+        """Whether the guard ended it."""
+
+    def __iter__(self) -> Iterator[Experience]:
+        config = self.collector.config
+        for iteration in range(self.start, self.num_iterations):
+            found = None if self.is_ended else self.collector.collect(iteration)
+            if found is None:
+                self.is_ended = True
+                return
+            for lap in range(config.on_policy.passes):
+                generator = torch.Generator().manual_seed(seed_of(config.seed, iteration, lap))
+                places = torch.arange(config.on_policy.num_samples) % len(found)
+                order = torch.randperm(len(places), generator=generator).tolist()
+                # Shared as the batches of rows are: each run of a batch for every process, one after another.
+                size = config.advantage.optimiser.batch_size
+                for start in range(process_index() * size, len(order), num_processes() * size):
+                    for place in order[start : start + size]:
+                        yield found[places[place]]
+
+
+class IterationsCallback(TrainerCallback):  # type: ignore[misc]  # transformers has no type stubs
+    """Begins where a checkpoint was written, and ends a run that the guard ended."""
+
+    def __init__(self, iterations: Iterations, steps_per_iteration: int) -> None:
+        self.iterations, self.steps_per_iteration = iterations, steps_per_iteration
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **_: Any) -> None:
+        assert state.global_step % self.steps_per_iteration == 0, "checkpoints lie between iterations"
+        self.iterations.start = state.global_step // self.steps_per_iteration
+        self.iterations.collector.guard.begin(self.iterations.start)
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: Any, **_: Any) -> None:
+        control.should_training_stop |= self.iterations.is_ended

@@ -20,7 +20,6 @@ from trimtab.server.scoring.functions import calling_of, check_result, load_func
 from trimtab.server.scoring.scorer import Scorer
 from trimtab.server.scoring.token_texts import TokenTexts
 
-Column = list[float | None]
 GOLD, PROXY = "gold", "proxy"
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from trimtab.guidance.data.formats.registry import AUTO
+from trimtab.guidance.data.items import load_items
 from trimtab.guidance.data.row_files.source import check_source
 from trimtab.guidance.errors import ModelError, UserError
 from trimtab.guidance.features.layout import FeatureManifest, FeaturePlan
 from trimtab.guidance.features.store import check_destination, remove_features, write_features
 from trimtab.guidance.text.encoding import EncodedReply
 from trimtab.guidance.text.prompt_form import form_of
-from trimtab.guidance.training.examples import load_items
 from trimtab.server.commands.features.config import FeaturesConfig
 from trimtab.server.commands.model import find_model
 from trimtab.server.commands.work_size import plan_by_work

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, PreTrainedModel
 
+from trimtab.guidance.data.items import load_items
 from trimtab.guidance.data.plain_rollouts import plain_only
 from trimtab.guidance.errors import DataError
 from trimtab.guidance.features.source import FeatureCache
@@ -29,7 +30,6 @@ from trimtab.guidance.publish.classifier import (
     set_dtype,
     set_pad_token,
 )
-from trimtab.guidance.training.examples import load_items
 from trimtab.guidance.training.held_out import score_ends, standard_units
 from trimtab.server.commands.heads.config import ExportRewardConfig, ImportRewardConfig
 from trimtab.server.commands.model import find_head_folder, find_model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from trimtab.guidance.data.items import load_items
 from trimtab.guidance.data.plain_rollouts import plain_only
 from trimtab.guidance.errors import DataError, HeadError
 from trimtab.guidance.features.source import FeatureCache
@@ -11,7 +12,6 @@ from trimtab.guidance.heads.manifest import AdvantagePart, Manifest
 from trimtab.guidance.heads.store import load_head, save_head
 from trimtab.guidance.policy import load_policy
 from trimtab.guidance.text.prompt_form import form_of, mismatch
-from trimtab.guidance.training.examples import load_items
 from trimtab.guidance.training.methods import METHODS
 from trimtab.guidance.training.scale import KL_PER_TOKEN, Scale, fit_scale
 from trimtab.server.commands.heads.config import RescaleConfig

@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import json
 import lzma
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -13,7 +14,7 @@ from trimtab.guidance.data.load import (
     load_prompts,
     load_rankings,
     load_rollouts,
-    load_unpaired,
+    load_rows,
 )
 from trimtab.guidance.data.options import RowOptions
 from trimtab.guidance.data.rows import (
@@ -231,7 +232,7 @@ def test_each_kind_of_row_is_read_with_what_it_may_carry(tmp_path: Path):
         "p", "", Sampled((4, 3)), 1.0, (0.5, 1.0), 2.0
     )
     unpaired = {"prompt": "p", "completion": "c", "label": False}
-    assert load(load_unpaired, unpaired) == Unpaired("p", "c", False)
+    assert load(partial(load_rows, "unpaired"), unpaired) == Unpaired("p", "c", False)
     ranking = {"prompt": "p", "responses": ["a", "b"], "ranks": [2, 1]}
     assert load(load_rankings, ranking) == Ranking("p", ("a", "b"), (2.0, 1.0))
     sampled = load(load_rankings, ranking | {"token_ids": [[1], [2]], "is_cut": [True, False]}).sampled

@@ -13,9 +13,10 @@ from trimtab.guidance.evaluation.comparison_tables import equal_kl_tables
 from trimtab.guidance.evaluation.curve import Curve, Judging, judge_point
 from trimtab.guidance.evaluation.plots import plot_scores
 from trimtab.guidance.evaluation.replies import MeasuredReply
-from trimtab.guidance.evaluation.report import FrontierReport, show_difference
+from trimtab.guidance.evaluation.report import FrontierReport
 from trimtab.guidance.evaluation.seed_group import group_seeds
 from trimtab.guidance.evaluation.static_bias import BiasSetting, BiasTrial, all_settings, ranked
+from trimtab.guidance.evaluation.table import show_difference
 from trimtab.guidance.plot_style import LIGHT
 from trimtab.guidance.statistics import (
     Estimate,

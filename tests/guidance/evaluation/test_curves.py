@@ -43,12 +43,13 @@ def test_best_of_n_averages_over_all_subsets():
     by, read = rng.normal(size=7), rng.normal(size=7)
     for n in range(1, 8):
         bests = [read[max(s, key=lambda i: by[i])] for s in itertools.combinations(range(7), n)]
-        assert expected_best(by, read, n) == pytest.approx(np.mean(bests))
-    assert expected_best(np.array([1.0, 2, 4]), np.array([1.0, 2, 4]), 2) == pytest.approx(10 / 3)
+        assert expected_best(by, read[:, None], (n,)).item() == pytest.approx(np.mean(bests))
+    by_hand = np.array([1.0, 2, 4])
+    assert expected_best(by_hand, by_hand[:, None], (2,)).item() == pytest.approx(10 / 3)
 
 
 def test_replies_that_tie_share_their_places():
-    assert expected_best(np.zeros(4), np.array([0.0, 1, 2, 3]), 4) == pytest.approx(1.5)
+    assert expected_best(np.zeros(4), np.array([[0.0], [1], [2], [3]]), (4,)).item() == pytest.approx(1.5)
 
 
 def test_wins_average_over_all_subsets_and_the_replies_outside_of_them():

@@ -421,5 +421,5 @@ def gradients(features: FeatureSource, part: str, loss: str, items: list[PairIte
             parameter.normal_(std=0.3)
     objective = method.objective(head, config, features)
     scores, _ = objective(**objective.collate(items))
-    method.bind(getattr(config, part))(**scores).per_example.mean().backward()
+    method.loss.bind(getattr(config, part))(**scores).per_example.mean().backward()
     return [parameter.grad for parameter in objective.parameters() if parameter.grad is not None]

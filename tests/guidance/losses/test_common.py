@@ -4,33 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
-from trimtab.guidance.losses import ADVANTAGE_LOSSES, VALUE_LOSSES, Loss
-from trimtab.guidance.losses.common import masked_mean
-from trimtab.guidance.losses.returns import gae, kl_rewards, reward_to_go, whiten
+from trimtab.guidance.losses import Loss
+from trimtab.guidance.losses.advantage import cd_q, q_monte_carlo
+from trimtab.guidance.losses.common import Formula, LossResult, masked_mean
+from trimtab.guidance.losses.policy_gradient import grpo, ppo, reinforce
+from trimtab.guidance.losses.returns import gae, reward_to_go, whiten
+from trimtab.guidance.losses.value import distributional, monte_carlo, position_weighted, td_lambda
 
 MASK = torch.arange(5) < torch.tensor([[5], [1], [3]])
-ADVANTAGE, VALUE = ADVANTAGE_LOSSES, VALUE_LOSSES
 ROLLOUT_LOSSES: dict[str, tuple[Loss, int]] = {  # and how many [B, T] tensors stand before the mask
-    "value monte_carlo": (VALUE["monte_carlo"], 2),
-    "value position_weighted": (VALUE["position_weighted"], 2),
-    "value td_lambda": (VALUE["td_lambda"], 2),
-    "advantage monte_carlo": (ADVANTAGE["monte_carlo"], 2),
-    "advantage cd_q": (ADVANTAGE["cd_q"], 3),
-    "advantage ppo": (ADVANTAGE["ppo"], 2),
-    "advantage reinforce": (ADVANTAGE["reinforce"], 2),
-    "value distributional": (partial(VALUE["distributional"], low=-2.0, high=2.0), 2),
-    "advantage grpo": (partial(ADVANTAGE["grpo"], tau=0.3), 3),
+    "value monte_carlo": (monte_carlo, 2),
+    "value position_weighted": (position_weighted, 2),
+    "value td_lambda": (td_lambda, 2),
+    "advantage monte_carlo": (q_monte_carlo, 2),
+    "advantage cd_q": (cd_q, 3),
+    "advantage ppo": (ppo, 2),
+    "advantage reinforce": (reinforce, 2),
+    "value distributional": (partial(distributional, low=-2.0, high=2.0), 2),
+    "advantage grpo": (partial(grpo, tau=0.3), 3),
 }
 TARGETS: dict[str, tuple[Callable[..., object], int]] = {
     "reward_to_go": (reward_to_go, 1),
     "gae": (lambda rewards, values, mask: torch.stack(gae(rewards, values, mask, gamma=0.9, lam=0.8)), 2),
     "whiten": (whiten, 1),
-    "kl_rewards": (lambda kl, mask: kl_rewards(torch.arange(3.0, dtype=torch.float64), kl, mask, tau=0.1), 1),
 }
 
 
@@ -46,6 +48,17 @@ def test_the_masked_mean_by_hand():
     x, mask = torch.tensor([[1.0, 2.0, float("nan")]]), torch.tensor([[True, True, False]])
     assert masked_mean(x, mask).item() == 1.5
     assert masked_mean(x, torch.zeros_like(mask)).item() == 0
+
+
+def test_a_formula_is_handed_the_scores_and_options_that_it_names_and_a_score_goes_first():
+    def weighed(x: Tensor, weight: float, scale: float) -> LossResult:
+        return LossResult(x * weight * scale, {})
+
+    config = SimpleNamespace(weight=2.0, scale=3.0, rank=4)
+    loss = Formula(weighed, ("weight", "scale", "rank")).bind(config)
+    x = torch.ones(1)
+    assert loss(x=x, unread=x).per_example.item() == 6
+    assert loss(x=x, scale=5 * x).per_example.item() == 10
 
 
 @pytest.mark.parametrize("padding", [7.0, 1e300, float("nan"), float("inf"), float("-inf")])

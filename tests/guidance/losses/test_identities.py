@@ -12,9 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trimtab.guidance.losses import ADVANTAGE_LOSSES
+from trimtab.guidance.losses import LOSSES, Loss
+from trimtab.guidance.losses.advantage import distil
 from trimtab.guidance.losses.common import log_ratio, sum_by_reply
-from trimtab.guidance.losses.preference import dpo
+from trimtab.guidance.losses.policy_gradient import grpo, ppo, reinforce
+from trimtab.guidance.losses.preference import PAIRS, UNPAIRED, dpo
+from trimtab.guidance.training.config import AdvantageConfig
 
 N, V, T = 6, 9, 3
 Statistics = tuple[Tensor, Tensor, Tensor]
@@ -114,30 +117,27 @@ HALVES = {"chosen_length": torch.tensor([3]), "rejected_length": torch.tensor([3
 MASK = torch.ones(2, T, dtype=torch.bool)
 
 
-def _sums(name: str, **options: object) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def _sums(name: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """Losses on R of two replies of three tokens."""
+    bound = (PAIRS | UNPAIRED)[name].bind(AdvantageConfig(tau=0.1, flipped=0.1))
 
     def loss(logits: Tensor, advantage: Tensor, tokens: Tensor) -> Tensor:
         rho, base = (sum_by_reply(x, LENGTHS) for x in log_ratio(logits, advantage, tokens))
-        given: dict[str, object] = {"chosen": rho[:1], "rejected": rho[1:]}
-        if name in {"ipo", "simpo"}:
-            given |= HALVES
-        if name == "simpo":
-            given |= {"chosen_base": base[:1], "rejected_base": base[1:]}
-        if name == "kto":
-            given = {"log_ratio": rho, "mismatched": rho.flip(0), "desirable": torch.tensor([True, False])}
-        return ADVANTAGE_LOSSES[name](**given, **options).per_example
+        scores = {"chosen": rho[:1], "rejected": rho[1:], **HALVES}
+        scores |= {"chosen_base": base[:1], "rejected_base": base[1:]}
+        scores |= {"log_ratio": rho, "mismatched": rho.flip(0), "desirable": torch.tensor([True, False])}
+        return bound(**scores).per_example
 
     return loss
 
 
-def _tokens(name: str, **options: object) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def _tokens(function: Loss, **options: object) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """Losses on ρ of every token."""
 
     def loss(logits: Tensor, advantage: Tensor, tokens: Tensor) -> Tensor:
         rho = log_ratio(logits, advantage, tokens)[0].view(2, T)
-        columns = (rho, torch.tensor([1.0, -2.0], dtype=torch.float64), *((-rho,) if name == "grpo" else ()))
-        return ADVANTAGE_LOSSES[name](*columns, MASK, **options).per_example
+        columns = (rho, torch.tensor([1.0, -2.0], dtype=torch.float64), *((-rho,) if options else ()))
+        return function(*columns, MASK, **options).per_example
 
     return loss
 
@@ -148,34 +148,29 @@ def _values(name: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     def loss(logits: Tensor, advantage: Tensor, tokens: Tensor) -> Tensor:
         q = centre(logits, advantage)[range(N), tokens].view(2, T)
         columns = (q, torch.ones(2, T), torch.ones(2, T))[: 3 if name == "cd_q" else 2]
-        return ADVANTAGE_LOSSES[name](*columns, MASK).per_example
+        return LOSSES["advantage"][name].function(*columns, MASK).per_example
 
     return loss
 
 
 def _distilled(logits: Tensor, advantage: Tensor, tokens: Tensor) -> Tensor:
     centred = centre(logits, advantage)
-    return ADVANTAGE_LOSSES["distil"](centred, normal(2, N, V), logits.softmax(-1)).per_example
+    return distil(centred, normal(2, N, V), logits.softmax(-1)).per_example
 
 
 ON_DELTA = {
-    "dpo": _sums("dpo"),
-    "conservative_dpo": _sums("conservative_dpo", flipped=0.1),
-    "robust_dpo": _sums("robust_dpo", flipped=0.1),
-    "ipo": _sums("ipo", tau=0.1),
-    "simpo": _sums("simpo", tau=2.0, gamma=0.5),
-    "kto": _sums("kto", tau=0.1),
+    **{name: _sums(name) for name in (*PAIRS, *UNPAIRED)},
     "monte_carlo": _values("monte_carlo"),
     "cd_q": _values("cd_q"),
     "distil": _distilled,
-    "ppo": _tokens("ppo"),
-    "rloo": _tokens("rloo"),
-    "grpo": _tokens("grpo", tau=0.1),
-    "reinforce": _tokens("reinforce"),
+    "ppo": _tokens(ppo),
+    "rloo": _tokens(reinforce),
+    "grpo": _tokens(grpo, tau=0.1),
+    "reinforce": _tokens(reinforce),
 }
 
 
-@pytest.mark.parametrize("name", ADVANTAGE_LOSSES)
+@pytest.mark.parametrize("name", LOSSES["advantage"])
 def test_a_function_of_the_state_alone_changes_no_loss_of_an_advantage(name: str):
     logits, advantage, tokens = normal(0, N, V), normal(1, N, V), torch.arange(N)
     shift = torch.linspace(-9, 9, N, dtype=torch.float64)[:, None]
@@ -184,7 +179,7 @@ def test_a_function_of_the_state_alone_changes_no_loss_of_an_advantage(name: str
     assert not torch.allclose(loss(logits, 2 * advantage, tokens), loss(logits, advantage, tokens))
 
 
-@pytest.mark.parametrize("name", ADVANTAGE_LOSSES)
+@pytest.mark.parametrize("name", LOSSES["advantage"])
 def test_every_entry_of_an_advantage_receives_gradient_and_each_row_of_it_sums_to_0(name: str):
     logits, advantage = normal(0, N, V), (normal(1, N, V) / 99).requires_grad_()  # within the clip of PPO
     ON_DELTA[name](logits, advantage, torch.arange(N)).sum().backward()

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trimtab.guidance.losses import ADVANTAGE_LOSSES
-from trimtab.guidance.losses.preference import dpo, ipo, simpo
+from trimtab.guidance.losses.preference import PAIRS, dpo, ipo, simpo
 
 W, L = torch.tensor([math.log(3)], dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
 
@@ -27,7 +26,7 @@ def random_ratios() -> tuple[Tensor, Tensor]:
     [("dpo", 0.0, 0.2876821), ("conservative_dpo", 0.1, 0.3975433), ("robust_dpo", 0.1, 0.1503555)],
 )
 def test_by_hand(name: str, flipped: float, want: float):
-    result = ADVANTAGE_LOSSES[name](W, L, tau=1.0, flipped=flipped)
+    result = PAIRS[name].function(W, L, tau=1.0, flipped=flipped)
     assert result.per_example.tolist() == pytest.approx([want], abs=1e-7)
     assert result.metrics["rewards/margins"].item() == pytest.approx(math.log(3))
     assert result.metrics["rewards/accuracies"].item() == 1

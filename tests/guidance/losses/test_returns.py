@@ -8,7 +8,6 @@ from trimtab.guidance.losses.returns import (
     gae,
     group_baseline,
     group_normalise,
-    kl_rewards,
     reward_to_go,
     whiten,
 )
@@ -72,13 +71,6 @@ def test_targets_carry_no_gradient():
     assert not advantages.requires_grad
     assert not returns.requires_grad
     assert not whiten(values, mask).requires_grad
-
-
-def test_the_kl_is_paid_at_every_token_and_the_score_at_the_last():
-    mask = torch.tensor([[True, True, False], [True, True, True]])
-    rewards = kl_rewards(f64(3, -1).flatten(), f64([1, 2, NAN], [0, 4, -2]), mask, tau=0.5)
-    assert rewards.tolist() == [[-0.5, 2, 0], [0, -2, 0]]
-    close(reward_to_go(rewards, mask)[:, 0], f64(1.5, -2).flatten())
 
 
 def test_whitened_positions_have_mean_0_and_variance_1():

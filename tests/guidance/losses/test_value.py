@@ -89,7 +89,7 @@ def test_td_lambda_by_hand():
 def test_td_of_lambda_1_is_monte_carlo_on_what_is_still_to_come():
     values, rewards, mask = random_rollouts()
     want = monte_carlo(values, reward_to_go(rewards, mask, 0.9), mask).per_example
-    close(td_lambda(values, rewards, mask, gamma=0.9, lam=1.0).per_example, want)
+    close(td_lambda(values, rewards, mask, discount=0.9, lam=1.0).per_example, want)
 
 
 def test_distributional_by_hand():

@@ -10,8 +10,8 @@ from method_cases import OFFLINE, losses_of, make_config, make_head, make_items,
 
 from trimtab.guidance.heads.manifest import ADVANTAGE_FORMS, SCALAR_FORMS
 from trimtab.guidance.policy import Policy, load_policy
-from trimtab.guidance.training.config import TrainConfig
-from trimtab.guidance.training.methods import METHODS, Part
+from trimtab.guidance.training.config import PartName, TrainConfig
+from trimtab.guidance.training.methods import METHODS
 
 FORMS = {"advantage": ADVANTAGE_FORMS, "value": SCALAR_FORMS, "reward": SCALAR_FORMS}
 CASES = [(part, loss, form) for part, loss in OFFLINE for form in FORMS[part]]
@@ -23,7 +23,7 @@ def policy(policy_folder: Path) -> Policy:
 
 
 @pytest.mark.parametrize(("part", "loss", "form"), CASES)
-def test_every_method_lowers_its_loss(part: Part, loss: str, form: str, policy: Policy):
+def test_every_method_lowers_its_loss(part: PartName, loss: str, form: str, policy: Policy):
     config, items = make_config(part, loss, form), make_items(METHODS[part][loss].rows)
     head = make_head(config, policy, untrained=part)
     objective = make_objective(part, config, head, policy, items)
@@ -39,7 +39,7 @@ def test_every_method_lowers_its_loss(part: Part, loss: str, form: str, policy: 
 
 @pytest.mark.parametrize(("part", "loss", "form"), CASES)
 def test_every_parameter_of_the_part_and_no_other_receives_gradient(
-    part: Part, loss: str, form: str, policy: Policy
+    part: PartName, loss: str, form: str, policy: Policy
 ):
     config, items = make_config(part, loss, form), make_items(METHODS[part][loss].rows)
     head = make_head(config, policy)
@@ -60,7 +60,7 @@ def test_every_parameter_of_the_part_and_no_other_receives_gradient(
 
 
 @pytest.mark.parametrize(("part", "loss"), [case for case in OFFLINE if case[1] != "kto"])
-def test_an_items_loss_depends_on_no_other_item_and_on_no_order(part: Part, loss: str, policy: Policy):
+def test_an_items_loss_depends_on_no_other_item_and_on_no_order(part: PartName, loss: str, policy: Policy):
     """KTO's does: its reference point is the batch's."""
     config, items = make_config(part, loss), make_items(METHODS[part][loss].rows)
     objective = make_objective(part, config, make_head(config, policy), policy, items)
@@ -73,7 +73,7 @@ def test_an_items_loss_depends_on_no_other_item_and_on_no_order(part: Part, loss
 
 @pytest.mark.parametrize(("part", "loss"), OFFLINE)
 def test_what_is_put_at_the_end_of_a_cut_reply_counts_for_the_reward_alone(
-    part: Part, loss: str, policy: Policy
+    part: PartName, loss: str, policy: Policy
 ):
     """The same cut replies with another token appended: advantage and value do not see it."""
     config, items = make_config(part, loss), make_items(METHODS[part][loss].rows, cut=True)
@@ -112,14 +112,6 @@ def test_an_untrained_advantage_is_exactly_the_policy(loss: str, form: str, poli
     assert figures["kl"] == figures["flip_rate"] == 0
     for name in {"chosen", "rejected", "log_ratio", "mismatched", "advantage"} & scores.keys():
         assert (scores[name] == 0).all(), name
-
-
-@pytest.mark.parametrize(("part", "loss"), OFFLINE)
-def test_the_options_of_a_method_are_fields_of_its_parts_configuration(part: Part, loss: str):
-    method = METHODS[part][loss]
-    part_config = getattr(make_config(part, loss), part)
-    for name in (*method.options, *method.settings):
-        assert hasattr(part_config, name), name
 
 
 def test_only_a_tilt_has_a_scale_of_one():

@@ -12,6 +12,7 @@ import yaml
 from training_rows import QUICK, make_rows, quick_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from trimtab.guidance.data.items import prompt_of
 from trimtab.guidance.errors import DataError, HeadError
 from trimtab.guidance.features.source import FeatureCache
 from trimtab.guidance.heads.bank import HeadBank
@@ -25,7 +26,7 @@ from trimtab.guidance.training.config import (
     TrainConfig,
     ValueConfig,
 )
-from trimtab.guidance.training.examples import held_out_prompts, load_examples, prompt_of
+from trimtab.guidance.training.examples import held_out_prompts, load_examples
 from trimtab.guidance.training.loop import PartTrainer
 from trimtab.guidance.training.scale import KL_PER_TOKEN
 from trimtab.guidance.training.train_head import train_head

@@ -13,13 +13,13 @@ from stopped_runs import stopped
 from tiny_models import SIZES, save_random_model
 from transformers import LlamaConfig
 
+from trimtab.guidance.data.items import load_items
 from trimtab.guidance.data.options import RowLimits
 from trimtab.guidance.errors import DataError
 from trimtab.guidance.features.layout import load_feature_manifest
 from trimtab.guidance.features.source import FeatureCache
 from trimtab.guidance.features.store import open_features
 from trimtab.guidance.policy import load_policy
-from trimtab.guidance.training.examples import load_items
 from trimtab.server.cli import main
 
 

@@ -20,12 +20,12 @@ from stopped_runs import stopped
 from tiny_models import EOS, SIZES, byte_tokenizer, save_random_head, save_random_model
 from transformers import LlamaConfig
 
-from trimtab.guidance.data.load import load_preferences, load_rankings, load_rollouts, load_unpaired
+from trimtab.guidance.data.items import load_items
+from trimtab.guidance.data.load import load_preferences, load_rankings, load_rollouts, load_rows
 from trimtab.guidance.data.options import RowLimits
 from trimtab.guidance.features.store import StoredFeatures, open_features
 from trimtab.guidance.policy import load_policy
 from trimtab.guidance.text.prompt_form import recorded_form
-from trimtab.guidance.training.examples import load_items
 from trimtab.server.cli import main
 from trimtab.server.commands.rollouts import sampling as rollouts_sampling
 from trimtab.server.rollouts.sample import sample_rollouts
@@ -306,7 +306,8 @@ def test_training_rows_are_read_by_the_trainer(flags, policy):
         best = ranking.responses[ranking.ranks.index(1.0)]
         assert rewards[best] == max(rewards[text] for text in ranking.responses)
     assert all(
-        u.label == (rewards[u.completion] >= 2) for u in load_unpaired(Path("out.unpaired.parquet")).rows
+        u.label == (rewards[u.completion] >= 2)
+        for u in load_rows("unpaired", Path("out.unpaired.parquet")).rows
     )
 
 

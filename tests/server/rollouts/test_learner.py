@@ -12,13 +12,13 @@ from on_policy_cases import make_config
 from tiny_models import SIZES, VOCAB_SIZE, save_random_head, save_random_model
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from trimtab.guidance.data.items import PromptItem
 from trimtab.guidance.errors import UserError
 from trimtab.guidance.features.source import StreamedFeatures
 from trimtab.guidance.heads.forms import Head
 from trimtab.guidance.heads.manifest import Parts
 from trimtab.guidance.policy import Policy, load_policy
 from trimtab.guidance.training.config import TrainConfig
-from trimtab.guidance.training.examples import PromptItem
 from trimtab.guidance.training.objectives.base import fetch, lay_out
 from trimtab.guidance.training.objectives.tilt import Tilt, tilt_terms
 from trimtab.guidance.training.on_policy.collect import Draw

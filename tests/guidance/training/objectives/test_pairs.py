@@ -12,7 +12,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from trimtab.guidance.data.items import PairItem
 from trimtab.guidance.features.source import FeatureCache, StreamedFeatures
 from trimtab.guidance.heads.manifest import ADVANTAGE_FORMS
-from trimtab.guidance.losses import LOSSES
+from trimtab.guidance.losses.reward import ranked
 from trimtab.guidance.policy import Policy, as_policy, load_policy
 from trimtab.guidance.text.encoding import EncodedReply
 from trimtab.guidance.training.methods import METHODS
@@ -55,7 +55,7 @@ def test_every_preference_method_logs_what_tells_a_healthy_run(loss: str, policy
     config, items = make_config("advantage", loss), make_items("pairs")
     objective = make_objective("advantage", config, make_head(config, policy), policy, items)
     scores, metrics = objective(**objective.collate(items))
-    metrics |= METHODS["advantage"][loss].bind(config.advantage)(**scores).metrics | objective.figures()
+    metrics |= METHODS["advantage"][loss].loss.bind(config.advantage)(**scores).metrics | objective.figures()
     sides = {f"{name}/{side}" for name in ("rewards", "logps", "length") for side in ("chosen", "rejected")}
     assert sides | {"rewards/margins", "rewards/accuracies", "entropy", "kl", "flip_rate"} <= metrics.keys()
     assert all(metric.isfinite() and not metric.requires_grad for metric in metrics.values())
@@ -142,7 +142,7 @@ def test_ranks_may_be_any_numbers_and_prompts_stay_apart(policy: Policy):
     scores, _ = objective(**objective.collate(items))
     assert scores["group"].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert scores["rank"].tolist() == [1, 0, 1] * 3
-    one = LOSSES["reward"]["ranked"](**scores).per_example[1]
+    one = ranked(**scores).per_example[1]
     r = scores["scores"][3:6]
     want = -torch.nn.functional.logsigmoid(torch.stack([r[1] - r[0], r[1] - r[2]])).mean()
     torch.testing.assert_close(one, want)

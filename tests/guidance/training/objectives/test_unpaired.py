@@ -6,12 +6,12 @@ import pytest
 import torch
 from method_cases import make_config, make_head, make_items, make_objective
 
-from trimtab.guidance.data.items import LabelItem, PairItem
+from trimtab.guidance.data.items import LabelItem, PairItem, mismatch
 from trimtab.guidance.errors import DataError
 from trimtab.guidance.features.source import FeatureCache
 from trimtab.guidance.policy import Policy, load_policy
 from trimtab.guidance.text.encoding import EncodedReply
-from trimtab.guidance.training.objectives.pairs import PairAdvantage, mismatch
+from trimtab.guidance.training.objectives.pairs import PairAdvantage
 
 P, Q = (6, 7), (8,)
 

@@ -18,11 +18,12 @@ from torch.nn.utils.rnn import pad_sequence
 from trimtab.guidance.heads.forms import Head
 from trimtab.guidance.heads.manifest import AdvantagePart, Parts
 from trimtab.guidance.losses import vocabulary_tiles
+from trimtab.guidance.losses.credit import Credit, Scored
+from trimtab.guidance.losses.policy_gradient import PROMPTS
 from trimtab.guidance.training.config import AdvantageConfig, TrainConfig
 from trimtab.guidance.training.methods import METHODS
 from trimtab.guidance.training.objectives.on_policy import Experience, Iteration, PolicyObjective
 from trimtab.guidance.training.objectives.tilt import tilt_terms
-from trimtab.guidance.training.on_policy.credit import CREDITS, Credit, Scored
 
 REPLIES = [(0,), (1, 0), (1, 1)]
 REWARDS = [[1.0], [0.5, -1.0], [0.5, 2.0]]  # that of a token depends on no later one
@@ -85,7 +86,7 @@ def credit_of(objective: PolicyObjective, estimate: str, group: Tensor | None = 
     with torch.no_grad():
         terms = [tilt_terms(objective.tilt, states(r), torch.tensor(r)) for r in REPLIES]
     kl = [term.kl if estimate == "exact" else term.log_ratio for term in terms]
-    return CREDITS[loss](
+    return PROMPTS[loss].credit(
         Scored(
             rewards=pad_sequence([torch.tensor(row) for row in REWARDS], batch_first=True),
             kl=pad_sequence(kl, batch_first=True),
@@ -118,7 +119,7 @@ def losses(objective: PolicyObjective, credit: Credit, estimate: str) -> Tensor:
     ]
     method = METHODS["advantage"][objective.config.advantage.loss]
     scores, _ = objective(**objective.collate(experiences))
-    return method.bind(objective.config.advantage)(**scores).per_example
+    return method.loss.bind(objective.config.advantage)(**scores).per_example
 
 
 def check(objective: PolicyObjective, loss: Tensor, factor: float = 1.0) -> None:

@@ -1,8 +1,7 @@
-"""What tokens of an iteration's replies are credited with: advantages, and what a value should forecast."""
+"""Credit of an iteration's tokens: advantages, and what a value should forecast."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -106,11 +105,3 @@ def _group_spread(to_go: Tensor, scored: Scored) -> tuple[Tensor, Tensor]:
     mean = (total(to_go.sum(1)) / count)[:, None]
     variance = total(keep(to_go - mean, mask).square().sum(1)) / (count - 1).clamp(min=1)
     return mean, variance.sqrt()[:, None]
-
-
-CREDITS: dict[str, Callable[[Scored], Credit]] = {
-    "ppo": estimated,
-    "reinforce": less_value,
-    "rloo": leave_one_out,
-    "grpo": normalised,
-}
