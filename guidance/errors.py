@@ -1,4 +1,4 @@
-"""The exceptions of this package: each message is one line that names the thing and the fix."""
+"""Errors that users meet: each says in one line what is wrong and how to mend it."""
 
 from __future__ import annotations
 

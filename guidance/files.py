@@ -1,4 +1,4 @@
-"""Whole files and folders: written beside their place, then moved into it."""
+"""Whole files and folders: writes them beside their place, then moves them into it."""
 
 from __future__ import annotations
 

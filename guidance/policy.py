@@ -1,4 +1,4 @@
-"""The frozen causal LM that heads are trained on: loading it, and from h to its logits."""
+"""Policy: loads the frozen causal LM that heads are trained on, and takes h to its logits."""
 
 from __future__ import annotations
 

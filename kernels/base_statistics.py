@@ -1,4 +1,4 @@
-"""What is measured of the base alone: its normaliser, its entropy, and the mean of an advantage under it."""
+"""Base statistics: measure a row's normaliser, its entropy, and an advantage's mean under the base."""
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
 

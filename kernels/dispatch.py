@@ -1,4 +1,4 @@
-"""The one place that decides which backend runs an op, and the one place that imports Triton.
+"""Dispatch: decides, in one place, which backend runs an op, and imports Triton in no other.
 
 Triton is optional: where it is absent the kernels' modules still import, and asking for it by name raises.
 """

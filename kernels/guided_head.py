@@ -1,4 +1,5 @@
-"""The tilt's statistics and the keyed draw straight from hidden states: no logits in memory.
+"""Guided head: measures the tilt and draws a keyed token straight from hidden states, with no logits in
+memory.
 
 One pass over `weight` makes z and A of a tile of the vocabulary in registers, for all rows at once; the tile
 leaves a few numbers per row, and `tile_reduce` merges them. It is bound by the reading of `weight`, which a

@@ -1,4 +1,4 @@
-"""The tilt's statistics and the keyed draw, from materialised logits."""
+"""Guided logits: measures the tilt and draws a keyed token from materialised logits."""
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
 

@@ -1,4 +1,4 @@
-"""The strength of each row's tilt: the largest, or just enough, that the row's limits allow."""
+"""Strength of a tilt: solves for the largest, or the just sufficient, that a row's limits allow."""
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
 

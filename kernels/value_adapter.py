@@ -1,4 +1,4 @@
-"""The inner half of the heads' advantages, and the heads' values, for rows that use different heads."""
+"""Value adapter: computes heads' inner halves and values, for rows that use different heads."""
 
 # mypy: allow-untyped-defs, allow-incomplete-defs
 

@@ -1,4 +1,4 @@
-"""The command line `trimtab`."""
+"""Command line: runs `trimtab COMMAND`, and tells users' errors in one line."""
 
 from __future__ import annotations
 

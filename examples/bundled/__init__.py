@@ -1,0 +1,1 @@
+"""Bundled model: builds a toy policy from nothing, with its tokenizer, heads and figures."""

@@ -1,4 +1,4 @@
-"""An account of loaded rows: what in them is odd, counted and named."""
+"""Account of loaded rows: counts and names what in them is odd."""
 
 from __future__ import annotations
 

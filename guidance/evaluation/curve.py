@@ -1,4 +1,4 @@
-"""A curve of the frontier: one way to better replies, at several prices in KL."""
+"""Curve of the frontier: measures one way to better replies at several prices in KL."""
 
 from __future__ import annotations
 

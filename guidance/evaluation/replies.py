@@ -1,4 +1,4 @@
-"""Replies, as the evaluation reads them whoever sampled them; scores them with the parts of a head."""
+"""Measured replies: hold what an evaluation reads of a reply, and score it with the parts of a head."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loaded heads of a server, stacked so that rows with different heads share one call."""
+"""Bank of heads: stacks a server's heads, so that rows with different ones share a call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verdict on a trained part: its held-out figures in words, read from a manifest's metrics."""
+"""Verdict on a trained part: puts its held-out figures, read from a manifest's metrics, in words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The card of a head, README.md: what its manifest says, and nothing that it does not."""
+"""Card of a head: writes a README.md of what its manifest says, and nothing that it does not."""
 
 from __future__ import annotations
 

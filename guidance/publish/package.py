@@ -1,4 +1,4 @@
-"""A head as it is handed to others: its own two files, a card, and pictures of how it was judged."""
+"""Package of a head: puts its own two files, a card, and pictures of how it was judged together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From text to token ids: a prompt as the server renders it, then a reply, then the token that ends it."""
+"""Encoding: takes a prompt as the server renders it, then a reply, then its end token, to token ids."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tokens that end a reply: what the model, its tokenizer and its chat template name, all together."""
+"""End tokens: gathers what model, tokenizer and chat template say ends a reply."""
 
 from __future__ import annotations
 

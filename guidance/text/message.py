@@ -1,4 +1,4 @@
-"""What a policy is asked: a string, or messages."""
+"""Messages: hold what a policy is asked, a string or a conversation."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""A Jinja environment for chat templates, which come with models: as transformers compiles them, and bounded
-in time and in memory."""
+"""Sandbox of chat templates: runs them as transformers does, bounded in time and in memory."""
 
 from __future__ import annotations
 

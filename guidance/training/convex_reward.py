@@ -1,4 +1,4 @@
-"""The linear reward part, solved to convergence: each of its losses is convex in the weights, so that neither
+"""Linear reward: solves it to convergence, since each of its losses is convex in the weights, so that neither
 a learning rate nor a number of epochs decides how good it is."""
 
 from __future__ import annotations

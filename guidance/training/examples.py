@@ -1,4 +1,4 @@
-"""The examples of a training run: rows encoded, over-long ones left out, prompts split into two sets."""
+"""Examples: encodes the rows of a run, leaves over-long ones out, and splits their prompts into two sets."""
 
 from __future__ import annotations
 

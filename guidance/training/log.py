@@ -1,5 +1,4 @@
-"""The log of a part's training, read from what transformers' Trainer keeps: losses by step, and what they say
-of when to stop."""
+"""Log of a part's training: reads losses by step from transformers' Trainer, and when to stop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The manifest of a trained head: its units and its figures, all from held-out prompts."""
+"""Manifest of a trained head: measures its units and figures on held-out prompts."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""API: serves OpenAI-style requests over HTTP; sees the engine through submit() and abort()."""

@@ -1,4 +1,4 @@
-"""The HTTP application."""
+"""Application: assembles the HTTP routes over an engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The API's configuration, and how its open questions are settled once the engine is known."""
+"""Configuration of the API: settles its defaults once the engine is known."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one place that maps exceptions to OpenAI's error shape."""
+"""Errors over HTTP: map every exception to OpenAI's error shape, in one place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The engine requests behind one HTTP request: submitted together, read as one stream, aborted together."""
+"""Generation: submits the engine requests of one HTTP request together, reads them as one stream, aborts them
+together."""
 
 from __future__ import annotations
 

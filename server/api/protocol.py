@@ -1,4 +1,4 @@
-"""The bodies that requests may carry.
+"""Protocol: declares and checks the bodies that requests may carry.
 
 Types are strict, unknown fields are refused, and NaN and infinity are no numbers. Null means "left out".
 Ranges are checked where the engine's own dataclasses are built, so each limit exists once. OpenAI fields

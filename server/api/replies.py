@@ -1,4 +1,4 @@
-"""The frame that every reply and every chunk shares, and what a kind of reply fills in."""
+"""Replies over HTTP: write the frame that all share, chat completions, text completions, and guidance."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the routes work with, once there is an engine."""
+"""Service: holds what the routes work with, once there is an engine."""
 
 from __future__ import annotations
 

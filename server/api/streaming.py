@@ -1,4 +1,4 @@
-"""A reply as server-sent events, or whole; either way a client that leaves takes its requests with it."""
+"""Streaming: sends a reply as server-sent events or whole; a client that leaves takes its requests along."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The request's body as JSON, read strictly: of limited size, no key twice, no integer without bounds."""
+"""Strict JSON: reads a request's body, of limited size, no key twice, no integer without bounds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bytes and the printable text behind a single token id."""
+"""Token texts: give the bytes and the printable text behind a single token id."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Commands of `trimtab`, a folder each: main parses, config checks, run works."""

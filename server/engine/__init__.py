@@ -1,0 +1,1 @@
+"""Engine: schedules, runs and samples requests on one device. Imports no HTTP."""

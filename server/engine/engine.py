@@ -1,4 +1,4 @@
-"""The engine: requests in, events out, one step at a time."""
+"""Engine: takes requests, gives events, one step at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The policy as the engine serves it: own modules over frozen weights, and the reasons to refuse it."""
+"""Served policy: puts modules of the engine's own over frozen weights, and refuses what it cannot serve
+right."""
 
 from __future__ import annotations
 

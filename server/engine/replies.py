@@ -1,4 +1,4 @@
-"""Replies as they grow, of a live request: text, stop strings, sums of what was measured. No torch here."""
+"""Growing replies of a live request: text, stop strings, and sums of what was measured. No torch here."""
 
 from __future__ import annotations
 

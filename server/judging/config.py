@@ -1,4 +1,4 @@
-"""Which judge is asked, and how patiently."""
+"""Configuration of a judge: names which is asked, and how patiently."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A written constitution: principles by which a judge compares replies, in YAML."""
+"""Constitution: reads the written principles by which a judge compares replies, in YAML."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The words in which a judge is asked."""
+"""Questions to a judge: word them, and read verdicts out of the answers."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Rollouts: run requests through an engine without a server."""

@@ -1,5 +1,4 @@
-"""Replies that an on-policy loss learns from, written by our own engine and scored as `trimtab rollouts`
-scores them."""
+"""Replies for an on-policy loss: written by our own engine, scored as `trimtab rollouts` scores them."""
 
 from __future__ import annotations
 

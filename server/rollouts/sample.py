@@ -1,4 +1,4 @@
-"""Replies sampled by an engine of our own, without a server: requests in, completions out."""
+"""Offline sampler: runs requests through an engine to the end, and gives their completions."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Which scorer a name stands for: `reward:NAME_OR_FOLDER`, `function:MODULE:FUNCTION`, `model:PATH[:LABEL]`
-or `judge:URL`, spelled alike in all commands."""
+"""Choice of a scorer: finds which one `reward:NAME`, `function:MODULE:FUNCTION`, `model:PATH[:LABEL]` or
+`judge:URL` names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a scorer says of one reply, and the one interface of all scorers."""
+"""Scorer: the one interface of all scorers, and the score that they give a reply."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The text of each drawn token, split as the engine split it."""
+"""Token texts of a reply: split it as the engine split it."""
 
 from __future__ import annotations
 

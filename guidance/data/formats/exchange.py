@@ -1,4 +1,4 @@
-"""An exchange: a prompt, the replies to it, how good they are, and the rows that are made of it."""
+"""Exchange: holds a prompt, the replies to it and how good they are, and makes rows of them."""
 
 from __future__ import annotations
 

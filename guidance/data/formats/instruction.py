@@ -1,4 +1,4 @@
-"""An instruction or a question, and the answers to it under their published names: Alpaca, GSM8K, Orca."""
+"""Instruction formats: read a task and its answers under their published names: Alpaca, GSM8K, Orca."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A row that keeps in mind which of its columns were read, so that the others can be named."""
+"""Row that notes which of its columns were read, so that the others can be named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The published formats of rows by name: how each is recognised and read, and what a row of it looks like."""
+"""Registry: format's name → how its rows are recognised and read, and what one looks like."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A prompt and judged replies, in a list or in columns of their own: Nectar, UltraFeedback, GSM8K."""
+"""Reply lists: read a prompt and judged replies, in a list or in columns of their own: Nectar, UltraFeedback,
+GSM8K."""
 
 from __future__ import annotations
 

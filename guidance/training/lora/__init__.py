@@ -1,1 +1,1 @@
-"""The baseline that heads must face: the policy itself fine-tuned by low-rank adapters (peft, TRL)."""
+"""LoRA: fine-tunes the policy itself (peft, TRL), the baseline that heads must face."""

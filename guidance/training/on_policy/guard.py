@@ -1,5 +1,5 @@
-"""The guard against a head that leaves the policy behind to please its scorer: KL per reply, measured at
-every iteration, on disk so that a resumed run remembers it."""
+"""KL guard: stops a head that leaves the policy behind to please its scorer, by the KL per reply of every
+iteration, on disk so that a resumed run remembers it."""
 
 from __future__ import annotations
 

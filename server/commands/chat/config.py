@@ -1,4 +1,4 @@
-"""The options of `trimtab chat`."""
+"""Options of `trimtab chat`, checked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A conversation in the terminal, its tokens tinted by value."""
+"""Chat in the terminal: holds a conversation, its tokens tinted by value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A chat's state, its commands, and the stream of one reply."""
+"""Session of a chat: keeps its state, obeys its commands, and streams a reply."""
 
 from __future__ import annotations
 

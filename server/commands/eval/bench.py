@@ -1,4 +1,4 @@
-"""The bench of an evaluation: prompts, judges and plain replies, with which every curve is measured."""
+"""Bench of an evaluation: sets up prompts, judges and plain replies, with which every curve is measured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The static bias of an evaluation: read or fitted, its setting chosen on tuning prompts, and measured."""
+"""Static bias of an evaluation: reads or fits it, chooses its setting on tuning prompts, and measures it."""
 
 from __future__ import annotations
 

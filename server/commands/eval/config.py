@@ -1,4 +1,4 @@
-"""The options of `trimtab eval`, checked."""
+"""Options of `trimtab eval`, checked."""
 
 from __future__ import annotations
 

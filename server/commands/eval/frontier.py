@@ -1,4 +1,4 @@
-"""The frontier of an evaluation: curves of heads and of what they must beat, sampled, judged and compared."""
+"""Frontier of an evaluation: samples, judges and compares curves of heads and of what they must beat."""
 
 from __future__ import annotations
 

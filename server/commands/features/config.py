@@ -1,4 +1,4 @@
-"""The options of `trimtab features`, checked."""
+"""Options of `trimtab features`, checked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From files of rows to a feature store, over an engine's runner."""
+"""Feature extraction: runs rows' replies through an engine's runner into a feature store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The options of what `trimtab heads` does, checked: a class for each action."""
+"""Options of what `trimtab heads` does, checked: a class for each action."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The scale of a head that is there, fitted anew with the model that it belongs to."""
+"""Scale of a head that is there: fits it anew, with the model that it belongs to."""
 
 from __future__ import annotations
 

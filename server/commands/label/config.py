@@ -1,4 +1,4 @@
-"""The options of `trimtab label`, checked."""
+"""Options of `trimtab label`, checked."""
 
 from __future__ import annotations
 

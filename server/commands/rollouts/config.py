@@ -1,4 +1,4 @@
-"""The options of `trimtab rollouts`, checked."""
+"""Options of `trimtab rollouts`, checked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The options of `trimtab serve`, checked."""
+"""Options of `trimtab serve`, checked."""
 
 from __future__ import annotations
 

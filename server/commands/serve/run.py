@@ -1,4 +1,4 @@
-"""The HTTP server over an engine: answers while it loads, lets replies end when it is told to stop."""
+"""HTTP server: answers while its engine loads, and lets replies end when it is told to stop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The options of `trimtab train`: those of a training run, and the file that they come from."""
+"""Options of `trimtab train`: those of a training run, and the file that they come from."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Attention over the paged cache: by torch, by our kernels, or batch-invariant."""

@@ -1,4 +1,4 @@
-"""The attention function that a model calls, behind transformers' AttentionInterface; what it refuses.
+"""Attention function: what a model calls behind transformers' AttentionInterface, and what it refuses.
 
 How packed rows attend over the paged cache is one of ATTENTIONS (see attentions.py), chosen once.
 """

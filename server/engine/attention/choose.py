@@ -1,4 +1,4 @@
-"""The ways in which packed rows can attend over the paged cache, and the one place that chooses."""
+"""Choice of attention: picks, in one place, how packed rows attend over the paged cache."""
 
 from __future__ import annotations
 
