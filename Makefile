@@ -21,6 +21,7 @@ serve: $(STAMP)  ## serve the bundled model on 127.0.0.1:8000 (ARGS="--port 8001
 	$(BIN)/trimtab serve $(ARGS)
 
 test: $(STAMP)  ## lint, types and every test that CI runs
+	@$(BIN)/python .ci/size.py
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not slow" $(ARGS)
