@@ -25,7 +25,7 @@ from trimtab.server.engine.request import (
     Request,
     SamplingParams,
 )
-from trimtab.server.rollouts.sample import GenerationError, sample
+from trimtab.server.rollouts.sample import GenerationError, as_they_end, sample
 
 Make = Callable[..., Engine]
 PROMPT = tuple(range(40, 60))
@@ -70,6 +70,24 @@ def test_batchmates_do_not_change_a_seeded_reply(make_engine: Make):
     ]
     target = Request("target", PROMPT, SamplingParams(max_tokens=12, seed=5, ignore_eos=True))
     assert sample(engine, [*others, target])[-1].token_ids == alone
+
+
+def test_completions_come_as_they_end_and_requests_are_handed_over_as_room_comes_free(make_engine: Make):
+    engine = make_engine(max_num_seqs=2)
+    lengths = [9, 2, 3, 2, 5, 2, 2, 2]
+    requests = [
+        Request(str(i), PROMPT, SamplingParams(max_tokens=length, seed=i, ignore_eos=True))
+        for i, length in enumerate(lengths)
+    ]
+    ended = []
+    for completion in as_they_end(engine, requests):
+        assert len(completion.tokens) == lengths[int(completion.request.request_id)]
+        ended.append(completion.request.request_id)
+        assert len(engine._live) <= 4
+    assert ended[0] == "1"
+    assert sorted(ended) == [request.request_id for request in requests]
+    assert [c.request for c in sample(engine, requests)] == requests
+    assert_all_free(engine)
 
 
 def test_unseeded_requests_differ(make_engine: Make):
