@@ -66,7 +66,7 @@ def merge(*linears: nn.Linear) -> tuple[Tensor, Tensor | None]:
     weight = torch.cat(weights)
     sizes = [len(linear.weight) for linear in linears]
     for linear, part in zip(linears, weight.split(sizes), strict=True):
-        linear.weight = nn.Parameter(part, requires_grad=False)
+        linear.weight.data = part  # in place: whoever else holds the parameter does not keep a second copy
     biases: list[Tensor] = [linear.bias.data for linear in linears if linear.bias is not None]
     return weight, torch.cat(biases) if biases else None
 

@@ -70,8 +70,10 @@ def test_every_layer_is_fused_and_the_logits_stay(config: PretrainedConfig, dtyp
 def test_merged_weights_are_the_modules_own():
     model, attention = make_model(LlamaConfig(**SIZES)), Attention()
     before = {name: value.clone() for name, value in model.state_dict().items()}
+    held = dict(model.named_parameters())
     fuse_layers(model, attention.rotate_and_attend)
     after = model.state_dict()
+    assert all(parameter is held[name] for name, parameter in model.named_parameters()), "nor anyone else's"
     assert all(torch.equal(after[name], value) for name, value in before.items())
     layer = model.model.layers[0].self_attn
     shared = {
