@@ -79,7 +79,7 @@ def _put(new: Path, folder: Path, old: Path) -> None:
         os.replace(new, folder)
     except BaseException:
         if not folder.exists():
-            os.replace(old, folder)
+            os.rename(old, folder)
         raise
     shutil.rmtree(old, ignore_errors=True)
 
