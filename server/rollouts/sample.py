@@ -7,11 +7,10 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tqdm.auto import tqdm
 
-from trimtab.guidance.data.rollouts import RolloutRow
 from trimtab.guidance.evaluation.replies import Heads, MeasuredReply
 from trimtab.guidance.text.message import Prompt
 from trimtab.server.engine.engine import Engine
@@ -27,6 +26,9 @@ from trimtab.server.engine.request import (
     Request,
     SamplingParams,
 )
+
+if TYPE_CHECKING:
+    from trimtab.guidance.data.rollouts import RolloutRow
 
 Progress: TypeAlias = "tqdm | str | None"
 """A bar that goes on over several calls, the label of one of its own, or None for none."""
@@ -145,6 +147,8 @@ def sample_rollouts(
 
 
 def _row(engine: Engine, plan: SamplePlan, prompt: EncodedPrompt, completion: Completion) -> RolloutRow:
+    from trimtab.guidance.data.rollouts import RolloutRow  # noqa: PLC0415 (pyarrow)
+
     seed, summary = completion.request.sampling.seed, completion.summary
     assert seed is not None
     return RolloutRow(

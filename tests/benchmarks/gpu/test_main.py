@@ -15,7 +15,8 @@ from benchmarks.gpu.__main__ import SuiteConfig
 
 ROOT = Path(__file__).parents[3]
 HTTP = ("fastapi", "pydantic", "starlette", "uvicorn", "sse_starlette", "tyro", "rich", "openai")
-ABSENT = (*HTTP, "matplotlib", "datasets", "accelerate", "httpx", "hypothesis", "psutil", "pyarrow")
+ABSENT = (*HTTP, "matplotlib", "sacrebleu", "datasets", "accelerate", "httpx", "hypothesis", "psutil")
+ABSENT += ("pyarrow", "pandas")
 
 
 def suite(

@@ -10,7 +10,7 @@ pytestmark = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reaso
 
 # In a thread, as the engine runs; and a process each, since malloc goes by all that came before.
 PROGRAM = """
-import resource, sys, threading, torch
+import ctypes, resource, sys, threading, torch
 from trimtab.server.engine.host_memory import keep_freed_memory
 
 def page_faults():
@@ -27,6 +27,7 @@ def work():
         del logits, guided, places
     print(page_faults() - before)
 
+ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)  # PR_SET_THP_DISABLE: a page is 4 KiB, whatever the machine's mood
 if sys.argv[1] == "kept":
     keep_freed_memory()
 thread = threading.Thread(target=work)
