@@ -116,7 +116,7 @@ def test_a_judge_that_hangs_costs_its_question_alone(ask):
         return Say("A")
 
     with local_judge(hang_at_4) as judge:
-        answers = ask(judge, timeout=1.0, retries=0)
+        answers = ask(judge, timeout=3.0, retries=0)
         assert answers.failures == {"timed out": 1}
         assert isinstance(answers.results[4], FailureError)
         assert answers.results.count(1.0) == 9
