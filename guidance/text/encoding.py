@@ -7,8 +7,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from transformers import PreTrainedTokenizerBase
-
 from trimtab.guidance.errors import DataError, PolicyError
 from trimtab.guidance.text.ends import end_of_reply
 from trimtab.guidance.text.marks import (
