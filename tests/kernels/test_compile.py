@@ -13,17 +13,23 @@ from typing import Any
 import pytest
 
 PROGRAM = Path(__file__).parent / "compile_kernels.py"
+ROOT = Path(__file__).parents[2]
 CAPABILITIES = (90, 80)
 Programs = dict[int, list[dict[str, Any]]]
 pytestmark = pytest.mark.timeout(900)  # two minutes of two quiet cores
 
 
-def begin(folder: Path, capability: int, *flags: str) -> subprocess.Popen[str]:
+def environment(cache: Path) -> dict[str, str]:
+    """A process's that compiles, and imports benchmarks, which no installation holds."""
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    env["TRITON_CACHE_DIR"] = str(folder / str(capability))
+    path = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH")]))
+    return env | {"TRITON_CACHE_DIR": str(cache), "PYTHONPATH": path}
+
+
+def begin(folder: Path, capability: int, *flags: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, str(PROGRAM), str(capability), *flags],
-        env=env,
+        env=environment(folder / str(capability)),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -120,8 +126,12 @@ def test_an_error_of_the_compiler_is_told_by_the_kernel_s_name_and_costs_no_othe
         "from benchmarks.gpu.stand_in import compile_launches\n"
         "print([(one.name, bool(one.error)) for one in compile_launches([run])])\n"
     )
-    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    env["TRITON_CACHE_DIR"] = str(tmp_path / "cache")
-    run = subprocess.run([sys.executable, str(module)], env=env, capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        [sys.executable, str(module)],
+        env=environment(tmp_path / "cache"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert run.returncode == 0, run.stderr
     assert run.stdout.splitlines()[-1] == "[('__main__.wrong', True), ('__main__.right', False)]"
