@@ -87,7 +87,8 @@ def _logit_bias(given: dict[str, float]) -> tuple[tuple[int, float], ...]:
     for key in given:
         is_plain = key.isascii() and key.isdecimal() and (key[0] != "0" or key == "0")
         if not is_plain or len(key) > LONGEST_ID:
-            raise InvalidRequestError(f"{shown(key)} is no token id, written plainly", "logit_bias")
+            what = f'{shown(key)} is no token id; ids are written plainly, such as "5"'
+            raise InvalidRequestError(what, "logit_bias")
     return tuple((int(key), bias) for key, bias in given.items())
 
 

@@ -361,8 +361,8 @@ def check_request(request: Request, info: EngineInfo) -> None:
     _check_lengths(request, info.max_model_len)
     last = info.vocab_size - 1
     _check(_are_ids(request.prompt_token_ids, last), "prompt", f"token ids must be 0…{last}")
-    in_vocabulary = all(token <= last for token, _ in request.sampling.logit_bias)
-    _check(in_vocabulary, "logit_bias", f"token ids must be 0…{last}")
+    highest = max((token for token, _ in request.sampling.logit_bias), default=0)
+    _check(highest <= last, "logit_bias", f"token ids must be 0…{last}, got {highest}")
     _check_heads(request.guidance, info.heads)
 
 
