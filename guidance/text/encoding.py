@@ -20,62 +20,14 @@ from trimtab.guidance.text.marks import (
 from trimtab.guidance.text.message import Message, Prompt
 from trimtab.guidance.text.notes import RowNotes
 from trimtab.guidance.text.prompt_form import Rows, form_of
-from trimtab.guidance.text.render import names, render_chat, unread
+from trimtab.guidance.text.render import reads_key, render_chat, unread
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-
 _ANCHORS = ("\n", "x", "(", ".", "0")
-Ids = tuple[int, ...]
-
-
-def following_tokens(
-    tokenizer: PreTrainedTokenizerBase, before: str, before_ids: Sequence[int], text: str, *, is_chat: bool
-) -> Ids:
-    """Tokens y with decode(before_ids + y) = decode(before_ids) + text.
-
-    A prompt is tokenized alone where it is served, so its tokens are fixed, and the reply's are those that
-    the model would draw after them: what the whole has after the prompt where the whole begins with the
-    prompt's tokens; else, where a token of the whole lies across the boundary, the text as it is split after
-    something else. SentencePiece puts a space before a text that stands alone, which nobody would draw.
-
-    is_chat: `before` is a rendered chat, to which the tokenizer adds no special tokens.
-    """
-    fixed = tuple(before_ids)
-    if not text:
-        return ()
-    whole: Ids = tuple(tokenizer(before + text, add_special_tokens=not is_chat)["input_ids"])
-    wanted, tried = decode(tokenizer, fixed) + text, dict[Ids, str]()
-    for ids in _candidates(tokenizer, fixed, whole, text):
-        tried.setdefault(ids, decode(tokenizer, (*fixed, *ids)))
-        if tried[ids] == wanted:
-            return ids
-    # A tokenizer may not give back what it was given: it strips, or normalises.
-    same = [ids for ids, read in tried.items() if read == decode(tokenizer, whole)]
-    return [*same, *tried][0]
-
-
-def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """Everything that the tokens say."""
-    text = tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    assert isinstance(text, str)
-    return text
-
-
-def _candidates(tokenizer: PreTrainedTokenizerBase, fixed: Ids, whole: Ids, text: str) -> Iterator[Ids]:
-    """The likeliest first."""
-    if whole[: len(fixed)] == fixed:
-        yield whole[len(fixed) :]
-    for anchor in _ANCHORS:
-        head: Ids = tuple(tokenizer(anchor, add_special_tokens=False)["input_ids"])
-        both: Ids = tuple(tokenizer(anchor + text, add_special_tokens=False)["input_ids"])
-        if both[: len(head)] == head:
-            yield both[len(head) :]
-    yield tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
 _MESSAGES_AS_TEXT = re.compile(r"""\s*\[?\s*\{[^{}]*?['"](role|from)['"]\s*:""")
+Ids = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +190,7 @@ class ReplyEncoder:
     def _check_read(self, asked: _Asked) -> None:
         """Raises DataError for what the template leaves out of the conversation."""
         for what in unread(self.tokenizer, asked.turns):
-            known = not what.startswith("role ") and names(self.tokenizer, what)
+            known = not what.startswith("role ") and reads_key(self.tokenizer, what)
             if self._extra_keys == "refuse" and not known:
                 raise DataError(
                     f"prompt: the chat template leaves out {what} of a message: take it out, skip bad rows, "
@@ -288,3 +240,48 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, rows: Rows
             token comes before the reply to predict it.
     """
     return ReplyEncoder(tokenizer, rows).prompt_ids(prompt)
+
+
+def following_tokens(
+    tokenizer: PreTrainedTokenizerBase, before: str, before_ids: Sequence[int], text: str, *, is_chat: bool
+) -> Ids:
+    """Tokens y with decode(before_ids + y) = decode(before_ids) + text.
+
+    A prompt is tokenized alone where it is served, so its tokens are fixed, and the reply's are those that
+    the model would draw after them: what the whole has after the prompt where the whole begins with the
+    prompt's tokens; else, where a token of the whole lies across the boundary, the text as it is split after
+    something else. SentencePiece puts a space before a text that stands alone, which nobody would draw.
+
+    is_chat: `before` is a rendered chat, to which the tokenizer adds no special tokens.
+    """
+    fixed = tuple(before_ids)
+    if not text:
+        return ()
+    whole: Ids = tuple(tokenizer(before + text, add_special_tokens=not is_chat)["input_ids"])
+    wanted, tried = decode(tokenizer, fixed) + text, dict[Ids, str]()
+    for ids in _ways_to_split(tokenizer, fixed, whole, text):
+        tried.setdefault(ids, decode(tokenizer, (*fixed, *ids)))
+        if tried[ids] == wanted:
+            return ids
+    # A tokenizer may not give back what it was given: it strips, or normalises.
+    same = [ids for ids, read in tried.items() if read == decode(tokenizer, whole)]
+    return [*same, *tried][0]
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """Everything that the tokens say."""
+    text = tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    assert isinstance(text, str)
+    return text
+
+
+def _ways_to_split(tokenizer: PreTrainedTokenizerBase, fixed: Ids, whole: Ids, text: str) -> Iterator[Ids]:
+    """The likeliest first."""
+    if whole[: len(fixed)] == fixed:
+        yield whole[len(fixed) :]
+    for anchor in _ANCHORS:
+        head: Ids = tuple(tokenizer(anchor, add_special_tokens=False)["input_ids"])
+        both: Ids = tuple(tokenizer(anchor + text, add_special_tokens=False)["input_ids"])
+        if both[: len(head)] == head:
+            yield both[len(head) :]
+    yield tuple(tokenizer(text, add_special_tokens=False)["input_ids"])

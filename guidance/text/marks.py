@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from trimtab.guidance.errors import ChatTemplateError
-from trimtab.guidance.text.render import Turn, render_chat
+from trimtab.guidance.text.render import ASKED, ASSISTANT, REPLY, SYSTEM, USER, Turn, render_chat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -50,22 +50,17 @@ def chat_marks(tokenizer: PreTrainedTokenizerBase, *, is_chat: bool) -> ChatMark
     return ChatMarks(header, asked, special)
 
 
-_ASKED, _REPLY = "TRIMTABASKED", "TRIMTABREPLY"
-_USER, _ASSISTANT = {"role": "user", "content": _ASKED}, {"role": "assistant", "content": _REPLY}
-_SYSTEM = {"role": "system", "content": "a"}
-
-
 def _around(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    for turns in ([_USER], [_SYSTEM, _USER]):
+    for turns in ([USER], [SYSTEM, USER]):
         try:
             asked = render_chat(tokenizer, turns, add_generation_prompt=False)
             begun = render_chat(tokenizer, turns, add_generation_prompt=True)
-            whole = render_chat(tokenizer, [*turns, _ASSISTANT], add_generation_prompt=False)
+            whole = render_chat(tokenizer, [*turns, ASSISTANT], add_generation_prompt=False)
         except ChatTemplateError:
             continue
-        closed = whole.partition(_REPLY)[0]
+        closed = whole.partition(REPLY)[0]
         header = closed[len(asked) :] if closed.startswith(asked) else ""
-        between = begun.rpartition(_ASKED)[2] if begun != asked else closed.rpartition(_ASKED)[2]
+        between = begun.rpartition(ASKED)[2] if begun != asked else closed.rpartition(ASKED)[2]
         return header.strip(), between.strip()
     return "", ""
 

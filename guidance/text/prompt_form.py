@@ -20,6 +20,10 @@ text: a string is completed as it is, as /v1/completions does. auto: chat where 
 METADATA_KEY = b"trimtab"
 """Of a Parquet file's schema: what made the rows, as JSON; its `rows` is a Form."""
 OTHER: dict[Form, Form] = {"chat": "text", "text": "chat"}
+_INSTEAD: dict[Form, str] = {
+    "chat": "ask it by /v1/completions (--rows text)",
+    "text": "ask it by /v1/chat/completions (--rows chat)",
+}
 
 
 def form_of(tokenizer: PreTrainedTokenizerBase, rows: Rows, files: Iterable[Path] = ()) -> Form:
@@ -110,9 +114,3 @@ def mismatches(heads: Iterable[Trained], used: Rows) -> list[str]:
     """A line for each head that was trained on rows of the other form."""
     found = (mismatch(head.name, head.rows, used) for head in heads)
     return [problem for problem in found if problem is not None]
-
-
-_INSTEAD: dict[Form, str] = {
-    "chat": "ask it by /v1/completions (--rows text)",
-    "text": "ask it by /v1/chat/completions (--rows chat)",
-}

@@ -1,4 +1,4 @@
-"""Messages to prompt tokens by the model's chat template, and the tokens that end a turn."""
+"""Chat rendering: writes messages as the model's chat template does, and finds the token that ends a turn."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 
 from trimtab.guidance.errors import ChatTemplateError, PolicyError
-from trimtab.guidance.text.sandbox import TemplateLimitError, render
+from trimtab.guidance.text.sandbox import TemplateLimitError, render_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,7 +37,7 @@ def render_chat(
         "add_generation_prompt": add_generation_prompt,
     }
     try:
-        text = render(template, variables)
+        text = render_template(template, variables)
         text.encode()
     except jinja2.TemplateSyntaxError as error:
         where = f"line {error.lineno}: {_words(error)}"
@@ -78,7 +78,7 @@ def turn_end(tokenizer: PreTrainedTokenizerBase) -> TurnEnd | None:
     was_rendered = False
     for turns in _PROBES:
         try:
-            before, _, after = render_chat(tokenizer, turns, add_generation_prompt=False).partition(_REPLY)
+            before, _, after = render_chat(tokenizer, turns, add_generation_prompt=False).partition(REPLY)
         except ChatTemplateError as error:
             if isinstance(error.__cause__, TemplateLimitError):
                 raise
@@ -87,23 +87,23 @@ def turn_end(tokenizer: PreTrainedTokenizerBase) -> TurnEnd | None:
         was_rendered = True
         token = _first_added_token(tokenizer, after)
         if token is not None:
-            opens = turns[-1] is _USER and _holds(tokenizer, before.rpartition(_ASKED)[0], token)
+            opens = turns[-1] is USER and _holds(tokenizer, before.rpartition(ASKED)[0], token)
             return TurnEnd(token, is_closing=not opens)
     if refusal is not None and not was_rendered:
         raise refusal
     return None
 
 
-_ASKED, _REPLY = "TRIMTABASKED", "TRIMTABREPLY"
-_SYSTEM, _USER, _ASSISTANT = (
-    {"role": role, "content": text}
-    for role, text in (("system", "a"), ("user", _ASKED), ("assistant", _REPLY))
+# What templates are tried with.
+ASKED, REPLY = "TRIMTABASKED", "TRIMTABREPLY"
+SYSTEM, USER, ASSISTANT = (
+    {"role": role, "content": text} for role, text in (("system", "a"), ("user", ASKED), ("assistant", REPLY))
 )
 _PROBES: tuple[tuple[Turn, ...], ...] = (
-    (_USER, _ASSISTANT),
-    (_SYSTEM, _USER, _ASSISTANT),
-    (_USER, _ASSISTANT, _USER),
-    (_SYSTEM, _USER, _ASSISTANT, _USER),
+    (USER, ASSISTANT),
+    (SYSTEM, USER, ASSISTANT),
+    (USER, ASSISTANT, USER),
+    (SYSTEM, USER, ASSISTANT, USER),
 )
 
 
@@ -130,7 +130,7 @@ def unread(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> list[st
     }
     for role in roles:
         others[f"role {role}"] = [
-            {**turn, "content": _ASKED} if turn["role"] == role else turn for turn in turns
+            {**turn, "content": ASKED} if turn["role"] == role else turn for turn in turns
         ]
     return [what for what, changed in others.items() if _renders_as(tokenizer, changed, whole)]
 
@@ -142,7 +142,7 @@ def _renders_as(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], text:
         return False
 
 
-def names(tokenizer: PreTrainedTokenizerBase, key: str) -> bool:
+def reads_key(tokenizer: PreTrainedTokenizerBase, key: str) -> bool:
     """Whether the template reads a key of a message anywhere. Raises as render_chat."""
     return re.search(rf"""(\.|['"]){re.escape(key)}\b""", _template_of(tokenizer)) is not None
 

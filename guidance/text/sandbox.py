@@ -39,7 +39,7 @@ def compile_template(text: str) -> jinja2.Template:
     return _environment().from_string(text)
 
 
-def render(text: str, variables: Mapping[str, Any]) -> str:
+def render_template(text: str, variables: Mapping[str, Any]) -> str:
     """The rendered template. Raises what is wrong with it: jinja2.TemplateError, or any error of Python's."""
     template = compile_template(text)
     _clock.start()

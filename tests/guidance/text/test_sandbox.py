@@ -8,7 +8,7 @@ import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from trimtab.guidance.text import sandbox as template_sandbox
-from trimtab.guidance.text.sandbox import TemplateLimitError, render
+from trimtab.guidance.text.sandbox import TemplateLimitError, render_template
 
 TURNS = [{"role": "user", "content": "a <b> & é"}, {"role": "assistant", "content": " c\n"}]
 HONEST = {
@@ -38,7 +38,7 @@ HONEST = {
 def test_honest_templates_give_what_transformers_gives(name: str):
     (want,), _ = render_jinja_template([TURNS], chat_template=HONEST[name], add_generation_prompt=True)
     variables = {"messages": TURNS, "tools": None, "documents": None, "add_generation_prompt": True}
-    assert render(HONEST[name], variables) == want
+    assert render_template(HONEST[name], variables) == want
 
 
 GREEDY = {
@@ -75,17 +75,17 @@ def test_a_template_that_would_take_the_machine_is_stopped(name: str, monkeypatc
     monkeypatch.setattr(template_sandbox, "MAX_SECONDS", 0.2)
     start = time.thread_time()
     with pytest.raises((TemplateLimitError, OverflowError, RecursionError)):
-        render(GREEDY[name], {"messages": TURNS})
+        render_template(GREEDY[name], {"messages": TURNS})
     assert time.thread_time() - start < 2
 
 
 def test_the_machine_is_out_of_a_templates_reach():
     for template in ("{{ ''.__class__ }}", "{{ messages.append(1) }}", "{{ self.__init__.__globals__ }}"):
         with contextlib.suppress(jinja2.TemplateError):
-            assert render(template, {"messages": [{"role": "user"}]}) == ""
+            assert render_template(template, {"messages": [{"role": "user"}]}) == ""
 
 
 def test_each_rendering_has_its_own_time(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(template_sandbox, "MAX_SECONDS", 0.3)
     for _ in range(10):
-        render("{% for i in range(50000) %}{% endfor %}", {})
+        render_template("{% for i in range(50000) %}{% endfor %}", {})
