@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trimtab.guidance.errors import DataError
+from trimtab.guidance.errors import DataError, first_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -136,4 +136,4 @@ def read_parquet(path: Path) -> pa.Table:
     try:
         return pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path}: cannot be read as Parquet ({str(error).splitlines()[0]})") from error
+        raise DataError(f"{path}: cannot be read as Parquet ({first_line(error)})") from error

@@ -141,13 +141,13 @@ def as_reply(value: Any, name: str, sampled: Sampled | None = None) -> str:
         messages = as_messages(value, name)
         if len(messages) != 1:
             raise DataError(f"{name} must be one message of the assistant when prompt is given")
-        value = reply_text(messages[0], name)
+        value = _reply_text(messages[0], name)
     if not value.strip() and sampled is None:
         raise DataError(f"{name} is {'white space only' if value else 'empty'}")
     return str(value)
 
 
-def reply_text(message: Message, name: str) -> str:
+def _reply_text(message: Message, name: str) -> str:
     """What the assistant's message says. Raises DataError for another's, and for keys that nothing trains
     on."""
     if message.role != "assistant":

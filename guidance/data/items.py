@@ -192,7 +192,7 @@ def load_items(
     else:
         rows = load_rows(kind, path, limits, as_text=form == "text").rows
     encoder = RowEncoder(policy, form, extra_keys=limits.extra_columns)
-    items, bad = encode_rows(rows, encoder)
+    items, bad = _encode_rows(rows, encoder)
     if bad and (limits.on_bad_rows == "refuse" or not items):
         raise DataError(f"{path}: {len(bad)} bad rows, first {bad[0]}: mend them or skip bad rows")
     if bad:
@@ -208,7 +208,7 @@ def load_items(
     return _mismatched(path, fitting, limit) if kind == "unpaired" and mismatched else fitting
 
 
-def encode_rows(rows: Sequence[Any], encoder: RowEncoder) -> tuple[list[Any], list[str]]:
+def _encode_rows(rows: Sequence[Any], encoder: RowEncoder) -> tuple[list[Any], list[str]]:
     """Items of rows, and what is wrong with those that cannot be encoded. Raises PolicyError."""
     items, bad = [], []
     for row in rows:

@@ -46,6 +46,14 @@ class LoadedRows(Generic[Row]):
     carried: tuple[Mapping[str, Any], ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class PromptRow:
+    """A prompt with the other columns of its row, which some rewards are told by."""
+
+    prompt: Prompt
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
 def load_preferences(
     path: Path, options: RowOptions = _AS_GIVEN, *, as_text: bool = False
 ) -> LoadedRows[Preference]:
@@ -79,6 +87,27 @@ def load_rollouts(
 def load_prompts(path: Path, options: RowOptions = _AS_GIVEN, *, as_text: bool = False) -> LoadedRows[Prompt]:
     """Rows {prompt}. Raises as load_preferences."""
     return load_rows("prompts", path, options, as_text=as_text)
+
+
+def load_prompt_rows(
+    path: Path,
+    options: RowOptions,
+    read: ReadColumns | None = None,
+    *,
+    as_text: bool = False,
+    keep_all: bool = False,
+) -> LoadedRows[PromptRow]:
+    """Rows {prompt} with the columns that `read` asks for, or (keep_all) all of them.
+
+    Raises DataError as load_prompts does, but takes no column for extra that is read; and where one is
+    missing that is needed.
+    """
+    read = read or ReadColumns()
+    asked = replace(read, takes_all=read.takes_all or keep_all)
+    loaded = load_rows("prompts", path, options, as_text=as_text, read=asked)
+    rows = tuple(PromptRow(*pair) for pair in zip(loaded.rows, loaded.carried, strict=True))
+    read.check(path, {name for row in rows for name in row.columns})
+    return replace(loaded, rows=rows)
 
 
 def load_rows(
@@ -195,7 +224,7 @@ class _Loading:
             self.accountant.take(one, row)
 
     def _check_agreement(self, where: str, row: Mapping[str, Any], name: str) -> None:
-        """Raises MixedRows for a bad row that would be good in another format than the file's."""
+        """Raises MixedError for a bad row that would be good in another format than the file's."""
         if self.is_found and is_mixed(row, self.first[1]):
             others = formats_of(row, self.kind, is_mapped=bool(self.mapping))
             if others and name not in others:
@@ -243,30 +272,3 @@ def _check_text(value: object, where: str = "") -> None:
     elif isinstance(value, list):
         for inner in value:
             _check_text(inner, where)
-
-
-@dataclass(frozen=True, slots=True)
-class PromptRow:
-    prompt: Prompt
-    columns: Mapping[str, Any] = field(default_factory=dict)
-
-
-def load_prompt_rows(
-    path: Path,
-    options: RowOptions,
-    read: ReadColumns | None = None,
-    *,
-    as_text: bool = False,
-    keep_all: bool = False,
-) -> LoadedRows[PromptRow]:
-    """Rows {prompt} with the columns that `read` asks for, or (keep_all) all of them.
-
-    Raises DataError as load_prompts does, but takes no column for extra that is read; and where one is
-    missing that is needed.
-    """
-    read = read or ReadColumns()
-    asked = replace(read, takes_all=read.takes_all or keep_all)
-    loaded = load_rows("prompts", path, options, as_text=as_text, read=asked)
-    rows = tuple(PromptRow(*pair) for pair in zip(loaded.rows, loaded.carried, strict=True))
-    read.check(path, {name for row in rows for name in row.columns})
-    return replace(loaded, rows=rows)

@@ -1,5 +1,4 @@
-"""Rollout rows: replies sampled from the policy, as `trimtab rollouts` writes them; plain ones are told from
-those that were steered, sharpened or truncated."""
+"""Rollout rows: hold replies sampled from the policy, as `trimtab rollouts` writes and reads them."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from trimtab.guidance.data.columns import as_messages
-from trimtab.guidance.errors import DataError
+from trimtab.guidance.errors import DataError, first_line
 from trimtab.guidance.files import read_parquet
 from trimtab.guidance.text.message import EXTRA_JSON, Prompt
 from trimtab.guidance.text.prompt_form import METADATA_KEY, made_by_of
@@ -112,7 +111,7 @@ def _column_type(name: str, rows: Sequence[Mapping[str, Any]]) -> pa.DataType:
     try:
         return pa.array([row.get(name) for row in rows]).type
     except (pa.ArrowException, TypeError, OverflowError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise DataError(
             f"the column {name} holds values of several types ({reason}): make them one"
         ) from error

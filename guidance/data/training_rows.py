@@ -45,7 +45,7 @@ def preferences(rows: Iterable[RolloutRow], rule: PairRule, min_margin: float = 
     made = []
     for prompt, replies in by_prompt(rows):
         for better, worse in _PAIRS[rule](replies):
-            margin = reward_of(better) - reward_of(worse)
+            margin = _reward_of(better) - _reward_of(worse)
             if margin > 0 and margin >= min_margin and better.completion != worse.completion:
                 made.append({"prompt": prompt, **_preference(better, worse), "margin": margin})
     return made
@@ -55,7 +55,7 @@ def rankings(rows: Iterable[RolloutRow]) -> list[Row]:
     """One row for each prompt whose replies differ in reward; rank 1 is the best, equal rewards tie."""
     made = []
     for prompt, replies in by_prompt(rows):
-        ranks = ranks_of([reward_of(reply) for reply in replies])
+        ranks = ranks_of([_reward_of(reply) for reply in replies])
         if len(set(ranks)) > 1:
             made.append(
                 {
@@ -99,17 +99,17 @@ def by_prompt(rows: Iterable[RolloutRow]) -> Iterator[tuple[str | list[dict[str,
         yield stored_prompt(prompt), replies
 
 
-def reward_of(row: RolloutRow) -> float:
+def _reward_of(row: RolloutRow) -> float:
     assert row.reward is not None
     return row.reward
 
 
 def _best_worst(replies: Sequence[RolloutRow]) -> list[tuple[RolloutRow, RolloutRow]]:
-    return [(max(replies, key=reward_of), min(replies, key=reward_of))]
+    return [(max(replies, key=_reward_of), min(replies, key=_reward_of))]
 
 
 def _all_pairs(replies: Sequence[RolloutRow]) -> list[tuple[RolloutRow, RolloutRow]]:
-    ordered = sorted(replies, key=reward_of, reverse=True)
+    ordered = sorted(replies, key=_reward_of, reverse=True)
     return list(itertools.combinations(ordered, 2))
 
 
