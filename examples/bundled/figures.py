@@ -18,10 +18,9 @@ from trimtab.guidance.evaluation.plots import plot_scores
 from trimtab.guidance.evaluation.replies import MeasuredReply, Scores
 from trimtab.guidance.evaluation.report import FrontierReport, as_data
 from trimtab.guidance.evaluation.tables import frontier_tables
-from trimtab.guidance.evaluation.variety import share_decided_later
 from trimtab.guidance.files import write_bytes
 from trimtab.guidance.plot_style import LIGHT, as_png
-from trimtab.guidance.statistics import resample_prompts
+from trimtab.guidance.statistics import resample_prompts, share_decided_later
 from trimtab.guidance.text.encoding import ReplyEncoder, encode_prompt
 from trimtab.guidance.text.message import Message
 from trimtab.server.engine.config import EngineConfig

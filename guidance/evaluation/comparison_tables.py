@@ -10,7 +10,7 @@ _TRIALS_SHOWN = 12
 
 
 def equal_kl_tables(frontier: FrontierReport) -> list[Table]:
-    """None where no prices were asked for."""
+    """No table where no prices were asked for."""
     tables = []
     if frontier.at_kl or frontier.unreached:
         tables.append(_at_kl(frontier))
@@ -38,7 +38,7 @@ def _at_kl(frontier: FrontierReport) -> Table:
         for found in frontier.at_kl
     }
     for missed in frontier.unreached:
-        cells = (f"{missed.kl:g}", missed.curve, missed.score, NOTHING, unreached_text(missed))
+        cells = (f"{missed.kl:g}", missed.curve, missed.score, NOTHING, _unreached_text(missed))
         rows[missed.score, missed.kl, missed.curve] = (*cells, *([NOTHING] * 4))
     baseline = frontier.baseline or "baseline"
     return Table(
@@ -49,11 +49,11 @@ def _at_kl(frontier: FrontierReport) -> Table:
             *(f"from {baseline}", "from best-of-n", "samples"),
         ),
         tuple(row for _, row in sorted(rows.items(), key=lambda item: item[0])),
-        equal_kl_note(frontier),
+        _equal_kl_note(frontier),
     )
 
 
-def equal_kl_note(frontier: FrontierReport) -> str:
+def _equal_kl_note(frontier: FrontierReport) -> str:
     """How the table was made, and what may be claimed by it."""
     notes = ["Between a curve's points, linearly in √KL, nats per reply."]
     if frontier.num_comparisons:
@@ -73,17 +73,17 @@ def equal_kl_note(frontier: FrontierReport) -> str:
             "seeds and prompts, others over prompts alone."
         )
     if frontier.unreached:
-        notes.append(f"Not reached: {unreached_names(frontier)}.")
+        notes.append(f"Not reached: {_unreached_names(frontier)}.")
     return " ".join(notes)
 
 
-def unreached_text(missed: Unreached) -> str:
+def _unreached_text(missed: Unreached) -> str:
     if missed.most is None:
         return "no replies to these prompts"
     return f"does not reach {missed.kl:g} nats (most: {missed.most:.2f})"
 
 
-def unreached_names(frontier: FrontierReport) -> str:
+def _unreached_names(frontier: FrontierReport) -> str:
     """Each curve that falls short, with the prices that it does not reach."""
     kls: dict[str, list[str]] = {}
     for missed in frontier.unreached:

@@ -1,4 +1,5 @@
-"""Curve of the frontier: measures one way to better replies at several prices in KL."""
+"""Curve of the frontier: measures one way to better replies at several prices in KL, and finds the strengths
+that cost them."""
 
 from __future__ import annotations
 
@@ -22,6 +23,8 @@ from trimtab.guidance.text.encoding import EncodedReply
 
 CurveKind = Literal["head", "static_bias", "best_of_n", "external"]
 UNSEEN = {"is_data": False}  # of fields that a report leaves out
+MeanKL = Callable[[float], float]
+_HALVINGS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,10 +170,6 @@ def _wins(replies: Sequence[MeasuredReply], scores: Scores, judging: Judging) ->
 
 def _perplexity(base_logprob: float, num_tokens: int) -> float | None:
     return None if math.isnan(base_logprob) else math.exp(min(-base_logprob / num_tokens, 700))
-
-
-MeanKL = Callable[[float], float]
-_HALVINGS = 6
 
 
 def strengths_for(mean_kl: MeanKL, kls: Sequence[float], limit: float = 1e3) -> tuple[float, ...]:

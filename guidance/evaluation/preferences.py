@@ -9,13 +9,32 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from trimtab.guidance.data.items import PairItem
+from trimtab.guidance.data.items import PairItem, number_prompts
 from trimtab.guidance.evaluation.replies import score_with_head
 from trimtab.guidance.features.source import FeatureSource
 from trimtab.guidance.heads.forms import Head
 from trimtab.guidance.heads.manifest import Manifest
 from trimtab.guidance.statistics import Estimate, Floats, estimate_by_prompt
 from trimtab.guidance.text.encoding import EncodedReply
+
+
+@dataclass(frozen=True, slots=True)
+class Bin:
+    """Pairs whose confidence lies in low … high: their mean confidence, and the share that was right."""
+
+    low: float
+    high: float
+    count: int
+    confidence: float
+    accuracy: float
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """error: expected calibration error, 0 … 0.5. bins: those that hold a pair."""
+
+    error: float
+    bins: tuple[Bin, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +79,7 @@ def judge_preferences(
     Calibrated are what Bradley-Terry says of rewards, σ(r_w − r_l), and what DPO says of an advantage,
     σ(τ(R_w − R_l)) with the τ of its manifest.
     """
-    prompts = _labels([pair.chosen.prompt_ids for pair in pairs])
+    prompts = number_prompts(pairs).tolist()
     length, length_wins = length_baseline(pairs, prompts, seed)
     parts = []
     for head, manifest in heads:
@@ -92,49 +111,6 @@ def length_baseline(
     return LengthBaseline(rule, estimate_by_prompt(prompts, right, seed=seed)), right
 
 
-def _length(reply: EncodedReply) -> int:
-    return len(reply.reply_ids)
-
-
-def _margins(
-    pairs: Sequence[PairItem],
-    head: Head,
-    manifest: Manifest,
-    features: FeatureSource,
-    show_progress: bool,
-) -> dict[str, Floats]:
-    replies = [reply for pair in pairs for reply in pair.replies]
-    scores = score_with_head(head, manifest, features, replies, show_progress=show_progress)
-    part = manifest.parts.advantage
-    log_odds = None if scores.log_ratio is None or part is None else part.tau * scores.log_ratio
-    by_part = {"reward": scores.reward, "value": scores.value, "advantage": log_odds}
-    return {name: s[::2] - s[1::2] for name, s in by_part.items() if s is not None}
-
-
-def _labels(prompts: Sequence[tuple[int, ...]]) -> list[int]:
-    index: dict[tuple[int, ...], int] = {}
-    return [index.setdefault(prompt, len(index)) for prompt in prompts]
-
-
-@dataclass(frozen=True, slots=True)
-class Bin:
-    """Pairs whose confidence lies in low … high: their mean confidence, and the share that was right."""
-
-    low: float
-    high: float
-    count: int
-    confidence: float
-    accuracy: float
-
-
-@dataclass(frozen=True, slots=True)
-class Calibration:
-    """error: expected calibration error, 0 … 0.5. bins: those that hold a pair."""
-
-    error: float
-    bins: tuple[Bin, ...]
-
-
 def calibrate(margins: ArrayLike, *, num_bins: int = 10) -> Calibration:
     """margins: [N], score of the chosen reply minus that of the rejected; σ(|margin|) is the confidence that
     the reply with the higher score is the chosen one. Bins of equal width from ½ to 1; the error is
@@ -158,3 +134,22 @@ def calibrate(margins: ArrayLike, *, num_bins: int = 10) -> Calibration:
 
 def _bin(low: float, high: float, confidence: Floats, right: Floats) -> Bin:
     return Bin(float(low), float(high), len(right), float(confidence.mean()), float(right.mean()))
+
+
+def _length(reply: EncodedReply) -> int:
+    return len(reply.reply_ids)
+
+
+def _margins(
+    pairs: Sequence[PairItem],
+    head: Head,
+    manifest: Manifest,
+    features: FeatureSource,
+    show_progress: bool,
+) -> dict[str, Floats]:
+    replies = [reply for pair in pairs for reply in pair.replies]
+    scores = score_with_head(head, manifest, features, replies, show_progress=show_progress)
+    part = manifest.parts.advantage
+    log_odds = None if scores.log_ratio is None or part is None else part.tau * scores.log_ratio
+    by_part = {"reward": scores.reward, "value": scores.value, "advantage": log_odds}
+    return {name: s[::2] - s[1::2] for name, s in by_part.items() if s is not None}

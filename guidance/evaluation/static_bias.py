@@ -47,6 +47,37 @@ class Credit:
     counts: dict[int, int]
 
 
+@dataclass(frozen=True, slots=True)
+class BiasSetting:
+    """discount, shrinkage, max_tokens: of fit_static_bias; None names every token that was seen."""
+
+    discount: float
+    shrinkage: float
+    max_tokens: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class BiasTrial:
+    """A setting as the tuning prompts rank it; the best is the constant that heads must beat.
+
+    num_tokens: that the bias names. first_kl: nats per reply at which it was tried first, as measured.
+    slope: its gain over plain there ÷ √KL, in which the gain of a small tilt is linear. scores: of the best
+    few at each KL that is compared at, None where it does not reach."""
+
+    setting: BiasSetting
+    num_tokens: int
+    first_kl: float
+    slope: float
+    scores: tuple[float | None, ...] = ()
+    is_chosen: bool = False
+
+    @property
+    def merit(self) -> tuple[int, float, float]:
+        """What trials are ranked by: prices that are reached, the mean score at them, the slope."""
+        known = [score for score in self.scores if score is not None]
+        return len(known), fmean(known) if known else 0.0, self.slope
+
+
 def fit_static_bias(
     rollouts: Sequence[RolloutItem],
     *,
@@ -74,7 +105,20 @@ def fit_static_bias(
 def credit_by_token(rollouts: Sequence[RolloutItem], discount: float) -> Credit:
     """Of every token that the scored rollouts drew: its credit above the prompt's mean, summed, and how often
     it came."""
-    return Credit(*_credit_by_token([r for r in rollouts if r.is_rewarded], discount))
+    by_prompt: defaultdict[tuple[int, ...], list[tuple[EncodedReply, Floats]]] = defaultdict(list)
+    for rollout in (one for one in rollouts if one.is_rewarded):
+        by_prompt[rollout.reply.prompt_ids].append((rollout.reply, _credits(rollout, discount)))
+    sums: defaultdict[int, float] = defaultdict(float)
+    counts: defaultdict[int, int] = defaultdict(int)
+    everything = [credit for group in by_prompt.values() for _, credit in group]
+    overall = float(np.concatenate(everything).mean()) if everything else 0.0
+    for group in by_prompt.values():
+        mean = float(np.concatenate([credit for _, credit in group]).mean()) if len(group) > 1 else overall
+        for reply, credit in group:
+            for token, c in zip(reply.reply_ids, credit - mean, strict=False):
+                sums[token] += float(c)
+                counts[token] += 1
+    return Credit(sums, counts)
 
 
 def bias_from(credit: Credit, *, shrinkage: float, max_tokens: int | None) -> Bias:
@@ -136,24 +180,21 @@ def measure_static_bias(
     ]
 
 
-def _credit_by_token(
-    rollouts: Sequence[RolloutItem], discount: float
-) -> tuple[dict[int, float], dict[int, int]]:
-    """Sums of credit above the prompt's mean, and counts, of each drawn token."""
-    by_prompt: defaultdict[tuple[int, ...], list[tuple[EncodedReply, Floats]]] = defaultdict(list)
-    for rollout in rollouts:
-        by_prompt[rollout.reply.prompt_ids].append((rollout.reply, _credits(rollout, discount)))
-    sums: defaultdict[int, float] = defaultdict(float)
-    counts: defaultdict[int, int] = defaultdict(int)
-    everything = [credit for group in by_prompt.values() for _, credit in group]
-    overall = float(np.concatenate(everything).mean()) if everything else 0.0
-    for group in by_prompt.values():
-        mean = float(np.concatenate([credit for _, credit in group]).mean()) if len(group) > 1 else overall
-        for reply, credit in group:
-            for token, c in zip(reply.reply_ids, credit - mean, strict=False):
-                sums[token] += float(c)
-                counts[token] += 1
-    return sums, counts
+def bias_settings(
+    discounts: Sequence[float], shrinkages: Sequence[float], tokens: Sequence[int | str]
+) -> Iterator[BiasSetting]:
+    """Every combination, each once."""
+    for discount, shrinkage, num in dict.fromkeys(itertools.product(discounts, shrinkages, tokens)):
+        yield BiasSetting(discount, shrinkage, num if isinstance(num, int) else None)
+
+
+def rank_trials(trials: Sequence[BiasTrial]) -> list[BiasTrial]:
+    """The best first, which is marked as chosen.
+
+    By hand: scores (3, 4) are better than (2, 4.5), and than (9, None), which reaches one price only.
+    """
+    first, *others = sorted(trials, key=lambda trial: trial.merit, reverse=True)
+    return [replace(first, is_chosen=True), *others]
 
 
 def _credits(rollout: RolloutItem, discount: float) -> Floats:
@@ -179,51 +220,3 @@ def _along(tilt: Tensor, policy: Policy, h: Tensor, reply: EncodedReply) -> Repl
         flips += int((tilted.argmax(-1) != base.argmax(-1)).sum())
         base_logprob += float(base.gather(1, wanted[:, None]).sum())
     return ReplyTilt(kl, flips, base_logprob)
-
-
-@dataclass(frozen=True, slots=True)
-class BiasSetting:
-    """discount, shrinkage, max_tokens: of fit_static_bias; None names every token that was seen."""
-
-    discount: float
-    shrinkage: float
-    max_tokens: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class BiasTrial:
-    """A setting as the tuning prompts rank it; the best is the constant that heads must beat.
-
-    num_tokens: that the bias names. first_kl: nats per reply at which it was tried first, as measured.
-    slope: its gain over plain there ÷ √KL, in which the gain of a small tilt is linear. scores: of the best
-    few at each KL that is compared at, None where it does not reach."""
-
-    setting: BiasSetting
-    num_tokens: int
-    first_kl: float
-    slope: float
-    scores: tuple[float | None, ...] = ()
-    is_chosen: bool = False
-
-    @property
-    def merit(self) -> tuple[int, float, float]:
-        """What trials are ranked by: prices that are reached, the mean score at them, the slope."""
-        known = [score for score in self.scores if score is not None]
-        return len(known), fmean(known) if known else 0.0, self.slope
-
-
-def all_settings(
-    discounts: Sequence[float], shrinkages: Sequence[float], tokens: Sequence[int | str]
-) -> Iterator[BiasSetting]:
-    """Every combination, each once."""
-    for discount, shrinkage, num in dict.fromkeys(itertools.product(discounts, shrinkages, tokens)):
-        yield BiasSetting(discount, shrinkage, num if isinstance(num, int) else None)
-
-
-def ranked(trials: Sequence[BiasTrial]) -> list[BiasTrial]:
-    """The best first, which is marked as chosen.
-
-    By hand: scores (3, 4) are better than (2, 4.5), and than (9, None), which reaches one price only.
-    """
-    first, *others = sorted(trials, key=lambda trial: trial.merit, reverse=True)
-    return [replace(first, is_chosen=True), *others]

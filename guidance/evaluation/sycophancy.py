@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import yaml
 
-from trimtab.guidance.errors import DataError
+from trimtab.guidance.errors import DataError, first_line
 from trimtab.guidance.evaluation.preferences import wins
 from trimtab.guidance.evaluation.replies import HeadScores, score_with_head
 from trimtab.guidance.features.source import FeatureSource
@@ -78,7 +78,7 @@ def load_templates(path: Path | None = None) -> Templates:
         text = (path or files(__package__) / "sycophancy.yaml").read_text(encoding="utf-8")
         data = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise DataError(f"{where}: cannot be read as YAML ({str(error).splitlines()[0]})") from error
+        raise DataError(f"{where}: cannot be read as YAML ({first_line(error)})") from error
     if not isinstance(data, dict) or set(data) != _KEYS:
         wrong = sorted(map(str, set(data) ^ _KEYS)) if isinstance(data, dict) else ["everything"]
         raise DataError(f"{where}: must have the keys {', '.join(sorted(_KEYS))}; amiss: {', '.join(wrong)}")

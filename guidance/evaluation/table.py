@@ -20,7 +20,7 @@ class Table:
     note: str = ""
 
     def to_markdown(self) -> str:
-        cells = ([_cell(text) for text in line] for line in (self.columns, *self.rows))
+        cells = ([cell(text) for text in line] for line in (self.columns, *self.rows))
         head, *body = ("| " + " | ".join(line) + " |\n" for line in cells)
         return "".join([head, "|" + "---|" * len(self.columns) + "\n", *body])
 
@@ -48,6 +48,6 @@ def show_difference(difference: Estimate | None) -> str:
     return show(difference, sign=True) + word
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
     """In one line, without what would end the cell."""
     return " ".join(text.split()).replace("|", "\\|")

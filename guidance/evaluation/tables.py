@@ -31,7 +31,7 @@ def frontier_tables(frontier: FrontierReport) -> list[Table]:
     return tables
 
 
-def knob_text(curve: Curve, point: CurvePoint) -> str:
+def _knob(curve: Curve, point: CurvePoint) -> str:
     return f"{curve.knob} {point.knob:.4g}"
 
 
@@ -72,8 +72,8 @@ def _scores(frontier: FrontierReport) -> Table:
     rows = [
         (
             curve.name,
-            knob_text(curve, point),
-            ("≤ " if curve.is_bound and point.kl.mean else "") + show_kl(point, curve),
+            _knob(curve, point),
+            ("≤ " if curve.is_bound and point.kl.mean else "") + _kl(point, curve),
             *(_score(point, name) for name in names),
             _win_rate(point, frontier.gold),
         )
@@ -97,7 +97,7 @@ def _is_scored(frontier: FrontierReport, name: str) -> bool:
     return any(name in point.scores and point.scores[name].estimate for point in points)
 
 
-def show_kl(point: CurvePoint, curve: Curve) -> str:
+def _kl(point: CurvePoint, curve: Curve) -> str:
     return f"{point.kl.mean:.2f}" if curve.is_bound else show(point.kl)
 
 
@@ -124,7 +124,7 @@ def _variety(frontier: FrontierReport) -> Table:
             rows.append(
                 (
                     curve.name,
-                    knob_text(curve, point),
+                    _knob(curve, point),
                     *(number(n) for n in (within.distinct_1, within.distinct_2, within.self_bleu)),
                     *(number(n) for n in (across.distinct_1, across.distinct_2, across.self_bleu)),
                     number(point.entropy),

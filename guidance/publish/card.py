@@ -1,4 +1,5 @@
-"""Card of a head: writes a README.md of what its manifest says, and nothing that it does not."""
+"""Cards: write the README.md of a head, and of a reward exported as a classification model, from what the
+manifest says, and nothing that it does not."""
 
 from __future__ import annotations
 
@@ -10,13 +11,13 @@ from typing import TYPE_CHECKING
 from huggingface_hub import ModelCardData
 from jinja2 import Environment, StrictUndefined
 
+from trimtab.guidance.evaluation.table import cell
 from trimtab.guidance.heads.manifest import AdvantagePart, Manifest, ScalarPart
 from trimtab.guidance.heads.verdict import metrics_in, verdicts
 from trimtab.guidance.publish.classifier import BIAS, MEAN, STD
 
 if TYPE_CHECKING:
     from trimtab.guidance.publish.judgement import Judgement
-
 
 TEMPLATE = "card.md.jinja"
 SIDES = ("train", "held_out")
@@ -38,6 +39,7 @@ FIGURES = {
 }
 """What other metrics are called; one that is not here goes by its own name."""
 _SHARES = ("flip_rate",)
+_SCALARS = {"value": "one number for every prefix", "reward": "one number for a finished reply"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ def render_card(
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["cell"] = _cell
+    environment.filters["cell"] = cell
     source = (files(__package__) / TEMPLATE).read_text(encoding="utf-8")
     return environment.from_string(source).render(
         front_matter=_front_matter(head, facts),
@@ -125,9 +127,6 @@ def _parts(head: Manifest) -> list[tuple[str, str, str, str]]:
         if part is not None:
             rows.append((name, _form(part), part.loss or "-", _SCALARS[name]))
     return rows
-
-
-_SCALARS = {"value": "one number for every prefix", "reward": "one number for a finished reply"}
 
 
 def _advantage(part: AdvantagePart) -> tuple[str, str, str]:
@@ -197,16 +196,11 @@ def _number(name: str, value: float) -> str:
     return f"{value:.1%}" if name in _SHARES else f"{value:.4g}"
 
 
-def _cell(text: str) -> str:
-    """Text that may stand in a table."""
-    return _line(text).replace("|", "\\|")
-
-
 def _line(text: str) -> str:
     return " ".join(text.split())
 
 
-_TEXT = """\
+_EXPORT_TEXT = """\
 # Reward of the head {name}
 
 `{architecture}` with one label: the backbone of `{base}`, untouched, under a score layer with the weights of
@@ -220,24 +214,24 @@ the head's linear reward part.
 - In standard units of the policy's own replies the reward is `(logit + {bias_key} - {mean_key}) / {std_key}`,
   with mean {mean:.6g} and standard deviation {std:.6g}.
 """
-_PADDING = (
+_EXPORT_PADDING = (
     "Pad with `{token}`, as the tokenizer here does: with one that ends replies, their end would go unread."
 )
-_NO_PADDING = (
+_EXPORT_NO_PADDING = (
     "Score one reply at a time: the tokenizer has no token to pad with that does not also end replies."
 )
 
 
-def export_card(
+def render_export_card(
     manifest: Manifest, *, architecture: str, pad_token: str | None, ends: list[str], bias: float
 ) -> str:
     """Markdown. pad_token: None where rows cannot be padded. ends: tokens that end a reply."""
-    return _TEXT.format(
+    return _EXPORT_TEXT.format(
         name=manifest.name,
         architecture=architecture,
         base=manifest.base_model.name,
         ends=" or ".join(f"`{token}`" for token in ends),
-        padding=_NO_PADDING if pad_token is None else _PADDING.format(token=pad_token),
+        padding=_EXPORT_NO_PADDING if pad_token is None else _EXPORT_PADDING.format(token=pad_token),
         bias=bias,
         bias_key=BIAS,
         mean_key=MEAN,

@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from trimtab.guidance.errors import HeadError, PolicyError
+from trimtab.guidance.errors import HeadError, PolicyError, first_line
 from trimtab.guidance.files import whole_folder
 from trimtab.guidance.heads.forms import Head, LinearScalar
 from trimtab.guidance.heads.manifest import Manifest, Parts, ScalarPart
@@ -29,19 +29,6 @@ SCORE = "score"
 BIAS, MEAN, STD = "trimtab_reward_bias", "trimtab_reward_mean", "trimtab_reward_std"
 """Keys of config.json, of what a score layer cannot carry. The raw reward is logit + bias, and
 (raw - mean) / std is in standard units."""
-
-
-def score_layer(model: PreTrainedModel) -> nn.Linear:
-    """Raises HeadError unless all that stands over the backbone is one linear layer with one output."""
-    own = [name for name, _ in model.named_parameters() if not name.startswith(f"{model.base_model_prefix}.")]
-    layer = getattr(model, SCORE, None)
-    is_only = {name.split(".")[0] for name in own} == {SCORE}
-    if not isinstance(layer, nn.Linear) or layer.out_features != 1 or not is_only:
-        raise HeadError(
-            f"{type(model).__name__} is not a backbone under one `{SCORE}` layer with one label: its own "
-            f"parameters are {', '.join(own) or 'none'}"
-        )
-    return layer
 
 
 def as_classifier(
@@ -67,7 +54,7 @@ def as_classifier(
     if type(model.base_model) is not type(policy.model.base_model):
         raise HeadError(f"{type(model).__name__} has another backbone than {type(policy.model).__name__}")
     setattr(model, model.base_model_prefix, policy.model.base_model)
-    layer = score_layer(model)
+    layer = _score_layer(model)
     layer.weight = nn.Parameter(weight[None].to(policy.lm_head, copy=True), requires_grad=False)
     if layer.bias is not None:
         layer.bias = nn.Parameter(bias[None].to(policy.lm_head, copy=True), requires_grad=False)
@@ -93,6 +80,19 @@ def check_exportable(manifest: Manifest) -> None:
 def _linear_reward(head: Head) -> tuple[Tensor, Tensor]:
     assert isinstance(head.reward, LinearScalar), "check_exportable comes first"
     return head.reward.weight.detach(), head.reward.bias.detach()
+
+
+def _score_layer(model: PreTrainedModel) -> nn.Linear:
+    """Raises HeadError unless all that stands over the backbone is one linear layer with one output."""
+    own = [name for name, _ in model.named_parameters() if not name.startswith(f"{model.base_model_prefix}.")]
+    layer = getattr(model, SCORE, None)
+    is_only = {name.split(".")[0] for name in own} == {SCORE}
+    if not isinstance(layer, nn.Linear) or layer.out_features != 1 or not is_only:
+        raise HeadError(
+            f"{type(model).__name__} is not a backbone under one `{SCORE}` layer with one label: its own "
+            f"parameters are {', '.join(own) or 'none'}"
+        )
+    return layer
 
 
 @torch.no_grad()
@@ -123,7 +123,7 @@ def set_dtype(model: PreTrainedModel, head: Head, dtype: torch.dtype) -> None:
     """Rounds the backbone; the score layer is float32, whatever it is loaded in."""
     model.base_model.to(dtype)
     weight, bias = _linear_reward(head)
-    layer = score_layer(model)
+    layer = _score_layer(model)
     layer.weight = nn.Parameter(weight[None].float(), requires_grad=False)
     if layer.bias is not None:
         layer.bias = nn.Parameter(bias[None].float(), requires_grad=False)
@@ -174,7 +174,7 @@ def read_classifier(path: str | Path, policy: Policy) -> Classifier:
     model = load_classifier(path)
     if model.config.num_labels != 1:
         raise HeadError(f"{path} has {model.config.num_labels} labels: a reward is a model with one")
-    layer = score_layer(model)
+    layer = _score_layer(model)
     _check_backbone(str(path), model.base_model, policy)
     bias = float(getattr(model.config, BIAS, 0.0)) + (0.0 if layer.bias is None else layer.bias.item())
     weight = layer.weight[0].detach().float()
@@ -200,8 +200,9 @@ def load_classifier(path: str | Path, dtype: torch.dtype | str = torch.float32) 
             output_loading_info=True,
         )
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise PolicyError(f"model '{path}' cannot be loaded ({reason}): name a safetensors folder") from error
+        raise PolicyError(
+            f"model '{path}' cannot be loaded ({first_line(error)}): name a safetensors folder"
+        ) from error
     missing = sorted(found["missing_keys"])
     if missing:
         raise HeadError(f"{path} is no trained sequence classification: it has no {missing[0]}")
@@ -263,7 +264,7 @@ def set_pad_token(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> int | 
     of the policy's embedding, of which one may be left for a new token.
     """
     ends = end_tokens(tokenizer)
-    for token in _candidates(tokenizer):
+    for token in _pad_candidates(tokenizer):
         index = int(tokenizer.convert_tokens_to_ids(token))
         if index < vocab_size and index not in ends:
             tokenizer.pad_token = token
@@ -274,7 +275,7 @@ def set_pad_token(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> int | 
     return None
 
 
-def _candidates(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+def _pad_candidates(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
     special = list(tokenizer.all_special_tokens)
     added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
     if tokenizer.pad_token is not None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from trimtab.guidance.evaluation.variety import distinct, share_decided_later
+from trimtab.guidance.evaluation.variety import distinct
 from trimtab.guidance.statistics import (
     estimate_by_prompt,
     estimate_correlation,
@@ -16,6 +16,7 @@ from trimtab.guidance.statistics import (
     estimate_ordering,
     estimate_share,
     mean_by_prompt,
+    share_decided_later,
 )
 
 OWN = torch.arange(10)

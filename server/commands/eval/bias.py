@@ -18,13 +18,13 @@ from trimtab.guidance.evaluation.curve import Curve, CurvePoint, strengths_for
 from trimtab.guidance.evaluation.static_bias import (
     Bias,
     BiasTrial,
-    all_settings,
     as_tilt,
     bias_from,
+    bias_settings,
     credit_by_token,
     load_static_bias,
     measure_static_bias,
-    ranked,
+    rank_trials,
     scaled,
 )
 from trimtab.guidance.files import write_text
@@ -112,7 +112,7 @@ def _fitted(config: EvalConfig, engine: Engine) -> Iterator[tuple[BiasTrial, Bia
     ]
     credits = {discount: credit_by_token(items, discount) for discount in dict.fromkeys(config.bias_discount)}
     seen: set[frozenset[tuple[int, float]]] = set()
-    for setting in all_settings(config.bias_discount, config.bias_shrinkage, config.bias_tokens):
+    for setting in bias_settings(config.bias_discount, config.bias_shrinkage, config.bias_tokens):
         bias = bias_from(
             credits[setting.discount], shrinkage=setting.shrinkage, max_tokens=setting.max_tokens
         )
@@ -143,7 +143,7 @@ def _chosen(bench: Bench, biases: Sequence[tuple[BiasTrial, Bias]]) -> FoundBias
             bar.update()
         tried.sort(key=lambda one: one[0].merit, reverse=True)
         final = [(_final_try(bench, trial, bias, kls, bar), bias) for trial, bias in tried[:FINALISTS]]
-    trials = ranked([trial for trial, _ in (*final, *tried[FINALISTS:])])
+    trials = rank_trials([trial for trial, _ in (*final, *tried[FINALISTS:])])
     chosen = next(bias for trial, bias in final if trial.setting == trials[0].setting)
     return FoundBias(chosen, tuple(trials))
 

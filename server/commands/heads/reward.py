@@ -17,7 +17,7 @@ from trimtab.guidance.heads.manifest import Manifest, load_manifest
 from trimtab.guidance.heads.store import check_destination, load_head, save_head
 from trimtab.guidance.locate import must_be_local, name_of
 from trimtab.guidance.policy import Policy, load_policy
-from trimtab.guidance.publish.card import export_card
+from trimtab.guidance.publish.card import render_export_card
 from trimtab.guidance.publish.classifier import (
     as_classifier,
     as_head,
@@ -93,7 +93,7 @@ def _dtype(config: ExportRewardConfig, path: str | Path, policy: Policy) -> torc
 
 def _card(model: PreTrainedModel, manifest: Manifest, policy: Policy, pad_token_id: int | None) -> str:
     tokenizer = policy.tokenizer
-    return export_card(
+    return render_export_card(
         manifest,
         architecture=type(model).__name__,
         bias=model.config.trimtab_reward_bias,

@@ -15,7 +15,7 @@ from trimtab.guidance.evaluation.plots import plot_scores
 from trimtab.guidance.evaluation.replies import MeasuredReply
 from trimtab.guidance.evaluation.report import FrontierReport
 from trimtab.guidance.evaluation.seed_group import group_seeds
-from trimtab.guidance.evaluation.static_bias import BiasSetting, BiasTrial, all_settings, ranked
+from trimtab.guidance.evaluation.static_bias import BiasSetting, BiasTrial, bias_settings, rank_trials
 from trimtab.guidance.evaluation.table import show_difference
 from trimtab.guidance.plot_style import LIGHT
 from trimtab.guidance.statistics import (
@@ -240,7 +240,7 @@ def test_the_setting_that_reaches_most_prices_best_is_chosen():
         return BiasTrial(BiasSetting(discount, 20, None), 5, 1.0, slope, scores)
 
     trials = [trial(0.1, 2.0, 4.5), trial(0.2, 3.0, 4.0), trial(0.3, 9.0, None), trial(0.4, slope=9.0)]
-    found = ranked(trials)
+    found = rank_trials(trials)
     assert [(t.setting.discount, t.is_chosen) for t in found] == [
         (0.2, True),
         (0.1, False),
@@ -250,7 +250,7 @@ def test_the_setting_that_reaches_most_prices_best_is_chosen():
 
 
 def test_settings_are_all_combinations_each_once():
-    settings = list(all_settings((0.5, 0.5, 1.0), (20.0,), (16, "all")))
+    settings = list(bias_settings((0.5, 0.5, 1.0), (20.0,), (16, "all")))
     assert settings == [
         BiasSetting(0.5, 20.0, 16),
         BiasSetting(0.5, 20.0, None),
