@@ -1,5 +1,5 @@
-"""losses.log_ratio for advantages that are a product of thin factors: one pass over the vocabulary and one
-buffer of it."""
+"""Log-ratio, fused: takes losses.common.log_ratio of an advantage that is a product of thin factors, in one
+pass over the vocabulary and one buffer of it."""
 
 from __future__ import annotations
 

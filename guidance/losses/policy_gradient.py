@@ -2,7 +2,8 @@
 
 log_ratio: [B, T], log π(y_t) − log π_old(y_t). mask: bool[B, T], the reply's positions. Advantages (see
 `credit.py`) are [B, T], or [B], one for a whole reply; no gradient goes through them. Where a loss is a mean
-over the tokens of the batch, per_example is scaled so that its own mean is that.
+over the tokens of the batch, per_example is scaled so that its own mean is that. Those that end in _with_kl
+and _with_value add KL(π‖π₀), kl [B, T], whose gradient is taken exactly, and the value that is the baseline.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""Figures of a trained part on held-out rows: its loss beside that of one that knows nothing, and how well it
-orders replies, each with a 95 % interval. trimtab.guidance.heads.verdict says in words what they show."""
+"""Figures of a trained part on held-out rows, of which some say when to stop and the others judge: its loss
+beside that of one that knows nothing, and how well it orders replies, each with a 95 % interval.
+trimtab.guidance.heads.verdict says in words what they show."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ from trimtab.guidance.training.objectives.base import Objective
 
 MIN_TO_SPLIT = 40
 """Held-out prompts from which half of them only validate, and judge nothing."""
-MAX_PROMPTS = 256
+MAX_TO_VALIDATE = 256
+"""Prompts that only validate, at most."""
 MIN_TO_STOP = 5
 """Rows, below which their loss says nothing of when to stop."""
 _MIN_OF_A_KIND = 5
@@ -54,7 +56,7 @@ class Validation:
 
 
 def choose_validation(items: Sequence[Any], seed: int) -> Validation:
-    """Of all held-out items: half of the prompts, at most MAX_PROMPTS; all of fewer than MIN_TO_SPLIT."""
+    """Of all held-out items: half of the prompts, at most MAX_TO_VALIDATE; all of fewer than MIN_TO_SPLIT."""
 
     def rank(prompt: tuple[int, ...]) -> bytes:
         return hashlib.sha256(repr(("validation", seed, prompt)).encode()).digest()
@@ -62,7 +64,7 @@ def choose_validation(items: Sequence[Any], seed: int) -> Validation:
     prompts = sorted({prompt_of(item) for item in items}, key=rank)
     if len(prompts) < MIN_TO_SPLIT:
         return Validation(frozenset(prompts), is_shared=True)
-    return Validation(frozenset(prompts[: min(len(prompts) // 2, MAX_PROMPTS)]))
+    return Validation(frozenset(prompts[: min(len(prompts) // 2, MAX_TO_VALIDATE)]))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
-"""Log of a part's training: reads losses by step from transformers' Trainer, and when to stop."""
+"""Log of a part's training: reads losses by step from transformers' Trainer, says when to stop, shows
+them on a bar."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from transformers import TrainerCallback, TrainerState, TrainingArguments
 
 HELD_OUT, NOTHING = "held_out_loss", "loss_of_nothing"
 Points = tuple[tuple[int, float], ...]
+_SHOWN = {"loss": "loss", HELD_OUT: "held out", NOTHING: "knowing nothing"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +46,6 @@ class TrainingLog:
 
 def _points(history: Sequence[Mapping[str, Any]], name: str) -> Points:
     return tuple((row["step"], row[name]) for row in history if name in row)
-
-
-_SHOWN = {"loss": "loss", HELD_OUT: "held out", NOTHING: "knowing nothing"}
 
 
 class LossBar(TrainerCallback):  # type: ignore[misc]  # transformers has no type stubs

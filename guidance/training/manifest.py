@@ -19,7 +19,7 @@ from trimtab.guidance.heads.verdict import MIN_JUDGED
 from trimtab.guidance.losses.common import sum_by_reply
 from trimtab.guidance.text.encoding import EncodedReply
 from trimtab.guidance.training.config import PartName, TrainConfig
-from trimtab.guidance.training.examples import Examples
+from trimtab.guidance.training.examples import ITEMS_OF, Examples, files_of
 from trimtab.guidance.training.figures import (
     Figures,
     Validation,
@@ -74,7 +74,7 @@ class Measured:
         return [item.reply for item in self.rollouts]
 
 
-def measure(measured: Measured, plan: Plan, units: tuple[float, float]) -> Manifest:
+def make_manifest(measured: Measured, plan: Plan, units: tuple[float, float]) -> Manifest:
     """The manifest. units: reward_mean and reward_std that stand where this run's data tell none.
 
     Raises:
@@ -295,14 +295,6 @@ def _explained(values: Tensor, wanted: Tensor) -> float:
 
 
 def _describe(examples: Examples, config: TrainConfig) -> str:
-    files = {
-        "pairs": config.preferences,
-        "rankings": config.rankings,
-        "unpaired": config.unpaired,
-        "rollouts": config.rollouts,
-        "prompts": config.prompts,
-    }
-    told = (
-        f"{len(getattr(examples, kind).train)} {kind} of {file.name}" for kind, file in files.items() if file
-    )
+    kinds = {ITEMS_OF[name]: path.name for name, path in files_of(config).items()}
+    told = (f"{len(getattr(examples, kind).train)} {kind} of {file}" for kind, file in kinds.items())
     return ", ".join(told)

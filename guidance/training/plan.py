@@ -14,62 +14,6 @@ from trimtab.guidance.training.examples import ITEMS_OF
 from trimtab.guidance.training.methods import METHODS, Method
 from trimtab.guidance.training.processes import num_processes
 
-
-def samples_replies(config: TrainConfig) -> bool:
-    """Whether the run learns from replies that are sampled meanwhile."""
-    return "advantage" in config.parts and config.advantage.loss in PROMPTS
-
-
-def check_on_policy(config: TrainConfig, *, has_reward: bool) -> None:
-    """has_reward: the head has a reward part, of this run or before.
-
-    Raises:
-        DataError: an option that this run does not read; nothing to score replies; batches that do not make
-            an iteration.
-    """
-    if not samples_replies(config):
-        _refuse_options(config, (), "this run, which samples no replies")
-        return
-    settings, loss = config.on_policy, config.advantage.loss
-    formula = PROMPTS[loss]
-    general = {*_names()}.difference(*(other.on_policy for other in PROMPTS.values()))
-    _refuse_options(config, (*general, *formula.on_policy), f"advantage.loss={loss}")
-    if not settings.score and not has_reward:
-        raise DataError(
-            f"advantage.loss={loss} needs something to score replies: give --on-policy.score, or add reward "
-            "to --parts"
-        )
-    if settings.start_strength is not None and config.start_from is None:
-        raise DataError("on_policy.start_strength is of the head that --start-from names: give one, or none")
-    if formula.compares and settings.num_replies < 2:
-        raise DataError(f"advantage.loss={loss} compares replies: give --on-policy.num-replies 2 or more")
-    step = replies_per_step(config)
-    if settings.num_samples % step:
-        raise DataError(
-            f"{settings.num_samples} replies of an iteration (on_policy.num_prompts · num_replies) make no "
-            f"whole number of steps of {step} (batch_size · gradient_accumulation · processes): give another "
-            "--advantage.optimiser.batch-size"
-        )
-    if config.features is not None and config.rollouts is None:
-        raise DataError(f"advantage.loss={loss} samples replies that --features does not hold: leave it out")
-
-
-def replies_per_step(config: TrainConfig) -> int:
-    """Of all processes together."""
-    return config.advantage.optimiser.batch_size * config.gradient_accumulation * num_processes()
-
-
-def _names() -> list[str]:
-    return [field.name for field in dataclasses.fields(OnPolicyConfig)]
-
-
-def _refuse_options(config: TrainConfig, read: tuple[str, ...], reader: str) -> None:
-    default = OnPolicyConfig()
-    for name in _names():
-        if name not in read and getattr(config.on_policy, name) != getattr(default, name):
-            raise DataError(f"on_policy.{name} is not read by {reader}: leave it out")
-
-
 _SHAPE = ("form", "rank", "width", "activation", "loss")
 _READ_BY_FORM = {"l2": "linear", "optimiser": "mlp"}
 """Options of a reward: a linear one is solved, see convex_reward."""
@@ -94,11 +38,18 @@ def make_plan(config: TrainConfig) -> Plan:
     _check_needs(config, plan)
     _check_unread(config, plan)
     _check_files_exist(config)
-    check_on_policy(
-        config,
-        has_reward="reward" in plan or _kept(config, "reward"),
-    )
+    _check_on_policy(config, has_reward="reward" in plan or _kept(config, "reward"))
     return plan
+
+
+def samples_replies(config: TrainConfig) -> bool:
+    """Whether the run learns from replies that are sampled meanwhile."""
+    return "advantage" in config.parts and config.advantage.loss in PROMPTS
+
+
+def replies_per_step(config: TrainConfig) -> int:
+    """Of all processes together."""
+    return config.advantage.optimiser.batch_size * config.gradient_accumulation * num_processes()
 
 
 def _method(config: TrainConfig, part: PartName) -> Method:
@@ -184,3 +135,48 @@ def _check_unread(config: TrainConfig, plan: Plan) -> None:
             raise DataError(
                 f"--{file} is read by no part of this run: leave it out, or give {' or '.join(losses)}"
             )
+
+
+def _check_on_policy(config: TrainConfig, *, has_reward: bool) -> None:
+    """has_reward: the head has a reward part, of this run or before.
+
+    Raises:
+        DataError: an option that this run does not read; nothing to score replies; batches that do not make
+            an iteration.
+    """
+    if not samples_replies(config):
+        _refuse_options(config, (), "this run, which samples no replies")
+        return
+    settings, loss = config.on_policy, config.advantage.loss
+    formula = PROMPTS[loss]
+    general = {*_on_policy_names()}.difference(*(other.on_policy for other in PROMPTS.values()))
+    _refuse_options(config, (*general, *formula.on_policy), f"advantage.loss={loss}")
+    if not settings.score and not has_reward:
+        raise DataError(
+            f"advantage.loss={loss} needs something to score replies: give --on-policy.score, or add reward "
+            "to --parts"
+        )
+    if settings.start_strength is not None and config.start_from is None:
+        raise DataError("on_policy.start_strength is of the head that --start-from names: give one, or none")
+    if formula.compares and settings.num_replies < 2:
+        raise DataError(f"advantage.loss={loss} compares replies: give --on-policy.num-replies 2 or more")
+    step = replies_per_step(config)
+    if settings.num_samples % step:
+        raise DataError(
+            f"{settings.num_samples} replies of an iteration (on_policy.num_prompts · num_replies) make no "
+            f"whole number of steps of {step} (batch_size · gradient_accumulation · processes): give another "
+            "--advantage.optimiser.batch-size"
+        )
+    if config.features is not None and config.rollouts is None:
+        raise DataError(f"advantage.loss={loss} samples replies that --features does not hold: leave it out")
+
+
+def _refuse_options(config: TrainConfig, read: tuple[str, ...], reader: str) -> None:
+    default = OnPolicyConfig()
+    for name in _on_policy_names():
+        if name not in read and getattr(config.on_policy, name) != getattr(default, name):
+            raise DataError(f"on_policy.{name} is not read by {reader}: leave it out")
+
+
+def _on_policy_names() -> list[str]:
+    return [field.name for field in dataclasses.fields(OnPolicyConfig)]

@@ -12,6 +12,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
+Collate = Callable[[Sequence[Any]], dict[str, Tensor]]
+NUM_ITEMS = "num_items"
+
 
 def process_index() -> int:
     """0 in a run of one process."""
@@ -80,11 +83,25 @@ def end_processes() -> None:
         dist.destroy_process_group()
 
 
-Collate = Callable[[Sequence[Any]], dict[str, Tensor]]
-NUM_ITEMS = "num_items"
+def make_loader(
+    data: Sequence[Any] | IterableDataset[Any],
+    collate: Collate,
+    *,
+    batch_size: int,
+    seed: int,
+    process: int,
+    num_processes: int,
+) -> DataLoader[Any]:
+    """Batches of items. An IterableDataset is read as it comes, no batch ahead, by each process its own."""
+    if isinstance(data, IterableDataset):
+        return DataLoader(data, batch_size=batch_size, collate_fn=CountedCollate(collate))
+    sampler = SharedBatches(len(data), batch_size, seed, process, num_processes)
+    return EpochLoader(ItemDataset(data), batch_sampler=sampler, collate_fn=CountedCollate(collate, data[0]))
 
 
-class Items(Dataset[Any]):
+class ItemDataset(Dataset[Any]):
+    """Items as a loader takes them."""
+
     def __init__(self, items: Sequence[Any]) -> None:
         self.items = items
 
@@ -142,19 +159,3 @@ class CountedCollate:
     def __call__(self, items: Sequence[Any]) -> dict[str, Tensor]:
         batch = self.collate(items or [self.idle])
         return {**batch, NUM_ITEMS: torch.tensor(len(items))}
-
-
-def make_loader(
-    data: Sequence[Any] | IterableDataset[Any],
-    collate: Collate,
-    *,
-    batch_size: int,
-    seed: int,
-    process: int,
-    num_processes: int,
-) -> DataLoader[Any]:
-    """Batches of items. An IterableDataset is read as it comes, no batch ahead, by each process its own."""
-    if isinstance(data, IterableDataset):
-        return DataLoader(data, batch_size=batch_size, collate_fn=CountedCollate(collate))
-    sampler = SharedBatches(len(data), batch_size, seed, process, num_processes)
-    return EpochLoader(Items(data), batch_sampler=sampler, collate_fn=CountedCollate(collate, data[0]))

@@ -39,7 +39,7 @@ from trimtab.guidance.training.figures import (
 from trimtab.guidance.training.held_out import reads_columns, reward_rollouts
 from trimtab.guidance.training.learning_curve import draw_learning_curves
 from trimtab.guidance.training.loop import train_part
-from trimtab.guidance.training.manifest import Measured, measure
+from trimtab.guidance.training.manifest import Measured, make_manifest
 from trimtab.guidance.training.methods import Method
 from trimtab.guidance.training.on_policy.collect import ReplyWriter
 from trimtab.guidance.training.on_policy.run import Outcome, train_on_policy
@@ -94,7 +94,8 @@ def train_head(
             figures |= _train(part, method, head, examples, features, config, validation)
     rollouts = _held_out_rollouts(head, examples, features, config, plan)
     stopped = {part: validation for part in plan if f"{part}_best_epoch" in figures}
-    manifest = measure(Measured(head, parts, config, features, examples, rollouts, stopped), plan, units)
+    measured = Measured(head, parts, config, features, examples, rollouts, stopped)
+    manifest = make_manifest(measured, plan, units)
     manifest = dataclasses.replace(manifest, metrics={**manifest.metrics, **figures}, rows=config.rows)
     if is_first():
         _save(config.head_folder, head, manifest)

@@ -1,5 +1,4 @@
-"""Objective: makes a batch of items, and of that what a loss takes; one module per part of a head and kind of
-rows."""
+"""Objective: makes a batch of items, and of that what a loss takes; one module per kind of rows."""
 
 from __future__ import annotations
 

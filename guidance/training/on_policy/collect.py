@@ -55,6 +55,8 @@ class Draw:
 
 
 class ReplyWriter(Protocol):
+    """What writes the replies that an on-policy loss learns from."""
+
     @property
     def is_scoring(self) -> bool:
         """Whether draws come with rewards; else the head's own reward part gives them."""

@@ -131,7 +131,9 @@ def _judge(collector: Collector, prompts: Sequence[PromptItem]) -> Outcome:
 
 
 class Iterations(IterableDataset[Experience]):
-    """num_samples experiences for each pass over an iteration's replies, each pass in an order of its own; of
+    """The data of a trainer: replies are sampled when those of the iteration before have been learned from.
+
+    num_samples experiences for each pass over an iteration's replies, each pass in an order of its own; of
     several processes each gets its batches of them."""
 
     def __init__(self, collector: Collector, num_iterations: int) -> None:
