@@ -4,7 +4,7 @@ JOBS   ?= 2
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: serve test test-slow size bundled gpu gpu-cache growth training-speed gold lint install clean
+.PHONY: serve test test-slow size toy gpu gpu-cache growth training-speed gold lint install clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -33,8 +33,8 @@ test-slow: $(STAMP)  ## the tests that need minutes
 size:  ## lines and modules per folder, and the difference to main (ARGS="--ref REF")
 	$(PYTHON) .ci/size.py $(ARGS)
 
-bundled: $(STAMP)  ## rebuild the bundled policy and heads from a seed (25 minutes on two cores)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m examples.bundled.build $(ARGS)
+toy: $(STAMP)  ## rebuild the toy policy and its heads from a seed (25 minutes on two cores)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m examples.toy.build $(ARGS)
 
 gpu:  ## check and measure kernels and engine on a GPU, without an installation (PART=kernels|engine, BUDGET=420)
 	PYTHONPATH=src:. $(or $(wildcard $(BIN)/python),$(PYTHON)) -m benchmarks.gpu --part $(or $(PART),all) --budget $(or $(BUDGET),420) --out $(or $(REPORT),runs/gpu-$(or $(PART),all).json) $(ARGS)

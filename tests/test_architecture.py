@@ -80,9 +80,9 @@ TORCH_FREE = ("lane", "block_manager", "scheduler", "waiting_line", "request", "
 TORCH_FREE += ("detokenizer",)
 HEAVY = ("torch", "transformers", "trimtab.kernels")
 POLICY_TRAINING = tuple(
-    f"examples/bundled/{n}" for n in ("corpus.py", "tokenizer.py", "policy.py", "grammar/")
+    f"examples/toy/{n}" for n in ("corpus.py", "tokenizer.py", "policy.py", "grammar/")
 )
-JUDGE = "guidance/bundled/judge.py"
+JUDGE = "examples/toy/judge.py"
 NO_NOUNS = {"What", "How", "Which", "Where", "Who", "Whether", "Is", "That", "It", "They", "From", "In"}
 NO_NOUNS |= {"Beside", "Everything", "Our", "The", "A", "An"}
 
@@ -165,12 +165,14 @@ def crowded_folders(tree: Tree) -> Iterator[str]:
 
 
 def judge_in_training(tree: Tree) -> Iterator[str]:
-    """The bundled policy is trained without its judge's opinion (and the judge cannot import examples)."""
+    """The toy policy is trained without its judge's opinion, and judged without its grammar."""
     graph = size.import_graph(tree)
     training = [path for path in graph if path.startswith(POLICY_TRAINING)]
     if not training or JUDGE not in tree:
-        yield f"the training of the bundled policy or {JUDGE} is not there"
+        yield f"the training of the toy policy or {JUDGE} is not there"
     yield from (f"{path} reaches {JUDGE}" for path in training if JUDGE in size.reachable(graph, [path]))
+    judged_by = size.reachable(graph, [JUDGE])
+    yield from (f"{JUDGE} reaches {path}" for path in training if path in judged_by)
 
 
 def riddles(tree: Tree) -> Iterator[str]:
@@ -204,7 +206,7 @@ BROKEN = [  # a rule, a file that breaks it, what that imports, and the file whi
     (wrong_imports, "guidance/text/a.py", "def f():\n import trimtab.guidance.policy", "guidance/policy.py"),
     (wrong_imports, "guidance/training/a.py", "import trimtab.guidance.evaluation", "guidance/evaluation.py"),
     (wrong_imports, "guidance/losses/a.py", "import trimtab.kernels.b", "kernels/b.py"),
-    (wrong_imports, "guidance/data/a.py", "from trimtab.guidance.bundled import judge", JUDGE),
+    (wrong_imports, "guidance/data/a.py", "from trimtab.guidance.bundled import a", "guidance/bundled/a.py"),
     (wrong_imports, "server/api/a.py", "import trimtab.guidance.policy", "guidance/policy.py"),
     (wrong_imports, "server/engine/a.py", "import trimtab.server.api.b", "server/api/b.py"),
     (wrong_imports, "examples/a.py", "import trimtab.server.commands.b", "server/commands/b.py"),
@@ -220,7 +222,8 @@ BROKEN = [  # a rule, a file that breaks it, what that imports, and the file whi
     (circular_imports, "kernels/a.py", "def f():\n import trimtab.guidance.x", "guidance/x.py"),
     (riddles, "server/api/a.py", '"""What a test is made of."""', ""),
     (riddles, "server/api/a.py", "import os", ""),
-    (judge_in_training, "examples/bundled/grammar/a.py", "from trimtab.guidance.bundled import judge", JUDGE),
+    (judge_in_training, "examples/toy/grammar/a.py", "from examples.toy import judge", JUDGE),
+    (judge_in_training, JUDGE, "import examples.toy.grammar.a", "examples/toy/grammar/a.py"),
 ]
 
 

@@ -35,7 +35,7 @@ from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.policy import ServedPolicy, load_served
 from trimtab.server.engine.request import TERMINAL, Request, SamplingParams
 
-TOKENIZER = Path(__file__).parents[2] / "guidance" / "bundled" / "model"
+TOKENIZER = Path(__file__).parents[2] / "examples" / "toy" / "built" / "model"
 PROMPT_TOKENS = 48
 SIZES = {
     "hidden_size": 8,

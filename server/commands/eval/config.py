@@ -20,7 +20,7 @@ Section = Literal["preferences", "frontier", "sycophancy"]
 SECTIONS: tuple[Section, ...] = ("preferences", "frontier", "sycophancy")
 FIT = "fit"
 PACKAGED = "packaged"
-BUNDLED_JUDGE = "trimtab.guidance.bundled.judge:score"
+BUNDLED_JUDGE = "examples.toy.judge:score"
 
 
 @dataclass(frozen=True, kw_only=True)

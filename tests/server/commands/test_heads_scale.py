@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trimtab.guidance.bundled import HEADS_DIR, MODEL_DIR
+from examples.toy import HEADS_DIR, MODEL_DIR
 from trimtab.guidance.heads.manifest import MANIFEST_FILE, load_manifest
 from trimtab.guidance.training.scale import KL_PER_TOKEN
 from trimtab.server import cli

@@ -1,3 +1,0 @@
-"""Grammar: writes the conversations that the bundled policy learns from."""
-
-from __future__ import annotations

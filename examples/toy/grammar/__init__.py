@@ -1,0 +1,3 @@
+"""Grammar: writes the conversations that the toy policy learns from."""
+
+from __future__ import annotations
