@@ -37,6 +37,7 @@ GUIDANCE = {
     "statistics": ("errors",),
     "plot_style": ("statistics",),
     "locate": ("errors",),
+    "gguf": ("errors", "files"),
     "losses": (),
     "heads": _BASE,
     "policy": ("errors", "text", "locate", "heads"),

@@ -1,0 +1,132 @@
+"""GGUF conversion: writes a GGUF's model, tokenizer and template as a folder of transformers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import modeling_gguf_pytorch_utils as loader
+
+import gguf
+from trimtab.guidance.errors import UserError
+from trimtab.guidance.files import write_json
+from trimtab.guidance.gguf.header import Header
+
+_NO_ARCHITECTURES = {"general", "tokenizer", "t5", "umt5", "t5encoder"}  # headings, and encoder-decoders
+_READS_ROPE_SCALING = {"gpt-oss"}
+
+
+def convert(path: Path, header: Header, folder: Path) -> None:
+    """Weights are written in float32, to which all that a GGUF holds expands exactly.
+
+    Raises:
+        UserError: one line: transformers does not read this architecture, or not all that the file holds.
+    """
+    check_architecture(path, header)
+    where: dict[str, Any] = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+    with mock.patch.multiple(
+        gguf, GGUFReader=cache(_PlainReader), get_tensor_name_map=cache(gguf.get_tensor_name_map)
+    ):  # transformers reads the file three times over, and all names anew for every module
+        AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
+        _check_tensors(path, header, AutoConfig.from_pretrained(**where))
+        model, report = AutoModelForCausalLM.from_pretrained(
+            **where, dtype=torch.float32, output_loading_info=True
+        )
+    if report["missing_keys"]:
+        missing = ", ".join(sorted(report["missing_keys"])[:3])
+        raise UserError(f"{path} lacks weights ({missing}, …): convert the whole model anew")
+    _forget_gguf(model)
+    model.save_pretrained(folder)
+    _set_dtype(folder, header)
+
+
+def check_architecture(path: Path, header: Header) -> None:
+    """Raises UserError where transformers reads no such GGUF."""
+    known = set(loader.GGUF_SUPPORTED_ARCHITECTURES) - _NO_ARCHITECTURES
+    with contextlib.suppress(ImportError):  # a second table, which transformers did not always have
+        from transformers.integrations.gguf import GGUF_ARCHS  # noqa: PLC0415
+
+        known |= set(GGUF_ARCHS)
+    if _bare(header.architecture) not in {_bare(name) for name in known}:
+        raise UserError(
+            f"{path} is of the architecture {header.architecture}, of which transformers reads no GGUF "
+            f"(it reads {', '.join(sorted(known))}): name the model's own folder or hub id"
+        )
+    for field, value in header.metadata.items():
+        is_scaled = field == f"{header.architecture}.rope.scaling.type" and value != "none"
+        if is_scaled and header.architecture not in _READS_ROPE_SCALING:
+            raise UserError(
+                f"{path} scales its positions ({field} {value}), which transformers reads from no GGUF: "
+                "name the model's own folder or hub id"
+            )
+
+
+def _bare(name: str) -> str:
+    """qwen2moe, qwen2_moe: transformers lists an architecture by either name."""
+    return name.replace("-", "").replace("_", "")
+
+
+def _check_tensors(path: Path, header: Header, config: Any) -> None:
+    """That each tensor of the file is a weight of the model, before all are expanded: the loader passes over
+    others, such as factors of rotary embeddings, and would give a model that is a little wrong."""
+    if (
+        header.architecture not in loader.TENSOR_PROCESSORS
+        and header.architecture not in loader.GGUF_SUPPORTED_ARCHITECTURES
+    ):
+        return  # of the second table, whose loader itself refuses
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    processor = loader.TENSOR_PROCESSORS.get(header.architecture, loader.TensorProcessor)(
+        config=config.to_dict()
+    )
+    names = loader.get_gguf_hf_weights_map(model, processor)
+    unread = [
+        tensor.name
+        for tensor in header.tensors
+        if tensor.name not in names and tensor.name.removesuffix(".weight") not in names
+    ]
+    if unread and unread != ["output.weight"]:
+        raise UserError(
+            f"{path}: transformers does not read its tensor {unread[0]} ({len(unread)} such), so it would be "
+            "served wrong: name the model's own folder or hub id"
+        )
+    num_weights = sum(weight.numel() for weight in model.parameters())
+    if num_weights > header.num_elements * 1.01 + 1024:
+        raise UserError(
+            f"{path} is damaged: its fields describe {num_weights} weights, and its tensors hold "
+            f"{header.num_elements}"
+        )
+
+
+class _PlainReader(gguf.GGUFReader):
+    """Over a plain array: numpy.memmap pays for each of a million slices."""
+
+    @property
+    def data(self) -> np.ndarray:
+        return self._data
+
+    @data.setter
+    def data(self, data: np.ndarray) -> None:
+        self._data = data.view(np.ndarray)
+
+
+def _forget_gguf(model: PreTrainedModel) -> None:
+    """What a loader of GGUFs leaves on a model, which holds float32 by now and could not be saved with it."""
+    for owner, name in ((model, "hf_quantizer"), (model.config, "quantization_config")):
+        if hasattr(owner, name):
+            delattr(owner, name)
+
+
+def _set_dtype(folder: Path, header: Header) -> None:
+    """What a GPU is to load them in: 16 bits, unless the GGUF spends 32 on them itself."""
+    is_full = all(tensor.dtype == gguf.GGMLQuantizationType.F32 for tensor in header.tensors)
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    write_json(path, {**config, "dtype": "float32" if is_full else "bfloat16"})
