@@ -1,4 +1,4 @@
-# A server of the bundled model on a CPU:
+# A server of SmolLM2-135M-Instruct on a CPU:
 #   docker build -t trimtab . && docker run --rm -p 8000:8000 trimtab
 # Another model, with its heads:
 #   docker run --rm -p 8000:8000 -v ~/model:/model:ro trimtab --model /model --heads /model/heads/kind

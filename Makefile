@@ -18,7 +18,7 @@ $(STAMP): pyproject.toml
 
 install: $(STAMP)  ## create the virtual environment and install
 
-serve: $(STAMP)  ## serve the bundled model on 127.0.0.1:8000 (ARGS="--port 8001" adds flags)
+serve: $(STAMP)  ## serve SmolLM2-135M-Instruct on 127.0.0.1:8000 (ARGS="--port 8001" adds flags)
 	$(BIN)/trimtab serve $(ARGS)
 
 test: $(STAMP)  ## lint, types and every test that CI runs (JOBS=2 processes)

@@ -36,9 +36,3 @@ def must_be_local(path: str | Path) -> bool:
     except Exception:  # offline mode, no name service, a proxy, a time-out: all mean that there is no hub
         return True
     return False
-
-
-def name_of(path: str | Path) -> str:
-    """What to call what lies at a path: the last part of where it leads, of `.` too; of a hub id the last."""
-    where = Path(path)
-    return (where.resolve() if where.exists() else where).name or "model"

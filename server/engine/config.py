@@ -16,7 +16,7 @@ CPU_CACHE_GIB = 2.0
 class EngineConfig:
     """How one engine serves one policy.
 
-    model: folder or hub id of a causal LM.
+    model: folder, hub id or GGUF file of a causal LM, or `smollm2`.
     heads: head folders to load.
     dtype: of weights and activations; auto is float32 on a CPU and the checkpoint's own on a GPU.
     device: where the model runs: `cpu`, `cuda` or `cuda:1`; auto is cuda where there is one, else cpu.

@@ -9,6 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trimtab.guidance.data.rollouts import RolloutRow
 from trimtab.guidance.errors import PolicyError
 from trimtab.guidance.locate import must_be_local
+from trimtab.guidance.model_names import find_model
 from trimtab.guidance.text.encoding import ReplyEncoder
 from trimtab.guidance.text.prompt_form import Rows
 from trimtab.server.engine.detokenizer import TextDecoder
@@ -33,6 +34,7 @@ class TokenTexts:
 
 def load_tokenizer(model: str | Path) -> PreTrainedTokenizerBase:
     """Raises PolicyError with one line."""
+    model = find_model(model)
     local = must_be_local(model)
     try:
         return AutoTokenizer.from_pretrained(model, local_files_only=local)

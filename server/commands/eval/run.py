@@ -18,7 +18,7 @@ from trimtab.guidance.evaluation.report import EvaluationReport, Subject
 from trimtab.guidance.evaluation.sycophancy import SycophancyReport, judge_sycophancy, load_templates
 from trimtab.guidance.evaluation.table import Table
 from trimtab.guidance.evaluation.tables import all_tables
-from trimtab.guidance.locate import name_of
+from trimtab.guidance.model_names import name_of
 from trimtab.guidance.text.encoding import ReplyEncoder
 from trimtab.guidance.text.prompt_form import form_of, mismatches
 from trimtab.server.commands.eval.bench import Materials

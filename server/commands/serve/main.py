@@ -108,7 +108,8 @@ def _example(service: Service, url: str) -> str:
     """A request that this model can answer, and that steers where it can."""
     body: dict[str, object] = {"prompt": "Once upon a time"}
     if service.can_chat:
-        body = {"messages": [{"role": "user", "content": "How do I keep a garden alive in a dry summer?"}]}
+        question = "Tomorrow is my first day at a new job. Any advice?"
+        body = {"messages": [{"role": "user", "content": question}]}
     if any(head.name == service.config.default_head and head.has_advantage for head in service.info.heads):
         body["guidance"] = {"strength": 2}
     path = "/v1/chat/completions" if service.can_chat else "/v1/completions"

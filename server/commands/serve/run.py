@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import uvicorn
 
 from trimtab.guidance.errors import EngineDiedError, UserError
+from trimtab.guidance.model_names import find_model
 from trimtab.server.api.app import connect, create_waiting_app
 from trimtab.server.api.config import ApiConfig
 from trimtab.server.api.generation_defaults import (
@@ -151,7 +152,8 @@ def find_defaults(model: str | Path, generation_config: str) -> SamplingDefaults
     if generation_config == "none":
         path = None
     elif generation_config == "auto":
-        path = cached_file(model, FILE, local_files_only=True, _raise_exceptions_for_missing_entries=False)
+        where = find_model(model)
+        path = cached_file(where, FILE, local_files_only=True, _raise_exceptions_for_missing_entries=False)
     elif Path(generation_config).is_dir():
         path = Path(generation_config) / FILE
     try:

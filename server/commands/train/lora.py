@@ -5,14 +5,12 @@ from __future__ import annotations
 import importlib.util
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 
 from safetensors import SafetensorError
 
 from trimtab.guidance.errors import UserError
 from trimtab.guidance.files import write_text
 from trimtab.server.commands.log import show_log
-from trimtab.server.commands.model import find_model
 from trimtab.server.flags import parse
 from trimtab.server.rollouts.tuned import TrainLoraConfig
 
@@ -23,7 +21,6 @@ _EXTRA = ("trl", "peft")
 def main(prog: str, args: Sequence[str]) -> None:
     """Trains, merges and measures. Raises UserError, DataError or PolicyError with one line."""
     config = parse(TrainLoraConfig, f"{prog} --lora", [arg for arg in args if arg != "--lora"])
-    config = replace(config, model=find_model(config.model))
     missing = [name for name in _EXTRA if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"--lora needs {' and '.join(missing)}: pip install trimtab[lora]")

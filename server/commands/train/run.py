@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 
 from rich.console import Console
 
@@ -16,13 +15,11 @@ from trimtab.guidance.training.processes import end_processes, is_first, own_dev
 from trimtab.guidance.training.train_head import train_head
 from trimtab.server.commands.heads.show import head_table
 from trimtab.server.commands.log import show_log
-from trimtab.server.commands.model import find_model
 from trimtab.server.rollouts.learner import EngineWriter
 
 
 def run(config: TrainConfig) -> None:
     """Raises UserError, DataError, PolicyError or HeadError with one line."""
-    config = replace(config, model=find_model(config.model))
     show_log("trimtab", logging.INFO if is_first() else logging.ERROR)
     try:
         manifest = _train(config)
