@@ -98,10 +98,10 @@ def _check_tensors(path: Path, header: Header, config: Any) -> None:
             "served wrong: name the model's own folder or hub id"
         )
     num_weights = sum(weight.numel() for weight in model.parameters())
-    if num_weights > header.num_elements * 1.01 + 1024:
+    if num_weights > 2 * header.num_elements:  # a few that are missing are named later; memory is not risked
         raise UserError(
             f"{path} is damaged: its fields describe {num_weights} weights, and its tensors hold "
-            f"{header.num_elements}"
+            f"{header.num_elements}; copy it again"
         )
 
 

