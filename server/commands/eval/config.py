@@ -64,11 +64,13 @@ class EvalConfig:
     bias_shrinkage: occurrences of average credit that each token is given beforehand where the static
     bias is fitted: more trust rare tokens less.
     bias_tokens: how many tokens the bias names, those that weigh most; `all` for every one that was seen.
-    tuning_prompts: rows {prompt}, none of them among --prompts, on which the best of all combinations of
-    --bias-discount, --bias-shrinkage and --bias-tokens is chosen: each first at one of --at-kl, the best of
-    them then at all.
-    tuning_replies: replies to each tuning prompt while all settings are tried; the best few get four
-    times as many.
+    system_prompts: file of system prompts that ask for what the heads do, a line each, or a YAML or JSON list
+    of texts or {name?, system}; the best on --tuning-prompts becomes a point, compared at its own KL.
+    tuning_prompts: rows {prompt}, none of them among --prompts, on which the best of --system-prompts and of
+    all combinations of --bias-discount, --bias-shrinkage and --bias-tokens is chosen: each of these first at
+    one of --at-kl, the best of them then at all.
+    tuning_replies: replies to each tuning prompt while all settings are tried; the best few of the static
+    bias get four times as many.
     bias_strengths: strengths at which the static bias's curve has points; by default chosen as
     --strengths are.
     baseline: name of the curve that others are compared with at equal KL; by default the static bias.
@@ -100,6 +102,7 @@ class EvalConfig:
     bias_discount: tuple[float, ...] = (0.9,)
     bias_shrinkage: tuple[float, ...] = (20.0,)
     bias_tokens: tuple[int | Literal["all"], ...] = (256,)
+    system_prompts: Path | None = None
     tuning_prompts: Path | None = None
     tuning_replies: int = 2
     bias_strengths: tuple[float, ...] = ()
@@ -147,14 +150,22 @@ class EvalConfig:
         grids = (self.bias_discount, self.bias_shrinkage, self.bias_tokens)
         if not all(grids):
             raise ValueError("bias_discount, bias_shrinkage and bias_tokens need a value each")
-        has_choice = any(len(set(grid)) > 1 for grid in grids)
+        has_choice = self.has_bias_choice
         if has_choice and self.tuning_prompts is None:
             raise ValueError("several settings of the static bias need --tuning-prompts to choose one on")
-        if self.tuning_prompts is not None and not (has_choice and self.static_bias == FIT and self.at_kl):
+        if has_choice and not (self.static_bias == FIT and self.at_kl):
+            raise ValueError("several settings of the static bias need --static-bias fit and --at-kl")
+        if self.tuning_prompts is not None and not (has_choice or self.system_prompts):
             raise ValueError(
-                "tuning_prompts choose among settings of the static bias: give --static-bias fit, several of "
-                "--bias-discount, --bias-shrinkage or --bias-tokens, and --at-kl"
+                "tuning_prompts choose among settings of a baseline: give --system-prompts, or --static-bias "
+                "fit with several of --bias-discount, --bias-shrinkage or --bias-tokens"
             )
+
+    @property
+    def has_bias_choice(self) -> bool:
+        """Whether one of several settings of the static bias is to be chosen."""
+        grids = (self.bias_discount, self.bias_shrinkage, self.bias_tokens)
+        return any(len(set(grid)) > 1 for grid in grids)
 
     def _check_sections(self) -> None:
         if not self.wanted:
@@ -174,6 +185,7 @@ class EvalConfig:
             "gold": self.gold,
             "proxy": self.proxy,
             "static_bias": self.static_bias,
+            "system_prompts": self.system_prompts,
         }
         frontier_only |= {"group": self.group, "baseline": self.baseline, "external": self.external}
         unused = [name for name, value in frontier_only.items() if value]

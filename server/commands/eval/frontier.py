@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from trimtab.guidance.errors import HeadError, ModelError, UserError
-from trimtab.guidance.evaluation.baselines import External, best_of_n, load_external
+from trimtab.guidance.evaluation.baselines.best_of_n import best_of_n
+from trimtab.guidance.evaluation.baselines.external import External, load_external
 from trimtab.guidance.evaluation.compare import at_equal_kl
 from trimtab.guidance.evaluation.curve import Curve, strengths_for
 from trimtab.guidance.evaluation.overoptimisation import find_overoptimisation
@@ -18,10 +19,22 @@ from trimtab.guidance.evaluation.seed_group import group_seeds
 from trimtab.guidance.heads.manifest import load_manifest
 from trimtab.guidance.heads.store import load_head
 from trimtab.guidance.text.message import Prompt
-from trimtab.server.commands.eval.bench import Bench, JudgedPrompts, Materials, make_bench, read_prompts
+from trimtab.server.commands.eval.bench import (
+    Bench,
+    JudgedPrompts,
+    Materials,
+    Tuning,
+    make_bench,
+    read_prompts,
+)
 from trimtab.server.commands.eval.bias import STATIC_BIAS, bias_curve, find_bias
 from trimtab.server.commands.eval.config import EvalConfig
 from trimtab.server.commands.eval.scores import PROXY, reward_name
+from trimtab.server.commands.eval.system_prompt import (
+    SYSTEM_PROMPT,
+    find_system_prompt,
+    system_prompt_curve,
+)
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.request import MAX_STRENGTH
 from trimtab.server.flags import parse_weights
@@ -42,21 +55,31 @@ def judge_frontier(materials: Materials) -> FrontierReport:
     numbers = {row: number for number, row in enumerate(judged.rows)}
     external = [load_external(path, numbers) for path in config.external]
     _check_names(config, steering, groups, external)
-    bias = find_bias(config, engine, materials, judged, gold_head)
+    tuning = Tuning(config, engine, materials.features, judged, gold_head)
+    bias = find_bias(config, engine, tuning)
+    asked = find_system_prompt(config, tuning)
     samples = [r.sample + 1 for one in external for _, replies in one.replies for r in replies]
     num_plain = max((config.num_replies, *config.best_of, *samples))
     bench = make_bench(config, engine, materials.features, judged, gold_head, num_plain=num_plain)
+    point = None if asked is None else system_prompt_curve(bench, asked.wording)
+    if point is not None:
+        bench = replace(bench, own_kls=(point.points[0].kl.mean,))
     found = {name: _head_curve(bench, name, heads, materials) for name, heads in steering.items()}
     curves = _grouped(bench, {name: curve for name, (curve, _) in found.items()}, groups)
     if bias is not None:
         curves.append(bias_curve(bench, bias.bias))
+    curves += [] if point is None else [point]
     curves += [_external_curve(bench, one) for one in external]
     curves += _best_of_n_curves(bench)
     if not curves:
         curves.append(Curve("policy", "head", "strength", (bench.plain,)))
     examples = [example for _, shown in found.values() for example in shown]
     report = _report(bench, curves, examples, judged)
-    return report if bias is None else replace(report, bias_trials=bias.trials)
+    return replace(
+        report,
+        bias_trials=() if bias is None else bias.trials,
+        wordings=() if asked is None else asked.trials,
+    )
 
 
 def _load_engine(materials: Materials) -> tuple[Engine, str]:
@@ -118,6 +141,7 @@ def _check_names(
     grouped = {head for heads in groups.values() for head in heads}
     names = [*(name for name in steering if name not in grouped), *groups, *(one.name for one in external)]
     names += [STATIC_BIAS] if config.static_bias else []
+    names += [SYSTEM_PROMPT] if config.system_prompts else []
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise UserError(
