@@ -27,8 +27,8 @@ BUNDLED_JUDGE = "trimtab.guidance.bundled.judge:score"
 class EvalConfig:
     """Judges heads, in the sections that its data allow: `preferences` (accuracy beside what length alone
     tells, calibration), `frontier` (proxy and gold scores against KL, beside best-of-n and a static logit
-    bias, overoptimisation, variety) and `sycophancy`. Writes report.json, PNGs and one self-contained
-    report.html, and prints the tables.
+    bias, overoptimisation, variety) and `sycophancy`. Writes report.json, PNGs, one self-contained
+    report.html and (frontier) replies.jsonl with every reply, and prints the tables.
     Example: `trimtab eval --model M --heads runs/dpo runs/cdq --prompts judge.jsonl --gold
     function:my_module:score --static-bias fit --rollouts train.parquet --out runs/eval`, and
     `trimtab eval --model M --heads runs/dpo --preferences test.jsonl`.

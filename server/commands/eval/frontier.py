@@ -18,7 +18,6 @@ from trimtab.guidance.evaluation.report import Example, FrontierReport
 from trimtab.guidance.evaluation.seed_group import group_seeds
 from trimtab.guidance.heads.manifest import load_manifest
 from trimtab.guidance.heads.store import load_head
-from trimtab.guidance.text.message import Prompt
 from trimtab.server.commands.eval.bench import (
     Bench,
     JudgedPrompts,
@@ -29,6 +28,7 @@ from trimtab.server.commands.eval.bench import (
 )
 from trimtab.server.commands.eval.bias import STATIC_BIAS, bias_curve, find_bias
 from trimtab.server.commands.eval.config import EvalConfig
+from trimtab.server.commands.eval.replies_file import shown, write_replies
 from trimtab.server.commands.eval.scores import PROXY, reward_name
 from trimtab.server.commands.eval.system_prompt import (
     SYSTEM_PROMPT,
@@ -73,6 +73,7 @@ def judge_frontier(materials: Materials) -> FrontierReport:
     curves += _best_of_n_curves(bench)
     if not curves:
         curves.append(Curve("policy", "head", "strength", (bench.plain,)))
+    write_replies(bench, curves)
     examples = [example for _, shown in found.values() for example in shown]
     report = _report(bench, curves, examples, judged)
     return replace(
@@ -268,12 +269,6 @@ def _examples(bench: Bench, curve: str, firsts: dict[float, dict[int, str]]) -> 
     prompts = bench.judged.prompts
     chosen = np.random.default_rng(bench.config.seed).permutation(len(prompts))[:NUM_EXAMPLES]
     return [
-        Example(curve, _shown(prompts[i]), tuple(firsts), tuple(texts[i] for texts in firsts.values()))
+        Example(curve, shown(prompts[i]), tuple(firsts), tuple(texts[i] for texts in firsts.values()))
         for i in map(int, chosen)
     ]
-
-
-def _shown(prompt: Prompt) -> str:
-    if isinstance(prompt, str):
-        return prompt
-    return "\n".join(message.text for message in prompt if message.role == "user")

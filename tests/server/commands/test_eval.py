@@ -435,17 +435,36 @@ def test_a_system_prompt_is_chosen_and_compared_at_what_it_costs(judge, chat: Pa
     rows = [json.loads(line) for line in (chat / "out" / "replies.jsonl").read_text().splitlines()]
     said = [row for row in rows if row["curve"] == "system prompt"]
     assert len(said) == point["num_replies"] == 8
-    model = AutoModelForCausalLM.from_pretrained("chat")
+    model, tokenizer = (kind.from_pretrained("chat") for kind in (AutoModelForCausalLM, AutoTokenizer))
     text = frontier["wordings"][0]["text"]
     for row in said:
         plain = f"<user>say {row['prompt']}\n<assistant>"
-        ours, base = (_logprobs(model, asked, row) for asked in (f"<system>{text}\n{plain}", plain))
+        ours, base = (
+            _logprobs(model, tokenizer(asked)["input_ids"], row)
+            for asked in (f"<system>{text}\n{plain}", plain)
+        )
         assert row["kl"] == pytest.approx(float((ours.exp() * (ours - base)).sum()), abs=1e-4)
     assert kl == pytest.approx(sum(row["kl"] for row in said) / 8)
 
 
-def _logprobs(model, prompt: str, row: dict) -> torch.Tensor:
-    ids = [*prompt.encode(), *row["token_ids"]]
+def _logprobs(model, prompt: list[int], row: dict) -> torch.Tensor:
     with torch.no_grad():
-        logits = model(torch.tensor([byte_ids(ids)])).logits[0]
+        logits = model(torch.tensor([[*prompt, *row["token_ids"]]])).logits[0]
     return logits[len(prompt) - 1 : -1].double().log_softmax(-1)
+
+
+@pytest.mark.parametrize(
+    ("model", "file", "says"),
+    [
+        ("tiny", "wording.txt", "the prompts are texts"),
+        ("deaf", "wording.txt", "chat template reads no system message (it leaves it out)"),
+        ("chat", "empty.txt", "empty.txt: must hold at least one system prompt"),
+        ("chat", "nameless.json", "nameless.json: system prompt 1 must be a text, or hold system"),
+        ("chat", "wordings.yaml", "2 system prompts need --tuning-prompts"),
+    ],
+)
+def test_a_system_prompt_that_cannot_be_measured_is_told_in_one_line(judge, chat: Path, model, file, says):
+    code, _, line = judge(*GROUND, "--model", model, "--system-prompts", file, heads=())
+    assert code == 1
+    assert line.startswith("trimtab: ")
+    assert says in line
