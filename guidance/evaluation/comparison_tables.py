@@ -20,6 +20,8 @@ def equal_kl_tables(frontier: FrontierReport) -> list[Table]:
         tables.append(_bias_trials(frontier))
     if frontier.wordings:
         tables.append(_wordings(frontier))
+    if frontier.steering_trials:
+        tables.append(_steering_trials(frontier))
     return tables
 
 
@@ -140,6 +142,26 @@ def _wordings(frontier: FrontierReport) -> Table:
         rows,
         "Chosen by the highest mean; the prompts of the other tables had no say. Its KL is exact along its "
         "replies: at each token that of the policy behind the system prompt from the policy without it.",
+    )
+
+
+def _steering_trials(frontier: FrontierReport) -> Table:
+    rows = tuple(
+        (
+            f"{trial.layer}",
+            f"{trial.coefficient:.3g}",
+            f"{trial.slope:.2f} at {trial.kl:.2f}",
+            "chosen" if trial.is_chosen else "",
+        )
+        for trial in frontier.steering_trials
+    )
+    return Table(
+        "activation-steering",
+        "Activation steering: layers on the tuning prompts",
+        ("layer", "coefficient", "gain ÷ √KL, at KL", ""),
+        rows,
+        "The prompts of the other tables had no say. A layer's output gains the mean difference of replies "
+        "of high and of low reward, times the coefficient, at every position.",
     )
 
 

@@ -30,6 +30,7 @@ from trimtab.server.commands.eval.bias import STATIC_BIAS, bias_curve, find_bias
 from trimtab.server.commands.eval.config import EvalConfig
 from trimtab.server.commands.eval.replies_file import shown, write_replies
 from trimtab.server.commands.eval.scores import PROXY, reward_name
+from trimtab.server.commands.eval.steering import ACTIVATION_STEERING, find_steering, steering_curve
 from trimtab.server.commands.eval.system_prompt import (
     SYSTEM_PROMPT,
     find_system_prompt,
@@ -57,7 +58,7 @@ def judge_frontier(materials: Materials) -> FrontierReport:
     _check_names(config, steering, groups, external)
     tuning = Tuning(config, engine, materials.features, judged, gold_head)
     bias = find_bias(config, engine, tuning)
-    asked = find_system_prompt(config, tuning)
+    asked, activations = find_system_prompt(config, tuning), find_steering(config, tuning)
     samples = [r.sample + 1 for one in external for _, replies in one.replies for r in replies]
     num_plain = max((config.num_replies, *config.best_of, *samples))
     bench = make_bench(config, engine, materials.features, judged, gold_head, num_plain=num_plain)
@@ -68,6 +69,8 @@ def judge_frontier(materials: Materials) -> FrontierReport:
     curves = _grouped(bench, {name: curve for name, (curve, _) in found.items()}, groups)
     if bias is not None:
         curves.append(bias_curve(bench, bias.bias))
+    if activations is not None:
+        curves.append(steering_curve(bench, activations.steering))
     curves += [] if point is None else [point]
     curves += [_external_curve(bench, one) for one in external]
     curves += _best_of_n_curves(bench)
@@ -80,6 +83,7 @@ def judge_frontier(materials: Materials) -> FrontierReport:
         report,
         bias_trials=() if bias is None else bias.trials,
         wordings=() if asked is None else asked.trials,
+        steering_trials=() if activations is None else activations.trials,
     )
 
 
@@ -88,8 +92,11 @@ def _load_engine(materials: Materials) -> tuple[Engine, str]:
     config, engine_config = materials.config, materials.engine_config
     heads, gold_head = with_reward_head(config.gold_scorer, engine_config.heads, "--gold")
     heads, _ = with_reward_head(config.proxy_scorer, heads, "--proxy")
+    engine_config = replace(engine_config, heads=heads)
+    if config.activation_steering:  # hooks are run in no other way, and steered keys are no plain ones
+        engine_config = replace(engine_config, compile="off", cuda_graphs="off", prefix_caching=False)
     try:
-        engine = Engine.from_config(replace(engine_config, heads=heads), policy=materials.policy)
+        engine = Engine.from_config(engine_config, policy=materials.policy)
     except ModelError as error:
         raise UserError(str(error)) from error
     return engine, gold_head
@@ -143,6 +150,7 @@ def _check_names(
     names = [*(name for name in steering if name not in grouped), *groups, *(one.name for one in external)]
     names += [STATIC_BIAS] if config.static_bias else []
     names += [SYSTEM_PROMPT] if config.system_prompts else []
+    names += [ACTIVATION_STEERING] if config.activation_steering else []
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise UserError(

@@ -65,6 +65,7 @@ def _subject(config: EvalConfig, engine_config: EngineConfig) -> Subject:
     shown: tuple[str, ...] = (
         *("preferences", "prompts", "gold", "proxy", "strengths", "steer", "group", "best_of", "static_bias"),
         *("rollouts", "bias_discount", "bias_shrinkage", "bias_tokens", "system_prompts"),
+        *("activation_steering", "steering_layers", "steering_coefficients"),
         *("tuning_prompts", "tuning_replies"),
         *("bias_strengths", "baseline", "external", "at_kl", "sycophancy", "num_prompts", "num_replies"),
         *("max_tokens", "temperature", "seed"),

@@ -468,3 +468,60 @@ def test_a_system_prompt_that_cannot_be_measured_is_told_in_one_line(judge, chat
     assert code == 1
     assert line.startswith("trimtab: ")
     assert says in line
+
+
+def test_activation_steering_costs_what_transformers_says_of_the_same_vector(judge, folder: Path):
+    """Coefficient 0 is the plain policy to the last bit; another has the KL of a model with that hook."""
+    steer = ("--activation-steering", "fit", "--rollouts", "rollouts.jsonl", "--steering-layers", "0", "2")
+    tuned = ("--tuning-prompts", "tuning.jsonl", "--steering-coefficients", "3")
+    code, report, _ = judge(*GROUND, *steer, *tuned, heads=())
+    assert code == 0
+    frontier = report["frontier"]
+    trials = frontier["steering_trials"]
+    assert [trial["is_chosen"] for trial in trials] == [True, False]
+    assert {trial["layer"] for trial in trials} == {0, 2}
+    plain, point = curves(report)["activation steering"]["points"]
+    assert (plain["kl"]["mean"], point["knob"]) == (0, 3)
+    rows = [json.loads(line) for line in (folder / "out" / "replies.jsonl").read_text().splitlines()]
+    model, tokenizer = (kind.from_pretrained("tiny") for kind in (AutoModelForCausalLM, AutoTokenizer))
+    layer = trials[0]["layer"]
+    steering = own_steering(model, tokenizer, layer)
+
+    def add(_, __, output):
+        return output + 3 * steering
+
+    for row in [row for row in rows if row["curve"] == "activation steering"]:
+        asked = tokenizer(f"say {row['prompt']}")["input_ids"]
+        base = _logprobs(model, asked, row)
+        hook = model.model.layers[layer].register_forward_hook(add)
+        ours = _logprobs(model, asked, row)
+        hook.remove()
+        assert row["kl"] == pytest.approx(float((ours.exp() * (ours - base)).sum()), rel=1e-3, abs=1e-4)
+
+
+def own_steering(model, tokenizer, layer: int) -> torch.Tensor:
+    """The mean of bbb and its end to four prompts less that of aaa, as the rollouts are."""
+    seen: list[torch.Tensor] = []
+    hook = model.model.layers[layer].register_forward_hook(lambda _, __, output: seen.append(output))
+    for text in "ba":
+        ids = [tokenizer(f"x {i}{text * 3}")["input_ids"] + [tokenizer.eos_token_id] for i in range(4)]
+        with torch.no_grad():
+            model.model(torch.tensor(ids))
+    hook.remove()
+    good, bad = (h[:, 3:].mean((0, 1)) for h in seen)
+    return good - bad
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--activation-steering", "fit"), "go together"),
+        (("--steering-layers", "1"), "need --activation-steering fit"),
+        (("--activation-steering", "x"), "activation_steering must be fit"),
+        (("--activation-steering", "fit", "--rollouts", "rollouts.jsonl", "--steering-layers", "3"), "0…2"),
+    ],
+)
+def test_steering_that_cannot_be_had_is_told_in_one_line(judge, flags, says):
+    code, _, line = judge(*GROUND, *flags, heads=())
+    assert code in (1, 2)
+    assert says in line
