@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from trimtab.guidance.evaluation.curve import Curve, CurvePoint, Judging, PointS
 from trimtab.guidance.evaluation.seed_group import seed_weights
 from trimtab.guidance.statistics import Estimate, Floats, interval, simultaneous, with_nan
 
-_Of = Literal["baseline", "best_of_n"]
+_Of = Literal["baseline", "best_of_n", "system_prompt"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,8 @@ class AtKl:
     above_baseline_alone: Estimate | None = None
     above_best_of_n: Estimate | None = None
     above_best_of_n_alone: Estimate | None = None
+    above_system_prompt: Estimate | None = None
+    above_system_prompt_alone: Estimate | None = None
     aside: Aside = Aside()
     by_seed: tuple[float, ...] = ()
 
@@ -86,6 +88,8 @@ def at_equal_kl(
     small tilt is linear. A curve of several training seeds is the mean of theirs there.
 
     Points with a negative knob are left out. Best-of-n stands at its bound, which its KL is not above.
+    A system prompt is one point and has no strength: nothing is read between it and the plain policy, but all
+    curves are read at its KL, too, in each resample at what it costs there.
 
     judging: whose prompts all curves hold. baseline: a curve's name.
     """
@@ -96,21 +100,43 @@ def at_equal_kl(
     for score in scores:
         lines = {curve.name: _line(curve, score, judging) for curve in curves}
         best = next((c.name for c in curves if c.kind == "best_of_n" and c.proxy == score), None)
+        prices = [_Price(kl, np.full(1 + len(judging.draws), kl**0.5)) for kl in kls]
+        prices += [
+            _Price(curve.points[0].kl.mean, line.members[0].root_kl[:, 0], curve.name)
+            for curve in curves
+            if curve.kind == "system_prompt" and (line := lines[curve.name]) is not None
+        ]
         for curve in curves:
             line = lines[curve.name]
-            for kl in kls:
-                if line is None or not line.reaches(kl):
-                    unreached.append(Unreached(curve.name, score, kl, _most(curve, score)))
+            for price in prices:
+                if curve.kind == "system_prompt" and price.of != curve.name:
                     continue
-                here = line.scores_at(kl)
-                others: dict[_Of, str | None] = {"baseline": baseline, "best_of_n": best}
+                if line is None or not line.reaches(price):
+                    unreached.append(Unreached(curve.name, score, price.kl, _most(curve, score)))
+                    continue
+                here = line.scores_at(price)
+                others: dict[_Of, str | None] = {
+                    "baseline": baseline,
+                    "best_of_n": best,
+                    "system_prompt": price.of,
+                }
                 for of, other in others.items():
                     base = lines.get(other) if other is not None and other != curve.name else None
-                    if base is not None and base.reaches(kl):
-                        differences.moves.append((len(found), of, here - base.scores_at(kl)))
-                        compared.add((score, kl, frozenset((curve.name, other))))
-                found.append(_at(curve, score, kl, line))
+                    if base is not None and base.reaches(price):
+                        differences.moves.append((len(found), of, here - base.scores_at(price)))
+                        compared.add((score, price.kl, frozenset((curve.name, other))))
+                found.append(_at(curve, score, price, line))
     return EqualKl(tuple(differences.told(found)), tuple(unreached), len(compared))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Price:
+    """kl: nats per reply. roots: √KL in the mean and in each resample, f64[1 + R]. of: the curve whose own
+    price it is."""
+
+    kl: float
+    roots: Floats
+    of: str | None = None
 
 
 class _Differences:
@@ -127,10 +153,8 @@ class _Differences:
         together = simultaneous(moves[:, 0], moves[:, 1:])
         for (row, of, move), estimate in zip(self.moves, together, strict=True):
             alone = interval(float(move[0]), move[1:])
-            if of == "baseline":
-                told[row] = replace(told[row], above_baseline=estimate, above_baseline_alone=alone)
-            else:
-                told[row] = replace(told[row], above_best_of_n=estimate, above_best_of_n_alone=alone)
+            changes: dict[str, Any] = {f"above_{of}": estimate, f"above_{of}_alone": alone}
+            told[row] = replace(told[row], **changes)
         return told
 
 
@@ -144,15 +168,16 @@ class _Line:
     score: Floats
     asides: Mapping[str, Floats]
 
-    def reaches(self, kl: float) -> bool:
-        return bool(self.root_kl[0].min() <= kl**0.5 <= self.root_kl[0].max())
+    def reaches(self, price: _Price) -> bool:
+        return bool(self.root_kl[0].min() <= price.roots[0] <= self.root_kl[0].max())
 
-    def scores_at(self, kl: float) -> Floats:
+    def scores_at(self, price: _Price) -> Floats:
         """[1 + R]"""
-        return np.array([_interpolate(kl**0.5, x, y) for x, y in zip(self.root_kl, self.score, strict=True)])
+        rows = zip(price.roots, self.root_kl, self.score, strict=True)
+        return np.array([_interpolate(at, x, y) for at, x, y in rows])
 
-    def read_at(self, kl: float, numbers: Floats) -> float:
-        return _interpolate(kl**0.5, self.root_kl[0], numbers)
+    def read_at(self, price: _Price, numbers: Floats) -> float:
+        return _interpolate(price.roots[0], self.root_kl[0], numbers)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -162,38 +187,38 @@ class _Lines:
     members: tuple[_Line, ...]
     weights: Floats
 
-    def reaches(self, kl: float) -> bool:
-        return all(line.reaches(kl) for line in self.members)
+    def reaches(self, price: _Price) -> bool:
+        return all(line.reaches(price) for line in self.members)
 
-    def by_member(self, kl: float) -> Floats:
+    def by_member(self, price: _Price) -> Floats:
         """[1 + R, S]"""
-        return np.stack([line.scores_at(kl) for line in self.members], 1)
+        return np.stack([line.scores_at(price) for line in self.members], 1)
 
-    def scores_at(self, kl: float) -> Floats:
+    def scores_at(self, price: _Price) -> Floats:
         """[1 + R]"""
-        found: Floats = (self.weights * self.by_member(kl)).sum(1)
+        found: Floats = (self.weights * self.by_member(price)).sum(1)
         return found
 
-    def knob_at(self, kl: float) -> float:
-        return float(np.mean([line.read_at(kl, line.knobs) for line in self.members]))
+    def knob_at(self, price: _Price) -> float:
+        return float(np.mean([line.read_at(price, line.knobs) for line in self.members]))
 
-    def aside_at(self, kl: float, name: str) -> float | None:
-        number = float(np.mean([line.read_at(kl, line.asides[name]) for line in self.members]))
+    def aside_at(self, price: _Price, name: str) -> float | None:
+        number = float(np.mean([line.read_at(price, line.asides[name]) for line in self.members]))
         return None if np.isnan(number) else number
 
 
-def _at(curve: Curve, score: str, kl: float, lines: _Lines) -> AtKl:
-    here, knob = lines.scores_at(kl), lines.knob_at(kl)
-    length = lines.aside_at(kl, "length")
+def _at(curve: Curve, score: str, price: _Price, lines: _Lines) -> AtKl:
+    here, knob = lines.scores_at(price), lines.knob_at(price)
+    length = lines.aside_at(price, "length")
     aside = Aside(
         knob if curve.kind == "best_of_n" else 1.0,
         length,
-        kl / length if length else None,
-        *(lines.aside_at(kl, name) for name in ("stopped", "perplexity", "distinct_2")),
+        price.kl / length if length else None,
+        *(lines.aside_at(price, name) for name in ("stopped", "perplexity", "distinct_2")),
     )
-    by_seed = tuple(map(float, lines.by_member(kl)[0])) if curve.members else ()
+    by_seed = tuple(map(float, lines.by_member(price)[0])) if curve.members else ()
     estimate = interval(float(here[0]), here[1:])
-    return AtKl(curve.name, score, kl, knob, estimate, aside=aside, by_seed=by_seed)
+    return AtKl(curve.name, score, price.kl, knob, estimate, aside=aside, by_seed=by_seed)
 
 
 def _line(curve: Curve, score: str, judging: Judging) -> _Lines | None:
@@ -207,7 +232,7 @@ def _line(curve: Curve, score: str, judging: Judging) -> _Lines | None:
 
 def _member(curve: Curve, score: str, judging: Judging) -> _Line | None:
     scored = [(point, s) for point, s in _usable(curve) if score in s.scores and s.scores[score].counts.any()]
-    if len(scored) < 2:
+    if len(scored) < (1 if curve.kind == "system_prompt" else 2):
         return None
     columns = [_column(samples, score, judging) for _, samples in scored]
     kl, numbers = (np.stack(side, 1) for side in zip(*columns, strict=True))

@@ -18,14 +18,19 @@ def equal_kl_tables(frontier: FrontierReport) -> list[Table]:
         tables.append(_beside(frontier))
     if frontier.bias_trials:
         tables.append(_bias_trials(frontier))
+    if frontier.wordings:
+        tables.append(_wordings(frontier))
+    if frontier.steering_trials:
+        tables.append(_steering_trials(frontier))
     return tables
 
 
 def _at_kl(frontier: FrontierReport) -> Table:
     """Rows that are found and those that are not reached, by score, price and curve."""
+    prompts = [curve.name for curve in frontier.curves if curve.kind == "system_prompt"]
     rows: dict[tuple[str, float, str], tuple[str, ...]] = {
         (found.score, found.kl, found.curve): (
-            f"{found.kl:g}",
+            f"{found.kl:.4g}",
             found.curve,
             found.score,
             f"{found.knob:.3g}",
@@ -33,20 +38,21 @@ def _at_kl(frontier: FrontierReport) -> Table:
             " ".join(f"{score:.2f}" for score in found.by_seed) or NOTHING,
             show_difference(found.above_baseline),
             show_difference(found.above_best_of_n),
+            *([show_difference(found.above_system_prompt)] if prompts else []),
             f"{found.aside.num_sampled:.3g}",
         )
         for found in frontier.at_kl
     }
     for missed in frontier.unreached:
-        cells = (f"{missed.kl:g}", missed.curve, missed.score, NOTHING, _unreached_text(missed))
-        rows[missed.score, missed.kl, missed.curve] = (*cells, *([NOTHING] * 4))
+        cells = (f"{missed.kl:.4g}", missed.curve, missed.score, NOTHING, _unreached_text(missed))
+        rows[missed.score, missed.kl, missed.curve] = (*cells, *([NOTHING] * (5 if prompts else 4)))
     baseline = frontier.baseline or "baseline"
     return Table(
         "equal-kl",
         "At equal KL",
         (
             *("KL per reply", "curve", "score", "at knob", "estimate", "by seed"),
-            *(f"from {baseline}", "from best-of-n", "samples"),
+            *(f"from {baseline}", "from best-of-n", *(f"from {name}" for name in prompts), "samples"),
         ),
         tuple(row for _, row in sorted(rows.items(), key=lambda item: item[0])),
         _equal_kl_note(frontier),
@@ -72,6 +78,10 @@ def _equal_kl_note(frontier: FrontierReport) -> str:
             "Curves of several training seeds are their mean, by seed beside it; their intervals are over "
             "seeds and prompts, others over prompts alone."
         )
+    if any(curve.kind == "system_prompt" for curve in frontier.curves):
+        notes.append(
+            "A system prompt has no strength: it is compared at its own KL, where all curves are read, too."
+        )
     if frontier.unreached:
         notes.append(f"Not reached: {_unreached_names(frontier)}.")
     return " ".join(notes)
@@ -80,14 +90,14 @@ def _equal_kl_note(frontier: FrontierReport) -> str:
 def _unreached_text(missed: Unreached) -> str:
     if missed.most is None:
         return "no replies to these prompts"
-    return f"does not reach {missed.kl:g} nats (most: {missed.most:.2f})"
+    return f"does not reach {missed.kl:.4g} nats (most: {missed.most:.2f})"
 
 
 def _unreached_names(frontier: FrontierReport) -> str:
     """Each curve that falls short, with the prices that it does not reach."""
     kls: dict[str, list[str]] = {}
     for missed in frontier.unreached:
-        kls.setdefault(missed.curve, []).append(f"{missed.kl:g}")
+        kls.setdefault(missed.curve, []).append(f"{missed.kl:.4g}")
     return "; ".join(f"{curve} at {', '.join(dict.fromkeys(prices))} nats" for curve, prices in kls.items())
 
 
@@ -96,7 +106,7 @@ def _beside(frontier: FrontierReport) -> Table:
     shown = [found for found in frontier.at_kl if found.score == frontier.at_kl[0].score]
     rows = tuple(
         (
-            ("≤ " if _is_bound(frontier, found.curve) else "") + f"{found.kl:g}",
+            ("≤ " if _is_bound(frontier, found.curve) else "") + f"{found.kl:.4g}",
             found.curve,
             number(found.aside.kl_per_token, ".4f"),
             number(found.aside.length, ".1f"),
@@ -118,6 +128,41 @@ def _beside(frontier: FrontierReport) -> Table:
 
 def _is_bound(frontier: FrontierReport, name: str) -> bool:
     return any(curve.is_bound for curve in frontier.curves if curve.name == name)
+
+
+def _wordings(frontier: FrontierReport) -> Table:
+    rows = tuple(
+        (w.name, w.text, f"{w.tokens_added:+.1f}", show(w.score), "chosen" if w.is_chosen else "")
+        for w in frontier.wordings
+    )
+    return Table(
+        "system-prompts",
+        "System prompts: wordings on the tuning prompts",
+        ("name", "system", "tokens added to a prompt", frontier.gold[0] if frontier.gold else "score", ""),
+        rows,
+        "Chosen by the highest mean; the prompts of the other tables had no say. Its KL is exact along its "
+        "replies: at each token that of the policy behind the system prompt from the policy without it.",
+    )
+
+
+def _steering_trials(frontier: FrontierReport) -> Table:
+    rows = tuple(
+        (
+            f"{trial.layer}",
+            f"{trial.coefficient:.3g}",
+            f"{trial.slope:.2f} at {trial.kl:.2f}",
+            "chosen" if trial.is_chosen else "",
+        )
+        for trial in frontier.steering_trials
+    )
+    return Table(
+        "activation-steering",
+        "Activation steering: layers on the tuning prompts",
+        ("layer", "coefficient", "gain ÷ √KL, at KL", ""),
+        rows,
+        "The prompts of the other tables had no say. A layer's output gains the mean difference of replies "
+        "of high and of low reward, times the coefficient, at every position.",
+    )
 
 
 def _bias_trials(frontier: FrontierReport) -> Table:

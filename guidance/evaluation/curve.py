@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trimtab.guidance.evaluation.replies import POSITIONS_PER_CHUNK, MeasuredReply, Scores
+from trimtab.guidance.evaluation.replies import MeasuredReply, Scores, positions_at_once
 from trimtab.guidance.evaluation.variety import Variety, measure_variety
 from trimtab.guidance.features.source import FeatureSource
 from trimtab.guidance.heads.forms import Advantage
@@ -21,7 +21,7 @@ from trimtab.guidance.policy import Policy
 from trimtab.guidance.statistics import Estimate, PerPrompt, with_nan
 from trimtab.guidance.text.encoding import EncodedReply
 
-CurveKind = Literal["head", "static_bias", "best_of_n", "external"]
+CurveKind = Literal["head", "static_bias", "best_of_n", "system_prompt", "activation_steering", "external"]
 UNSEEN = {"is_data": False}  # of fields that a report leaves out
 MeanKL = Callable[[float], float]
 _HALVINGS = 6
@@ -41,11 +41,14 @@ class ScoreSummary:
 @dataclass(frozen=True, slots=True)
 class PointSamples:
     """What one point was computed from, so that points can be compared over the same prompts. wins: as
-    win_rate; empty where nothing was compared."""
+    win_rate; empty where nothing was compared. replies, by_reply: with their scores; none of best-of-n, which
+    chooses among plain ones, nor of a mean over seeds."""
 
     kl: PerPrompt
     scores: dict[str, PerPrompt]
     wins: dict[str, PerPrompt] = field(default_factory=dict)
+    replies: tuple[MeasuredReply, ...] = ()
+    by_reply: Scores = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +139,7 @@ def judge_point(
         perplexity=_perplexity(sum(reply.base_logprob for reply in replies), num_tokens),
         entropy=None if math.isnan(logprob) else -logprob / num_tokens,
         variety=measure_variety(replies, per_prompt=judging.variety_replies, seed=judging.seed),
-        samples=PointSamples(kl, by_score, wins),
+        samples=PointSamples(kl, by_score, wins, tuple(replies), scores),
     )
 
 
@@ -210,7 +213,7 @@ class Probe:
         @torch.no_grad()
         def mean_kl(strength: float) -> float:
             total = 0.0
-            for piece in self.h.to(self.policy.device).split(POSITIONS_PER_CHUNK):
+            for piece in self.h.to(self.policy.device).split(positions_at_once(self.policy)):
                 logits = self.policy.logits(piece)
                 total += _kl(logits, logits + strength * tilt_of(piece))
             return total / self.num_replies

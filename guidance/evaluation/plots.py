@@ -21,6 +21,8 @@ LINES: dict[CurveKind, dict[str, Any]] = {
     "head": {"linestyle": "-", "marker": "o"},
     "static_bias": {"linestyle": "--", "marker": "s"},
     "best_of_n": {"linestyle": ":", "marker": "^"},
+    "system_prompt": {"linestyle": "none", "marker": "*"},
+    "activation_steering": {"linestyle": "--", "marker": "v"},
     "external": {"linestyle": "-.", "marker": "D"},
 }
 

@@ -20,7 +20,7 @@ from trimtab.guidance.statistics import Floats
 from trimtab.guidance.text.encoding import EncodedReply
 
 _REPLIES_PER_BATCH = 64
-POSITIONS_PER_CHUNK = 2048
+_LOGITS_AT_ONCE = 1 << 24  # 64 MiB in fp32, of which a measure holds several
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +97,20 @@ def _log_ratio(head: Head, scale: float, policy: Policy, h: Tensor, reply: Encod
     assert head.advantage is not None
     lm_head, total = policy.lm_head.float(), torch.zeros((), device=h.device)
     tokens = torch.tensor(reply.reply_ids[: reply.num_drawn], device=h.device)
-    for start in range(0, reply.num_drawn, POSITIONS_PER_CHUNK):
-        here = slice(start, min(start + POSITIONS_PER_CHUNK, reply.num_drawn))
+    step = positions_at_once(policy)
+    for start in range(0, reply.num_drawn, step):
+        here = slice(start, min(start + step, reply.num_drawn))
         logits = policy.logits(h[here])
         tilted = logits + scale * head.advantage(h[here].float(), lm_head)
         wanted = tokens[here]
         total += F.cross_entropy(logits, wanted, reduction="sum")
         total -= F.cross_entropy(tilted, wanted, reduction="sum")
     return total
+
+
+def positions_at_once(policy: Policy) -> int:
+    """Whose logits are held at a time, so that a large vocabulary takes no more memory than a small one."""
+    return max(1, _LOGITS_AT_ONCE // policy.vocab_size)
 
 
 def batches(replies: Sequence[EncodedReply]) -> Iterator[Sequence[EncodedReply]]:

@@ -8,11 +8,13 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from trimtab.guidance.evaluation.baselines.activation_steering import SteeringTrial
+from trimtab.guidance.evaluation.baselines.static_bias import BiasTrial
+from trimtab.guidance.evaluation.baselines.system_prompt import WordingTrial
 from trimtab.guidance.evaluation.compare import AtKl, Unreached
 from trimtab.guidance.evaluation.curve import Curve
 from trimtab.guidance.evaluation.overoptimisation import Overoptimisation
 from trimtab.guidance.evaluation.preferences import PreferenceReport
-from trimtab.guidance.evaluation.static_bias import BiasTrial
 from trimtab.guidance.evaluation.sycophancy import SycophancyReport
 
 FORMAT = 1
@@ -43,7 +45,7 @@ class FrontierReport:
     curve that they are compared with there. problems: replies that could not be scored, and what was skipped.
     unreached: curves that do not come so far as one of the prices. num_comparisons: over which the intervals
     of the differences hold at once. bias_trials: settings of the static bias, as the tuning prompts ranked
-    them."""
+    them. wordings, steering_trials: system prompts and layers likewise."""
 
     num_prompts: int
     gold: tuple[str, ...]
@@ -56,6 +58,8 @@ class FrontierReport:
     unreached: tuple[Unreached, ...] = ()
     num_comparisons: int = 0
     bias_trials: tuple[BiasTrial, ...] = ()
+    wordings: tuple[WordingTrial, ...] = ()
+    steering_trials: tuple[SteeringTrial, ...] = ()
 
     @property
     def score_names(self) -> tuple[str, ...]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from trimtab.guidance.data.load import PromptRow, load_prompt_rows
-from trimtab.guidance.errors import DataError, HeadError
+from trimtab.guidance.errors import DataError, HeadError, UserError
+from trimtab.guidance.evaluation.baselines.cost import costs_in_another_state
 from trimtab.guidance.evaluation.curve import CurvePoint, Judging, Probe, judge_point
 from trimtab.guidance.evaluation.replies import MeasuredReply, Scores
 from trimtab.guidance.features.source import FeatureSource, StreamedFeatures
@@ -17,7 +20,7 @@ from trimtab.guidance.heads.forms import Head
 from trimtab.guidance.heads.manifest import Manifest
 from trimtab.guidance.heads.store import load_head
 from trimtab.guidance.policy import Policy, load_policy
-from trimtab.guidance.statistics import resample_prompts
+from trimtab.guidance.statistics import Estimate, resample_prompts
 from trimtab.guidance.text.encoding import EncodedReply, ReplyEncoder, Sampled
 from trimtab.guidance.text.message import Prompt
 from trimtab.guidance.text.prompt_form import mismatches
@@ -29,6 +32,7 @@ from trimtab.server.rollouts.sample import EncodedPrompt, SamplePlan, sample_mea
 from trimtab.server.scoring.choose import check_scorer
 
 _PROBED_REPLIES = 64
+FINAL_REPLIES = 4  # times as many where a bias's best few settings are tried at every price
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +110,8 @@ def _fitting(
 @dataclass(frozen=True)
 class Bench:
     """plan: how plain replies are drawn, num_replies to each prompt. replies, scores: plain ones, where every
-    curve begins and what best-of-n chooses from; as many to each prompt as the largest n."""
+    curve begins and what best-of-n chooses from; as many to each prompt as the largest n. own_kls: what a
+    system prompt costs, at which the other curves are compared with it."""
 
     config: EvalConfig
     engine: Engine
@@ -118,11 +123,28 @@ class Bench:
     replies: list[MeasuredReply]
     scores: Scores
     show_progress: bool = True
+    own_kls: tuple[float, ...] = ()
 
-    def sample(self, label: str, **changes: Any) -> list[MeasuredReply]:
-        """Replies in the order of the prompts. label: of the progress bar. changes: of the plan."""
+    def sample(
+        self, label: str, prompts: Sequence[EncodedPrompt] | None = None, **changes: Any
+    ) -> list[MeasuredReply]:
+        """Replies in the order of the prompts. label: of the progress bar. prompts: as they are read in place
+        of the judged ones. changes: of the plan."""
         plan, progress = replace(self.plan, **changes), label if self.show_progress else None
-        return sample_measured(self.engine, self.judged.encoded, plan, progress)
+        return sample_measured(self.engine, prompts or self.judged.encoded, plan, progress)
+
+    def measured_in_another_state(
+        self, replies: Sequence[MeasuredReply], states: Callable[[slice], Sequence[Tensor]]
+    ) -> list[MeasuredReply]:
+        """Replies that the engine sampled as plain ones, in other states: with what that costs, and with the
+        rewards of heads as they are read behind the plain prompt. states: see costs_in_another_state."""
+        bank, measured = self.engine.bank, []
+        found = costs_in_another_state(self.features, self.judged.encode(replies), states)
+        for reply, (cost, end) in zip(replies, found, strict=True):
+            rewards = bank.rewards(end[None].to(self.features.policy.device))[0].tolist()
+            by_name = dict(zip(bank.names, rewards, strict=True))
+            measured.append(replace(cost.of(reply), rewards={name: by_name[name] for name in reply.rewards}))
+        return measured
 
     def point(self, replies: Sequence[MeasuredReply], knob: float) -> CurvePoint:
         return judge_point(replies, self.judges(replies), knob, self.judging)
@@ -142,7 +164,7 @@ class Bench:
     @property
     def kls(self) -> tuple[float, ...]:
         """Costs in nats per reply that a curve goes through where no strengths are given."""
-        kls = sorted(set(self.config.at_kl))
+        kls = sorted({*self.config.at_kl, *self.own_kls})
         return (0.8 * kls[0], *kls[1:-1], 1.25 * kls[-1]) if kls else (1.0, 4.0)
 
     @cached_property
@@ -181,6 +203,46 @@ def make_bench(
     scores = judges(replies)
     judging = Judging(num_prompts, draws, config.num_replies, config.seed, (replies, scores))
     return Bench(config, engine, judged, plan, judges, judging, features, replies, scores, show_progress)
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """Prompts of their own on which a baseline's setting is chosen, sampled when a choice is to be made.
+    judged: which they may not be among."""
+
+    config: EvalConfig
+    engine: Engine
+    features: FeatureSource
+    judged: JudgedPrompts
+    gold_head: str
+
+    @cached_property
+    def bench(self) -> Bench:
+        """With num_plain plain replies. Raises UserError where prompts are judged, too."""
+        config = self.config
+        assert config.tuning_prompts is not None
+        tuning = read_prompts(config, self.engine, config.tuning_prompts)
+        pairs = zip(tuning.rows, tuning.prompts, strict=True)
+        both = [row for row, prompt in pairs if prompt in self.judged.prompts]
+        if both:
+            raise UserError(
+                f"{config.tuning_prompts}: {len(both)} prompts are among --prompts, first row {both[0]}: "
+                "leave them out, since what is judged must not have chosen"
+            )
+        num = config.tuning_replies * (FINAL_REPLIES if config.has_bias_choice else 1)
+        alone = replace(config, proxy="", num_replies=num)
+        return make_bench(
+            alone, self.engine, self.features, tuning, self.gold_head, num_plain=num, show_progress=False
+        )
+
+
+def gold_of(bench: Bench, point: CurvePoint) -> Estimate:
+    """The first gold score of a point on tuning prompts. Raises DataError where none of them has one."""
+    name = bench.judges.gold_names[0]
+    estimate = point.scores[name].estimate
+    if estimate is None:
+        raise DataError(f"{bench.config.tuning_prompts}: no reply to the tuning prompts has a score {name}")
+    return estimate
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,7 @@ from tqdm.auto import tqdm
 from trimtab.guidance.data.items import RolloutItem
 from trimtab.guidance.data.load import load_rollouts
 from trimtab.guidance.data.plain_rollouts import plain_only
-from trimtab.guidance.errors import DataError, UserError
-from trimtab.guidance.evaluation.compare import at_equal_kl
-from trimtab.guidance.evaluation.curve import Curve, CurvePoint, strengths_for
-from trimtab.guidance.evaluation.static_bias import (
+from trimtab.guidance.evaluation.baselines.static_bias import (
     Bias,
     BiasTrial,
     as_tilt,
@@ -27,16 +24,18 @@ from trimtab.guidance.evaluation.static_bias import (
     rank_trials,
     scaled,
 )
+from trimtab.guidance.evaluation.compare import at_equal_kl
+from trimtab.guidance.evaluation.curve import Curve, CurvePoint, strengths_for
 from trimtab.guidance.files import write_text
 from trimtab.guidance.text.encoding import ReplyEncoder
 from trimtab.guidance.text.prompt_form import form_of
-from trimtab.server.commands.eval.bench import Bench, JudgedPrompts, Materials, make_bench, read_prompts
+from trimtab.server.commands.eval.bench import FINAL_REPLIES, Bench, Tuning, gold_of
 from trimtab.server.commands.eval.config import FIT, EvalConfig
 from trimtab.server.engine.engine import Engine
 
 STATIC_BIAS = "static bias"
 BIAS_FILE = "static_bias.json"
-FINALISTS, FINAL_REPLIES = 6, 4  # settings that are tried at every price; times as many replies for them
+FINALISTS = 6  # settings that are tried at every price
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +46,7 @@ class FoundBias:
     trials: tuple[BiasTrial, ...] = ()
 
 
-def find_bias(
-    config: EvalConfig, engine: Engine, materials: Materials, judged: JudgedPrompts, gold_head: str
-) -> FoundBias | None:
+def find_bias(config: EvalConfig, engine: Engine, tuning: Tuning) -> FoundBias | None:
     """The constant to beat; None where none is asked for. One that is fitted is written to BIAS_FILE.
 
     Raises UserError where tuning prompts are judged, too; DataError for files that cannot be read.
@@ -59,16 +56,7 @@ def find_bias(
     if config.static_bias != FIT:
         return FoundBias(load_static_bias(Path(config.static_bias), engine.policy.vocab_size))
     biases = list(_fitted(config, engine))
-    found = FoundBias(biases[0][1])
-    if config.tuning_prompts is not None:
-        tuning = read_prompts(config, engine, config.tuning_prompts)
-        _check_apart(config, tuning, judged)
-        alone = replace(config, proxy="", num_replies=FINAL_REPLIES * config.tuning_replies)
-        num_plain = alone.num_replies
-        bench = make_bench(
-            alone, engine, materials.features, tuning, gold_head, num_plain=num_plain, show_progress=False
-        )
-        found = _chosen(bench, biases)
+    found = _chosen(tuning.bench, biases) if config.has_bias_choice else FoundBias(biases[0][1])
     write_text(config.out / BIAS_FILE, json.dumps(found.bias) + "\n")
     return found
 
@@ -91,25 +79,13 @@ def _point(bench: Bench, bias: Bias, strength: float, num: int | None = None) ->
     replies = bench.sample(f"static bias at {strength:g}", bias=tilt, num_replies=num_replies)
     # The engine takes a logit bias for part of the base: the policy's own logits tell what it costs.
     costs = measure_static_bias(tilt, bench.features, bench.judged.encode(replies))
-    measured = [
-        replace(reply, kl=cost.kl, flips=cost.flips, base_logprob=cost.base_logprob)
-        for reply, cost in zip(replies, costs, strict=True)
-    ]
+    measured = [cost.of(reply) for reply, cost in zip(replies, costs, strict=True)]
     return bench.point(measured, strength)
 
 
 def _fitted(config: EvalConfig, engine: Engine) -> Iterator[tuple[BiasTrial, Bias]]:
     """Every setting with its bias, yet untried; those that come to the same bias once."""
-    assert config.rollouts is not None
-    policy, form = engine.policy, form_of(engine.policy.tokenizer, config.row_options.rows, [config.rollouts])
-    rows = load_rollouts(config.rollouts, config.row_options, as_text=form == "text").rows
-    encoder = ReplyEncoder(policy.tokenizer, form, end_ids=policy.eos_token_ids, extra_keys="ignore")
-    items = [
-        RolloutItem(encoder.encode(r.prompt, r.completion, r.sampled), r.reward, r.token_rewards)
-        for r in plain_only(
-            rows, config.rollouts, "a static bias", skip=config.row_options.on_bad_rows == "skip"
-        )
-    ]
+    items = plain_rollouts(config, engine, "a static bias")
     credits = {discount: credit_by_token(items, discount) for discount in dict.fromkeys(config.bias_discount)}
     seen: set[frozenset[tuple[int, float]]] = set()
     for setting in bias_settings(config.bias_discount, config.bias_shrinkage, config.bias_tokens):
@@ -122,13 +98,17 @@ def _fitted(config: EvalConfig, engine: Engine) -> Iterator[tuple[BiasTrial, Bia
             yield BiasTrial(setting, len(bias), 0.0, 0.0), bias
 
 
-def _check_apart(config: EvalConfig, tuning: JudgedPrompts, judged: JudgedPrompts) -> None:
-    both = [row for row, prompt in zip(tuning.rows, tuning.prompts, strict=True) if prompt in judged.prompts]
-    if both:
-        raise UserError(
-            f"{config.tuning_prompts}: {len(both)} prompts are among --prompts, first row {both[0]}: leave "
-            "them out, since what is judged must not have chosen"
-        )
+def plain_rollouts(config: EvalConfig, engine: Engine, what: str) -> list[RolloutItem]:
+    """Of --rollouts those that the policy itself drew, with their rewards. what: is fitted to them."""
+    assert config.rollouts is not None
+    policy, form = engine.policy, form_of(engine.policy.tokenizer, config.row_options.rows, [config.rollouts])
+    rows = load_rollouts(config.rollouts, config.row_options, as_text=form == "text").rows
+    encoder = ReplyEncoder(policy.tokenizer, form, end_ids=policy.eos_token_ids, extra_keys="ignore")
+    skip = config.row_options.on_bad_rows == "skip"
+    return [
+        RolloutItem(encoder.encode(r.prompt, r.completion, r.sampled), r.reward, r.token_rewards)
+        for r in plain_only(rows, config.rollouts, what, skip=skip)
+    ]
 
 
 def _chosen(bench: Bench, biases: Sequence[tuple[BiasTrial, Bias]]) -> FoundBias:
@@ -153,7 +133,7 @@ def _first_try(bench: Bench, trial: BiasTrial, bias: Bias, kl: float) -> BiasTri
     num = bench.config.num_replies // FINAL_REPLIES
     point = _point(bench, bias, strength, num)
     plain = bench.plain_like({(prompt, i) for prompt in range(bench.judging.num_prompts) for i in range(num)})
-    gain = _gold(bench, point) - _gold(bench, plain)
+    gain = gold_of(bench, point).mean - gold_of(bench, plain).mean
     return replace(trial, first_kl=point.kl.mean, slope=gain / max(point.kl.mean, 1e-6) ** 0.5)
 
 
@@ -166,11 +146,3 @@ def _final_try(bench: Bench, trial: BiasTrial, bias: Bias, kls: Sequence[float],
     gold = bench.judges.gold_names[0]
     found = {at.kl: at.estimate.mean for at in at_equal_kl([curve], [gold], kls, bench.judging).found}
     return replace(trial, scores=tuple(found.get(kl) for kl in kls))
-
-
-def _gold(bench: Bench, point: CurvePoint) -> float:
-    name = bench.judges.gold_names[0]
-    estimate = point.scores[name].estimate
-    if estimate is None:
-        raise DataError(f"{bench.config.tuning_prompts}: no reply to the tuning prompts has a score {name}")
-    return estimate.mean

@@ -26,8 +26,8 @@ PACKAGED = "packaged"
 class EvalConfig:
     """Judges heads, in the sections that its data allow: `preferences` (accuracy beside what length alone
     tells, calibration), `frontier` (proxy and gold scores against KL, beside best-of-n and a static logit
-    bias, overoptimisation, variety) and `sycophancy`. Writes report.json, PNGs and one self-contained
-    report.html, and prints the tables.
+    bias, overoptimisation, variety) and `sycophancy`. Writes report.json, PNGs, one self-contained
+    report.html and (frontier) replies.jsonl with every reply, and prints the tables.
     Example: `trimtab eval --model M --heads runs/dpo runs/cdq --prompts judge.jsonl --gold
     function:my_module:score --static-bias fit --rollouts train.parquet --out runs/eval`, and
     `trimtab eval --model M --heads runs/dpo --preferences test.jsonl`.
@@ -57,17 +57,26 @@ class EvalConfig:
     are sampled to each prompt.
     static_bias: JSON file {token id: bias} of a constant logit bias, or `fit`, which fits one to --rollouts
     and writes it to static_bias.json.
-    rollouts: scored plain rollouts of other prompts, which `--static-bias fit` reads.
+    rollouts: scored plain rollouts of other prompts, which `--static-bias fit` and
+    `--activation-steering fit` read.
     bias_discount: what a reward one token later is worth, 0 to 1, where the static bias is fitted. With
     several values, --tuning-prompts choose.
     bias_shrinkage: occurrences of average credit that each token is given beforehand where the static
     bias is fitted: more trust rare tokens less.
     bias_tokens: how many tokens the bias names, those that weigh most; `all` for every one that was seen.
-    tuning_prompts: rows {prompt}, none of them among --prompts, on which the best of all combinations of
-    --bias-discount, --bias-shrinkage and --bias-tokens is chosen: each first at one of --at-kl, the best of
-    them then at all.
-    tuning_replies: replies to each tuning prompt while all settings are tried; the best few get four
-    times as many.
+    activation_steering: `fit` adds to a layer's output, at every position, the mean difference of replies of
+    high and of low reward, fitted on --rollouts; the engine then runs without compilation and prefixes.
+    steering_layers: layers, from 0, of which the best on --tuning-prompts is steered; by default those at a
+    quarter, half and three quarters of the depth, or half without such prompts.
+    steering_coefficients: what the difference is multiplied with at the curve's points; by default chosen as
+    --strengths are.
+    system_prompts: file of system prompts that ask for what the heads do, a line each, or a YAML or JSON list
+    of texts or {name?, system}; the best on --tuning-prompts becomes a point, compared at its own KL.
+    tuning_prompts: rows {prompt}, none of them among --prompts, on which the best of --system-prompts, of
+    --steering-layers and of all combinations of --bias-discount, --bias-shrinkage and --bias-tokens is
+    chosen: each of these combinations first at one of --at-kl, the best of them then at all.
+    tuning_replies: replies to each tuning prompt while all settings are tried; the best few of the static
+    bias get four times as many.
     bias_strengths: strengths at which the static bias's curve has points; by default chosen as
     --strengths are.
     baseline: name of the curve that others are compared with at equal KL; by default the static bias.
@@ -99,6 +108,10 @@ class EvalConfig:
     bias_discount: tuple[float, ...] = (0.9,)
     bias_shrinkage: tuple[float, ...] = (20.0,)
     bias_tokens: tuple[int | Literal["all"], ...] = (256,)
+    activation_steering: str = ""
+    steering_layers: tuple[int, ...] = ()
+    steering_coefficients: tuple[float, ...] = ()
+    system_prompts: Path | None = None
     tuning_prompts: Path | None = None
     tuning_replies: int = 2
     bias_strengths: tuple[float, ...] = ()
@@ -134,11 +147,14 @@ class EvalConfig:
         if self.group and self.steer:
             raise ValueError("group makes one curve of heads apart, steer one of heads together: give one")
         self._check_bias()
+        self._check_steering()
         self._check_sections()
 
     def _check_bias(self) -> None:
-        if (self.static_bias == FIT) != (self.rollouts is not None):
-            raise ValueError("static_bias fit and rollouts go together: the bias is fitted on the rollouts")
+        if (FIT in (self.static_bias, self.activation_steering)) != (self.rollouts is not None):
+            raise ValueError(
+                "rollouts and what is fitted on them go together: static_bias fit, or activation_steering fit"
+            )
         if not all(0 <= x <= 1 for x in self.bias_discount):
             raise ValueError("bias_discount must hold numbers in 0…1")
         if not all(math.isfinite(x) and x >= 0 for x in self.bias_shrinkage):
@@ -148,14 +164,36 @@ class EvalConfig:
         grids = (self.bias_discount, self.bias_shrinkage, self.bias_tokens)
         if not all(grids):
             raise ValueError("bias_discount, bias_shrinkage and bias_tokens need a value each")
-        has_choice = any(len(set(grid)) > 1 for grid in grids)
+        has_choice = self.has_bias_choice
         if has_choice and self.tuning_prompts is None:
             raise ValueError("several settings of the static bias need --tuning-prompts to choose one on")
-        if self.tuning_prompts is not None and not (has_choice and self.static_bias == FIT and self.at_kl):
+        if has_choice and not (self.static_bias == FIT and self.at_kl):
+            raise ValueError("several settings of the static bias need --static-bias fit and --at-kl")
+        chosen_for = has_choice or self.system_prompts or self.activation_steering
+        if self.tuning_prompts is not None and not chosen_for:
             raise ValueError(
-                "tuning_prompts choose among settings of the static bias: give --static-bias fit, several of "
-                "--bias-discount, --bias-shrinkage or --bias-tokens, and --at-kl"
+                "tuning_prompts choose among settings of a baseline: give --system-prompts, "
+                "--activation-steering fit, or --static-bias fit with several of --bias-discount, "
+                "--bias-shrinkage or --bias-tokens"
             )
+
+    def _check_steering(self) -> None:
+        if self.activation_steering not in ("", FIT):
+            raise ValueError(f"activation_steering must be fit, got {self.activation_steering!r}")
+        if not self.activation_steering and (self.steering_layers or self.steering_coefficients):
+            raise ValueError("steering_layers and steering_coefficients need --activation-steering fit")
+        if not all(math.isfinite(x) for x in self.steering_coefficients):
+            raise ValueError("steering_coefficients must hold finite numbers")
+        if len(set(self.steering_layers)) > 1 and self.tuning_prompts is None:
+            raise ValueError("several steering_layers need --tuning-prompts to choose one on")
+        if self.activation_steering and "on" in (self.engine.compile, self.engine.cuda_graphs):
+            raise ValueError("activation_steering hooks into the layers: leave compile and cuda_graphs auto")
+
+    @property
+    def has_bias_choice(self) -> bool:
+        """Whether one of several settings of the static bias is to be chosen."""
+        grids = (self.bias_discount, self.bias_shrinkage, self.bias_tokens)
+        return any(len(set(grid)) > 1 for grid in grids)
 
     def _check_sections(self) -> None:
         if not self.wanted:
@@ -175,6 +213,8 @@ class EvalConfig:
             "gold": self.gold,
             "proxy": self.proxy,
             "static_bias": self.static_bias,
+            "system_prompts": self.system_prompts,
+            "activation_steering": self.activation_steering,
         }
         frontier_only |= {"group": self.group, "baseline": self.baseline, "external": self.external}
         unused = [name for name, value in frontier_only.items() if value]

@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from trimtab.guidance.errors import HeadError, ModelError, UserError
-from trimtab.guidance.evaluation.baselines import External, best_of_n, load_external
+from trimtab.guidance.evaluation.baselines.best_of_n import best_of_n
+from trimtab.guidance.evaluation.baselines.external import External, load_external
 from trimtab.guidance.evaluation.compare import at_equal_kl
 from trimtab.guidance.evaluation.curve import Curve, strengths_for
 from trimtab.guidance.evaluation.overoptimisation import find_overoptimisation
@@ -17,11 +18,24 @@ from trimtab.guidance.evaluation.report import Example, FrontierReport
 from trimtab.guidance.evaluation.seed_group import group_seeds
 from trimtab.guidance.heads.manifest import load_manifest
 from trimtab.guidance.heads.store import load_head
-from trimtab.guidance.text.message import Prompt
-from trimtab.server.commands.eval.bench import Bench, JudgedPrompts, Materials, make_bench, read_prompts
+from trimtab.server.commands.eval.bench import (
+    Bench,
+    JudgedPrompts,
+    Materials,
+    Tuning,
+    make_bench,
+    read_prompts,
+)
 from trimtab.server.commands.eval.bias import STATIC_BIAS, bias_curve, find_bias
 from trimtab.server.commands.eval.config import EvalConfig
+from trimtab.server.commands.eval.replies_file import shown, write_replies
 from trimtab.server.commands.eval.scores import PROXY, reward_name
+from trimtab.server.commands.eval.steering import ACTIVATION_STEERING, find_steering, steering_curve
+from trimtab.server.commands.eval.system_prompt import (
+    SYSTEM_PROMPT,
+    find_system_prompt,
+    system_prompt_curve,
+)
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.request import MAX_STRENGTH
 from trimtab.server.flags import parse_weights
@@ -42,21 +56,35 @@ def judge_frontier(materials: Materials) -> FrontierReport:
     numbers = {row: number for number, row in enumerate(judged.rows)}
     external = [load_external(path, numbers) for path in config.external]
     _check_names(config, steering, groups, external)
-    bias = find_bias(config, engine, materials, judged, gold_head)
+    tuning = Tuning(config, engine, materials.features, judged, gold_head)
+    bias = find_bias(config, engine, tuning)
+    asked, activations = find_system_prompt(config, tuning), find_steering(config, tuning)
     samples = [r.sample + 1 for one in external for _, replies in one.replies for r in replies]
     num_plain = max((config.num_replies, *config.best_of, *samples))
     bench = make_bench(config, engine, materials.features, judged, gold_head, num_plain=num_plain)
+    point = None if asked is None else system_prompt_curve(bench, asked.wording)
+    if point is not None:
+        bench = replace(bench, own_kls=(point.points[0].kl.mean,))
     found = {name: _head_curve(bench, name, heads, materials) for name, heads in steering.items()}
     curves = _grouped(bench, {name: curve for name, (curve, _) in found.items()}, groups)
     if bias is not None:
         curves.append(bias_curve(bench, bias.bias))
+    if activations is not None:
+        curves.append(steering_curve(bench, activations.steering))
+    curves += [] if point is None else [point]
     curves += [_external_curve(bench, one) for one in external]
     curves += _best_of_n_curves(bench)
     if not curves:
         curves.append(Curve("policy", "head", "strength", (bench.plain,)))
+    write_replies(bench, curves)
     examples = [example for _, shown in found.values() for example in shown]
     report = _report(bench, curves, examples, judged)
-    return report if bias is None else replace(report, bias_trials=bias.trials)
+    return replace(
+        report,
+        bias_trials=() if bias is None else bias.trials,
+        wordings=() if asked is None else asked.trials,
+        steering_trials=() if activations is None else activations.trials,
+    )
 
 
 def _load_engine(materials: Materials) -> tuple[Engine, str]:
@@ -64,8 +92,11 @@ def _load_engine(materials: Materials) -> tuple[Engine, str]:
     config, engine_config = materials.config, materials.engine_config
     heads, gold_head = with_reward_head(config.gold_scorer, engine_config.heads, "--gold")
     heads, _ = with_reward_head(config.proxy_scorer, heads, "--proxy")
+    engine_config = replace(engine_config, heads=heads)
+    if config.activation_steering:  # hooks are run in no other way, and steered keys are no plain ones
+        engine_config = replace(engine_config, compile="off", cuda_graphs="off", prefix_caching=False)
     try:
-        engine = Engine.from_config(replace(engine_config, heads=heads), policy=materials.policy)
+        engine = Engine.from_config(engine_config, policy=materials.policy)
     except ModelError as error:
         raise UserError(str(error)) from error
     return engine, gold_head
@@ -118,6 +149,8 @@ def _check_names(
     grouped = {head for heads in groups.values() for head in heads}
     names = [*(name for name in steering if name not in grouped), *groups, *(one.name for one in external)]
     names += [STATIC_BIAS] if config.static_bias else []
+    names += [SYSTEM_PROMPT] if config.system_prompts else []
+    names += [ACTIVATION_STEERING] if config.activation_steering else []
     twice = [name for name in names if names.count(name) > 1]
     if twice:
         raise UserError(
@@ -244,12 +277,6 @@ def _examples(bench: Bench, curve: str, firsts: dict[float, dict[int, str]]) -> 
     prompts = bench.judged.prompts
     chosen = np.random.default_rng(bench.config.seed).permutation(len(prompts))[:NUM_EXAMPLES]
     return [
-        Example(curve, _shown(prompts[i]), tuple(firsts), tuple(texts[i] for texts in firsts.values()))
+        Example(curve, shown(prompts[i]), tuple(firsts), tuple(texts[i] for texts in firsts.values()))
         for i in map(int, chosen)
     ]
-
-
-def _shown(prompt: Prompt) -> str:
-    if isinstance(prompt, str):
-        return prompt
-    return "\n".join(message.text for message in prompt if message.role == "user")

@@ -25,7 +25,7 @@ from trimtab.server.commands.eval.bench import Materials
 from trimtab.server.commands.eval.config import FIT, PACKAGED, EvalConfig
 from trimtab.server.engine.config import EngineConfig
 
-_OF_FIT = ("bias_discount", "bias_shrinkage", "bias_tokens", "tuning_replies")  # settings of `fit` alone
+_OF_FIT = ("bias_discount", "bias_shrinkage", "bias_tokens")  # settings of `fit` alone
 _MIN_WIDTH = 165  # of the tables; what is narrower breaks their numbers apart
 
 
@@ -64,12 +64,16 @@ def as_rich(table: Table) -> RichTable:
 def _subject(config: EvalConfig, engine_config: EngineConfig) -> Subject:
     shown: tuple[str, ...] = (
         *("preferences", "prompts", "gold", "proxy", "strengths", "steer", "group", "best_of", "static_bias"),
-        *("rollouts", "bias_discount", "bias_shrinkage", "bias_tokens", "tuning_prompts", "tuning_replies"),
+        *("rollouts", "bias_discount", "bias_shrinkage", "bias_tokens", "system_prompts"),
+        *("activation_steering", "steering_layers", "steering_coefficients"),
+        *("tuning_prompts", "tuning_replies"),
         *("bias_strengths", "baseline", "external", "at_kl", "sycophancy", "num_prompts", "num_replies"),
         *("max_tokens", "temperature", "seed"),
     )
     if config.static_bias != FIT:
         shown = tuple(name for name in shown if name not in _OF_FIT)
+    if config.tuning_prompts is None:
+        shown = tuple(name for name in shown if name != "tuning_replies")
     values = {name: getattr(config, name) for name in shown} | {"gold": config.gold_scorer}
     settings = {name: _text(value) for name, value in values.items() if value not in ("", None, ())}
     heads = tuple(map(name_of, engine_config.heads))

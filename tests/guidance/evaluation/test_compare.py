@@ -7,7 +7,13 @@ import math
 import numpy as np
 import pytest
 
-from trimtab.guidance.evaluation.baselines import best_of_n, kl_bound
+from trimtab.guidance.evaluation.baselines.best_of_n import best_of_n, kl_bound
+from trimtab.guidance.evaluation.baselines.static_bias import (
+    BiasSetting,
+    BiasTrial,
+    bias_settings,
+    rank_trials,
+)
 from trimtab.guidance.evaluation.compare import at_equal_kl
 from trimtab.guidance.evaluation.comparison_tables import equal_kl_tables
 from trimtab.guidance.evaluation.curve import Curve, Judging, judge_point
@@ -15,7 +21,6 @@ from trimtab.guidance.evaluation.plots import plot_scores
 from trimtab.guidance.evaluation.replies import MeasuredReply
 from trimtab.guidance.evaluation.report import FrontierReport
 from trimtab.guidance.evaluation.seed_group import group_seeds
-from trimtab.guidance.evaluation.static_bias import BiasSetting, BiasTrial, bias_settings, rank_trials
 from trimtab.guidance.evaluation.table import show_difference
 from trimtab.guidance.plot_style import LIGHT
 from trimtab.guidance.statistics import (

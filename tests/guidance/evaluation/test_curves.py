@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from trimtab.guidance.evaluation.baselines import best_of_n, expected_best, expected_wins, kl_bound
+from trimtab.guidance.evaluation.baselines.best_of_n import best_of_n, expected_best, expected_wins, kl_bound
 from trimtab.guidance.evaluation.compare import at_equal_kl
 from trimtab.guidance.evaluation.curve import Curve, Judging, judge_point, win_rates
 from trimtab.guidance.evaluation.overoptimisation import find_overoptimisation, fit_bend

@@ -13,16 +13,16 @@ from torch import Tensor
 
 from trimtab.guidance.data.items import PairItem, RolloutItem
 from trimtab.guidance.errors import DataError
-from trimtab.guidance.evaluation.curve import Probe, strengths_for
-from trimtab.guidance.evaluation.preferences import calibrate, judge_preferences, length_baseline
-from trimtab.guidance.evaluation.replies import score_with_head
-from trimtab.guidance.evaluation.static_bias import (
+from trimtab.guidance.evaluation.baselines.static_bias import (
     as_tilt,
     fit_static_bias,
     load_static_bias,
     measure_static_bias,
     scaled,
 )
+from trimtab.guidance.evaluation.curve import Probe, strengths_for
+from trimtab.guidance.evaluation.preferences import calibrate, judge_preferences, length_baseline
+from trimtab.guidance.evaluation.replies import score_with_head
 from trimtab.guidance.evaluation.sycophancy import judge_sycophancy, load_templates
 from trimtab.guidance.features.source import StreamedFeatures
 from trimtab.guidance.heads.forms import Head

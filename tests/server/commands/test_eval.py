@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_models import SIZES, save_random_head, save_random_model
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
-from trimtab.guidance.evaluation.static_bias import measure_static_bias
+from trimtab.guidance.evaluation.baselines.static_bias import measure_static_bias
 from trimtab.guidance.features.source import StreamedFeatures
 from trimtab.guidance.policy import load_policy
 from trimtab.guidance.text.encoding import ReplyEncoder
@@ -391,3 +391,137 @@ def test_a_static_bias_costs_what_the_engine_itself_says_of_the_same_tilt(folder
     for reply, cost in zip(replies, costs, strict=True):
         assert cost.base_logprob == pytest.approx(float(base[reply.token_ids[0]]), abs=1e-4)
         assert reply.logprob == pytest.approx(float(tilted[reply.token_ids[0]]), abs=1e-4)
+
+
+CHAT = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def chat(folder: Path) -> Path:
+    """The same policy with a chat template, and one whose template has no place for a system message."""
+    for name, template in (("chat", CHAT), ("deaf", CHAT.replace("<{{", "{% if m.role != 'system' %}<{{"))):
+        save_random_model(LlamaConfig(**SIZES), folder / name)
+        tokenizer = AutoTokenizer.from_pretrained(folder / name)
+        end = "\n{% endif %}" if name == "deaf" else "\n"
+        tokenizer.chat_template = template.replace("\n", end, 1)
+        tokenizer.save_pretrained(folder / name)
+    save_random_head(folder / "heads", folder / "chat", "c", scale=0.2)
+    (folder / "wordings.yaml").write_text("[{name: curt, system: Be curt}, Be kind]")
+    (folder / "wording.txt").write_text("\nBe curt\n")
+    (folder / "empty.txt").write_text("\n")
+    (folder / "nameless.json").write_text('[{"name": "x"}]')
+    return folder
+
+
+def test_a_system_prompt_is_chosen_and_compared_at_what_it_costs(judge, chat: Path):
+    """Its KL is that of the policy with the message from the policy without it, computed by transformers."""
+    flags = ("--model", "chat", "--system-prompts", "wordings.yaml", "--tuning-prompts", "tuning.jsonl")
+    code, report, _ = judge(*GROUND, *flags, "--baseline", "system prompt", heads=("c",))
+    assert code == 0
+    frontier = report["frontier"]
+    assert [word["is_chosen"] for word in frontier["wordings"]] == [True, False]
+    assert {word["name"] for word in frontier["wordings"]} == {"curt", "2"}
+    assert {word["tokens_added"] for word in frontier["wordings"]} == {len("<system>Be curt\n")}
+    [point] = curves(report)["system prompt"]["points"]
+    kl = point["kl"]["mean"]
+    rows = {row["curve"]: row for row in frontier["at_kl"] if row["kl"] == kl}
+    assert rows["c"]["above_system_prompt"]["mean"] == pytest.approx(
+        rows["c"]["estimate"]["mean"] - point["scores"]["gold"]["estimate"]["mean"]
+    )
+    assert rows["system prompt"]["above_system_prompt"] is None
+    rows = [json.loads(line) for line in (chat / "out" / "replies.jsonl").read_text().splitlines()]
+    said = [row for row in rows if row["curve"] == "system prompt"]
+    assert len(said) == point["num_replies"] == 8
+    model, tokenizer = (kind.from_pretrained("chat") for kind in (AutoModelForCausalLM, AutoTokenizer))
+    text = frontier["wordings"][0]["text"]
+    for row in said:
+        plain = f"<user>say {row['prompt']}\n<assistant>"
+        ours, base = (
+            _logprobs(model, tokenizer(asked)["input_ids"], row)
+            for asked in (f"<system>{text}\n{plain}", plain)
+        )
+        assert row["kl"] == pytest.approx(float((ours.exp() * (ours - base)).sum()), abs=1e-4)
+    assert kl == pytest.approx(sum(row["kl"] for row in said) / 8)
+
+
+def _logprobs(model, prompt: list[int], row: dict) -> torch.Tensor:
+    with torch.no_grad():
+        logits = model(torch.tensor([[*prompt, *row["token_ids"]]])).logits[0]
+    return logits[len(prompt) - 1 : -1].double().log_softmax(-1)
+
+
+@pytest.mark.parametrize(
+    ("model", "file", "says"),
+    [
+        ("tiny", "wording.txt", "the prompts are texts"),
+        ("deaf", "wording.txt", "chat template reads no system message (it leaves it out)"),
+        ("chat", "empty.txt", "empty.txt: must hold at least one system prompt"),
+        ("chat", "nameless.json", "nameless.json: system prompt 1 must be a text, or hold system"),
+        ("chat", "wordings.yaml", "2 system prompts need --tuning-prompts"),
+    ],
+)
+def test_a_system_prompt_that_cannot_be_measured_is_told_in_one_line(judge, chat: Path, model, file, says):
+    code, _, line = judge(*GROUND, "--model", model, "--system-prompts", file, heads=())
+    assert code == 1
+    assert line.startswith("trimtab: ")
+    assert says in line
+
+
+def test_activation_steering_costs_what_transformers_says_of_the_same_vector(judge, folder: Path):
+    """Coefficient 0 is the plain policy to the last bit; another has the KL of a model with that hook."""
+    steer = ("--activation-steering", "fit", "--rollouts", "rollouts.jsonl", "--steering-layers", "0", "2")
+    tuned = ("--tuning-prompts", "tuning.jsonl", "--steering-coefficients", "3")
+    code, report, _ = judge(*GROUND, *steer, *tuned, heads=())
+    assert code == 0
+    frontier = report["frontier"]
+    trials = frontier["steering_trials"]
+    assert [trial["is_chosen"] for trial in trials] == [True, False]
+    assert {trial["layer"] for trial in trials} == {0, 2}
+    plain, point = curves(report)["activation steering"]["points"]
+    assert (plain["kl"]["mean"], point["knob"]) == (0, 3)
+    rows = [json.loads(line) for line in (folder / "out" / "replies.jsonl").read_text().splitlines()]
+    model, tokenizer = (kind.from_pretrained("tiny") for kind in (AutoModelForCausalLM, AutoTokenizer))
+    layer = trials[0]["layer"]
+    steering = own_steering(model, tokenizer, layer)
+
+    def add(_, __, output):
+        return output + 3 * steering
+
+    for row in [row for row in rows if row["curve"] == "activation steering"]:
+        asked = tokenizer(f"say {row['prompt']}")["input_ids"]
+        base = _logprobs(model, asked, row)
+        hook = model.model.layers[layer].register_forward_hook(add)
+        ours = _logprobs(model, asked, row)
+        hook.remove()
+        assert row["kl"] == pytest.approx(float((ours.exp() * (ours - base)).sum()), rel=1e-3, abs=1e-4)
+
+
+def own_steering(model, tokenizer, layer: int) -> torch.Tensor:
+    """The mean of bbb and its end to four prompts less that of aaa, as the rollouts are."""
+    seen: list[torch.Tensor] = []
+    hook = model.model.layers[layer].register_forward_hook(lambda _, __, output: seen.append(output))
+    for text in "ba":
+        ids = [tokenizer(f"x {i}{text * 3}")["input_ids"] + [tokenizer.eos_token_id] for i in range(4)]
+        with torch.no_grad():
+            model.model(torch.tensor(ids))
+    hook.remove()
+    good, bad = (h[:, 3:].mean((0, 1)) for h in seen)
+    return good - bad
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--activation-steering", "fit"), "go together"),
+        (("--steering-layers", "1"), "need --activation-steering fit"),
+        (("--activation-steering", "x"), "activation_steering must be fit"),
+        (("--activation-steering", "fit", "--rollouts", "rollouts.jsonl", "--steering-layers", "3"), "0…2"),
+    ],
+)
+def test_steering_that_cannot_be_had_is_told_in_one_line(judge, flags, says):
+    code, _, line = judge(*GROUND, *flags, heads=())
+    assert code in (1, 2)
+    assert says in line

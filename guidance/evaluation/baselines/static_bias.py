@@ -18,7 +18,8 @@ from torch import Tensor
 
 from trimtab.guidance.data.items import RolloutItem
 from trimtab.guidance.errors import DataError
-from trimtab.guidance.evaluation.replies import POSITIONS_PER_CHUNK, batches
+from trimtab.guidance.evaluation.baselines.cost import ReplyCost, cost_along
+from trimtab.guidance.evaluation.replies import batches
 from trimtab.guidance.features.source import FeatureSource
 from trimtab.guidance.policy import Policy
 from trimtab.guidance.statistics import Floats
@@ -28,15 +29,6 @@ MAX_TOKENS = 256  # of a bias, unless more are asked for: each costs every sampl
 MAX_BIAS = 100.0  # of a request's logit_bias
 Bias = dict[int, float]
 """Token id -> what its logit gains; a token that is not named gains nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class ReplyTilt:
-    """What a constant tilt costs along one reply. kl: nats. flips: tokens. base_logprob: log π₀, summed."""
-
-    kl: float
-    flips: int
-    base_logprob: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,15 +158,14 @@ def as_tilt(bias: Sequence[tuple[int, float]], policy: Policy) -> Tensor:
     return vector.to(policy.device)
 
 
-@torch.no_grad()
 def measure_static_bias(
     bias: Sequence[tuple[int, float]], features: FeatureSource, replies: Sequence[EncodedReply]
-) -> list[ReplyTilt]:
+) -> list[ReplyCost]:
     """What π_b ∝ π₀ e^b costs along replies, exactly at each of their drawn tokens."""
     policy = features.policy
     tilt = as_tilt(bias, policy)
     return [
-        _along(tilt, policy, h.to(policy.device), reply)
+        cost_along(policy, h, reply, lambda _, logits: logits + tilt)
         for batch in batches(replies)
         for h, reply in zip(features.get(batch), batch, strict=True)
     ]
@@ -207,16 +198,3 @@ def _credits(rollout: RolloutItem, discount: float) -> Floats:
         ahead = rollout.token_rewards[t] + discount * ahead
         credit[t] = ahead
     return credit
-
-
-def _along(tilt: Tensor, policy: Policy, h: Tensor, reply: EncodedReply) -> ReplyTilt:
-    kl, flips, base_logprob = 0.0, 0, 0.0
-    tokens = torch.tensor(reply.reply_ids[: reply.num_drawn], device=h.device)
-    for start in range(0, len(tokens), POSITIONS_PER_CHUNK):
-        wanted = tokens[start : start + POSITIONS_PER_CHUNK]
-        logits = policy.logits(h[start : start + len(wanted)])
-        base, tilted = logits.log_softmax(-1), (logits + tilt).log_softmax(-1)
-        kl += float((tilted.exp() * (tilted - base)).sum())
-        flips += int((tilted.argmax(-1) != base.argmax(-1)).sum())
-        base_logprob += float(base.gather(1, wanted[:, None]).sum())
-    return ReplyTilt(kl, flips, base_logprob)
