@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from trimtab.guidance.features.source import FeatureSource
-from trimtab.guidance.heads.forms import Head
+from trimtab.guidance.heads.forms import Head, Scalar, along, memory_of
 from trimtab.guidance.heads.manifest import Manifest
 from trimtab.guidance.policy import Policy
 from trimtab.guidance.statistics import Floats
@@ -78,8 +78,7 @@ def score_with_head(
         for batch in batches(replies):
             h = [found.to(features.policy.device) for found in features.get(batch)]
             reward = None if head.reward is None else head.reward(torch.stack([s[-1] for s in h]).float())
-            lasts = torch.stack([s[max(r.num_drawn - 1, 0)] for s, r in zip(h, batch, strict=True)])
-            value = None if head.value is None else head.value(lasts.float())
+            value = None if head.value is None else _last_values(head.value, h, batch)
             ratio = None
             if part is not None:
                 ratio = torch.stack(
@@ -91,6 +90,14 @@ def score_with_head(
             columns.append((reward, value, ratio))
             bar.update(len(batch))
     return HeadScores(*(_join(column) for column in zip(*columns, strict=True)))
+
+
+def _last_values(part: Scalar, h: Sequence[Tensor], replies: Sequence[EncodedReply]) -> Tensor:
+    until = [s[: max(reply.num_drawn, 1)].float() for s, reply in zip(h, replies, strict=True)]
+    if memory_of(part) is None:
+        return part(torch.stack([s[-1] for s in until]))
+    lengths = torch.tensor([len(s) for s in until])
+    return along(part, torch.cat(until), lengths)[lengths.cumsum(0) - 1]
 
 
 def _log_ratio(head: Head, scale: float, policy: Policy, h: Tensor, reply: EncodedReply) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +17,10 @@ from trimtab.guidance.heads.forms import (
     Head,
     LinearScalar,
     LowRankAdvantage,
+    Remembering,
     Scalar,
     TiedAdvantage,
+    memory_of,
 )
 from trimtab.guidance.heads.manifest import Manifest
 from trimtab.guidance.heads.store import load_head
@@ -48,11 +50,13 @@ class _Adapters:
 
 @dataclass(frozen=True, slots=True)
 class _Scalars:
-    """Values (or rewards) of all heads in standard units: linear ones in one product, the rest one by one."""
+    """Values (or rewards) of all heads in standard units: linear ones in one product, the rest one by one.
+    Those that remember are read by `step`, and nan otherwise."""
 
     weight: Tensor  # f32[H, d], zero where a head has no linear part
     bias: Tensor  # f32[H], nan where a head has no linear part
     others: tuple[tuple[int, Scalar, float, float], ...]  # index, part, mean, std
+    remembering: Mapping[int, tuple[Remembering, float, float]]  # by index
 
     def __call__(self, h: Tensor) -> Tensor:
         h = h.float()
@@ -61,11 +65,22 @@ class _Scalars:
             out[:, index] = (part(h) - mean) / std
         return out
 
+    def step(self, index: int, h: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        part, mean, std = self.remembering[index]
+        value, state = part.step(h.float(), state)
+        return (value - mean) / std, state
+
+    def remember(self, index: int, h: Tensor, state: Tensor) -> Tensor:
+        memory = memory_of(self.remembering[index][0])
+        assert memory is not None
+        return memory(h.float(), state)[1]
+
 
 class HeadBank:
     """Heads by index, in the order they were given; H of them.
 
     names, manifests: one entry per head; has_advantage, has_value, has_reward say which parts it has.
+    memory_sizes: how many numbers its value remembers of a reply; 0 of one that reads h alone, or without.
     """
 
     def __init__(
@@ -82,6 +97,7 @@ class HeadBank:
         self.has_advantage = tuple(head.advantage is not None for head, _ in heads)
         self.has_value = tuple(head.value is not None for head, _ in heads)
         self.has_reward = tuple(head.reward is not None for head, _ in heads)
+        self.memory_sizes = tuple(_memory_size(head.value) for head, _ in heads)
         self._index = {name: index for index, name in enumerate(self.names)}
         advantages = [head.advantage for head, _ in heads]
         self._tied = _stack(advantages, self.manifests, TiedAdvantage)
@@ -215,8 +231,18 @@ class HeadBank:
         return self._stacked_up[1]
 
     def values(self, h: Tensor) -> Tensor:
-        """V(s) in standard units: h [B, d] -> f32[B, H], nan where a head has no value part."""
+        """V(s) in standard units: h [B, d] -> f32[B, H], nan where a head has no value part, or one that
+        remembers: see step."""
         return self._values(h)
+
+    def step(self, index: int, h: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """V(s) in standard units f32[B] of a head whose value remembers, at the next states h [B, d] of B
+        replies, and its memory f32[B, memory_sizes[index]] after them; state: before, 0 at a reply's s_0."""
+        return self._values.step(index, h, state)
+
+    def remember(self, index: int, h: Tensor, state: Tensor) -> Tensor:
+        """The memory [B, memory_sizes[index]] that `step` would give after each of h [B, T, d] in turn."""
+        return self._values.remember(index, h, state)
 
     def rewards(self, h: Tensor) -> Tensor:
         """Rewards in standard units of replies that end at h [B, d] -> f32[B, H], nan where there is none."""
@@ -257,13 +283,21 @@ def _gather(
 ) -> _Scalars:
     weight = torch.zeros(len(parts), hidden_size, device=device)
     bias = torch.full((len(parts),), math.nan, device=device)
-    others = []
+    others, remembering = [], {}
     for index, (part, manifest) in enumerate(zip(parts, manifests, strict=True)):
         if part is None:
             continue
         mean, std = manifest.reward_mean, manifest.reward_std
         if isinstance(part, LinearScalar):
             weight[index], bias[index] = part.weight / std, (part.bias - mean) / std
+        elif memory_of(part) is not None:
+            assert isinstance(part, Remembering)
+            remembering[index] = (part, mean, std)
         else:
             others.append((index, part, mean, std))
-    return _Scalars(weight, bias, tuple(others))
+    return _Scalars(weight, bias, tuple(others), remembering)
+
+
+def _memory_size(part: Scalar | None) -> int:
+    memory = memory_of(part)
+    return 0 if memory is None else memory.state_size

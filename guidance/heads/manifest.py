@@ -18,9 +18,12 @@ MANIFEST_FILE = "head.json"
 TENSORS_FILE = "head.safetensors"
 AdvantageForm = Literal["tied", "lowrank"]
 ScalarForm = Literal["linear", "mlp"]
+ValueForm = Literal["linear", "mlp", "mean", "gru"]
 Activation = Literal["identity", "silu"]
 ADVANTAGE_FORMS = get_args(AdvantageForm)
 SCALAR_FORMS = get_args(ScalarForm)
+VALUE_FORMS = get_args(ValueForm)
+REMEMBERING = ("mean", "gru")
 ACTIVATIONS = get_args(Activation)
 PARTS = ("advantage", "value", "reward")
 ROWS = ("chat", "text")
@@ -101,8 +104,9 @@ class AdvantagePart:
 class ScalarPart:
     """V(s) of a prefix, or the reward of a finished reply: it measures.
 
+    form: `mean` and `gru` are mlps that also read a memory of the reply; only a value can be one.
     width: hidden units of an mlp. bins: above 0, the scalar is the mean of a distribution over so many bins,
-    evenly from low to high.
+    evenly from low to high. units: numbers that are remembered.
     """
 
     form: str = "linear"
@@ -112,10 +116,12 @@ class ScalarPart:
     bins: int = 0
     low: float = 0.0
     high: float = 0.0
+    units: int = 64
 
     def __post_init__(self) -> None:
-        _check_choice(self.form, "form", SCALAR_FORMS)
+        _check_choice(self.form, "form", VALUE_FORMS)
         _check_size(self.width, "width")
+        _check_size(self.units, "units")
         _check_choice(self.activation, "activation", ACTIVATIONS)
         _check_text(self.loss, "loss")
         _check_bins(self.bins)
@@ -129,6 +135,10 @@ class Parts:
     advantage: AdvantagePart | None = None
     value: ScalarPart | None = None
     reward: ScalarPart | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.reward, ScalarPart):
+            _check_choice(self.reward.form, "reward.form", SCALAR_FORMS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +198,8 @@ class Manifest:
                     del part[key]
             if part.get("bins") == 0:  # a plain scalar's file is as it was before there were bins
                 del part["bins"], part["low"], part["high"]
+            if part["form"] not in REMEMBERING:
+                part.pop("units", None)
         if self.rows is None:
             del data["rows"]
         return json.dumps(data, indent=2, allow_nan=False) + "\n"

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCardData
 from jinja2 import Environment, StrictUndefined
 
 from trimtab.guidance.evaluation.table import cell
-from trimtab.guidance.heads.manifest import AdvantagePart, Manifest, ScalarPart
+from trimtab.guidance.heads.manifest import REMEMBERING, AdvantagePart, Manifest, ScalarPart
 from trimtab.guidance.heads.verdict import metrics_in, verdicts
 from trimtab.guidance.publish.classifier import BIAS, MEAN, STD
 
@@ -143,7 +143,8 @@ def _advantage(part: AdvantagePart) -> tuple[str, str, str]:
 
 
 def _form(part: ScalarPart) -> str:
-    form = f"mlp, {part.width} wide, {part.activation}" if part.form == "mlp" else part.form
+    form = part.form if part.form == "linear" else f"{part.form}, {part.width} wide, {part.activation}"
+    form += f", {part.units} remembered" if part.form in REMEMBERING else ""
     return f"{form}, {part.bins} bins from {part.low:g} to {part.high:g}" if part.bins else form
 
 

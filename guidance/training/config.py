@@ -15,6 +15,7 @@ from trimtab.guidance.heads.manifest import (
     AdvantagePart,
     ScalarForm,
     ScalarPart,
+    ValueForm,
     check_name,
 )
 from trimtab.guidance.losses import FAMILIES, LOSSES
@@ -205,14 +206,17 @@ class ValueConfig:
     bins: {bins}: numbers, from low to high, that the forecast is a distribution over.
     low: {low}: the lowest of the bins, in standard units.
     high: {high}: the highest of the bins, in standard units.
-    form: `linear` reads the hidden state with one layer, `mlp` with two.
-    width: mlp: numbers between its layers.
-    activation: mlp: between its layers.
+    form: `linear` reads the hidden state with one layer, `mlp` with two; `mean` and `gru` are an mlp that
+    also reads what it remembers of the reply: the mean of learned features, or a recurrent unit's state.
+    width: mlp, mean, gru: numbers between the layers.
+    activation: mlp, mean, gru: between the layers.
+    units: mean, gru: numbers that are remembered.
     """
 
-    form: ScalarForm = "mlp"
+    form: ValueForm = "mlp"
     width: int = 256
     activation: Activation = "silu"
+    units: int = 64
     loss: str = "monte_carlo"
     discount: float = 1.0
     lam: float = 0.95
@@ -222,7 +226,7 @@ class ValueConfig:
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
 
     def __post_init__(self) -> None:
-        _check_positive(self, "width")
+        _check_positive(self, "width", "units")
         _check_share(self, "discount", "lam")
         _check_loss(self.loss, "value")
         if self.bins < 2 or not self.low < self.high:
@@ -231,8 +235,8 @@ class ValueConfig:
             )
 
     def part(self) -> ScalarPart:
-        bins = (self.bins, self.low, self.high) if self.loss == "distributional" else ()
-        return ScalarPart(self.form, self.width, self.activation, self.loss, *bins)
+        bins = (self.bins, self.low, self.high) if self.loss == "distributional" else (0, 0.0, 0.0)
+        return ScalarPart(self.form, self.width, self.activation, self.loss, *bins, self.units)
 
 
 @_filled(_names_on_policy())

@@ -12,7 +12,7 @@ from torch import Tensor
 from trimtab.guidance.data.items import RolloutItem
 from trimtab.guidance.errors import DataError
 from trimtab.guidance.features.source import FeatureSource
-from trimtab.guidance.heads.forms import Advantage, Head, Scalar
+from trimtab.guidance.heads.forms import Advantage, Head, Scalar, along
 from trimtab.guidance.losses.vocabulary_tiles import tile_rows
 from trimtab.guidance.policy import Policy
 from trimtab.guidance.text.encoding import EncodedReply
@@ -53,7 +53,14 @@ def score_ends(part: Scalar, features: FeatureSource, replies: Sequence[EncodedR
 @torch.no_grad()
 def score_prefixes(part: Scalar, replies: Iterable[ReplyFeatures]) -> list[Tensor]:
     """V, raw, where each drawn token of each reply is predicted, V(s_0) … V(s_{T−1}), on the CPU."""
-    return [part(reply.h[: len(reply.tokens)].to(part.weight.device).float()).cpu() for reply in replies]
+    return [score_prefix(part, reply.h[: len(reply.tokens)]) for reply in replies]
+
+
+@torch.no_grad()
+def score_prefix(part: Scalar, h: Tensor) -> Tensor:
+    """V, raw, at h [T, d] of one reply's states -> [T], on the CPU; from s_0 on for a part that remembers."""
+    h = h.to(part.weight.device).float()
+    return along(part, h, torch.tensor([len(h)])).cpu()
 
 
 def accuracy(chosen: Tensor, rejected: Tensor) -> float:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trimtab.guidance.data.items import PairItem, RankingItem, RolloutItem
 from trimtab.guidance.features.source import FeatureSource
-from trimtab.guidance.heads.forms import Head, Scalar
+from trimtab.guidance.heads.forms import Head
 from trimtab.guidance.heads.manifest import Manifest, Parts
 from trimtab.guidance.heads.verdict import MIN_JUDGED
 from trimtab.guidance.losses.common import sum_by_reply
@@ -33,12 +33,13 @@ from trimtab.guidance.training.held_out import (
     fetch_in_chunks,
     reads_columns,
     score_ends,
+    score_prefix,
     score_prefixes,
     standard_units,
     tilt_statistics,
     value_per_advantage,
 )
-from trimtab.guidance.training.objectives.rollouts import returns_of
+from trimtab.guidance.training.objectives.rollouts import returns_of, steps_for
 from trimtab.guidance.training.plan import Plan
 from trimtab.guidance.training.scale import KL_PER_TOKEN, fit_scale
 
@@ -205,9 +206,9 @@ def _rollout_metrics(measured: Measured) -> dict[str, float]:
         return {}
     head, metrics, returns = measured.head, {}, _returns(measured)
     if head.value is not None:
-        steps = measured.features.steps(measured.replies)
+        steps = steps_for(head.value, measured.features, measured.rollouts)
         at = [s.at[s.at < item.reply.num_drawn] for s, item in zip(steps, measured.rollouts, strict=True)]
-        values = [_apply(head.value, s.h[: len(a)]) for s, a in zip(steps, at, strict=True)]
+        values = [score_prefix(head.value, s.h[: len(a)]) for s, a in zip(steps, at, strict=True)]
         wanted = torch.cat([g[a] for g, a in zip(returns, at, strict=True)])
         metrics["value_r2"] = _explained(torch.cat(values), wanted)
     if head.reward is not None and reads_columns(measured.examples.rollouts.held_out, measured.config):
@@ -268,11 +269,6 @@ def _value_per_advantage(
 
 def _returns(measured: Measured) -> list[Tensor]:
     return [returns_of(item, measured.config.value.discount) for item in measured.rollouts]
-
-
-@torch.no_grad()
-def _apply(part: Scalar, h: Tensor) -> Tensor:
-    return part(h.to(part.weight.device).float()).cpu()
 
 
 def _ranked_pairs(rankings: Sequence[RankingItem]) -> list[PairItem]:

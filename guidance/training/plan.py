@@ -14,7 +14,7 @@ from trimtab.guidance.training.examples import ITEMS_OF
 from trimtab.guidance.training.methods import METHODS, Method
 from trimtab.guidance.training.processes import num_processes
 
-_SHAPE = ("form", "rank", "width", "activation", "loss")
+_SHAPE = ("form", "rank", "width", "activation", "units", "loss")
 _READ_BY_FORM = {"l2": "linear", "optimiser": "mlp"}
 """Options of a reward: a linear one is solved, see convex_reward."""
 _FILE_OF = {kind: file for file, kind in ITEMS_OF.items()}

@@ -198,7 +198,7 @@ def _fold(advantage: Advantage, stored: AdvantagePart | None, config: TrainConfi
 
 
 def _check_form(folder: Path, part: str, stored: object, wanted: object) -> None:
-    for name in ("form", "rank", "width", "activation", "bins", "low", "high"):
+    for name in ("form", "rank", "width", "activation", "units", "bins", "low", "high"):
         have, want = getattr(stored, name, None), getattr(wanted, name, None)
         if stored is not None and have != want:
             raise HeadError(

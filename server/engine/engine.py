@@ -20,7 +20,7 @@ from trimtab.server.engine.compiled_decode import CompiledDecode
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.failure import failed, is_device_fault
 from trimtab.server.engine.lane import Choice, Lane, Phase
-from trimtab.server.engine.model_runner import ModelRunner
+from trimtab.server.engine.model_runner import Hidden, ModelRunner
 from trimtab.server.engine.policy import ServedPolicy
 from trimtab.server.engine.replies import LiveRequest, Measured, Scores, new_replies
 from trimtab.server.engine.request import (
@@ -60,7 +60,7 @@ class Engine:
         """config: resolved. compiled: see ModelRunner."""
         self.policy, self.bank, self.config = policy, bank, config
         num_blocks = resolve_num_blocks(config, policy, partial(measure_blocks, policy, bank, config))
-        self.runner = ModelRunner(policy, config, num_blocks, len(bank.names), compiled)
+        self.runner = ModelRunner(policy, config, num_blocks, bank.memory_sizes, compiled)
         self._live: dict[str, LiveRequest] = {}
         self._start_over()
         if policy.device.type == "cuda":
@@ -135,9 +135,11 @@ class Engine:
         self._live[request.request_id] = live
 
     def _new_live(self, request: Request) -> LiveRequest:
-        leader = Choice(request, 0, (Lane(list(request.prompt_token_ids)),))
+        needs = RowNeeds.of(request, self.bank)
+        remembers = bool(needs.remembering)
+        leader = Choice(request, 0, (Lane(list(request.prompt_token_ids)),), remembers=remembers)
         others = [
-            Choice(request, i, (Lane(list(request.prompt_token_ids)),), leader)
+            Choice(request, i, (Lane(list(request.prompt_token_ids)),), leader, remembers=remembers)
             for i in range(1, request.sampling.n)
         ]
         choices = (leader, *others)
@@ -146,7 +148,7 @@ class Engine:
             request,
             choices,
             new_replies(request, self.policy.eos_token_ids, self.policy.text),
-            RowNeeds.of(request, self.bank),
+            needs,
             self.bank.weights_row(request.guidance.heads),
             seed if seed is not None else secrets.randbits(64) - 2**63,
         )
@@ -221,9 +223,20 @@ class Engine:
         if self._recorder is not None:
             self._recorder.take([*drawing, *judging], hidden.h)
         with torch.inference_mode():
+            if any(self.bank.memory_sizes):
+                self._recall(step, hidden)
             drawn = self.sampler.draw(hidden, needs) if drawing else None
             rewards = self.sampler.judge(hidden, len(drawing), len(judging)) if judging else None
         return StepResult.send(drawing, needs, drawn, judging, rewards, self.policy.device)
+
+    def _recall(self, step: Step, hidden: Hidden) -> None:
+        """Rows of replies that are computed again, as after a preemption."""
+        rows = [row for row in step.rows if row.purpose is Purpose.PREFILL and row.output_positions]
+        parts = hidden.features.split([len(row.output_positions) for row in rows])
+        for row, h in zip(rows, parts, strict=True):
+            assert row.lane.slot is not None
+            needs = self._live[row.choice.request.request_id].needs
+            self.sampler.recall(row.lane.slot, h, needs.remembering)
 
     def _postprocess(self, result: StepResult) -> None:
         try:

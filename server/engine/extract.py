@@ -32,7 +32,7 @@ class RunnerExtract:
     def __init__(self, policy: ServedPolicy, bank: HeadBank, config: EngineConfig) -> None:
         self.policy, self.config = policy, config
         self._num_blocks = resolve_num_blocks(config, policy, partial(measure_blocks, policy, bank, config))
-        self._runner = ModelRunner(policy, config, self._num_blocks, num_heads=0)
+        self._runner = ModelRunner(policy, config, self._num_blocks, memory_sizes=())
 
     @classmethod
     def from_config(cls, config: EngineConfig) -> RunnerExtract:

@@ -58,6 +58,7 @@ class Choice:
     is_finishing: the reply is complete; one more step feeds its last token to the reward parts.
     read_at: ascending positions of the lane whose h is asked for. With any, the lane holds the prompt and a
     whole reply, nothing is drawn, and the choice is over once the last of them is computed.
+    remembers: a value of its heads remembers the reply: where that is computed again, its h is asked for.
     is_short: whether one step could hold what the choice has to compute before it draws (see Scheduler).
     """
 
@@ -68,6 +69,7 @@ class Choice:
     followers: list[Choice] = field(default_factory=list)
     is_finishing: bool = False
     read_at: Sequence[int] = ()
+    remembers: bool = False
     phase: Phase = Phase.WAITING
     num_cached_tokens: int = 0
     num_preemptions: int = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,20 +48,20 @@ class Hidden:
 
 
 class ModelRunner:
-    """config: resolved. The policy's attention is this runner's from then on. compiled: for decode steps, if
-    any; runners of one policy may share it."""
+    """config: resolved. The policy's attention is this runner's from then on. memory_sizes: of the heads, see
+    HeadBank. compiled: for decode steps, if any; runners of one policy may share it."""
 
     def __init__(
         self,
         policy: ServedPolicy,
         config: EngineConfig,
         num_blocks: int,
-        num_heads: int,
+        memory_sizes: Sequence[int],
         compiled: CompiledDecode | None = None,
     ) -> None:
         self.policy, self.compiled = policy, compiled
         self.state = StepState(
-            config.max_num_seqs, policy.max_model_len, config.block_size, num_heads, policy.device
+            config.max_num_seqs, policy.max_model_len, config.block_size, memory_sizes, policy.device
         )
         self.cache = KVCache(policy.layers, num_blocks, config.block_size, policy.dtype, policy.device)
         self._attention = make_attention(config, self.cache, self.state)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,12 +17,13 @@ class RowNeeds:
     """What a request's rows ask of the sampler, worked out once.
 
     Heads are columns of the bank. measuring: named heads with a value part, judging: those with a reward
-    part, steering: those that carry a weight under a strength.
+    part, steering: those that carry a weight under a strength, remembering: measuring ones whose value does.
     """
 
     measuring: tuple[int, ...]
     judging: tuple[int, ...]
     steering: tuple[int, ...]
+    remembering: tuple[int, ...]
     has_bias: bool
     has_penalties: bool
     truncates: bool
@@ -38,6 +39,7 @@ class RowNeeds:
             measuring=tuple(i for i in sorted(named) if bank.has_value[i]),
             judging=tuple(i for i in sorted(named) if bank.has_reward[i]),
             steering=tuple(sorted(i for i, w in named.items() if w)) if guidance.strength else (),
+            remembering=tuple(i for i in sorted(named) if bank.memory_sizes[i]),
             has_bias=bool(sampling.logit_bias),
             has_penalties=sampling.has_penalties,
             truncates=sampling.truncates,
@@ -51,7 +53,8 @@ class RowNeeds:
 class BatchNeeds:
     """What rows that are drawn together ask of the sampler. guided … traced: the rows that ask for each.
 
-    active: heads that any row is steered by.
+    active: heads that any row is steered by. remembering: heads whose value remembers, with the rows that are
+    measured by it.
     """
 
     guided: tuple[int, ...]
@@ -63,6 +66,7 @@ class BatchNeeds:
     traced: tuple[int, ...]
     truncates: bool
     measures: bool
+    remembering: Mapping[int, tuple[int, ...]]
     any_greedy: bool
     any_sampled: bool
 
@@ -79,6 +83,10 @@ class BatchNeeds:
             traced=tuple(i for i, need in rows if need.trace),
             truncates=any(need.truncates for need in needs),
             measures=any(need.measuring for need in needs),
+            remembering={
+                head: tuple(i for i, need in rows if head in need.remembering)
+                for head in sorted({head for need in needs for head in need.remembering})
+            },
             any_greedy=any(need.is_greedy for need in needs),
             any_sampled=not all(need.is_greedy for need in needs),
         )

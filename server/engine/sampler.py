@@ -66,7 +66,8 @@ class _Roster:
     asked: what both draws are told of the rows, by their arguments' names; cuts: what the one that can
     truncate is told besides.
     guided: i64[G], or None when every row is guided. advantage_row: i64[B], each row's place among them.
-    bias: see RowBias.gather.
+    bias: see RowBias.gather. remembering: i64[R], the rows of each head whose value remembers, and the slots
+    i64[R] where it does.
     """
 
     needs: BatchNeeds
@@ -79,6 +80,7 @@ class _Roster:
     penalised: _Penalised | None
     top: Tensor
     traced: Tensor
+    remembering: Mapping[int, tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +146,17 @@ class Sampler:
             return self._bank.rewards(hidden.h)[num_drawn : num_drawn + num_judged]
         return self._bank.rewards(hidden.h[num_drawn : num_drawn + num_judged])
 
+    def recall(self, slot: int, h: Tensor, heads: Sequence[int]) -> None:
+        """Let the slot's memories of these heads take in further states h [K, d] of its reply. Where the
+        engine is strict, one by one in a step's number of rows, as when they were drawn from."""
+        num_rows, size = (self._state.num_slots, 1) if self._is_strict else (1, len(h))
+        for head in heads:
+            memory = self._state.memories[head]
+            after = memory[slot].expand(num_rows, -1)
+            for some in h.split(size):
+                after = self._bank.remember(head, some.expand(num_rows, -1, -1), after)
+            memory[slot].copy_(after[0])
+
     def _current_roster(self, draws: DrawInputs, needs: Sequence[RowNeeds]) -> _Roster:
         key = (self._state.version, *draws.host_slots)
         if self._roster is None or key != self._roster_key:
@@ -172,8 +185,14 @@ class Sampler:
             advantage_row,
             self._state.biases.gather(draws.host_slots, self._policy.vocab_size) if batch.biases else None,
             self._new_penalised(draws, batch, settings) if batch.penalised else None,
-            *(index_tensor(rows, device) for rows in (batch.top, batch.traced)),
+            index_tensor(batch.top, device),
+            index_tensor(batch.traced, device),
+            self._new_remembering(draws, batch),
         )
+
+    def _new_remembering(self, draws: DrawInputs, needs: BatchNeeds) -> dict[int, tuple[Tensor, Tensor]]:
+        rows = {head: index_tensor(some, self._state.device) for head, some in needs.remembering.items()}
+        return {head: (some, draws.slots.index_select(0, some)) for head, some in rows.items()}
 
     def _new_penalised(self, draws: DrawInputs, needs: BatchNeeds, settings: Settings) -> _Penalised:
         rows = index_tensor(needs.penalised, self._state.device)
@@ -184,8 +203,15 @@ class Sampler:
 
     def _strict_needs(self, needs: BatchNeeds, num_rows: int) -> BatchNeeds:
         active = tuple(head for head, has in enumerate(self._bank.has_advantage) if has)
-        guided = tuple(range(num_rows)) if active else ()
-        return dataclasses.replace(needs, guided=guided, active=active, any_greedy=True, any_sampled=True)
+        all_rows = tuple(range(num_rows))
+        return dataclasses.replace(
+            needs,
+            guided=all_rows if active else (),
+            active=active,
+            any_greedy=True,
+            any_sampled=True,
+            remembering=dict.fromkeys(needs.remembering, all_rows),
+        )
 
     def _score(self, hidden: Hidden, roster: _Roster) -> _Scores:
         h, logits, needs = hidden.h, hidden.logits, roster.needs
@@ -275,7 +301,7 @@ class Sampler:
         return Drawn(
             draw.token,
             torch.stack(fields),
-            self._bank.values(h) if needs.measures else None,
+            self._values(h, roster) if needs.measures else None,
             needs.top,
             top_ids,
             top_logprobs,
@@ -283,6 +309,15 @@ class Sampler:
             base_ids,
             base_logprobs,
         )
+
+    def _values(self, h: Tensor, roster: _Roster) -> Tensor:
+        values = self._bank.values(h)
+        for head, (rows, slots) in roster.remembering.items():
+            memory = self._state.memories[head]
+            value, after = self._bank.step(head, h.index_select(0, rows), memory.index_select(0, slots))
+            memory.index_copy_(0, slots, after)
+            values.select(1, head).index_copy_(0, rows, value)
+        return values
 
     def _top_of_tilt(self, scores: _Scores, roster: _Roster) -> tuple[Tensor, Tensor]:
         tilted = scores.z.index_select(0, roster.top)

@@ -31,7 +31,8 @@ class Purpose(Enum):
 class Row:
     """Consecutive tokens of one lane in one step. Never changed; frozen, it would take twice as long to make.
 
-    output_positions: offsets within the row whose hidden states are asked for.
+    output_positions: offsets within the row whose hidden states are asked for; of a prefill those of a reply
+    that is computed again, for a value that remembers it.
     is_plain: a single token, of the lane's last block, after which one is drawn; as most rows are.
     """
 
@@ -297,7 +298,7 @@ class Scheduler:
             self.blocks.fork(leader.lane, lane, num_shared)
         else:
             for each in choice.lanes:
-                self.blocks.match_prefix(each, choice.read_at[0] if choice.is_reading else None)
+                self.blocks.match_prefix(each, _most_cached(choice))
         if choice.num_preemptions == 0:
             choice.num_cached_tokens = lane.num_computed
 
@@ -334,12 +335,13 @@ def plan_rows(choice: Choice, budget: int) -> list[Row]:
 
     The last token of every lane, the one that yields logits, waits for the step in which all lanes of the
     choice reach their end: one token is drawn from what they all give, and logits are kept for no later
-    step. A choice that is only read has no such token.
+    step. A choice that is only read has no such token. Where a reply is remembered anew, the last token waits
+    for the step after.
     """
     if choice.is_reading:
         return list(_reading_row(choice, budget))
     rows = list(_rows_within(choice, budget))
-    if sum(lane.remaining for lane in choice.lanes) > budget:
+    if sum(lane.remaining for lane in choice.lanes) > budget or any(row.output_positions for row in rows):
         return rows
     if choice.is_finishing:
         return [_full_row(choice, choice.lane, Purpose.REWARD)]
@@ -350,8 +352,23 @@ def _rows_within(choice: Choice, budget: int) -> Iterator[Row]:
     for lane in choice.lanes:
         num_tokens = min(lane.remaining - 1, budget)
         if num_tokens > 0:
-            yield Row(choice, lane, lane.num_computed, num_tokens, Purpose.PREFILL)
+            recalled = _recalled(choice, lane, num_tokens)
+            yield Row(choice, lane, lane.num_computed, num_tokens, Purpose.PREFILL, recalled)
             budget -= num_tokens
+
+
+def _recalled(choice: Choice, lane: Lane, num_tokens: int) -> tuple[int, ...]:
+    """Offsets of the reply's states, the first of which its first token was drawn from."""
+    if not choice.remembers or choice.is_finishing or lane is not choice.lane:
+        return ()
+    return tuple(range(max(choice.num_prompt_tokens - 1 - lane.num_computed, 0), num_tokens))
+
+
+def _most_cached(choice: Choice) -> int | None:
+    """How many leading tokens need not be computed; None for all but the last."""
+    if choice.is_reading:
+        return choice.read_at[0]
+    return choice.num_prompt_tokens - 1 if choice.remembers and choice.num_drawn else None
 
 
 def _reading_row(choice: Choice, budget: int) -> Iterator[Row]:

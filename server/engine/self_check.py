@@ -141,7 +141,7 @@ def _engine_last_logits(
     """All rows advance side by side, a chunk a step, and end together with one token each."""
     small = dataclasses.replace(config, max_num_seqs=4, max_num_batched_tokens=4 * CHUNK)
     num_blocks = sum(-(-len(row) // config.block_size) for row in tokens) + 1
-    runner = ModelRunner(policy, small, num_blocks, num_heads=0, compiled=compiled)
+    runner = ModelRunner(policy, small, num_blocks, memory_sizes=(), compiled=compiled)
     blocks = BlockManager(num_blocks, config.block_size)
     choices = [Choice(Request(str(i), tuple(row)), 0, (Lane(list(row)),)) for i, row in enumerate(tokens)]
     for slot, choice in enumerate(choices):

@@ -153,7 +153,7 @@ def blocks_from_free_memory(
 def run_largest_step(policy: ServedPolicy, bank: HeadBank, config: EngineConfig) -> Drawn:
     """As many rows and tokens as a step may have, each row asking for all there is; every key goes to the
     null block. Takes over the policy's attention."""
-    runner = ModelRunner(policy, dataclasses.replace(config, cuda_graphs="off"), 1, len(bank.names))
+    runner = ModelRunner(policy, dataclasses.replace(config, cuda_graphs="off"), 1, bank.memory_sizes)
     num_tokens = min(config.token_budget // config.max_num_seqs, policy.max_model_len)
     heads = tuple((name, 1.0) for name, has in zip(bank.names, bank.has_advantage, strict=True) if has)
     request = Request(

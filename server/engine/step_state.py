@@ -45,13 +45,22 @@ class StepState:
     last_tokens: the token drawn last in each slot, which the host may not have read yet. All others a step
     is fed come with it from the host.
     spent_kl: f32[S + 1], nats of each slot's reply so far.
+    memories: f32[S + 1, size] of each head, what its value remembers of each slot's reply: 0 before the first
+    state. size is 0 of a head without a memory.
     counts, biases: what penalties and logit_bias of the slots that have any go by.
     version: changes whenever any slot's settings do.
     """
 
     def __init__(
-        self, max_num_seqs: int, max_model_len: int, block_size: int, num_heads: int, device: torch.device
+        self,
+        max_num_seqs: int,
+        max_model_len: int,
+        block_size: int,
+        memory_sizes: Sequence[int],
+        device: torch.device,
     ) -> None:
+        """memory_sizes: see HeadBank; one entry per head."""
+        num_heads = len(memory_sizes)
         num_slots = max_num_seqs + 1
         self.num_slots, self.padding_slot = num_slots, max_num_seqs
         self.block_size, self.num_heads, self.device = block_size, num_heads, device
@@ -63,6 +72,7 @@ class StepState:
         self._ints = torch.zeros(len(INTS), num_slots, dtype=torch.long, device=device)
         self._floats = torch.zeros(len(FLOATS) + num_heads + 1, num_slots, device=device)
         self.spent_kl = self._floats[-1]
+        self.memories = tuple(torch.zeros(num_slots, size, device=device) for size in memory_sizes)
         self.counts, self.biases = TokenCounts(device), RowBias(device)
         self.version = 0
         self._admissions: dict[int, _Admission] = {}
@@ -110,6 +120,9 @@ class StepState:
         self._write_blocks(arrived[0], arrived[1])
         self.version += 1
         self._ints.index_copy_(1, arrived[2], arrived[3].view(len(INTS), -1))
+        for memory in self.memories:
+            if memory.shape[1]:
+                memory.index_fill_(0, arrived[2], 0.0)
         settings = arrived[4].view(torch.float64).float()
         self._floats.index_copy_(1, arrived[2], settings.view(len(self._floats), -1))
 

@@ -62,7 +62,7 @@ def make_config(part: PartName, loss: str, form: str = "") -> TrainConfig:
     flipped = 0.1 if loss in {"conservative_dpo", "robust_dpo"} else 0.0
     parts = {
         "advantage": AdvantageConfig(rank=4, top_k=5, num_prefixes=3, discount=0.9, flipped=flipped),
-        "value": ValueConfig(width=5, bins=7, low=-2, high=4),
+        "value": ValueConfig(width=5, bins=7, low=-2, high=4, units=3),
         "reward": RewardConfig(width=5, margin=0.2),
     }
     kinds = {"advantage": AdvantageConfig, "value": ValueConfig, "reward": RewardConfig}

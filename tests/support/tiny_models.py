@@ -65,13 +65,14 @@ def save_random_head(
     seed: int = 0,
     parts: str = "avr",
     scale: float = 1.0,
+    value: ScalarPart | None = None,
 ) -> Path:
     """A head of random weights for the model in `policy`. parts: any of a(dvantage), v(alue), r(eward)."""
     model = AutoModelForCausalLM.from_pretrained(policy)
     identity = identify(model, AutoTokenizer.from_pretrained(policy), policy.name)
     kept = Parts(
         advantage=AdvantagePart(form=form, rank=4, scale=scale) if "a" in parts else None,
-        value=ScalarPart() if "v" in parts else None,
+        value=(value or ScalarPart()) if "v" in parts else None,
         reward=ScalarPart(form="mlp", width=8) if "r" in parts else None,
     )
     torch.manual_seed(seed)

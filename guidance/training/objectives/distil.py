@@ -15,7 +15,7 @@ from tqdm import tqdm
 from trimtab.guidance.data.items import RolloutItem
 from trimtab.guidance.errors import DataError
 from trimtab.guidance.features.source import FeatureSource
-from trimtab.guidance.heads.forms import Head, Scalar
+from trimtab.guidance.heads.forms import Head, Scalar, memory_of
 from trimtab.guidance.policy import Policy, output_embedding_input
 from trimtab.guidance.text.encoding import EncodedReply
 from trimtab.guidance.training.config import TrainConfig
@@ -51,6 +51,11 @@ class DistilledAdvantage(Objective):
                 "without token_rewards, or train by monte_carlo"
             )
         value, reward = self._teacher
+        if memory_of(value) is not None:
+            raise DataError(
+                "advantage.loss=distil reads the value at candidates, of which a value that remembers knows "
+                "no reply: give --value.form mlp or linear, or train by monte_carlo"
+            )
         ends, settings = _end_ids(self.policy, items), self.config.advantage
         replies = list(dict.fromkeys(item.reply for item in items if item.reply not in self._lessons))
         if not replies:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from trimtab.guidance.features.source import FeatureSource
-from trimtab.guidance.heads.forms import Head
+from trimtab.guidance.heads.forms import Head, along
 from trimtab.guidance.losses.policy_gradient import PROMPTS
 from trimtab.guidance.training.config import TrainConfig
 from trimtab.guidance.training.objectives.base import Objective, Scores, pad
@@ -87,7 +87,7 @@ class PolicyObjective(Objective):
             "returns": returns / unit,
         }
         if self.value is not None:
-            by_token["values"] = self.value(h.float()) / unit
+            by_token["values"] = along(self.value, h.float(), lengths) / unit
         scores = {name: pad(x, lengths)[0] for name, x in by_token.items()}
         scores["mask"] = pad(terms.kl, lengths)[1]
         for name in ("tau", "kl_weight"):

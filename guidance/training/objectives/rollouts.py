@@ -12,8 +12,15 @@ from torch.nn.utils.rnn import pad_sequence
 
 from trimtab.guidance.data.items import RolloutItem
 from trimtab.guidance.errors import HeadError
-from trimtab.guidance.features.source import FeatureSource
-from trimtab.guidance.heads.forms import BinnedScalar, Head, LinearScalar, MlpScalar, Scalar, make_scalar
+from trimtab.guidance.features.source import FeatureSource, Steps, all_steps
+from trimtab.guidance.heads.forms import (
+    BinnedScalar,
+    Head,
+    Scalar,
+    along,
+    make_scalar,
+    memory_of,
+)
 from trimtab.guidance.policy import Policy
 from trimtab.guidance.text.encoding import EncodedReply
 from trimtab.guidance.training.config import TrainConfig
@@ -43,7 +50,8 @@ class RolloutReward(Objective):
 class ReturnValue(Objective):
     """V(s_t) and the discounted rewards from there on, at the positions that the features hold.
 
-    Where they hold a sample, a reply's sum over positions is one over its sampled ones.
+    Where they hold a sample, a reply's sum over positions is one over its sampled ones. A value that
+    remembers needs all.
     """
 
     def __init__(self, head: Head, config: TrainConfig, features: FeatureSource) -> None:
@@ -57,7 +65,7 @@ class ReturnValue(Objective):
 
     def collate(self, items: Sequence[RolloutItem]) -> dict[str, Tensor]:
         h, returns = [], []
-        for item, steps in zip(items, self.features.steps([item.reply for item in items]), strict=True):
+        for item, steps in zip(items, steps_for(self.value, self.features, items), strict=True):
             at = steps.at[steps.at < item.reply.num_drawn]
             h.append(steps.h[: len(at)])
             returns.append(returns_of(item, self.config.value.discount)[at])
@@ -65,7 +73,7 @@ class ReturnValue(Objective):
         return {"h": torch.cat(h), "lengths": lengths, "returns": pad_sequence(returns, batch_first=True)}
 
     def forward(self, h: Tensor, lengths: Tensor, returns: Tensor) -> tuple[Scores, Scores]:
-        values, mask = pad(self.value(h.float()), lengths)
+        values, mask = pad(along(self.value, h.float(), lengths), lengths)
         return {"values": values, "returns": returns, "mask": mask}, {}
 
 
@@ -91,7 +99,8 @@ class BinnedReturnValue(ReturnValue):
         self.bins.bias.copy_((share / share.sum()).clamp(min=1e-6).log())
 
     def forward(self, h: Tensor, lengths: Tensor, returns: Tensor) -> tuple[Scores, Scores]:
-        logits, mask = pad(self.bins.logits(h.float()), lengths)
+        remembers = memory_of(self.bins) is not None
+        logits, mask = pad(self.bins.logits(h.float(), lengths if remembers else None), lengths)
         return {"logits": logits, "returns": returns, "mask": mask}, {}
 
 
@@ -113,7 +122,7 @@ class BootstrappedValue(ReturnValue):
         return {name: batch[name] for name in ("h", "lengths", "rewards")}
 
     def forward(self, h: Tensor, lengths: Tensor, rewards: Tensor) -> tuple[Scores, Scores]:
-        values, mask = pad(self.value(h.float()), lengths)
+        values, mask = pad(along(self.value, h.float(), lengths), lengths)
         return {"values": values, "rewards": rewards, "mask": mask}, {}
 
 
@@ -144,7 +153,8 @@ class ReturnAdvantage(Objective):
 
     def forward(self, h: Tensor, tokens: Tensor, lengths: Tensor, returns: Tensor) -> tuple[Scores, Scores]:
         self.tilt.watch(h)
-        q, mask = pad(self.value(h.float()) + self.tilt.drawn(h, tokens), lengths)
+        value = along(self.value, h.float(), lengths)
+        q, mask = pad(value + self.tilt.drawn(h, tokens), lengths)
         return {"q": q, "returns": returns, "mask": mask}, {}
 
     def figures(self) -> Scores:
@@ -178,7 +188,7 @@ class BootstrappedAdvantage(ReturnAdvantage):
         self, h: Tensor, tokens: Tensor, lengths: Tensor, rewards: Tensor, mean: Tensor | None = None
     ) -> tuple[Scores, Scores]:
         self.tilt.watch(h)
-        advantage, value = self.tilt.centred(h, tokens, mean), self.value(h.float())
+        advantage, value = self.tilt.centred(h, tokens, mean), along(self.value, h.float(), lengths)
         (q, mask), (values, _) = pad(value + advantage, lengths), pad(value, lengths)
         after = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], 1)
         scores = {"q": q, "next_value": self.config.advantage.discount * after.detach()}
@@ -195,6 +205,17 @@ def own_value(head: Head, config: TrainConfig, policy: Policy) -> Scalar:
     if head.value is not None:
         return copy.deepcopy(head.value).requires_grad_()
     return make_scalar(config.value.part(), policy.identity.hidden_size).to(policy.device)
+
+
+def steps_for(part: Scalar, features: FeatureSource, items: Sequence[RolloutItem]) -> list[Steps]:
+    """The states of each reply that the part can be read at: one that remembers is read at all or none.
+
+    Raises DataError where it needs all and the features do not hold them.
+    """
+    replies = [item.reply for item in items]
+    if memory_of(part) is None:
+        return features.steps(replies)
+    return [all_steps(h) for h in features.get(replies)]
 
 
 def whole_replies(features: FeatureSource, items: Sequence[RolloutItem]) -> dict[str, Tensor]:
@@ -214,5 +235,5 @@ def returns_of(item: RolloutItem, discount: float) -> Tensor:
 def start_at(part: Scalar, targets: Sequence[float]) -> None:
     """An untrained scalar begins at the targets' mean: steps of the size of the learning rate would take
     long to get there. A trained one is left as it is, and so are bins, which begin at their middle."""
-    if isinstance(part, LinearScalar | MlpScalar) and not part.weight.any():
+    if not isinstance(part, BinnedScalar) and not part.weight.any():
         part.bias.fill_(sum(targets) / len(targets))

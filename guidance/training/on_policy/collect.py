@@ -17,7 +17,7 @@ from trimtab.guidance.data.items import PromptItem, RolloutItem
 from trimtab.guidance.data.rows import ReadColumns
 from trimtab.guidance.errors import DataError
 from trimtab.guidance.features.source import FeatureSource
-from trimtab.guidance.heads.forms import Head
+from trimtab.guidance.heads.forms import Head, along
 from trimtab.guidance.losses.credit import Credit, Scored
 from trimtab.guidance.text.encoding import EncodedReply
 from trimtab.guidance.training.held_out import score_ends
@@ -225,7 +225,7 @@ class Collector:
             return h, none.long(), none, none, none, none
         batch = lay_out(fetch(self.features, replies))
         h, tokens = batch["h"].to(device), batch["tokens"].to(device)
-        values = torch.zeros(len(h)) if value is None else value(h.float())
+        values = torch.zeros(len(h)) if value is None else along(value, h.float(), batch["lengths"])
         terms = tilt_terms(self.objective.tilt, h, tokens)
         return tuple(column.cpu() for column in (h, tokens, values, *terms))
 

@@ -8,6 +8,7 @@ import pytest
 
 from trimtab.guidance.errors import HeadError
 from trimtab.guidance.heads.manifest import (
+    REMEMBERING,
     AdvantagePart,
     BaseModel,
     Manifest,
@@ -57,6 +58,16 @@ def test_bins_survive_the_round_trip_and_a_plain_scalar_says_nothing_of_them():
     assert parts["value"].keys() - parts["reward"].keys() == {"bins", "low", "high"}
 
 
+def test_units_survive_the_round_trip_and_what_remembers_nothing_says_nothing_of_them():
+    for form in REMEMBERING:
+        told = dataclasses.replace(
+            MANIFEST, parts=Parts(value=ScalarPart(form, units=7), reward=ScalarPart())
+        )
+        assert parse_manifest(told.to_json()) == told
+        parts = json.loads(told.to_json())["parts"]
+        assert (parts["value"]["units"], "units" in parts["reward"]) == (7, False)
+
+
 def test_a_manifest_says_as_what_rows_were_read_where_that_is_known():
     assert "rows" not in json.loads(MANIFEST.to_json())
     for rows in ("chat", "text"):
@@ -82,6 +93,10 @@ def test_a_manifest_says_as_what_rows_were_read_where_that_is_known():
         (edited_part("advantage", scale=0), "parts.advantage.scale"),
         (edited_part("advantage", bias=1), "parts.advantage.bias: unknown key"),
         (edited_part("value", activation="relu"), "parts.value.activation"),
+        (edited_part("value", form="lstm"), "parts.value.form: must be one of linear, mlp, mean, gru"),
+        (edited_part("value", form="gru", units=0), "parts.value.units"),
+        (edited_part("value", form="mean", units="64"), "parts.value.units"),
+        (edited(parts={"reward": {"form": "gru"}}), "parts.reward.form: must be one of linear, mlp"),
         (edited_part("value", bins=1), "parts.value.bins"),
         (edited_part("value", bins=True), "parts.value.bins"),
         (edited_part("value", bins=5, low=2.0, high=2.0), "parts.value.high: must be above low"),

@@ -8,12 +8,12 @@ import pytest
 import torch
 from method_cases import OFFLINE, losses_of, make_config, make_head, make_items, make_objective
 
-from trimtab.guidance.heads.manifest import ADVANTAGE_FORMS, SCALAR_FORMS
+from trimtab.guidance.heads.manifest import ADVANTAGE_FORMS, REMEMBERING, SCALAR_FORMS, VALUE_FORMS
 from trimtab.guidance.policy import Policy, load_policy
 from trimtab.guidance.training.config import PartName, TrainConfig
 from trimtab.guidance.training.methods import METHODS
 
-FORMS = {"advantage": ADVANTAGE_FORMS, "value": SCALAR_FORMS, "reward": SCALAR_FORMS}
+FORMS = {"advantage": ADVANTAGE_FORMS, "value": VALUE_FORMS, "reward": SCALAR_FORMS}
 CASES = [(part, loss, form) for part, loss in OFFLINE for form in FORMS[part]]
 
 
@@ -59,10 +59,18 @@ def test_every_parameter_of_the_part_and_no_other_receives_gradient(
     assert all(parameter.grad is None for parameter in policy.model.parameters())
 
 
-@pytest.mark.parametrize(("part", "loss"), [case for case in OFFLINE if case[1] != "kto"])
-def test_an_items_loss_depends_on_no_other_item_and_on_no_order(part: PartName, loss: str, policy: Policy):
+@pytest.mark.parametrize(
+    ("part", "loss", "form"),
+    [
+        *((part, loss, "") for part, loss in OFFLINE if loss != "kto"),
+        *(("value", "monte_carlo", form) for form in REMEMBERING),
+    ],
+)
+def test_an_items_loss_depends_on_no_other_item_and_on_no_order(
+    part: PartName, loss: str, form: str, policy: Policy
+):
     """KTO's does: its reference point is the batch's."""
-    config, items = make_config(part, loss), make_items(METHODS[part][loss].rows)
+    config, items = make_config(part, loss, form), make_items(METHODS[part][loss].rows)
     objective = make_objective(part, config, make_head(config, policy), policy, items)
     together = losses_of(part, config, objective, items)
     turned = losses_of(part, config, objective, items[::-1]).flip(0)

@@ -23,7 +23,7 @@ Spec = tuple[int, int] | tuple[int, int, Purpose]
 
 def new_state() -> StepState:
     return StepState(
-        max_num_seqs=8, max_model_len=63, block_size=SIZE, num_heads=0, device=torch.device("cpu")
+        max_num_seqs=8, max_model_len=63, block_size=SIZE, memory_sizes=(), device=torch.device("cpu")
     )
 
 
@@ -152,7 +152,7 @@ def test_the_buffers_keep_their_addresses_from_step_to_step():
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("num_rows", range(1, 18))
 def test_every_pointer_that_a_kernel_is_given_is_a_multiple_of_16_bytes(num_rows: int, strict: bool):
-    state = StepState(17, 63, SIZE, num_heads=3, device=torch.device("cpu"))
+    state = StepState(17, 63, SIZE, memory_sizes=(0, 0, 0), device=torch.device("cpu"))
     options = EngineConfig("", max_num_seqs=17, max_num_batched_tokens=64, strict=strict)
     builder = BatchBuilder(state, options.resolved("cpu"))
     for extra in range(4):  # tokens of a prompt beside the decoding rows
@@ -179,7 +179,7 @@ def test_what_the_host_notes_reaches_its_own_slots_in_one_write():
 
 
 def test_every_setting_of_a_row_arrives_under_its_own_name():
-    state = StepState(2, 63, SIZE, num_heads=2, device=torch.device("cpu"))
+    state = StepState(2, 63, SIZE, memory_sizes=(0, 0), device=torch.device("cpu"))
     asked = {name: value for value, name in enumerate(ROW_FLOATS, 1)} | dict.fromkeys(ROW_INTS, 9)
     asked |= {
         "temperature": 0.5,

@@ -9,6 +9,7 @@ import pytest
 from tiny_models import SIZES, save_random_head, save_random_model
 from transformers import Gemma2Config, LlamaConfig, PretrainedConfig, Qwen3Config
 
+from trimtab.guidance.heads.manifest import ScalarPart
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.request import Completion, Guidance, Request, SamplingParams
@@ -29,8 +30,8 @@ CONFIGS: dict[str, PretrainedConfig] = {
 def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Engine:
     folder = save_random_model(CONFIGS[request.param], tmp_path / "model")
     heads = (
-        save_random_head(tmp_path, folder, "kind"),
-        save_random_head(tmp_path, folder, "concise", "lowrank", seed=1),
+        save_random_head(tmp_path, folder, "kind", value=ScalarPart("gru", 8, units=5)),
+        save_random_head(tmp_path, folder, "concise", "lowrank", seed=1, value=ScalarPart("mean", 8)),
     )
     return Engine.from_config(
         EngineConfig(

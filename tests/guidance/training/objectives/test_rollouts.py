@@ -2,17 +2,19 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from method_cases import make_config, make_head, make_items, make_objective
 
 from trimtab.guidance.data.items import RolloutItem
-from trimtab.guidance.errors import HeadError
+from trimtab.guidance.errors import DataError, HeadError
 from trimtab.guidance.features.source import FeatureCache, Steps
-from trimtab.guidance.heads.manifest import ADVANTAGE_FORMS
+from trimtab.guidance.heads.forms import Head
+from trimtab.guidance.heads.manifest import ADVANTAGE_FORMS, REMEMBERING, Parts
 from trimtab.guidance.policy import Policy, load_policy
 from trimtab.guidance.text.encoding import EncodedReply
 from trimtab.guidance.training.config import TrainConfig
@@ -168,3 +170,63 @@ def test_a_distributional_value_needs_bins(policy: Policy):
     head = make_head(make_config("value", "monte_carlo"), policy)
     with pytest.raises(HeadError, match="needs a value with bins"):
         make_objective("value", make_config("value", "distributional"), head, policy, [])
+
+
+TOKEN, OTHER, LENGTH = 8, 9, 12
+
+
+def counted(seed: int, number: int) -> list[RolloutItem]:
+    """Replies of coin flips, worth as many as came up heads."""
+    flips = torch.randint(TOKEN, OTHER + 1, (number, LENGTH), generator=torch.Generator().manual_seed(seed))
+    return [
+        RolloutItem(EncodedReply((6,), (*flip, 3), is_cut=True), float(flip.count(TOKEN)))
+        for flip in flips.tolist()
+    ]
+
+
+def last_token_alone(
+    replies: Sequence[EncodedReply], positions: object
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """h that says which token was written last, and nothing of those before."""
+    for index, reply in enumerate(replies):
+        last = torch.tensor([*reply.prompt_ids[-1:], *reply.reply_ids])
+        yield index, F.one_hot(last, 32).float()
+
+
+@pytest.mark.parametrize("form", ["linear", "mlp", "mean", "gru"])
+def test_a_value_that_remembers_counts_what_was_written_and_no_other_can(form: str, policy: Policy):
+    """Of the count's variance at s_11, 12 · ¼, what was written is 11 · ¼, and the last token ¼."""
+    config = make_config("value", "monte_carlo", form)
+    config = dataclasses.replace(config, value=dataclasses.replace(config.value, width=16, units=8))
+    features = FeatureCache(policy, last_token_alone, show_progress=False)
+    torch.manual_seed(0)
+    head = Head(Parts(value=config.value.part()), 32, policy.identity.vocab_size)
+    objective = ReturnValue(head, config, features)
+    train, judge = counted(1, 256), counted(2, 64)
+    objective.prepare(train)
+    optimiser, batch = torch.optim.Adam(objective.parameters(), lr=0.02), objective.collate(train)
+    for _ in range(120):
+        optimiser.zero_grad()
+        scores, _ = objective(**batch)
+        (scores["values"] - scores["returns"]).square().mean().backward()
+        optimiser.step()
+    with torch.no_grad():
+        scores, _ = objective(**objective.collate(judge))
+    error = (scores["values"] - scores["returns"])[:, -1].square().mean()
+    explained = 1 - error / scores["returns"][:, -1].var()
+    assert explained > 0.8 if form in REMEMBERING else explained < 0.3
+
+
+def test_a_value_that_remembers_refuses_features_of_some_positions_and_a_distilled_advantage(policy: Policy):
+    config, items = make_config("value", "monte_carlo", "gru"), make_items("rollouts")
+
+    class Sampled(FeatureCache):
+        def get(self, replies: Sequence[EncodedReply]) -> list[torch.Tensor]:
+            raise DataError("holds only sampled positions")
+
+    objective = ReturnValue(make_head(config, policy), config, Sampled(policy, show_progress=False))
+    with pytest.raises(DataError, match="only sampled positions"):
+        objective.collate(items)
+    config = dataclasses.replace(make_config("advantage", "distil"), value=config.value)
+    with pytest.raises(DataError, match=r"distil reads the value at candidates.*--value.form mlp"):
+        make_objective("advantage", config, make_head(config, policy), policy, items)

@@ -46,7 +46,7 @@ def new_runner(config: PretrainedConfig, folder: Path) -> ModelRunner:
     """A runner whose cache is full of keys and values, so that nothing needs prefilling."""
     policy = load_served(save_random_model(config, folder), max_model_len=64)
     options = EngineConfig(folder, block_size=8, max_num_seqs=3, attention="triton", padding="buckets")
-    runner = ModelRunner(policy, options.resolved("cpu"), num_blocks=33, num_heads=0)
+    runner = ModelRunner(policy, options.resolved("cpu"), num_blocks=33, memory_sizes=())
     torch.manual_seed(0)
     for cache in (*runner.cache.keys, *runner.cache.values):
         cache.normal_()
@@ -91,7 +91,7 @@ def test_a_model_that_asks_the_device_something_runs_unrecorded_or_not_at_all(
 
     def start(graphs: Literal["auto", "on"]) -> ModelRunner:
         resolved = dataclasses.replace(options.resolved("cpu"), cuda_graphs=graphs)
-        return ModelRunner(policy, resolved, num_blocks=9, num_heads=0)
+        return ModelRunner(policy, resolved, num_blocks=9, memory_sizes=())
 
     assert start("on")._graphs is not None
     norm = policy.model.base_model.norm
