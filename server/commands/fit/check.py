@@ -13,10 +13,17 @@ from trimtab.guidance.heads.manifest import TENSORS_FILE
 from trimtab.guidance.text.message import Message
 from trimtab.guidance.training.methods import METHODS
 from trimtab.server.commands.fit.config import PREFERENCES, Credit, FitConfig
+from trimtab.server.commands.model import find_model
 from trimtab.server.commands.rollouts.config import read_rubric
 from trimtab.server.judging.answers import AnswerFile
 from trimtab.server.judging.questions import RUBRIC
-from trimtab.server.scoring.choose import check_scorer, reward_folder, split_label, split_scorer
+from trimtab.server.scoring.choose import (
+    ScorerContext,
+    check_scorer,
+    make_scorer,
+    reward_folder,
+    split_scorer,
+)
 from trimtab.server.scoring.functions import BatchFunctionScorer, FunctionScorer, calling_of, load_function
 from trimtab.server.scoring.scorer import Score
 
@@ -27,9 +34,10 @@ MADE_UP = ("I", " like", " this", " small", " garden", ".", "")
 def check_before_work(config: FitConfig) -> None:
     """Raises UserError, HeadError or DataError with one line for what would fail later."""
     _check_loss(config)
-    for path in (config.rollouts, config.features, config.preferences, config.prompts, config.eval_prompts):
-        if path is not None and not path.exists() and (path in (config.rollouts, config.features)):
-            raise UserError(f"{path}: no such file or folder")
+    for name in ("rollouts", "features"):
+        path = getattr(config, name)
+        if path is not None and not path.exists():
+            raise UserError(f"--{name} {path}: no such file or folder")
     if config.rubric is not None:
         read_rubric(config.rubric)
     for flag, name in (("--reward", config.scorer), ("--gold", config.gold)):
@@ -95,10 +103,20 @@ def _check_scorer(config: FitConfig, flag: str, name: str) -> None:
         try_function(rest, flag)
     elif kind == "reward":
         reward_folder(rest, (), flag)
-    elif kind == "model" and not (Path(split_label(rest)[0]) / "config.json").is_file():
-        raise UserError(f"{flag} {name}: {split_label(rest)[0]} is no folder of a model")
+    elif kind == "model":
+        _try_model(config, flag, name)
     elif kind == "judge":
         _ask(config, flag, rest)
+
+
+def _try_model(config: FitConfig, flag: str, name: str) -> None:
+    """Loads the classifier and has it score a made-up reply."""
+    context = ScorerContext(
+        find_model(config.engine.model), (), config.judge, Path(os.devnull), device=config.engine.device
+    )
+    (score,) = make_scorer(name, replace(context, flag=flag)).score([made_up_row(is_chat=False)])
+    if score.problem:
+        raise UserError(f"{flag} {name}, tried on a made-up reply: {score.problem}")
 
 
 def _ask(config: FitConfig, flag: str, url: str) -> None:

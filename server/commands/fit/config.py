@@ -18,6 +18,7 @@ from trimtab.server.engine.config import EngineConfig
 from trimtab.server.flags import FLAGS
 from trimtab.server.judging.config import JudgeConfig
 from trimtab.server.scoring.choose import SCORERS, SPELLINGS
+from trimtab.server.scoring.scorer import OnBadScores
 
 ENGINE_FLAGS = ("model", "device", "max_model_len", "max_num_seqs", "kv_cache_gib", "compile")
 PREFERENCES = "preferences"
@@ -73,6 +74,8 @@ class FitConfig:
     rollouts: replies that `trimtab rollouts` (or another fit) sampled from the model, in place of new ones.
     features: features of these, if there are any.
     max_row_tokens: tokens of prompt and reply together; longer pairs are left out, and counted.
+    on_bad_scores: where a reply gets no finite number: `refuse` to go on, keeping the replies for another try
+    once the reward is mended, or `skip` such replies.
     rubric: text file that tells a judge model what to rate; by default how good the reply is.
     advantage: the part that steers; its defaults depend on --reward.
     value: the part that forecasts.
@@ -96,6 +99,7 @@ class FitConfig:
     rollouts: Path | None = None
     features: Path | None = None
     max_row_tokens: int = 1024
+    on_bad_scores: OnBadScores = "refuse"
     rubric: Path | None = None
     seed: int = 0
     advantage: AdvantageConfig = field(default_factory=lambda: ADVANTAGES["windows"])

@@ -16,7 +16,7 @@ from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
 from trimtab.server.rollouts.sample import EncodedPrompt, SamplePlan, sample_rollouts
 
-_PROBED_TOKENS = 8
+_PROBED_TOKENS = (1, 9)  # of a reply; the difference is what reading the prompts does not cost
 _READ_FASTER = 3  # times, tokens that are only read, at the least
 
 
@@ -48,15 +48,25 @@ def measure_speed(policy: Policy, config: EngineConfig, prompts: Sequence[Prompt
     num_rows = min(config.max_num_seqs, max(amounts.replies, amounts.judged, 1))
     some = prompts[: max(1, num_rows // 8)]
     encoded = [EncodedPrompt(n, p, encoder.prompt_ids(p), encoder.end_id(p)) for n, p in enumerate(some)]
-    plan = SamplePlan(num_replies=max(1, num_rows // len(some)), max_tokens=_PROBED_TOKENS)
+    plan = SamplePlan(num_replies=max(1, num_rows // len(some)))
+    (few, short), (many, long) = (
+        _timed(engine, encoded, replace(plan, max_tokens=n)) for n in _PROBED_TOKENS
+    )
+    return max(many - few, 1) / max(long - short, 1e-3)
+
+
+def _timed(engine: Engine, prompts: Sequence[EncodedPrompt], plan: SamplePlan) -> tuple[int, float]:
+    """Tokens that were drawn, and the seconds that it took."""
     started = time.monotonic()
-    rows = sample_rollouts(engine, encoded, plan)
-    return sum(len(row.token_ids) for row in rows) / (time.monotonic() - started)
+    rows = sample_rollouts(engine, prompts, plan)
+    return sum(len(row.token_ids) for row in rows), time.monotonic() - started
 
 
 def plan_table(amounts: Amounts, speed: float) -> str:
     """speed: tokens a second."""
-    table = Table("to do", "how much", "tokens", "about", title="plan (at most)", title_justify="left")
+    table = Table(
+        "to do", "how much", "tokens", "about", title="plan: what is left, at most", title_justify="left"
+    )
     sampled, judged = amounts.replies * amounts.max_tokens, amounts.judged * amounts.max_tokens
     read = int(amounts.pairs * amounts.pair_tokens)
     if amounts.replies:

@@ -3,9 +3,8 @@ there, by the functions that the single commands run."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,10 +14,7 @@ import yaml
 
 from trimtab.guidance.config_file import to_yaml
 from trimtab.guidance.data.formats.registry import TRL
-from trimtab.guidance.data.load import PromptRow, load_preferences, load_prompt_rows
 from trimtab.guidance.data.options import EncodedRows, RowLimits, columns_for, format_for
-from trimtab.guidance.data.rollouts import plain_prompt, read_rollouts
-from trimtab.guidance.data.rows import ReadColumns
 from trimtab.guidance.errors import UserError
 from trimtab.guidance.features.layout import MANIFEST_FILE as FEATURES_FILE
 from trimtab.guidance.features.layout import load_feature_manifest
@@ -39,14 +35,13 @@ from trimtab.server.commands.features.config import FeaturesConfig
 from trimtab.server.commands.fit.check import check_room, is_complete, trained_head
 from trimtab.server.commands.fit.config import FitConfig
 from trimtab.server.commands.fit.plan import Amounts, measure_speed, plan_table
+from trimtab.server.commands.fit.prompts import Prompts, judged_file, trained_file
 from trimtab.server.commands.fit.show import final_table
 from trimtab.server.commands.model import find_model
 from trimtab.server.commands.rollouts import run as rollouts_run
 from trimtab.server.commands.rollouts.config import RolloutsConfig
-from trimtab.server.scoring.choose import check_scorer
 
 CONFIG_FILE = "fit.yaml"
-MIN_TRAIN, MIN_EVAL = 20, 2  # different prompts: a tenth of those are held out, and set the head's units
 HELD_OUT = 0.1
 _FREE = {"head_folder", "run_folder", "judge", "engine.max_num_seqs", "engine.kv_cache_gib", "engine.compile"}
 
@@ -58,8 +53,9 @@ def run(config: FitConfig) -> None:
     """
     config = replace(config, engine=replace(config.engine, model=find_model(config.engine.model)))
     _check_same(config)
-    fit = Fit(config)
-    fit.write_prompts()
+    prompts = Prompts.load(config)
+    prompts.keep(config, is_begun=(config.run / CONFIG_FILE).is_file())
+    fit = Fit(config, prompts)
     write_text(config.run / CONFIG_FILE, to_yaml(config))
     left = fit.left()
     if left:
@@ -121,6 +117,7 @@ class Fit:
     """One run. The policy is loaded once, when a stage first asks for it."""
 
     config: FitConfig
+    prompts: Prompts
 
     @cached_property
     def policy(self) -> Policy:
@@ -167,86 +164,35 @@ class Fit:
     def report(self) -> Path:
         return self.config.run / "eval"
 
-    def prompts(self, side: str) -> Path:
-        """side: train or eval."""
-        return self.config.run / f"prompts.{side}.jsonl"
-
-    # Prompts
-
-    def write_prompts(self) -> None:
-        """The prompts of either side as the stages read them. Raises UserError where they are too few, the
-        same on both sides, or others than those of the run that is gone on with."""
-        config = self.config
-        asked = check_scorer(config.scorer, "--reward")
-        judged_by = asked.also(check_scorer(config.gold, "--gold"))
-        if config.rollouts is not None:
-            assert config.eval_prompts is not None
-            trained = [PromptRow(row.prompt) for row in read_rollouts(config.rollouts)[0]]
-            judged = self._load(config.eval_prompts, judged_by)
-        else:
-            assert config.prompts is not None
-            if config.eval_prompts is not None:
-                trained = self._load(config.prompts, asked)
-                judged = self._load(config.eval_prompts, judged_by)
-            else:
-                trained, judged = _split(self._load(config.prompts, judged_by), config.seed)
-        _check_prompts(config, trained, judged)
-        if config.rollouts is None:
-            self._keep_prompts("train", trained)
-        self._keep_prompts("eval", judged)
-
-    def _load(self, path: Path, read: ReadColumns) -> list[PromptRow]:
-        options = self.config.row_options
-        return list(load_prompt_rows(path, options, read, as_text=options.rows == "text").rows)
-
-    def _keep_prompts(self, side: str, rows: Sequence[PromptRow]) -> None:
-        path = self.prompts(side)
-        lines = [json.dumps({**row.columns, "prompt": plain_prompt(row.prompt)}, default=str) for row in rows]
-        text = "".join(f"{line}\n" for line in lines)
-        if path.is_file() and path.read_text("utf-8") != text:
-            raise UserError(
-                f"{self.config.run} was begun with other prompts to {side} on: give the same file again, or "
-                "name another --run-folder"
-            )
-        write_text(path, text)
-
     @property
     def _own_rows(self) -> EncodedRows:
         """How the prompts are read that this run has written."""
         return replace(self.config.row_options, format=TRL, columns="")
 
-    # What it will take
-
     def amounts(self) -> Amounts:
-        """At most, of the stages that are left."""
+        """Of the stages that are left."""
         config, left = self.config, {stage.title for stage in self.left()}
-        num_prompts, num_judged = (
-            len(path.read_text("utf-8").splitlines()) if path.is_file() else 0
-            for path in (self.prompts("train"), self.prompts("eval"))
-        )
-        is_sampling = "replies and their features" in left
-        pairs = load_preferences(config.preferences, config.row_options).rows if config.preferences else ()
+        pairs = self.prompts.pairs if "features of the pairs" in left else ()
+        samples = "replies and their features" in left
         return Amounts(
-            replies=num_prompts * config.num_replies * is_sampling,
+            replies=len(self.prompts.trained) * config.num_replies * samples,
             max_tokens=config.max_tokens,
-            pairs=len(pairs) * ("features of the pairs" in left),
-            pair_tokens=_mean_tokens(self.policy, [f"{p.chosen}{p.rejected}" for p in pairs]),
-            judged=num_judged * config.eval_replies * (1 + len(config.strengths)),
+            pairs=len(pairs),
+            pair_tokens=_mean_tokens(self.policy, [f"{pair.chosen}{pair.rejected}" for pair in pairs]),
+            judged=len(self.prompts.judged) * config.eval_replies * (1 + len(config.strengths)),
             hidden_size=self.policy.identity.hidden_size,
             itemsize=self.policy.lm_head.itemsize,
         )
 
     def speed(self, amounts: Amounts) -> float:
         """Tokens a second, measured on a few replies."""
-        rows = self._load(self.prompts("eval"), ReadColumns(takes_all=True))
-        return measure_speed(self.policy, self.config.engine, [row.prompt for row in rows], amounts)
-
-    # Stages
+        prompts = [row.prompt for row in self.prompts.judged]
+        return measure_speed(self.policy, self.config.engine, prompts, amounts)
 
     def _sample(self) -> None:
         config = self.config
         asked = RolloutsConfig(
-            prompts=self.prompts("train"),
+            prompts=trained_file(config),
             out=self.replies,
             num_replies=config.num_replies,
             max_tokens=config.max_tokens,
@@ -288,6 +234,7 @@ class Fit:
             out=self.scored,
             score=config.scorer,
             score_windows=config.score_windows,
+            on_bad_scores=config.on_bad_scores,
             rubric=config.rubric,
             judge=config.judge,
         )
@@ -316,7 +263,8 @@ class Fit:
             resume=True,
             format=f"preferences:{format_for(options.format, 'preferences')}",
             columns=",".join(f"preferences:{ours}={theirs}" for ours, theirs in columns.items()),
-            on_bad_rows=options.on_bad_rows,
+            # Of rollouts bad ones are those that were left without a reward.
+            on_bad_rows=options.on_bad_rows if has_pairs else "skip",
             extra_columns=options.extra_columns,
             rows=options.rows,
             max_tokens=config.max_row_tokens,
@@ -339,7 +287,7 @@ class Fit:
         engine = replace(config.engine, heads=(trained_head(config),))
         asked = EvalConfig(
             out=self.report,
-            prompts=self.prompts("eval"),
+            prompts=judged_file(config),
             gold=config.gold or config.scorer,
             proxy=config.scorer if config.gold else "",
             strengths=config.strengths,
@@ -359,6 +307,8 @@ class Fit:
     def package(self) -> None:
         """The head with its card and pictures, in its folder."""
         config, head = self.config, trained_head(self.config)
+        if config.rollouts is None:  # what a kill between two renames may have left
+            shutil.rmtree(self.replies.with_suffix(".partial"), ignore_errors=True)
         if is_complete(config):
             return
         judgement = read_judgement(self.report, config.name)
@@ -373,36 +323,6 @@ def _features(what: str, folder: Path, work: Callable[[], object]) -> Stage:
 
 def _is_complete(features: Path) -> bool:
     return (features / FEATURES_FILE).is_file() and load_feature_manifest(features).complete
-
-
-def _split(rows: Iterable[PromptRow], seed: int) -> tuple[list[PromptRow], list[PromptRow]]:
-    """A tenth of the different prompts to judge on, by a hash of prompt and seed."""
-    rows = list(rows)
-    ranks = {_text(row): hashlib.sha256(f"{seed} {_text(row)}".encode()).digest() for row in rows}
-    judged = set(sorted(ranks, key=ranks.__getitem__)[: max(MIN_EVAL, len(ranks) // 10)])
-    return [row for row in rows if _text(row) not in judged], [row for row in rows if _text(row) in judged]
-
-
-def _text(row: PromptRow) -> str:
-    return json.dumps(plain_prompt(row.prompt))
-
-
-def _check_prompts(config: FitConfig, trained: Sequence[PromptRow], judged: Sequence[PromptRow]) -> None:
-    num_trained, num_judged = (len(set(map(_text, rows))) for rows in (trained, judged))
-    if num_trained < MIN_TRAIN:
-        need = f"{MIN_TRAIN} or more" if config.eval_prompts else f"{MIN_TRAIN + MIN_EVAL} or more"
-        raise UserError(
-            f"{config.prompts or config.rollouts}: {num_trained} different prompts are left to train on; "
-            f"give {need}, and hundreds for a head that is worth something"
-        )
-    if num_judged < MIN_EVAL:
-        raise UserError(f"{config.eval_prompts}: one prompt judges nothing; give {MIN_EVAL} or more")
-    both = set(map(_text, trained)) & set(map(_text, judged))
-    if both:
-        raise UserError(
-            f"{config.eval_prompts}: {len(both)} of its prompts are trained on too, such as "
-            f"{sorted(both)[0][:60]}: leave them out of one"
-        )
 
 
 def _mean_tokens(policy: Policy, texts: Sequence[str]) -> float:
