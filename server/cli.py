@@ -14,6 +14,7 @@ COMMANDS = {
     "serve": "answer OpenAI-style requests over HTTP from a model, steered by heads",
     "chat": "talk to a model in the terminal and turn its knobs between replies",
     "heads": "list, show, publish and fetch heads; rewards to and from classification models",
+    "fit": "a head from a reward or preferences in one command: sample, score, train, judge",
     "rollouts": "sample replies to a prompt file, score them, make training rows of them",
     "label": "have a judge model compare replies by a written constitution",
     "features": "run the policy once over training replies and keep what heads read",

@@ -82,9 +82,7 @@ FOREIGN = {  # folder → packages of others that it must not import
 TORCH_FREE = ("lane", "block_manager", "scheduler", "waiting_line", "request", "replies", "row_needs")
 TORCH_FREE += ("detokenizer",)
 HEAVY = ("torch", "transformers", "trimtab.kernels")
-POLICY_TRAINING = tuple(
-    f"examples/toy/{n}" for n in ("corpus.py", "tokenizer.py", "policy.py", "grammar/")
-)
+POLICY_TRAINING = tuple(f"examples/toy/{n}" for n in ("corpus.py", "tokenizer.py", "policy.py", "grammar/"))
 JUDGE = "examples/toy/judge.py"
 NO_NOUNS = {"What", "How", "Which", "Where", "Who", "Whether", "Is", "That", "It", "They", "From", "In"}
 NO_NOUNS |= {"Beside", "Everything", "Our", "The", "A", "An"}

@@ -55,6 +55,11 @@ class StoredFeatures:
         for shard in manifest.shards:
             self._map(shard)
 
+    def take(self, other: StoredFeatures) -> None:
+        """Also holds what the other store of the same policy and choice of positions does from now on."""
+        assert (other.policy, other.manifest.positions) == (self.policy, self.manifest.positions)
+        self._places |= other._places
+
     def prepare(self, replies: Sequence[EncodedReply]) -> None:
         """See FeatureSource. Raises DataError that counts the replies that the store does not hold."""
         different = dict.fromkeys(replies)

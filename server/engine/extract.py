@@ -11,6 +11,7 @@ from torch import Tensor
 from trimtab.guidance.errors import DataError
 from trimtab.guidance.features.source import Positions
 from trimtab.guidance.heads.bank import HeadBank
+from trimtab.guidance.policy import Policy
 from trimtab.guidance.text.encoding import EncodedReply
 from trimtab.server.engine.block_manager import BlockManager
 from trimtab.server.engine.config import EngineConfig
@@ -35,12 +36,13 @@ class RunnerExtract:
         self._runner = ModelRunner(policy, config, self._num_blocks, memory_sizes=())
 
     @classmethod
-    def from_config(cls, config: EngineConfig) -> RunnerExtract:
+    def from_config(cls, config: EngineConfig, policy: Policy | None = None) -> RunnerExtract:
         """Loads the policy and checks that it runs right. config: without heads, cuda_graphs and compile off.
+        policy: see `load`.
 
         Raises ModelError with one line that names the model and the fix.
         """
-        return cls(*load(config)[:3])
+        return cls(*load(config, policy=policy)[:3])
 
     def __call__(
         self, replies: Sequence[EncodedReply], positions: Positions | None = None

@@ -247,14 +247,16 @@ def gold_of(bench: Bench, point: CurvePoint) -> Estimate:
 
 @dataclass(frozen=True)
 class Materials:
-    """What the sections read, loaded when first asked for. engine_config: with `bundled` resolved."""
+    """What the sections read, loaded when first asked for. engine_config: with `bundled` resolved.
+    loaded: the policy, where it is there already."""
 
     config: EvalConfig
     engine_config: EngineConfig
+    loaded: Policy | None = None
 
     @cached_property
     def policy(self) -> Policy:
-        return load_policy(self.engine_config.model, device=self.engine_config.device)
+        return self.loaded or load_policy(self.engine_config.model, device=self.engine_config.device)
 
     @cached_property
     def features(self) -> FeatureSource:

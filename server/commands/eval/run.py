@@ -31,23 +31,28 @@ _MIN_WIDTH = 165  # of the tables; what is narrower breaks their numbers apart
 
 def run(config: EvalConfig, engine_config: EngineConfig) -> None:
     """Judges, prints and writes. Raises UserError, HeadError, PolicyError, DataError, InvalidRequestError."""
-    from trimtab.server.commands.eval.frontier import judge_frontier  # noqa: PLC0415 (loads an engine)
-
-    materials = Materials(config, engine_config)
-    report = EvaluationReport(_subject(config, engine_config))
-    if "preferences" in config.wanted:
-        report = replace(report, preferences=_preferences(materials))
-    if "frontier" in config.wanted:
-        report = replace(report, frontier=judge_frontier(materials))
-    if "sycophancy" in config.wanted:
-        report = replace(report, sycophancy=_sycophancy(materials))
-    written = write_report(report, config.out)
+    report, written = judge(Materials(config, engine_config))
     console = Console(width=max(Console().width, _MIN_WIDTH))
     for table in all_tables(report):
         console.print(as_rich(table))
     for problem in report.frontier.problems if report.frontier else ():
         print(f"left out: {problem}")
     print(f"written to {config.out}: {', '.join(path.name for path in written)}")
+
+
+def judge(materials: Materials) -> tuple[EvaluationReport, list[Path]]:
+    """The report, and the files that it was written to. Raises as run."""
+    from trimtab.server.commands.eval.frontier import judge_frontier  # noqa: PLC0415 (loads an engine)
+
+    config = materials.config
+    report = EvaluationReport(_subject(config, materials.engine_config))
+    if "preferences" in config.wanted:
+        report = replace(report, preferences=_preferences(materials))
+    if "frontier" in config.wanted:
+        report = replace(report, frontier=judge_frontier(materials))
+    if "sycophancy" in config.wanted:
+        report = replace(report, sycophancy=_sycophancy(materials))
+    return report, write_report(report, config.out)
 
 
 def as_rich(table: Table) -> RichTable:

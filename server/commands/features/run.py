@@ -10,6 +10,7 @@ from trimtab.guidance.data.row_files.source import check_source
 from trimtab.guidance.errors import ModelError, UserError
 from trimtab.guidance.features.layout import FeatureManifest, FeaturePlan
 from trimtab.guidance.features.store import check_destination, remove_features, write_features
+from trimtab.guidance.policy import Policy
 from trimtab.guidance.text.encoding import EncodedReply
 from trimtab.guidance.text.prompt_form import form_of
 from trimtab.server.commands.features.config import FeaturesConfig
@@ -17,25 +18,26 @@ from trimtab.server.commands.work_size import plan_by_work
 from trimtab.server.engine.extract import RunnerExtract
 
 
-def run(config: FeaturesConfig) -> FeatureManifest:
-    """Raises UserError, DataError or PolicyError with one line; shards written before stay whole."""
+def run(config: FeaturesConfig, policy: Policy | None = None) -> FeatureManifest:
+    """policy: the model, where it is loaded already.
+
+    Raises UserError, DataError or PolicyError with one line; shards written before stay whole."""
     check_destination(config.out, resume=config.resume or config.overwrite)
     for path in config.files.values():
         check_source(path)
     try:
-        extract = RunnerExtract.from_config(config.engine)
+        extract = RunnerExtract.from_config(config.engine, policy)
     except ModelError as error:
         raise UserError(str(error)) from error
     replies = load_replies(config, extract)
-    policy = extract.policy
-    plan = plan_by_work(replies, config.position_choice(), policy)
+    plan = plan_by_work(replies, config.position_choice(), extract.policy)
     print(describe(plan, config), flush=True)
     if config.overwrite:
         remove_features(config.out)
     manifest = write_features(
         config.out,
         plan,
-        policy.identity.base_model,
+        extract.policy.identity.base_model,
         extract,
         resume=config.resume,
         show_progress=config.show_progress,

@@ -57,6 +57,10 @@ class RolloutsConfig:
     them, and columns of the prompt file by their names (all of them, if it takes **kwargs); a completion is
     a string where the prompt is one, else [{"role": "assistant", "content": …}]. It returns a list with a
     number, numbers per token, or None (no reward) for each reply.
+    score_windows: credit a reply's score to its tokens by windows of so many: what is written up to each
+    window's end is scored like a reply that was cut there, and the window's last token is given the
+    difference that the window made. So the scorer is asked about beginnings of replies, which must mean
+    something to it; a judge is not. Tokens that a function rewards itself keep that. 0 scores whole replies.
     rubric: text file that tells a judge model what to rate; by default how good the reply is.
     on_bad_scores: where the scorer gives no finite number: `refuse` the file, keeping the sampled replies for
     another try, or `skip`, which leaves those rewards null.
@@ -91,6 +95,7 @@ class RolloutsConfig:
     steer: str = ""
     strength: float | None = None
     score: str = ""
+    score_windows: int = 0
     rubric: Path | None = None
     on_bad_scores: OnBadScores = "refuse"
     keep_columns: bool = False
@@ -123,6 +128,7 @@ class RolloutsConfig:
             raise ValueError("min_margin is of pairs: give --pairs")
         if self.rubric is not None and not self.score.startswith("judge"):
             raise ValueError("rubric is for a judge: give --score judge:URL")
+        self._check_windows()
         if self.rescore is not None:
             self._check_nothing_is_sampled()
         if self.labels is not None and not math.isfinite(self.labels):
@@ -133,6 +139,12 @@ class RolloutsConfig:
             raise ValueError("pairs, rankings and labels need rewards: give --score")
         if self.rescore is not None and not self.score and not self.wants_training_rows:
             raise ValueError("rescore needs something to do: --score, --pairs, --rankings or --labels")
+
+    def _check_windows(self) -> None:
+        if self.score_windows < 0:
+            raise ValueError(f"score_windows must be 0 (whole replies) or more, got {self.score_windows}")
+        if self.score_windows and (not self.score or self.score.startswith("judge")):
+            raise ValueError("score_windows is for --score function:…, reward:… or model:…: leave it out")
 
     def _check_nothing_is_sampled(self) -> None:
         asked: list[tuple[object, str]] = [(self, name) for name in SAMPLING_FIELDS]

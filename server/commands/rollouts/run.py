@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from trimtab.guidance.data.training_rows import (
 )
 from trimtab.guidance.errors import DataError, UserError
 from trimtab.guidance.files import write_parquet
+from trimtab.guidance.policy import Policy
 from trimtab.guidance.text.prompt_form import METADATA_KEY, Rows, recorded_form
 from trimtab.server.commands.rollouts.config import RolloutsConfig, read_rubric
 from trimtab.server.commands.rollouts.partial import Partial
@@ -39,10 +41,13 @@ from trimtab.server.scoring.choose import ScorerContext, identity_of, make_score
 from trimtab.server.scoring.kept_scores import KeptScores
 from trimtab.server.scoring.reward_part import RAW_UNITS
 from trimtab.server.scoring.scorer import Score, ScoreCount, Scorer, apply
+from trimtab.server.scoring.token_texts import TokenTexts, load_tokenizer
+from trimtab.server.scoring.windows import WindowScorer
 
 
-def run(config: RolloutsConfig, engine_config: EngineConfig) -> str:
-    """Writes the rollouts and what is asked to be made of them; returns what a user is told.
+def run(config: RolloutsConfig, engine_config: EngineConfig, policy: Policy | None = None) -> str:
+    """Writes the rollouts and what is asked to be made of them; returns what a user is told. policy: the
+    model, where it is loaded already.
 
     Raises UserError, HeadError, PolicyError, DataError or InvalidRequestError with one line.
     """
@@ -53,10 +58,10 @@ def run(config: RolloutsConfig, engine_config: EngineConfig) -> str:
         form = recorded_form(config.rescore)
         sampled = SampledRollouts(rows, made_by | ({"rows": form} if form else {}), config.rescore)
     else:
-        sampled = sample_all(config, engine_config, told)
+        sampled = sample_all(config, engine_config, told, policy)
     rows = sampled.rows
     if config.score:
-        rows = _scored(config, engine_config, sampled, told)
+        rows = _scored(config, engine_config, sampled, told, policy)
     if config.score or config.rescore is None:
         kinds = prompt_type(r.prompt for r in rows), carried_type([r.columns for r in rows])
         write_parquet(out, to_table(rows, rollout_schema(kinds[0], sampled.made_by, kinds[1])))
@@ -68,7 +73,11 @@ def run(config: RolloutsConfig, engine_config: EngineConfig) -> str:
 
 
 def _scored(
-    config: RolloutsConfig, engine_config: EngineConfig, sampled: SampledRollouts, told: list[str]
+    config: RolloutsConfig,
+    engine_config: EngineConfig,
+    sampled: SampledRollouts,
+    told: list[str],
+    policy: Policy | None,
 ) -> list[RolloutRow]:
     """Raises UserError where a reply has no score and bad scores are refused, and says where all are kept."""
     count = ScoreCount()
@@ -78,7 +87,7 @@ def _scored(
             problem = "" if row.reward is not None else "the reward part gave no finite number"
             count.take(row, Score(row.reward, None, problem))
     else:
-        scorer, scores = _scores(config, engine_config, sampled)
+        scorer, scores = _scores(config, engine_config, sampled, policy)
         units, rows = scorer.units, list(apply(scores, sampled.rows, count))
     if count.num_bad + count.num_left == count.num_rows or (
         count.num_bad and config.on_bad_scores == "refuse"
@@ -93,17 +102,25 @@ def _scored(
     if count.num_left:
         told.append(f"{config.score} left {count.num_left} of {count.num_rows} replies without a reward")
     sampled.made_by.update(score=config.score, units=units)
+    if config.score_windows:
+        sampled.made_by.update(score_windows=config.score_windows)
     return rows
 
 
 def _scores(
-    config: RolloutsConfig, engine_config: EngineConfig, sampled: SampledRollouts
+    config: RolloutsConfig, engine_config: EngineConfig, sampled: SampledRollouts, policy: Policy | None
 ) -> tuple[Scorer, list[Score]]:
     """Those that a run which was killed has kept among them. One whose scorer fails keeps none."""
-    context = _context(config, engine_config, sampled.rows_as)
-    kept = KeptScores(_kept_scores(config.destination), identity_of(config.score, context), sampled.rows)
+    context = replace(_context(config, engine_config, sampled.rows_as), policy=policy)
+    identity = identity_of(config.score, context)
+    if config.score_windows:
+        identity += f" by windows of {config.score_windows}"
+    kept = KeptScores(_kept_scores(config.destination), identity, sampled.rows)
     try:
         scorer = make_scorer(config.score, context)
+        if config.score_windows:
+            texts = TokenTexts(load_tokenizer(context.model), context.rows)
+            scorer = WindowScorer(scorer, config.score_windows, texts)
         return scorer, kept.score(scorer)
     except (UserError, DataError) as error:
         kept.remove()

@@ -24,6 +24,7 @@ from trimtab.guidance.data.rollouts import (
 )
 from trimtab.guidance.errors import DataError, ModelError, UserError
 from trimtab.guidance.heads.manifest import MANIFEST_FILE, TENSORS_FILE
+from trimtab.guidance.policy import Policy
 from trimtab.guidance.text.encoding import ReplyEncoder
 from trimtab.guidance.text.prompt_form import Form, Rows, mismatches
 from trimtab.server.commands.rollouts.config import RolloutsConfig
@@ -57,7 +58,9 @@ class SampledRollouts:
         return rows
 
 
-def sample_all(config: RolloutsConfig, engine_config: EngineConfig, told: list[str]) -> SampledRollouts:
+def sample_all(
+    config: RolloutsConfig, engine_config: EngineConfig, told: list[str], policy: Policy | None = None
+) -> SampledRollouts:
     """Replies to the prompts of the file, those of an earlier run among them; told: what a user is to know.
 
     Raises UserError, HeadError, PolicyError, DataError or InvalidRequestError with one line.
@@ -70,10 +73,11 @@ def sample_all(config: RolloutsConfig, engine_config: EngineConfig, told: list[s
     kind, carried = prompt_type(row.prompt for row in prompts), carried_type([row.columns for row in prompts])
     if loaded.num_bad:
         told.append(f"{loaded.num_bad} bad rows of {config.prompts} were skipped, first {loaded.first_bad}")
-    heads, measure = with_reward_head(config.score, engine_config.heads, "--score")
+    as_sampled = "" if config.score_windows else config.score  # the engine reads whole replies
+    heads, measure = with_reward_head(as_sampled, engine_config.heads, "--score")
     engine_config = replace(engine_config, heads=heads)
     plan = replace(_plan(config), measured=(measure,) if measure else ())
-    engine, recorder = _engine(config, engine_config)
+    engine, recorder = _engine(config, engine_config, policy)
     encoder = ReplyEncoder(
         engine.policy.tokenizer, config.row_options.rows, extra_keys=config.row_options.extra_columns
     )
@@ -97,12 +101,14 @@ def sample_all(config: RolloutsConfig, engine_config: EngineConfig, told: list[s
     return SampledRollouts(rows, {**made_by, "score": "", "units": ""}, partial.folder, bool(plan.measured))
 
 
-def _engine(config: RolloutsConfig, engine_config: EngineConfig) -> tuple[Engine, StateRecorder | None]:
+def _engine(
+    config: RolloutsConfig, engine_config: EngineConfig, policy: Policy | None
+) -> tuple[Engine, StateRecorder | None]:
     """The engine, and what records its hidden states where they are to be kept."""
     if config.keep_features is not None:
         check_features(config.keep_features, is_begun=Partial.is_begun(config.destination))
     try:
-        engine = Engine.from_config(engine_config)
+        engine = Engine.from_config(engine_config, policy=policy)
     except ModelError as error:
         raise UserError(str(error)) from error
     if config.keep_features is None:

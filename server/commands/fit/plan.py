@@ -1,0 +1,91 @@
+"""Plan of `trimtab fit`: tells beforehand how many replies, tokens, bytes and minutes it will take."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from rich.console import Console
+from rich.table import Table
+
+from trimtab.guidance.policy import Policy
+from trimtab.guidance.text.encoding import ReplyEncoder
+from trimtab.guidance.text.message import Prompt
+from trimtab.server.engine.config import EngineConfig
+from trimtab.server.engine.engine import Engine
+from trimtab.server.rollouts.sample import EncodedPrompt, SamplePlan, sample_rollouts
+
+_PROBED_TOKENS = (1, 9)  # of a reply; the difference is what reading the prompts does not cost
+_READ_FASTER = 3  # times, tokens that are only read, at the least
+
+
+@dataclass(frozen=True, slots=True)
+class Amounts:
+    """Of the stages that are left, at most. replies: sampled to train on. pair_tokens: of a pair, on average.
+    judged: replies of the evaluation."""
+
+    replies: int
+    max_tokens: int
+    pairs: int
+    pair_tokens: float
+    judged: int
+    hidden_size: int
+    itemsize: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Features; of replies they lie in parts too, until all are there."""
+        positions = 2 * self.replies * (self.max_tokens + 1) + self.pairs * self.pair_tokens
+        return int(positions * self.hidden_size * self.itemsize)
+
+
+def measure_speed(policy: Policy, config: EngineConfig, prompts: Sequence[Prompt], amounts: Amounts) -> float:
+    """Tokens a second of replies side by side, as far as there will be so many. Uncompiled: a run is
+    faster."""
+    engine = Engine.from_config(replace(config, compile="off", heads=()), policy=policy)
+    encoder = ReplyEncoder(policy.tokenizer, end_ids=policy.end_ids, extra_keys="ignore")
+    num_rows = min(config.max_num_seqs, max(amounts.replies, amounts.judged, 1))
+    some = prompts[: max(1, num_rows // 8)]
+    encoded = [EncodedPrompt(n, p, encoder.prompt_ids(p), encoder.end_id(p)) for n, p in enumerate(some)]
+    plan = SamplePlan(num_replies=max(1, num_rows // len(some)))
+    (few, short), (many, long) = (
+        _timed(engine, encoded, replace(plan, max_tokens=n)) for n in _PROBED_TOKENS
+    )
+    return max(many - few, 1) / max(long - short, 1e-3)
+
+
+def _timed(engine: Engine, prompts: Sequence[EncodedPrompt], plan: SamplePlan) -> tuple[int, float]:
+    """Tokens that were drawn, and the seconds that it took."""
+    started = time.monotonic()
+    rows = sample_rollouts(engine, prompts, plan)
+    return sum(len(row.token_ids) for row in rows), time.monotonic() - started
+
+
+def plan_table(amounts: Amounts, speed: float) -> str:
+    """speed: tokens a second."""
+    table = Table(
+        "to do", "how much", "tokens", "about", title="plan: what is left, at most", title_justify="left"
+    )
+    sampled, judged = amounts.replies * amounts.max_tokens, amounts.judged * amounts.max_tokens
+    read = int(amounts.pairs * amounts.pair_tokens)
+    if amounts.replies:
+        table.add_row("sample replies", f"{amounts.replies} replies", f"{sampled}", _minutes(sampled / speed))
+    if amounts.pairs:
+        table.add_row(
+            "read pairs", f"{amounts.pairs} pairs", f"{read}", _minutes(read / speed / _READ_FASTER)
+        )
+    table.add_row("score, train", "", "", "its bars say")
+    table.add_row("judge", f"{amounts.judged} replies", f"{judged}", _minutes(judged / speed))
+    total = (sampled + judged + read / _READ_FASTER) / speed
+    table.add_row("all", f"{amounts.num_bytes / 1e9:.2f} GB of disk", "", _minutes(total))
+    console = Console(width=100)
+    with console.capture() as shown:
+        console.print(table)
+    return f"{shown.get()}{speed:.0f} tokens/s were measured"
+
+
+def _minutes(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
