@@ -4,7 +4,7 @@ JOBS   ?= 2
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: serve test test-slow size toy gpu gpu-cache growth training-speed gold lint install clean
+.PHONY: serve test test-slow size heads toy gpu gpu-cache growth training-speed gold lint install clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -32,6 +32,9 @@ test-slow: $(STAMP)  ## the tests that need minutes
 
 size:  ## lines and modules per folder, and the difference to main (ARGS="--ref REF")
 	$(PYTHON) .ci/size.py $(ARGS)
+
+heads: $(STAMP)  ## rebuild and judge the four heads of SmolLM2 (hours on two cores; resumes)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m examples.heads $(ARGS)
 
 toy: $(STAMP)  ## rebuild the toy policy and its heads from a seed (25 minutes on two cores)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m examples.toy.build $(ARGS)

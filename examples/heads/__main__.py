@@ -1,58 +1,61 @@
-"""Heads of SmolLM2-135M-Instruct: trains warm, concise, plain and harmless, and judges each beside what people
-use instead: make heads"""
+"""Heads of SmolLM2: trains warm, concise, plain and harmless, and judges each: make heads"""
 
 from __future__ import annotations
 
 import gzip
+import json
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
+from safetensors.torch import load_file, save
+
 from trimtab.guidance.bundled import HEADS_DIR
-from trimtab.guidance.files import write_text
-from trimtab.guidance.heads.manifest import MANIFEST_FILE
+from trimtab.guidance.files import whole_folder, write_json, write_text
+from trimtab.guidance.heads.manifest import MANIFEST_FILE, TENSORS_FILE
+from trimtab.guidance.model_names import DEFAULT_MODEL
 from trimtab.server import cli
 from trimtab.server.flags import parse
-
-HERE = Path(__file__).parent
-PROMPTS, PAIRS = HERE / "prompts", HERE / "data" / "hh_harmless.jsonl.gz"
-TRAINED_PAIRS = 1800
-REWARDS = "function:examples.heads.rewards:"
-JUDGES = "function:examples.heads.judges:"
-ADVANTAGES = {
-    "warm": ("--advantage.discount", "0.8"),
-    "concise": ("--advantage.discount", "0.98"),
-    "plain": ("--advantage.discount", "0.8"),
-    "harmless": (),
-}
-"""What fit is told of each head, beyond its defaults: over how many tokens a reward is credited."""
-STRENGTHS = ("-3", "-2", "-1", "1", "2", "3")
-SHARED = "warm"
-"""The head whose replies the others are trained on too."""
 
 Command = tuple[str, ...]
 Stage = Literal["fit", "judge"]
 
+HERE = Path(__file__).parent
+PROMPTS, SYSTEM_PROMPTS = HERE / "prompts", HERE / "system_prompts"
+PAIRS, TRAINED_PAIRS = HERE / "data" / "hh_harmless.jsonl.gz", 1800
+REWARDS, JUDGES = "function:examples.heads.rewards:", "function:examples.heads.judges:"
+FIT: Mapping[str, Command] = {
+    "warm": ("--advantage.discount", "0.8"),
+    "concise": ("--advantage.discount", "0.98"),
+    "plain": ("--advantage.discount", "0.8"),
+    "harmless": ("--max-row-tokens", "512", "--on-bad-rows", "skip"),
+}
+"""What `trimtab fit` is told of each head beyond its defaults: over how many tokens a reward is credited."""
+SHARED = "warm"
+"""The head whose replies the others are trained on too."""
+STRENGTHS = ("-3", "-2", "-1", "1", "2", "3")
+
 
 @dataclass(frozen=True)
 class HeadsConfig:
-    """Trains the four heads by `trimtab fit`, writes them to where the product has its bundled heads, and judges
-    each on prompts of kinds that no training saw. Each step is the command that is printed; one whose result is
-    there is skipped, so a stopped run goes on; steps.json says what ran and for how long.
+    """Trains four heads by `trimtab fit`, writes them to where the bundled heads lie, and judges each on
+    prompts of kinds that no training saw. Each step is the command that is printed; one whose result is there
+    is skipped, so a stopped run goes on; steps.json says what ran and for how long.
 
-    stages: `fit` (under two hours on two cores) and `judge` (about as long).
+    stages: `fit`, under two hours on two cores, and `judge`, about as long.
     model: the policy.
-    only: heads; by default all.
+    only: heads to make; by default all.
     work: folder for all that is made on the way.
     out: folder for the heads.
     """
 
     stages: tuple[Stage, ...] = ("fit", "judge")
-    model: str = "smollm2"
+    model: str = DEFAULT_MODEL
     only: tuple[str, ...] = ()
     work: Path = Path("runs/heads")
     out: Path = HEADS_DIR
@@ -68,95 +71,104 @@ class Step:
 
 
 def main(args: list[str] | None = None) -> int:
+    """Returns 1 when a step fails, which has said why."""
     config = parse(HeadsConfig, "make heads", sys.argv[1:] if args is None else args)
-    unknown = set(config.only) - ADVANTAGES.keys()
+    unknown = set(config.only) - FIT.keys()
     if unknown:
-        print(f"heads: no head {sorted(unknown)[0]}; they are {', '.join(ADVANTAGES)}", file=sys.stderr)
-        return 2
+        print(f"heads: no head {sorted(unknown)[0]}; they are {', '.join(FIT)}", file=sys.stderr)
+        return 1
     _write_pairs(config.work)
-    for name in config.only or ADVANTAGES:
-        for step in _steps(config, name):
-            if not step.result.exists():
-                print(f"trimtab {shlex.join(step.command)}", flush=True)
-                started = time.monotonic()
-                if cli.main(step.command):
-                    return 1
-                _record(config.work / "steps.json", step, time.monotonic() - started)
+    for name in config.only or FIT:
         if "fit" in config.stages:
+            step = Step(name, _fit(config, name), config.work / "heads" / name / MANIFEST_FILE)
+            if not _run(config, step):
+                return 1
             pack(config.work / "heads" / name, config.out / name)
+        if "judge" in config.stages and not all(_run(config, step) for step in _judge(config, name)):
+            return 1
     return 0
 
 
-def _steps(config: HeadsConfig, name: str) -> Iterator[Step]:
-    work, run = config.work, config.work / name
-    if "fit" in config.stages:
-        yield Step(name, _fit(config, name), work / "heads" / name / MANIFEST_FILE)
-    if "judge" in config.stages:
-        yield Step(f"judge {name}", _judge(config, name), run / "judged" / "report.json")
+def _run(config: HeadsConfig, step: Step) -> bool:
+    if step.result.exists():
+        return True
+    print(f"trimtab {shlex.join(step.command)}", flush=True)
+    started = time.monotonic()
+    if cli.main(step.command):
+        return False
+    path = config.work / "steps.json"
+    steps = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    seconds = round(time.monotonic() - started, 1)
+    write_json(path, steps | {step.name: {"command": shlex.join(step.command), "seconds": seconds}})
+    return True
 
 
 def _fit(config: HeadsConfig, name: str) -> Command:
-    work = config.work
+    work, shared = config.work, config.work / SHARED
     reward = f"preferences:{work / 'pairs-train.jsonl'}" if name == "harmless" else REWARDS + name
     replies: Command = ("--prompts", str(PROMPTS / "train.jsonl"))
     if name != SHARED:
-        shared = work / SHARED
-        replies = (
-            "--rollouts",
-            str(shared / "rollouts.parquet"),
-            "--features",
-            str(shared / "features/rollouts"),
-        )
+        replies = ("--rollouts", str(shared / "rollouts.parquet"))
+        replies += ("--features", str(shared / "features" / "rollouts"))
     return (
         *("fit", "--name", name, "--model", config.model, "--reward", reward, *replies),
         *("--eval-prompts", str(PROMPTS / "tuning.jsonl"), "--eval-replies", "1", "--strengths", "1", "2"),
-        *("--gold", JUDGES + name, *ADVANTAGES[name]),
+        *("--gold", JUDGES + name, *FIT[name]),
         *("--run-folder", str(work / name), "--head-folder", str(work / "heads" / name)),
     )
 
 
-def _judge(config: HeadsConfig, name: str) -> Command:
-    work = config.work
-    common = (
-        "eval",
-        "--model",
-        config.model,
-        "--heads",
-        str(config.out / name),
-        "--out",
-        str(work / name / "judged"),
+def _judge(config: HeadsConfig, name: str) -> Iterator[Step]:
+    head, folder = str(config.out / name), config.work / name
+    common = ("eval", "--model", config.model, "--heads", head)
+    asked = (
+        *("--gold", JUDGES + name, "--num-replies", "2", "--strengths", *STRENGTHS),
+        *("--system-prompts", str(SYSTEM_PROMPTS / f"{name}.txt")),
     )
-    if name == "harmless":
-        return (*common, "--preferences", str(work / "pairs-test.jsonl"), "--on-bad-rows", "skip")
-    return (
-        *common,
-        *("--prompts", str(PROMPTS / "test.jsonl"), "--tuning-prompts", str(PROMPTS / "tuning.jsonl")),
-        *(
-            "--gold",
-            JUDGES + name,
-            "--proxy",
-            REWARDS + name,
-            "--strengths",
-            *STRENGTHS,
-            "--num-replies",
-            "2",
-        ),
-        *(
-            "--static-bias",
-            "fit",
-            "--rollouts",
-            str(work / name / "scored.parquet"),
-            "--best-of",
-            "1",
-            "2",
-            "4",
-        ),
-    )
+    if name != "harmless":
+        rivals = ("--static-bias", "fit", "--activation-steering", "fit", "--best-of", "1", "2", "4")
+        prompts = (
+            "--prompts",
+            str(PROMPTS / "test.jsonl"),
+            "--tuning-prompts",
+            str(PROMPTS / "tuning.jsonl"),
+        )
+        scored = ("--rollouts", str(folder / "scored.parquet"), "--proxy", REWARDS + name)
+        yield _step(name, (*common, *prompts, *asked, *rivals, *scored), folder / "judged")
+        return
+    pairs = ("--preferences", str(config.work / "pairs-test.jsonl"), "--on-bad-rows", "skip")
+    yield _step("harmless, pairs", (*common, *pairs), folder / "judged-pairs")
+    for kind in ("harmful", "sounds_harmful"):
+        prompts = ("--prompts", str(PROMPTS / f"{kind}.jsonl"))
+        yield _step(f"harmless, {kind}", (*common, *prompts, *asked), folder / f"judged-{kind}")
+
+
+def _step(name: str, command: Command, out: Path) -> Step:
+    return Step(f"judge {name}", (*command, "--out", str(out)), out / "report.json")
+
+
+def pack(head: Path, out: Path) -> None:
+    """Copies a head's folder, with its largest tensors, the advantage's, in bfloat16."""
+    tensors = load_file(head / TENSORS_FILE)
+    small = {
+        name: tensor.to(torch.bfloat16) if name.startswith("advantage.") else tensor
+        for name, tensor in tensors.items()
+    }
+    with whole_folder(out) as new:
+        for file in head.iterdir():
+            if file.is_file() and file.name != TENSORS_FILE:
+                (new / file.name).write_bytes(file.read_bytes())
+        (new / TENSORS_FILE).write_bytes(save(small))
 
 
 def _write_pairs(work: Path) -> None:
     """The pairs that train, and those that judge."""
     with gzip.open(PAIRS, "rt", encoding="utf-8") as file:
         lines = list(file)
+    work.mkdir(parents=True, exist_ok=True)
     for split, some in (("train", lines[:TRAINED_PAIRS]), ("test", lines[TRAINED_PAIRS:])):
         write_text(work / f"pairs-{split}.jsonl", "".join(some))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

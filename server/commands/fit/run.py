@@ -42,6 +42,9 @@ from trimtab.server.commands.rollouts.config import RolloutsConfig
 
 CONFIG_FILE = "fit.yaml"
 HELD_OUT = 0.1
+_LOTS = 3
+"""How many times as many replies as run side by side are sampled before they are kept: between two lots the
+engine runs empty."""
 _FREE = {"head_folder", "run_folder", "judge", "engine.max_num_seqs", "engine.kv_cache_gib", "engine.compile"}
 
 
@@ -196,6 +199,7 @@ class Fit:
             max_tokens=config.max_tokens,
             seed=config.seed,
             keep_columns=True,
+            prompts_per_part=max(1, _LOTS * config.engine.max_num_seqs // config.num_replies),
             keep_features=self.reply_features,
             row_options=self._own_rows,
         )
