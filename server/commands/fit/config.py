@@ -114,6 +114,7 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         check_name(self.name)
+        assert self.kind
         for name in ("num_replies", "max_tokens", "eval_replies", "max_row_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

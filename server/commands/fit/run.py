@@ -3,6 +3,7 @@ there, by the functions that the single commands run."""
 
 from __future__ import annotations
 
+import gc
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -68,6 +69,7 @@ def run(config: FitConfig) -> None:
         print(f"stage {number}/{len(fit.stages)}: {stage.title}{': done' if is_done else ''}", flush=True)
         if not is_done:
             stage.work()
+            gc.collect()  # engines lie in circles, and hold a cache of keys and values each
     fit.package()
     print(final_table(config))
     print(f"head: {config.head} (its card is README.md); all else: {config.run}")

@@ -12,6 +12,7 @@ import pytest
 from trimtab.server.commands.chat.config import ChatConfig
 from trimtab.server.commands.eval.config import EvalConfig
 from trimtab.server.commands.features.config import FeaturesConfig
+from trimtab.server.commands.fit.config import FitConfig
 from trimtab.server.commands.heads.main import ACTIONS
 from trimtab.server.commands.label.config import LabelConfig
 from trimtab.server.commands.rollouts.config import RolloutsConfig
@@ -20,7 +21,7 @@ from trimtab.server.commands.train.config import TrainCommandConfig
 from trimtab.server.flags import describe, parse
 from trimtab.server.rollouts.tuned import TrainLoraConfig
 
-COMMANDS = (ServeConfig, ChatConfig, RolloutsConfig, LabelConfig, FeaturesConfig, EvalConfig)
+COMMANDS = (ServeConfig, ChatConfig, RolloutsConfig, LabelConfig, FeaturesConfig, EvalConfig, FitConfig)
 CONFIGS = (*COMMANDS, TrainCommandConfig, TrainLoraConfig, *ACTIONS.values())
 
 
