@@ -55,10 +55,10 @@ class PointSamples:
 class CurvePoint:
     """One setting of the knob. kl: nats per reply.
 
-    length: tokens per reply. stopped: share that ended by itself. flip_rate: share of tokens at which the
-    policy preferred another than what it was sampled from did. perplexity: of the replies under the policy.
-    entropy: nats, of the distribution that was sampled from, averaged over steps (estimated by −log π of the
-    drawn tokens: exact in the mean at temperature 1). None where it was not measured.
+    length, words: per reply, in tokens and in words. stopped: share that ended by itself. flip_rate: share of
+    tokens at which the policy preferred another than what it was sampled from did. perplexity: of the replies
+    under the policy. entropy: nats, of the distribution that was sampled from, averaged over steps (estimated
+    by −log π of the drawn tokens: exact in the mean at temperature 1). None where it was not measured.
     """
 
     knob: float
@@ -66,6 +66,7 @@ class CurvePoint:
     scores: dict[str, ScoreSummary]
     num_replies: int
     length: float | None = None
+    words: float | None = None
     stopped: float | None = None
     flip_rate: float | None = None
     perplexity: float | None = None
@@ -134,6 +135,7 @@ def judge_point(
         },
         num_replies=len(replies),
         length=num_tokens / len(replies),
+        words=float(np.mean([len(reply.text.split()) for reply in replies])),
         stopped=float(np.mean([reply.finish_reason == "stop" for reply in replies])),
         flip_rate=None if math.isnan(logprob) else sum(reply.flips for reply in replies) / num_tokens,
         perplexity=_perplexity(sum(reply.base_logprob for reply in replies), num_tokens),
