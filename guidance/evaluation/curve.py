@@ -25,6 +25,7 @@ CurveKind = Literal["head", "static_bias", "best_of_n", "system_prompt", "activa
 UNSEEN = {"is_data": False}  # of fields that a report leaves out
 MeanKL = Callable[[float], float]
 _HALVINGS = 6
+_PROBED_POSITIONS = 1024  # each is a row of logits at every strength that is tried
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,16 +189,18 @@ def strengths_for(mean_kl: MeanKL, kls: Sequence[float], limit: float = 1e3) -> 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Probe:
-    """Plain replies along which is looked what tilts cost. h: f32[N, d], at their drawn tokens."""
+    """Plain replies along which is looked what tilts cost. h: f32[N, d], at their drawn tokens, or at some of
+    them, evenly spread. num_replies: that these stand for."""
 
     policy: Policy
     h: Tensor
-    num_replies: int
+    num_replies: float
 
     @classmethod
     def along(cls, features: FeatureSource, plain: Sequence[EncodedReply]) -> Probe:
         h = torch.cat([h[: r.num_drawn] for h, r in zip(features.get(plain), plain, strict=True)])
-        return cls(features.policy, h, len(plain))
+        some = h[:: -(-len(h) // _PROBED_POSITIONS)]
+        return cls(features.policy, some, len(plain) * len(some) / len(h))
 
     def head(self, advantages: Sequence[tuple[Advantage, float]]) -> MeanKL:
         """The mean of Σ_t KL(π_β‖π₀) by strength. advantages: (part, weight times scale) pairs, as a request
