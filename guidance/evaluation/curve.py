@@ -25,6 +25,7 @@ CurveKind = Literal["head", "static_bias", "best_of_n", "system_prompt", "activa
 UNSEEN = {"is_data": False}  # of fields that a report leaves out
 MeanKL = Callable[[float], float]
 _HALVINGS = 6
+_PROBED_POSITIONS = 1024  # each is a row of logits at every strength that is tried
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +56,10 @@ class PointSamples:
 class CurvePoint:
     """One setting of the knob. kl: nats per reply.
 
-    length: tokens per reply. stopped: share that ended by itself. flip_rate: share of tokens at which the
-    policy preferred another than what it was sampled from did. perplexity: of the replies under the policy.
-    entropy: nats, of the distribution that was sampled from, averaged over steps (estimated by −log π of the
-    drawn tokens: exact in the mean at temperature 1). None where it was not measured.
+    length, words: per reply, in tokens and in words. stopped: share that ended by itself. flip_rate: share of
+    tokens at which the policy preferred another than what it was sampled from did. perplexity: of the replies
+    under the policy. entropy: nats, of the distribution that was sampled from, averaged over steps (estimated
+    by −log π of the drawn tokens: exact in the mean at temperature 1). None where it was not measured.
     """
 
     knob: float
@@ -66,6 +67,7 @@ class CurvePoint:
     scores: dict[str, ScoreSummary]
     num_replies: int
     length: float | None = None
+    words: float | None = None
     stopped: float | None = None
     flip_rate: float | None = None
     perplexity: float | None = None
@@ -134,6 +136,7 @@ def judge_point(
         },
         num_replies=len(replies),
         length=num_tokens / len(replies),
+        words=float(np.mean([len(reply.text.split()) for reply in replies])),
         stopped=float(np.mean([reply.finish_reason == "stop" for reply in replies])),
         flip_rate=None if math.isnan(logprob) else sum(reply.flips for reply in replies) / num_tokens,
         perplexity=_perplexity(sum(reply.base_logprob for reply in replies), num_tokens),
@@ -186,16 +189,18 @@ def strengths_for(mean_kl: MeanKL, kls: Sequence[float], limit: float = 1e3) -> 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Probe:
-    """Plain replies along which is looked what tilts cost. h: f32[N, d], at their drawn tokens."""
+    """Plain replies along which is looked what tilts cost. h: f32[N, d], at their drawn tokens, or at some of
+    them, evenly spread. num_replies: that these stand for."""
 
     policy: Policy
     h: Tensor
-    num_replies: int
+    num_replies: float
 
     @classmethod
     def along(cls, features: FeatureSource, plain: Sequence[EncodedReply]) -> Probe:
         h = torch.cat([h[: r.num_drawn] for h, r in zip(features.get(plain), plain, strict=True)])
-        return cls(features.policy, h, len(plain))
+        some = h[:: -(-len(h) // _PROBED_POSITIONS)]
+        return cls(features.policy, some, len(plain) * len(some) / len(h))
 
     def head(self, advantages: Sequence[tuple[Advantage, float]]) -> MeanKL:
         """The mean of Σ_t KL(π_β‖π₀) by strength. advantages: (part, weight times scale) pairs, as a request

@@ -59,6 +59,7 @@ def _mean_point(points: Sequence[CurvePoint], weights: Floats, judging: Judging)
         },
         num_replies=sum(point.num_replies for point in points),
         length=_mean(point.length for point in points),
+        words=_mean(point.words for point in points),
         stopped=_mean(point.stopped for point in points),
         flip_rate=_mean(point.flip_rate for point in points),
         perplexity=_mean(point.perplexity for point in points),

@@ -24,7 +24,7 @@ def all_tables(report: EvaluationReport) -> list[Table]:
 
 def frontier_tables(frontier: FrontierReport) -> list[Table]:
     """Scores against price, what it cost in variety, curves at equal KL, and where gold turns."""
-    tables = [_scores(frontier), _variety(frontier)]
+    tables = [_scores(frontier), _glance(frontier), _variety(frontier)]
     tables += equal_kl_tables(frontier)
     if frontier.overoptimisation:
         tables.append(_overoptimisation(frontier))
@@ -112,6 +112,47 @@ def _score(point: CurvePoint, name: str) -> str:
 def _win_rate(point: CurvePoint, gold: Sequence[str]) -> str:
     rates = [point.scores[name].win_rate for name in gold if name in point.scores]
     return show(rates[0], percent=True) if rates else NOTHING
+
+
+def _glance(frontier: FrontierReport) -> Table:
+    """Every measure of a point in one row, without intervals: what fits a page."""
+    names = [name for name in frontier.score_names if _is_scored(frontier, name)]
+    plain = next((p for c in frontier.curves for p in c.points if p.knob == 0 and p.perplexity), None)
+    rows = [
+        (
+            curve.name,
+            _knob(curve, point),
+            *(_mean_of(point, name) for name in names),
+            f"{point.kl.mean:.2f}",
+            _beside_plain(point.perplexity, plain.perplexity if plain else None),
+            _beside_plain(_distinct_2(point), _distinct_2(plain) if plain else None),
+            number(point.stopped, ".0%"),
+            number(point.words, ".1f"),
+        )
+        for curve in frontier.curves
+        for point in curve.points
+        if curve.kind != "best_of_n"
+    ]
+    return Table(
+        "glance",
+        "Every measure at every strength",
+        ("curve", "knob", *names, "KL per reply", "perplexity", "distinct-2 within", "stopped", "words"),
+        tuple(rows),
+        "Means. Perplexity is the frozen policy's. In brackets: times the plain policy's.",
+    )
+
+
+def _mean_of(point: CurvePoint, name: str) -> str:
+    estimate = point.scores[name].estimate if name in point.scores else None
+    return number(None if estimate is None else estimate.mean)
+
+
+def _distinct_2(point: CurvePoint) -> float | None:
+    return None if point.variety is None else point.variety.within.distinct_2
+
+
+def _beside_plain(value: float | None, plain: float | None) -> str:
+    return number(value) + (f" ({value / plain:.2f})" if value is not None and plain else "")
 
 
 def _variety(frontier: FrontierReport) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from trimtab.guidance.evaluation.replies import MeasuredReply
 from trimtab.guidance.evaluation.report import FrontierReport
 from trimtab.guidance.evaluation.seed_group import group_seeds
 from trimtab.guidance.evaluation.table import show_difference
+from trimtab.guidance.evaluation.tables import frontier_tables
 from trimtab.guidance.plot_style import LIGHT
 from trimtab.guidance.statistics import (
     Estimate,
@@ -117,6 +119,49 @@ def test_a_curve_that_falls_short_is_named_with_what_it_reaches():
     assert cells["1", "elsewhere"] == "no replies to these prompts"
     assert "Not reached: near at 4 nats; elsewhere at 1, 4 nats." in table.note
     assert "hold for all 1 at once" in table.note
+
+
+def test_a_system_prompt_is_read_at_its_own_price_alone_and_against_what_others_score_there():
+    """Gold of the head is √KL; the prompt has 3 at 4 nats, where the head has 2. Resample by resample too."""
+    head = curve("head", {0.0: 0.0, 1.0: 1.0, 3.0: 3.0})
+    asked = replace(curve("asked", {2.0: 3.0}), kind="system_prompt")
+    compared = at_equal_kl([head, asked], ["gold"], [1.0], JUDGING)
+    assert {(at.curve, at.kl) for at in compared.found} == {("head", 1), ("head", 4), ("asked", 4)}
+    assert compared.unreached == ()
+    own = next(at for at in compared.found if (at.curve, at.kl) == ("head", 4))
+    assert own.estimate.mean == pytest.approx(2)
+    told = own.above_system_prompt
+    assert (told.mean, told.low, told.high) == pytest.approx((-1, -1, -1))
+    assert compared.num_comparisons == 1
+    frontier = FrontierReport(NUM_PROMPTS, ("gold",), (head, asked), at_kl=compared.found, num_comparisons=1)
+    table = equal_kl_tables(frontier)[0]
+    place = table.columns.index("from asked")
+    assert [row[place] for row in table.rows] == ["-", "-", "-1.00 [-1.00, -1.00] below"]
+
+
+def test_one_table_holds_every_measure_of_a_strength_and_every_named_score():
+    """Perplexity e of the plain policy and e² at strength 2: twice e times as much."""
+    points = tuple(
+        judge_point(
+            [replace(reply(p, knob), base_logprob=-10 * (1 + knob / 2)) for p in range(NUM_PROMPTS)],
+            {"gold": [knob] * NUM_PROMPTS, "grade": [8 - knob] * NUM_PROMPTS},
+            knob,
+            JUDGING,
+        )
+        for knob in (0.0, 2.0)
+    )
+    frontier = FrontierReport(NUM_PROMPTS, ("gold", "grade"), (Curve("head", "head", "strength", points),))
+    table = next(table for table in frontier_tables(frontier) if table.name == "glance")
+    rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    assert [(row["knob"], row["gold"], row["grade"]) for row in rows] == [
+        ("strength 0", "0.00", "8.00"),
+        ("strength 2", "2.00", "6.00"),
+    ]
+    assert [row["perplexity"] for row in rows] == ["2.72 (1.00)", "7.39 (2.72)"]
+    assert [(row["stopped"], row["words"], row["KL per reply"]) for row in rows] == [
+        ("100%", "2.0", "0.00"),
+        ("100%", "2.0", "2.00"),
+    ]
 
 
 def test_seeds_count_so_that_their_mean_varies_as_that_of_new_seeds_would():
