@@ -113,7 +113,7 @@ def _fit(config: HeadsConfig, name: str) -> Command:
     return (
         *("fit", "--name", name, "--model", config.model, "--reward", reward, *replies),
         *("--eval-prompts", str(PROMPTS / "tuning.jsonl"), "--eval-replies", "1", "--strengths", "1", "2"),
-        *("--gold", JUDGES + name, *FIT[name]),
+        *("--gold", JUDGES + name, "--extra-columns", "ignore", *FIT[name]),
         *("--run-folder", str(work / name), "--head-folder", str(work / "heads" / name)),
     )
 
@@ -122,7 +122,16 @@ def _judge(config: HeadsConfig, name: str) -> Iterator[Step]:
     head, folder = str(config.out / name), config.work / name
     common = ("eval", "--model", config.model, "--heads", head)
     asked = (
-        *("--gold", JUDGES + name, "--num-replies", "2", "--strengths", *STRENGTHS),
+        *(
+            "--gold",
+            JUDGES + name,
+            "--extra-columns",
+            "ignore",
+            "--num-replies",
+            "2",
+            "--strengths",
+            *STRENGTHS,
+        ),
         *("--system-prompts", str(SYSTEM_PROMPTS / f"{name}.txt")),
     )
     if name != "harmless":
