@@ -10,13 +10,14 @@ from pathlib import Path
 
 from trimtab.guidance.errors import DataError
 
-_WORD = re.compile(r"[a-z'-]+")
+WORD = re.compile(r"[^\W\d_]+(?:['\u2019-][^\W\d_]+)*")
+"""Letters, and apostrophes and hyphens between them: neither a list's dashes nor quotation marks."""
 
 
-def words(text: str) -> Iterator[tuple[int, str]]:
-    """Where each word of a text ends, and the word in lower case."""
-    for match in _WORD.finditer(text.lower()):
-        yield match.end(), match.group()
+def words(text: str, word: re.Pattern[str] = WORD) -> Iterator[tuple[int, str]]:
+    """Where each word of a text ends, and the word in lower case with straight apostrophes."""
+    for match in word.finditer(text):
+        yield match.end(), match.group().lower().replace("\u2019", "'")
 
 
 def credit(reply: str, tokens: Sequence[str], scores: Iterable[tuple[int, float]]) -> list[float]:

@@ -6,6 +6,7 @@ TRIMTAB_LEXICON names the lexicon, a zip with positive-words.txt and negative-wo
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from examples.words import credit, opinion_signs, words
 from trimtab.guidance.errors import DataError
 
 LEXICON_VARIABLE = "TRIMTAB_LEXICON"
+_WORD = re.compile(r"[A-Za-z'-]+")  # as what is claimed was measured
 
 
 def score(prompt: str, reply: str) -> float:
@@ -40,5 +42,5 @@ def _signs(reply: str) -> Iterator[tuple[int, int]]:
         signs = opinion_signs(Path(lexicon))
     except DataError as error:
         raise DataError(f"{LEXICON_VARIABLE}: {error}") from error
-    for end, word in words(reply.removesuffix("<|")):
+    for end, word in words(reply.removesuffix("<|"), _WORD):
         yield end, signs.get(word, 0)

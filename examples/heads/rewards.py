@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,49 +18,64 @@ EVERYDAY = 5.0
 """Zipf frequency, the logarithm of occurrences in 10⁹ words, from which on a word is as plain as any."""
 FAMILIAR = 5.6
 """Zipf frequency from which on a word carries the grammar of a sentence rather than its content."""
-WORD_COST, END_BONUS, KEPT_BONUS = 0.05, 2.0, 2.0
+WORD_COST, END_BONUS, KEPT_BONUS = 0.05, 2.0, 4.0
+FREE_WORDS = 15
+"""As many words cost nothing: without them a reply that says nothing would be the best."""
+_WITHIN = re.compile(r"[^\W_],? $")
+"""What stands before a word that begins no sentence, line or quotation."""
 
 
 def warm(prompt: Any, reply: str, tokens: Sequence[str]) -> list[float]:
     """100 (positive − negative words) ÷ words, by Hu and Liu's opinion lexicon; the k-th time that a word
     stands in the reply it counts 1/k², so that saying one word over and over pays little."""
     signs = opinion_signs(LEXICON)
-    return credit(reply, tokens, _shared(reply, lambda word, count: signs.get(word, 0) * 100 / count**2))
+    return credit(reply, tokens, _shared(reply, lambda word, _, count: signs.get(word, 0) * 100 / count**2))
 
 
 def plain(prompt: Any, reply: str, tokens: Sequence[str]) -> list[float]:
-    """−10 Σ max(0, 5 − Zipf frequency) ÷ words, by wordfreq: what rare words cost. Words of the prompt are
-    free, since an answer has to say them."""
-    asked = {word for _, word in words(text_of(prompt))}
+    """−10 Σ max(0, 5 − Zipf frequency) ÷ words, by wordfreq: what rare words cost. Free are words of the
+    prompt, since an answer has to say them, and names, as far as they begin no sentence."""
+    free = {word for _, word in words(text_of(prompt))}
     return credit(
         reply,
         tokens,
-        _shared(reply, lambda word, _: 0.0 if word in asked else -10 * max(0.0, EVERYDAY - zipf(word))),
+        _shared(
+            reply,
+            lambda word, at, _: (
+                0.0 if word in free or is_name(reply, at) else -10 * max(0.0, EVERYDAY - zipf(word))
+            ),
+        ),
     )
 
 
 def concise(prompt: Any, reply: str, tokens: Sequence[str]) -> list[float]:
-    """−0.05 for each word, 2 for an end of its own, and 2 × the share of the prompt's content words that the
-    reply takes up, each where it first does."""
+    """−0.05 for each word after the 15th; 2 for an end of its own, less in proportion where there are fewer
+    words than 15; and 4 × the share of the prompt's content words that the reply takes up, each where it
+    first does."""
     asked = content_words(text_of(prompt))
     scores = []
-    for end, word in words(reply):
+    for place, (end, word) in enumerate(words(reply)):
         kept = word in asked
         asked = asked - {word}
-        scores.append((end, KEPT_BONUS / num_content(prompt) * kept - WORD_COST))
+        scores.append((end, KEPT_BONUS / num_content(prompt) * kept - WORD_COST * (place >= FREE_WORDS)))
     by_token = credit(reply, tokens, scores)
     if tokens and tokens[-1] == "":  # only an end token has no text
-        by_token[-1] += END_BONUS
+        by_token[-1] += END_BONUS * min(1.0, len(scores) / FREE_WORDS)
     return by_token
 
 
-def _shared(reply: str, score: Any) -> Iterator[tuple[int, float]]:
-    """score(word, how often it has stood so far) of each word, divided by the number of words."""
+def _shared(reply: str, score: Callable[[str, int, int], float]) -> Iterator[tuple[int, float]]:
+    """score(word, where it begins, how often it has stood so far) of each word, divided by their number."""
     found = list(words(reply))
     seen: Counter[str] = Counter()
     for end, word in found:
         seen[word] += 1
-        yield end, score(word, seen[word]) / max(len(found), FEW_WORDS)
+        yield end, score(word, end - len(word), seen[word]) / max(len(found), FEW_WORDS)
+
+
+def is_name(text: str, at: int) -> bool:
+    """Whether the word that begins there has a capital though it begins no sentence."""
+    return text[at].isupper() and bool(_WITHIN.search(text[max(0, at - 3) : at]))
 
 
 def content_words(text: str) -> frozenset[str]:
@@ -78,6 +94,7 @@ def text_of(prompt: Any) -> str:
 
 @lru_cache(maxsize=100_000)
 def zipf(word: str) -> float:
+    """Of the word, or of what owns where it is a possessive."""
     from wordfreq import zipf_frequency  # noqa: PLC0415 (reads its word list when first asked)
 
-    return float(zipf_frequency(word.strip("'-"), "en"))
+    return max(float(zipf_frequency(form, "en")) for form in (word, word.removesuffix("'s")))
