@@ -28,7 +28,7 @@ from trimtab.server.engine.policy import ServedPolicy
 logger = logging.getLogger(__name__)
 
 MIN_PARAMETERS = 10_000_000  # a smaller policy has answered most users before it is compiled
-# Layers are unrolled. On two cores 8 take 25 s, 45 before Inductor's cache knows them, and 30 take four minutes.
+# Layers are unrolled: on two cores 8 take 25 s, 45 before Inductor knows them, and 30 take four minutes.
 MAX_LAYERS = 8
 SHORT_CONTEXT = 128
 _names = itertools.count()
