@@ -112,6 +112,6 @@ def _difference(trained: BaseModel, served: BaseModel) -> str:
     if difference is None:
         return ", of the same sizes and tokenizer, but other weights"
     return (
-        f", of the same sizes and tokenizer, but other weights: they differ by {difference:.2g} of their size "
-        "(root mean square), as after quantisation or tuning"
+        f", of the same sizes and tokenizer, but other weights: they differ by {difference:.2g} of their "
+        "size (root mean square), as after quantisation or tuning"
     )
