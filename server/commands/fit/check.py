@@ -33,10 +33,10 @@ MADE_UP = ("I", " like", " this", " small", " garden", ".", "")
 def check_before_work(config: FitConfig) -> None:
     """Raises UserError, HeadError or DataError with one line for what would fail later."""
     _check_loss(config)
-    for name in ("rollouts", "features"):
+    for name in ("rollouts", "features", "pair_features"):
         path = getattr(config, name)
         if path is not None and not path.exists():
-            raise UserError(f"--{name} {path}: no such file or folder")
+            raise UserError(f"--{name.replace('_', '-')} {path}: no such file or folder")
     if config.rubric is not None:
         read_rubric(config.rubric)
     for flag, name in (("--reward", config.scorer), ("--gold", config.gold)):

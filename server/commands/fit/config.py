@@ -73,6 +73,7 @@ class FitConfig:
     that can be scored. 0 credits the whole reply alone.
     rollouts: replies that `trimtab rollouts` (or another fit) sampled from the model, in place of new ones.
     features: features of these, if there are any.
+    pair_features: features of the preferences, if `trimtab features --positions all` has read them.
     max_row_tokens: tokens of prompt and reply together; longer pairs are left out, and counted.
     on_bad_scores: where a reply gets no finite number: `refuse` to go on, keeping the replies for another try
     once the reward is mended, or `skip` such replies.
@@ -99,6 +100,7 @@ class FitConfig:
     window: int = WINDOW
     rollouts: Path | None = None
     features: Path | None = None
+    pair_features: Path | None = None
     max_row_tokens: int = 1024
     on_bad_scores: OnBadScores = "refuse"
     rubric: Path | None = None
@@ -132,6 +134,8 @@ class FitConfig:
             raise ValueError("rollouts need --eval-prompts: others than theirs, which the head is judged on")
         if self.features is not None and self.rollouts is None:
             raise ValueError("features are of --rollouts: give both")
+        if self.pair_features is not None and self.kind != PREFERENCES:
+            raise ValueError("pair_features are of --reward preferences:FILE: leave them out")
         if self.rubric is not None and "judge" not in (self.kind, self.gold.partition(":")[0]):
             raise ValueError("rubric is for a judge: give --reward judge:URL")
 

@@ -134,10 +134,10 @@ class Fit:
             stages.append(Stage("replies and their features", self.replies.is_file, self._sample))
         elif config.features is None:
             stages.append(_features("the replies", self.reply_features, self._read_replies))
-        if config.preferences is not None:
-            stages.append(_features("the pairs", self.pair_features, self._read_pairs))
-        else:
+        if config.preferences is None:
             stages.append(Stage("scores of the replies", self.scored.is_file, self._score))
+        elif config.pair_features is None:
+            stages.append(_features("the pairs", self.pair_features, self._read_pairs))
         stages.append(Stage("training", (trained_head(config) / MANIFEST_FILE).is_file, self._train))
         stages.append(Stage("judging", (self.report / "report.html").is_file, self._judge))
         return stages
@@ -157,7 +157,7 @@ class Fit:
 
     @property
     def pair_features(self) -> Path:
-        return self.config.run / "features" / "pairs"
+        return self.config.pair_features or self.config.run / "features" / "pairs"
 
     @property
     def scored(self) -> Path:
