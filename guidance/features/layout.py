@@ -246,8 +246,8 @@ def check_fit(folder: Path, manifest: FeatureManifest, base_model: BaseModel, dt
             )
     if manifest.dtype != dtype:
         raise DataError(
-            f"{folder}: features were read in {manifest.dtype}, the policy runs in {dtype}: run trimtab "
-            f"features again with --dtype {dtype}"
+            f"{folder}: features were read in {manifest.dtype}, the policy runs in {dtype}: give "
+            f"trimtab train --dtype {manifest.dtype}, or run trimtab features again with --dtype {dtype}"
         )
 
 

@@ -130,10 +130,10 @@ def _metrics(chosen: Tensor, rejected: Tensor) -> dict[str, Tensor]:
 
 
 PAIRS = {
-    "dpo": Formula(dpo, ("tau",)),
-    "conservative_dpo": Formula(partial(dpo, noise="conservative"), ("tau", "flipped")),
-    "robust_dpo": Formula(partial(dpo, noise="robust"), ("tau", "flipped")),
-    "ipo": Formula(ipo, ("tau",)),
-    "simpo": Formula(simpo, ("tau", "gamma")),
+    "dpo": Formula(dpo, ("tau", "shortlist")),
+    "conservative_dpo": Formula(partial(dpo, noise="conservative"), ("tau", "flipped", "shortlist")),
+    "robust_dpo": Formula(partial(dpo, noise="robust"), ("tau", "flipped", "shortlist")),
+    "ipo": Formula(ipo, ("tau", "shortlist")),
+    "simpo": Formula(simpo, ("tau", "gamma", "shortlist")),
 }
-UNPAIRED = {"kto": Formula(kto, ("tau", "weight_desirable", "weight_undesirable"))}
+UNPAIRED = {"kto": Formula(kto, ("tau", "weight_desirable", "weight_undesirable", "shortlist"))}

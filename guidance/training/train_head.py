@@ -71,7 +71,9 @@ def train_head(
     plan = make_plan(config)
     check_destination(config.head_folder)
     if policy is None:
-        policy = features.policy if features else load_policy(config.model, device=own_device(config.device))
+        policy = features.policy if features else load_policy(
+            config.model, device=own_device(config.device), dtype=config.dtype
+        )
     if features is None:
         features = _make_features(config, policy, extract)
     config = dataclasses.replace(config, rows=rows_of(config, policy))

@@ -14,6 +14,7 @@ from trimtab.guidance.losses.common import sum_by_reply
 from trimtab.guidance.text.encoding import EncodedReply
 from trimtab.guidance.training.config import TrainConfig
 from trimtab.guidance.training.objectives.base import Objective, Scores, fetch, lay_out
+from trimtab.guidance.training.objectives.shortlist import Shortlists
 from trimtab.guidance.training.objectives.tilt import Tilt
 
 
@@ -42,13 +43,23 @@ class PairAdvantage(Objective):
         super().__init__(head, config, features)
         assert head.advantage is not None
         self.tilt = Tilt(head.advantage, features.policy)
+        self.shortlists = Shortlists(features, config.advantage.shortlist, config.seed)
+
+    def prepare(self, items: Sequence[PairItem]) -> None:
+        self.shortlists.make(_both_sides(items), show_progress=self.config.show_progress)
+
+    def forget(self, items: Sequence[PairItem]) -> None:
+        self.clear()  # nothing of the advantage depends on them
 
     def collate(self, items: Sequence[PairItem]) -> dict[str, Tensor]:
-        return lay_out(fetch(self.features, _both_sides(items)))
+        replies = _both_sides(items)
+        return lay_out(fetch(self.features, replies)) | self.shortlists.of(replies)
 
-    def forward(self, h: Tensor, tokens: Tensor, lengths: Tensor) -> tuple[Scores, Scores]:
+    def forward(
+        self, h: Tensor, tokens: Tensor, lengths: Tensor, **shortlist: Tensor
+    ) -> tuple[Scores, Scores]:
         self.tilt.watch(h)
-        rho, base, _ = self.tilt.log_ratio(h, tokens)
+        rho, base = self.tilt.log_ratios(h, tokens, **shortlist)
         by_side = {
             "": sum_by_reply(rho, lengths).chunk(2),
             "_base": sum_by_reply(base, lengths).chunk(2),
@@ -123,14 +134,25 @@ class LabelAdvantage(Objective):
         super().__init__(head, config, features)
         assert head.advantage is not None
         self.tilt = Tilt(head.advantage, features.policy)
+        self.shortlists = Shortlists(features, config.advantage.shortlist, config.seed)
+
+    def prepare(self, items: Sequence[LabelItem]) -> None:
+        replies = [reply for item in items for reply in item.replies]
+        self.shortlists.make(replies, show_progress=self.config.show_progress)
+
+    def forget(self, items: Sequence[LabelItem]) -> None:
+        self.clear()  # nothing of the advantage depends on them
 
     def collate(self, items: Sequence[LabelItem]) -> dict[str, Tensor]:
         strangers = [item.mismatched for item in items if item.mismatched is not None]
         assert len(strangers) == len(items), "items must be mismatched first"
         if len(items) == 1:  # the last batch of an epoch: a mean over two that are one
             strangers *= 2
-        batch = lay_out(fetch(self.features, [item.reply for item in items]))
-        other = {f"other_{name}": x for name, x in lay_out(fetch(self.features, strangers)).items()}
+        batch, other = (
+            lay_out(fetch(self.features, replies)) | self.shortlists.of(replies)
+            for replies in ([item.reply for item in items], strangers)
+        )
+        other = {f"other_{name}": x for name, x in other.items()}
         return {**batch, **other, "desirable": torch.tensor([item.label for item in items])}
 
     def forward(
@@ -142,11 +164,17 @@ class LabelAdvantage(Objective):
         other_tokens: Tensor,
         other_lengths: Tensor,
         desirable: Tensor,
+        **shortlists: Tensor,
     ) -> tuple[Scores, Scores]:
         self.tilt.watch(h)
-        rho, base, _ = self.tilt.log_ratio(h, tokens)
+        of_others = {
+            name.removeprefix("other_"): shortlists.pop(name)
+            for name in list(shortlists)
+            if name.startswith("other_")
+        }
+        rho, base = self.tilt.log_ratios(h, tokens, **shortlists)
         with torch.no_grad():
-            other = self.tilt.log_ratio(other_h, other_tokens).log_ratio
+            other, _ = self.tilt.log_ratios(other_h, other_tokens, **of_others)
         scores = {
             "log_ratio": sum_by_reply(rho, lengths),
             "mismatched": sum_by_reply(other, other_lengths),

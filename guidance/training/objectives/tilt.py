@@ -15,6 +15,7 @@ from trimtab.guidance.losses.fused_log_ratio import FusedTerms, fused_log_ratio,
 from trimtab.guidance.losses.vocabulary_tiles import Workspace, WriteLogits, store, tile_rows, tiles
 from trimtab.guidance.policy import Policy
 from trimtab.guidance.text.encoding import EncodedReply
+from trimtab.guidance.training.objectives.shortlist import shortlist_log_ratio
 
 REMEMBERED_BYTES = 2**28
 MEASURED_POSITIONS = 256
@@ -35,6 +36,20 @@ class Tilt(nn.Module):
         """ρ of the tokens, log π₀ of them, and the KL, [N] each. h: [N, d]; tokens: i64[N]."""
         column, vocabulary = self.advantage.factors(h.float(), self.lm_head)
         return fused_log_ratio(self.policy.write_logits, h, column, vocabulary, tokens, self._workspace)
+
+    def log_ratios(
+        self,
+        h: Tensor,
+        tokens: Tensor,
+        listed: Tensor | None = None,
+        log_weight: Tensor | None = None,
+        base: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """ρ of the tokens and log π₀ of them, [N] each: of the vocabulary, or of a Shortlist that stands for it."""
+        if listed is None or log_weight is None or base is None:
+            return self.log_ratio(h, tokens)[:2]
+        column, vocabulary = self.advantage.factors(h.float(), self.lm_head)
+        return shortlist_log_ratio(column, vocabulary, tokens, listed, log_weight), base
 
     def drawn(self, h: Tensor, tokens: Tensor) -> Tensor:
         """A(s, a) of the tokens, [N]. h: [N, d]; tokens: i64[N]."""

@@ -35,7 +35,7 @@ def _train(config: TrainConfig) -> Manifest:
     if not samples_replies(config):
         return train_head(config)
     make_plan(config)  # before anything is loaded
-    policy = load_policy(config.model, device=own_device(config.device))
+    policy = load_policy(config.model, device=own_device(config.device), dtype=config.dtype)
     try:
         writer = EngineWriter.load(config, policy)
     except ModelError as error:

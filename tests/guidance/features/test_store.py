@@ -295,7 +295,10 @@ def test_features_of_another_policy_are_refused(policy: Policy, tmp_path: Path, 
 def test_features_in_another_dtype_are_refused(policy: Policy, tmp_path: Path):
     manifest = write(tmp_path, policy)
     replace(manifest, dtype="bfloat16").write(tmp_path)
-    with pytest.raises(DataError, match=r"read in bfloat16, the policy runs in float32: .*--dtype float32"):
+    with pytest.raises(
+        DataError,
+        match="read in bfloat16, the policy runs in float32: give trimtab train --dtype bfloat16, or run ",
+    ):
         open_features(tmp_path, policy)
 
 
