@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import fmean
 
+from examples.gold.iterated import LONG, ROUNDS, iterated_steps
 from examples.gold.recipes import ABLATIONS, METHODS, seeded, training_steps
 from examples.gold.task import (
     BY_REPLY,
@@ -103,6 +104,26 @@ def _ablation_evaluation(task: Task) -> Step:
     return Step(out, ("eval", *task.common, *flags, "--out", task.at(out)), f"{out}/report.json")
 
 
+def _iterated_evaluation(task: Task) -> Step:
+    """Heads that learned from what heads wrote, beside the reference, from three training seeds each."""
+    groups = {name: [seeded(name, seed) for seed in SEEDS] for name in (REFERENCE, ROUNDS[-1], LONG)}
+    out = "evaluation-iterated"
+    return Step(
+        out,
+        (
+            *(
+                "eval",
+                *task.common,
+                *task.heads([ROUNDS[0], *(n for names in groups.values() for n in names)]),
+            ),
+            *("--group", *(f"{name}={','.join(names)}" for name, names in groups.items())),
+            *(*_judged_by_gold(task, "6"), *_tuned_bias(task), "--external", task.at(LORA_POINTS)),
+            *("--best-of", "1", "2", "4", "8", "16", "32", "64", "--out", task.at(out)),
+        ),
+        f"{out}/report.json",
+    )
+
+
 def _evaluation(task: Task, form: str) -> Step:
     """Every method, one training seed each."""
     out = f"evaluation-{form}"
@@ -132,6 +153,8 @@ def all_steps(task: Task) -> Iterator[Step]:
     yield from _lora(task)
     yield _claims(task)
     yield _ablation_evaluation(task)
+    yield from iterated_steps(task)
+    yield _iterated_evaluation(task)
     yield from (_evaluation(task, form) for form in FORMS)
 
 

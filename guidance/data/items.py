@@ -63,12 +63,13 @@ class LabelItem:
 class RolloutItem:
     """A reply of the policy. reward: of the whole reply. token_rewards: one for every drawn token, which
     takes the place of the reward. Both None where nothing has scored it yet. departure: see
-    plain_rollouts."""
+    plain_rollouts. is_steered: it departs by heads that steered alone."""
 
     reply: EncodedReply
     reward: float | None = None
     token_rewards: tuple[float, ...] | None = None
     departure: str = ""
+    is_steered: bool = False
 
     @property
     def replies(self) -> tuple[EncodedReply, ...]:
@@ -154,7 +155,7 @@ class RowEncoder:
 
     def rollout(self, row: Rollout) -> RolloutItem:
         reply = self.reply(row.prompt, row.completion, row.sampled)
-        return RolloutItem(reply, row.reward, row.token_rewards, row.departure)
+        return RolloutItem(reply, row.reward, row.token_rewards, row.departure, row.is_steered)
 
     def prompt(self, row: PromptRow) -> PromptItem:
         return PromptItem(row.prompt, self._replies.prompt_ids(row.prompt), row.columns)

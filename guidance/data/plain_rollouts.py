@@ -73,6 +73,7 @@ def plain_only(items: Sequence[Item], source: object, reader: str, *, skip: bool
     raise DataError(
         f"{source}: {told}, and {reader} assumes plain samples: give rollouts without steering, at "
         "temperature 1 and top_p 1, or skip bad rows, which leaves the others out. What may learn from "
-        "these: reward.loss=regression; and from pairs, rankings and labels of them (trimtab rollouts "
-        "--rescore FILE --pairs all) dpo, ipo, simpo, kto, bradley_terry, ranked and good_bad"
+        "these: reward.loss=regression; beside plain ones monte_carlo, of steered ones with --steered learn; "
+        "and from pairs, rankings and labels of them (trimtab rollouts --rescore FILE --pairs all) dpo, ipo, "
+        "simpo, kto, bradley_terry, ranked and good_bad"
     )

@@ -83,6 +83,11 @@ class Rollout:
         """See plain_rollouts.departure."""
         return departure(**{name: getattr(self, name) for name in _DRAWN})
 
+    @property
+    def is_steered(self) -> bool:
+        """Whether heads that steered are all that it departs by."""
+        return bool(self.departure) and not departure(temperature=self.temperature, top_p=self.top_p)
+
 
 def parse_preference(row: Row) -> Preference:
     """Without a prompt, what chosen and rejected begin with alike is the prompt.

@@ -330,6 +330,9 @@ class TrainConfig(RowLimits):
     rollouts: rows {prompt, completion, token_ids?, reward?, token_rewards?}, plain samples of the policy;
     they also set the standard units. Without them a value learns from the replies of the other files,
     whose spread their selection distorts.
+    steered: `learn` takes rollouts that heads steered beside plain ones: an advantage and a value then learn
+    what the steered policy earns, not the plain one (iterated values); units and figures stay the plain
+    replies'. `refuse` takes plain ones only.
     prompts: rows {prompt}, for losses that sample replies while they train.
     start_from: a head folder to go on from.
     features: a folder that `trimtab features` wrote; by default the policy runs over all replies first.
@@ -364,6 +367,7 @@ class TrainConfig(RowLimits):
     rankings: Path | None = None
     unpaired: Path | None = None
     rollouts: Path | None = None
+    steered: Literal["refuse", "learn"] = "refuse"
     prompts: Path | None = None
     start_from: Path | None = None
     features: Path | None = None

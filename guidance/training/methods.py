@@ -39,7 +39,8 @@ class Method:
     loss: with the options of the part's configuration that are read; the others belong to other methods.
     needs: another part of the head that must be there, trained before. has_rewards: its rollouts must be
     scored. is_tilt: an advantage that is trained as a tilt, and has a strength that is its optimum.
-    needs_plain: its rollouts must be plain samples of the policy.
+    needs_plain: its rollouts must be plain samples of the policy. is_return: it regresses on what was earned,
+    which the replies of a steered policy tell of that policy.
     """
 
     rows: Rows
@@ -49,6 +50,7 @@ class Method:
     has_rewards: bool = True
     is_tilt: bool = True
     needs_plain: bool = True
+    is_return: bool = False
 
 
 _FAMILIES: dict[PartName, dict[str, partial[Method]]] = {
@@ -61,7 +63,7 @@ _FAMILIES: dict[PartName, dict[str, partial[Method]]] = {
     "advantage": {
         "pairs": partial(Method, "pairs", PairAdvantage),
         "unpaired": partial(Method, "unpaired", LabelAdvantage),
-        "returns": partial(Method, "rollouts", ReturnAdvantage, is_tilt=False),
+        "returns": partial(Method, "rollouts", ReturnAdvantage, is_tilt=False, is_return=True),
         "bootstrapped": partial(Method, "rollouts", BootstrappedAdvantage, is_tilt=False),
         "candidates": partial(
             Method, "rollouts", DistilledAdvantage, needs=("value",), has_rewards=False, is_tilt=False
@@ -69,10 +71,10 @@ _FAMILIES: dict[PartName, dict[str, partial[Method]]] = {
         "prompts": partial(Method, "prompts", PolicyObjective),
     },
     "value": {
-        "returns": partial(Method, "rollouts", ReturnValue),
-        "whole_replies": partial(Method, "rollouts", WholeReplyValue),
+        "returns": partial(Method, "rollouts", ReturnValue, is_return=True),
+        "whole_replies": partial(Method, "rollouts", WholeReplyValue, is_return=True),
         "bootstrapped": partial(Method, "rollouts", BootstrappedValue),
-        "binned": partial(Method, "rollouts", BinnedReturnValue),
+        "binned": partial(Method, "rollouts", BinnedReturnValue, is_return=True),
     },
 }
 METHODS: dict[PartName, dict[str, Method]] = {

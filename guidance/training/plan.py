@@ -37,6 +37,7 @@ def make_plan(config: TrainConfig) -> Plan:
         _check_patience(config, part, method)
     _check_needs(config, plan)
     _check_unread(config, plan)
+    _check_steered(config, plan)
     _check_files_exist(config)
     _check_on_policy(config, has_reward="reward" in plan or _kept(config, "reward"))
     return plan
@@ -134,6 +135,19 @@ def _check_unread(config: TrainConfig, plan: Plan) -> None:
             ]
             raise DataError(
                 f"--{file} is read by no part of this run: leave it out, or give {' or '.join(losses)}"
+            )
+
+
+def _check_steered(config: TrainConfig, plan: Plan) -> None:
+    """Rollouts that heads steered tell what steering earns, and nothing of the policy's own forecasts."""
+    if config.steered == "refuse":
+        return
+    for part, method in plan.items():
+        if method.rows != "rollouts" or not (method.is_return or not method.needs_plain):
+            losses = [f"{p}.loss={n}" for p, own in METHODS.items() for n, m in own.items() if m.is_return]
+            raise DataError(
+                f"{part}.loss={getattr(config, part).loss} cannot learn from steered rollouts: leave "
+                f"--steered out, or give {' or '.join(losses)}"
             )
 
 

@@ -137,13 +137,18 @@ def _plain_where_needed(examples: Examples, config: TrainConfig, plan: Plan) -> 
         return examples
     needy = [f"{part}.loss={getattr(config, part).loss}" for part in readers if plan[part].needs_plain]
     reader, both = " and ".join(needy) or "a head's scale and standard units", examples.rollouts
-    plain_only([*both.train, *both.held_out], config.rollouts, reader, skip=config.on_bad_rows == "skip")
-    sides = [tuple(item for item in side if not item.departure) for side in (both.train, both.held_out)]
-    if not all(sides):
+    learns = config.steered == "learn"
+    unsteered = [i for side in (both.train, both.held_out) for i in side if not (learns and i.is_steered)]
+    plain_only(unsteered, config.rollouts, reader, skip=config.on_bad_rows == "skip")
+    train, held_out = (
+        tuple(i for i in side if not i.departure or (learns and i.is_steered))
+        for side in (both.train, both.held_out)
+    )
+    if not train or all(item.departure for item in held_out):
         raise DataError(
             f"{config.rollouts}: no plain rollouts are left to train on, or to judge by: give more"
         )
-    return dataclasses.replace(examples, rollouts=Split(*sides))
+    return dataclasses.replace(examples, rollouts=Split(train, held_out))
 
 
 def _make_features(config: TrainConfig, policy: Policy, extract: Extract | None) -> FeatureSource:
@@ -294,8 +299,10 @@ def _rewarded(
 def _held_out_rollouts(
     head: Head, examples: Examples, features: FeatureSource, config: TrainConfig, plan: Plan
 ) -> list[RolloutItem]:
-    """Rewarded where anything can reward them."""
+    """Those that measure a head: the policy's own, rewarded where anything can reward them."""
     items = examples.rollouts.held_out
+    if config.steered == "learn":
+        items = tuple(item for item in items if not item.departure)
     if head.reward is None and not reads_columns(items, config):
         return list(items)
     return reward_rollouts(items, head, features, config)

@@ -8,6 +8,7 @@ import pytest
 
 from examples.gold.__main__ import main
 from examples.gold.comparisons import LORA_SETTINGS, all_steps, chosen_lora
+from examples.gold.iterated import ROUNDS, STRENGTHS
 from examples.gold.recipes import ABLATIONS, METHODS, seeded
 from examples.gold.task import CLAIMED, REFERENCE, SEEDS, Step, Task, load_prompts, write_begun
 from trimtab.guidance.errors import DataError
@@ -52,6 +53,21 @@ def test_every_claimed_head_is_trained_from_three_seeds_by_one_command():
             named = seeded(name, seed)
             folders = {(f"runs/{kind}/{name}", f"runs/{kind}/{named}") for kind in ("heads", "runs")}
             assert changed == {("0", str(seed)), (name, named), *folders}
+
+
+def test_a_round_learns_from_all_replies_of_the_rounds_before_and_no_later_ones():
+    first, second = (Path(_value(STEP[name].command, "--rollouts")) for name in ROUNDS)
+    written = {n: Path(_value(s.command, "--out")) for n, s in STEP.items() if n.startswith("rounds/")}
+    assert len(written) == 1 + 2 * len(STRENGTHS)
+    for name, path in written.items():
+        assert path.is_relative_to(second)
+        assert path.is_relative_to(first) != name.startswith(f"rounds/{ROUNDS[1]}")
+        assert Path(STEP[name].result) == path.relative_to("runs")
+    assert _value(STEP[f"rounds/{ROUNDS[1]}-1"].command, "--heads") == f"runs/heads/{ROUNDS[0]}"
+
+
+def _value(command: tuple[str, ...], flag: str) -> str:
+    return command[command.index(flag) + 1]
 
 
 def test_an_ablation_changes_one_thing_of_the_reference():

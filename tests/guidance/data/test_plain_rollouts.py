@@ -105,6 +105,50 @@ def test_skipping_leaves_the_others_out_and_counts_them(config, caplog):
     assert manifest.metrics["train_rollouts"] + manifest.metrics["held_out_rollouts"] == num - num_left
 
 
+LEARN = {
+    "steered": "learn",
+    "parts": ("value", "advantage"),
+    "value": ValueConfig(width=8, optimiser=QUICK),
+    "advantage": AdvantageConfig(rank=4, loss="monte_carlo", optimiser=QUICK),
+}
+
+
+def test_returns_of_a_steered_policy_are_learned_where_asked_for_and_units_stay_the_plain_ones(config):
+    num = rewrite(config, 2, strength=1.0)
+    config = dataclasses.replace(config, **LEARN)
+    beside = dataclasses.replace(config, head_folder=config.head_folder.parent / "plain", steered="refuse")
+    beside = dataclasses.replace(beside, on_bad_rows="skip")
+    both, plain = train_head(config), train_head(beside)
+    assert both.metrics["train_rollouts"] + both.metrics["held_out_rollouts"] == num
+    assert both.metrics["unit_rollouts"] == plain.metrics["unit_rollouts"] < both.metrics["held_out_rollouts"]
+    assert (both.reward_mean, both.reward_std) == (plain.reward_mean, plain.reward_std)
+    weights = [(c.head_folder / "head.safetensors").read_bytes() for c in (config, beside)]
+    assert weights[0] != weights[1]
+
+
+@pytest.mark.parametrize(
+    ("said", "loss", "told"),
+    [
+        ({"strength": 1.0, "temperature": 0.7}, "monte_carlo", "strength 1"),
+        ({"temperature": 0.7}, "monte_carlo", "temperature 0.7"),
+        ({"strength": 1.0}, "cd_q", "advantage.loss=cd_q cannot learn from steered rollouts"),
+    ],
+)
+def test_learning_from_steered_replies_takes_no_others_and_no_forecasts_of_the_policy(
+    config, said, loss, told
+):
+    rewrite(config, 2, **said)
+    learn = LEARN | {"advantage": AdvantageConfig(rank=4, loss=loss, optimiser=QUICK)}
+    with pytest.raises(DataError, match=told):
+        train_head(dataclasses.replace(config, **learn))
+
+
+def test_steered_replies_alone_have_no_units(config):
+    rewrite(config, strength=1.0)
+    with pytest.raises(DataError, match="no plain rollouts are left"):
+        train_head(dataclasses.replace(config, **LEARN))
+
+
 def test_a_scale_and_standard_units_are_refused_too_where_pairs_teach_the_rest(config, tmp_path):
     rewrite(config, strength=1.0)
     both = dataclasses.replace(
