@@ -133,15 +133,17 @@ class Parts:
 
 @dataclass(frozen=True, slots=True)
 class BaseModel:
-    """The policy a head was trained on; see trimtab.guidance.heads.fingerprint."""
+    """The policy a head was trained on; see trimtab.guidance.heads.fingerprint. sample: of its weights, by
+    which a refusal says how far another's are; empty in older files."""
 
     name: str
     fingerprint: str
     tokenizer_hash: str
     template_hash: str
+    sample: str = ""
 
     def __post_init__(self) -> None:
-        for key in ("name", "fingerprint", "tokenizer_hash", "template_hash"):
+        for key in ("name", "fingerprint", "tokenizer_hash", "template_hash", "sample"):
             _check_text(getattr(self, key), key)
 
 
@@ -190,6 +192,8 @@ class Manifest:
                 del part["bins"], part["low"], part["high"]
         if self.rows is None:
             del data["rows"]
+        if not self.base_model.sample:
+            del data["base_model"]["sample"]
         return json.dumps(data, indent=2, allow_nan=False) + "\n"
 
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from trimtab.guidance.errors import HeadError
 from trimtab.guidance.files import whole_folder
-from trimtab.guidance.heads.fingerprint import PolicyIdentity
+from trimtab.guidance.heads.fingerprint import PolicyIdentity, weight_difference
 from trimtab.guidance.heads.forms import Head
-from trimtab.guidance.heads.manifest import MANIFEST_FILE, TENSORS_FILE, Manifest, load_manifest
+from trimtab.guidance.heads.manifest import MANIFEST_FILE, TENSORS_FILE, BaseModel, Manifest, load_manifest
 
 
 def check_destination(folder: Path) -> None:
@@ -96,9 +96,22 @@ def _check_fit(folder: Path, manifest: Manifest, policy: PolicyIdentity) -> None
     if trained.fingerprint != served.fingerprint:
         raise HeadError(
             f"{folder}: head of {trained.name} (fingerprint {trained.fingerprint[:12]}) does not fit "
-            f"{served.name} (fingerprint {served.fingerprint[:12]}): {fix}"
+            f"{served.name} (fingerprint {served.fingerprint[:12]}){_difference(trained, served)}: {fix}"
         )
     if trained.tokenizer_hash != served.tokenizer_hash:
         warnings.warn(f"{folder}: trained with another tokenizer than that of {served.name}", stacklevel=3)
     if trained.template_hash != served.template_hash:
         warnings.warn(f"{folder}: trained with another template than that of {served.name}", stacklevel=3)
+
+
+def _difference(trained: BaseModel, served: BaseModel) -> str:
+    """What is known of two policies of the same sizes and other weights, such as of another precision."""
+    if trained.tokenizer_hash != served.tokenizer_hash:
+        return ", whose tokenizer is another too"
+    difference = weight_difference(trained.sample, served.sample)
+    if difference is None:
+        return ", of the same sizes and tokenizer, but other weights"
+    return (
+        f", of the same sizes and tokenizer, but other weights: they differ by {difference:.2g} of their "
+        "size (root mean square), as after quantisation or tuning"
+    )

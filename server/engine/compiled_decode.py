@@ -28,8 +28,8 @@ from trimtab.server.engine.policy import ServedPolicy
 logger = logging.getLogger(__name__)
 
 MIN_PARAMETERS = 10_000_000  # a smaller policy has answered most users before it is compiled
-# Layers are unrolled, and two cores take some 3 s for each, 8 for the seventh and on of a cold cache.
-MAX_LAYERS = 10
+# Layers are unrolled: on two cores 8 take 25 s, 45 before Inductor knows them, and 30 take four minutes.
+MAX_LAYERS = 8
 SHORT_CONTEXT = 128
 _names = itertools.count()
 
@@ -178,6 +178,11 @@ def _obstacle(policy: ServedPolicy) -> str | None:
     return None
 
 
+def _pays(policy: ServedPolicy) -> bool:
+    """Whether it is worth its wait to somebody who did not ask for it."""
+    return policy.model.num_parameters() >= MIN_PARAMETERS and len(policy.layers) <= MAX_LAYERS
+
+
 def compile_decode(policy: ServedPolicy, config: EngineConfig) -> CompiledDecode | None:
     """What a resolved configuration asks for; under "auto" None where it does not pay or cannot be had.
 
@@ -186,11 +191,12 @@ def compile_decode(policy: ServedPolicy, config: EngineConfig) -> CompiledDecode
     if config.compile == "off":
         return None
     obstacle = _obstacle(policy)
-    if config.compile == "auto" and (obstacle or policy.model.num_parameters() < MIN_PARAMETERS):
+    if config.compile == "auto" and (obstacle or not _pays(policy)):
         return None
     if obstacle:
         raise ModelError(f"--compile on: {obstacle}; leave it auto")
-    logger.info("compiling the decode step of %s, which takes some half a minute", policy.name)
+    log = logger.warning if len(policy.layers) > MAX_LAYERS else logger.info  # asked for, and a long wait
+    log("compiling the decode step of %s: some %d s on two cores", policy.name, 8 * len(policy.layers))
     start = time.perf_counter()
     try:
         compiled = CompiledDecode(policy, config.block_size)
@@ -204,5 +210,5 @@ def compile_decode(policy: ServedPolicy, config: EngineConfig) -> CompiledDecode
             ) from error
         logger.warning("%s decodes without being compiled, and slower: %s", policy.name, reason)
         return None
-    logger.info("compiled in %.0f s", time.perf_counter() - start)
+    log("compiled in %.0f s", time.perf_counter() - start)
     return compiled

@@ -34,9 +34,9 @@ class EngineConfig:
     num_blocks: size of the key/value cache in blocks, in place of kv_cache_gib.
     prefix_caching: reuse the keys and values of prompts that begin alike.
     pack_weights: keep oneDNN-packed copies of the weights on a CPU: faster, at twice the memory.
-    compile: compile the decode step on a CPU at start-up, which takes a C++ compiler, some half a minute,
-    and the weights' memory once more; `auto` does for policies of more than 10 million parameters, where
-    it can.
+    compile: compile the decode step on a CPU at start-up, which takes a C++ compiler, 3 to 8 s a layer, and
+    the weights' memory once more; `auto` does for policies of more than 10 million parameters and at most
+    8 layers, where it can; `on` also for others, which long rollouts may be worth.
     attention: implementation of attention: `triton` runs on a GPU, `sdpa` and `tiled` anywhere; `auto` is
     triton on a GPU, sdpa on a CPU, and tiled on a CPU under strict.
     padding: `buckets` pads decode steps to fixed batch sizes, as CUDA graphs need it; `none` does not.

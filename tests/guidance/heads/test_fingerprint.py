@@ -6,7 +6,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trimtab.guidance.heads.fingerprint import fingerprint, identify, template_hash, tokenizer_hash
+from trimtab.guidance.heads.fingerprint import (
+    fingerprint,
+    identify,
+    template_hash,
+    tokenizer_hash,
+    weight_difference,
+    weight_sample,
+)
 
 
 def test_a_bfloat16_copy_keeps_the_fingerprint(build_model):
@@ -54,3 +61,20 @@ def test_tokenizer_and_template_hashes_follow_vocabulary_and_template(build_toke
     other = build_tokenizer("{{ messages[0]['content'] }}")
     assert template_hash(other) != template_hash(tokenizer) != ""
     assert template_hash(build_tokenizer(None)) == ""
+
+
+def test_a_sample_of_the_weights_says_how_far_others_are(build_model):
+    model = build_model()
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(torch.randn_like(parameter) * parameter.square().mean().sqrt() * 0.1)
+    sample = weight_sample(model)
+    assert len(sample) < 2048
+    assert weight_difference(sample, weight_sample(other)) == pytest.approx(0.1, rel=0.25)
+    assert weight_difference(sample, weight_sample(copy.deepcopy(model).to(torch.bfloat16))) == 0.0
+
+
+@pytest.mark.parametrize("sample", ["", "AAAA", "no base64 at all!", "AAA="])
+def test_samples_that_are_missing_or_odd_say_nothing(build_model, sample: str):
+    assert weight_difference(sample, weight_sample(build_model())) is None

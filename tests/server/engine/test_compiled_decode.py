@@ -88,6 +88,18 @@ def test_auto_does_not_compile_a_small_policy(tmp_path: Path) -> None:
     assert engine.runner.compiled is None
 
 
+def test_auto_does_not_wait_for_a_deep_policy_to_compile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(CompiledDecode, "_compile", lambda *args: asked.append(args))
+    monkeypatch.setattr(compiled_decode, "MIN_PARAMETERS", 0)
+    monkeypatch.setattr(compiled_decode, "MAX_LAYERS", 1)
+    folder = save_random_model(LlamaConfig(**{**SIZES, "num_hidden_layers": 2}), tmp_path / "model")
+    assert make_engine(folder, "auto").runner.compiled is None
+    assert not asked
+
+
 def test_auto_does_without_where_compiling_fails_and_on_refuses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
