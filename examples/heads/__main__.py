@@ -39,6 +39,8 @@ FIT: Mapping[str, Command] = {
 SHARED = "warm"
 """The head whose replies the others are trained on too."""
 STRENGTHS = ("-3", "-2", "-1", "1", "2", "3")
+RIVALS = ("--activation-steering", "fit", "--steering-layers", "15", "--best-of", "1", "2", "4")
+RIVALS += ("--tuning-replies", "1", "--at-kl", "1", "2", "4")
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def _judge(config: HeadsConfig, name: str) -> Iterator[Step]:
         *("--system-prompts", str(SYSTEM_PROMPTS / f"{name}.txt")),
     )
     if name != "harmless":
-        rivals = ("--static-bias", "fit", "--activation-steering", "fit", "--best-of", "1", "2", "4")
+        rivals = ("--static-bias", "fit", "--bias-discount", FIT[name][1], "--bias-tokens", "1024", *RIVALS)
         prompts = (
             "--prompts",
             str(PROMPTS / "test.jsonl"),
