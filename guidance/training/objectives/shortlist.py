@@ -1,5 +1,5 @@
-"""Shortlist of next tokens: stands for the vocabulary where an advantage learns from replies that are there, so
-that a step costs a few tokens a position and not all of them."""
+"""Shortlist of next tokens: stands for the vocabulary where an advantage learns from replies that are there,
+so that a step costs a few tokens a position and not all of them."""
 
 from __future__ import annotations
 
@@ -122,8 +122,8 @@ def make_shortlist(
 
     h: [N, d]. tokens: i64[N], those that came.
     """
-    pieces = []
-    for some_h, some_tokens in zip(h.split(tile_rows(vocab_size)), tokens.split(tile_rows(vocab_size)), strict=True):
+    pieces, num = [], tile_rows(vocab_size)
+    for some_h, some_tokens in zip(h.split(num), tokens.split(num), strict=True):
         z = torch.empty(len(some_h), vocab_size, device=h.device)
         write(some_h, z)
         base = z.gather(1, some_tokens[:, None])[:, 0] - log_normaliser(z)
@@ -151,8 +151,8 @@ def _choose(z: Tensor, size: int, generator: torch.Generator) -> tuple[Tensor, T
 def shortlist_log_ratio(
     column: Tensor, vocabulary: Tensor, tokens: Tensor, listed: Tensor, log_weight: Tensor
 ) -> Tensor:
-    """ρ = A(y) − log Σ_c w_c e^{A(c)}, [N], with A = column · vocabularyᵀ: what fused_log_ratio gives where the
-    shortlist is the vocabulary and w is π₀.
+    """ρ = A(y) − log Σ_c w_c e^{A(c)}, [N], with A = column · vocabularyᵀ: what fused_log_ratio gives
+    where the shortlist is the vocabulary and w is π₀.
 
     column: f32[N, r]. vocabulary: f32[V, r]. tokens: i64[N], y. listed: i64[N, C]. log_weight: f32[N, C].
 

@@ -45,7 +45,7 @@ class Tilt(nn.Module):
         log_weight: Tensor | None = None,
         base: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """ρ of the tokens and log π₀ of them, [N] each: of the vocabulary, or of a Shortlist that stands for it."""
+        """ρ of the tokens and log π₀ of them, [N] each: of the vocabulary, or of a Shortlist in its place."""
         if listed is None or log_weight is None or base is None:
             return self.log_ratio(h, tokens)[:2]
         column, vocabulary = self.advantage.factors(h.float(), self.lm_head)
