@@ -6,16 +6,13 @@ TRIMTAB_LEXICON names the lexicon, a zip with positive-words.txt and negative-wo
 from __future__ import annotations
 
 import os
-import re
-import zipfile
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from pathlib import Path
 
+from examples.words import credit, opinion_signs, words
 from trimtab.guidance.errors import DataError
 
 LEXICON_VARIABLE = "TRIMTAB_LEXICON"
-_WORD = re.compile(r"[a-z'-]+")
 
 
 def score(prompt: str, reply: str) -> float:
@@ -23,53 +20,25 @@ def score(prompt: str, reply: str) -> float:
 
     Raises DataError where TRIMTAB_LEXICON names no lexicon.
     """
-    words = list(_words(reply))
-    return 100 * sum(sign for _, sign in words) / max(1, len(words))
+    signs = list(_signs(reply))
+    return 100 * sum(sign for _, sign in signs) / max(1, len(signs))
 
 
 def score_tokens(prompt: str, reply: str, tokens: Sequence[str]) -> list[float]:
     """The same by tokens: 100/words for the token in which a positive word ends, −100/words for a negative
     one's. They sum to the reply's score. tokens: their texts, which follow each other in the reply."""
-    words = list(_words(reply))
-    scores = [0.0] * len(tokens)
-    ends = _ends(reply, tokens)
-    token = 0
-    for end, sign in words:
-        while token < len(tokens) - 1 and ends[token] < end:
-            token += 1
-        scores[token] += 100 * sign / len(words)
-    return scores
+    signs = list(_signs(reply))
+    return credit(reply, tokens, ((end, 100 * sign / len(signs)) for end, sign in signs))
 
 
-def _words(reply: str) -> Iterator[tuple[int, int]]:
+def _signs(reply: str) -> Iterator[tuple[int, int]]:
     """Where each word of the reply ends, and its sign."""
-    signs = _signs(os.environ.get(LEXICON_VARIABLE, ""))
-    for match in _WORD.finditer(reply.removesuffix("<|").lower()):
-        yield match.end(), signs.get(match.group(), 0)
-
-
-def _ends(reply: str, tokens: Sequence[str]) -> list[int]:
-    """Where each token ends in the reply, from which what stood before its first word may be stripped."""
-    ends, at = [], len(reply) - len("".join(tokens))
-    for token in tokens:
-        at += len(token)
-        ends.append(at)
-    return ends
-
-
-@lru_cache(maxsize=1)
-def _signs(lexicon: str) -> dict[str, int]:
+    lexicon = os.environ.get(LEXICON_VARIABLE, "")
     if not lexicon:
         raise DataError(f"{LEXICON_VARIABLE} is not set: name the zip of the opinion lexicon")
-    signs: dict[str, int] = {}
     try:
-        with zipfile.ZipFile(Path(lexicon)) as archive:
-            for name in archive.namelist():
-                sign = name.endswith("positive-words.txt") - name.endswith("negative-words.txt")
-                lines = archive.read(name).decode("latin-1").splitlines() if sign else []
-                signs |= {line: sign for line in lines if line and not line.startswith(";")}
-    except (OSError, zipfile.BadZipFile) as error:
-        raise DataError(f"{LEXICON_VARIABLE}={lexicon} cannot be read ({error})") from error
-    if not signs:
-        raise DataError(f"{LEXICON_VARIABLE}={lexicon} holds no positive-words.txt or negative-words.txt")
-    return signs
+        signs = opinion_signs(Path(lexicon))
+    except DataError as error:
+        raise DataError(f"{LEXICON_VARIABLE}: {error}") from error
+    for end, word in words(reply.removesuffix("<|")):
+        yield end, signs.get(word, 0)
