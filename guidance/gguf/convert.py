@@ -105,7 +105,7 @@ def _check_tensors(path: Path, header: Header, config: Any) -> None:
         )
 
 
-class _PlainReader(gguf.GGUFReader):
+class _PlainReader(gguf.GGUFReader):  # type: ignore[misc]
     """Over a plain array: numpy.memmap pays for each of a million slices."""
 
     @property

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import gguf
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Quantisation
@@ -16,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trimtab.guidance.errors import UserError
 from trimtab.guidance.gguf import cache, converted_gguf, installed_gguf, is_gguf
+from trimtab.guidance.text.ends import reply_ends
 
 
 @pytest.fixture(autouse=True)
@@ -197,3 +199,28 @@ def test_a_default_model_that_is_absent_or_cut_is_named_with_the_fix(
         installed_gguf()
     (tmp_path / "model.gguf").write_bytes(b"GGUF123456")
     assert installed_gguf() == tmp_path / "model.gguf"
+
+
+@pytest.mark.slow
+def test_the_default_model_is_converted_bit_for_bit() -> None:
+    try:
+        path = installed_gguf()
+    except UserError as error:
+        pytest.skip(str(error))
+    folder = converted_gguf(path)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    assert reply_ends(model, tokenizer) == (tokenizer.convert_tokens_to_ids("<|im_end|>"),)
+    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
+    assert prompt.endswith("<|im_start|>user\nHi<|im_end|>\n")
+    tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
+    body = model.model
+    for name, weight in {
+        "token_embd": body.embed_tokens,
+        "blk.29.ffn_down": body.layers[29].mlp.down_proj,
+        "blk.7.attn_v": body.layers[7].self_attn.v_proj,
+        "output_norm": body.norm,
+    }.items():
+        tensor = tensors[f"{name}.weight"]
+        expected = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type))
+        assert torch.equal(weight.weight, expected), name
