@@ -71,8 +71,10 @@ def train_head(
     plan = make_plan(config)
     check_destination(config.head_folder)
     if policy is None:
-        policy = features.policy if features else load_policy(
-            config.model, device=own_device(config.device), dtype=config.dtype
+        policy = (
+            features.policy
+            if features
+            else load_policy(config.model, device=own_device(config.device), dtype=config.dtype)
         )
     if features is None:
         features = _make_features(config, policy, extract)
