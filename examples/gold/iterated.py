@@ -46,7 +46,10 @@ def _rounds(task: Task) -> Iterator[Step]:
     plain = f"{_folder(task, 0)}/plain.parquet"
     yield Step(
         "rounds/plain",
-        ("rollouts", *task.common, "--rescore", task.at("replies.parquet"), "--out", plain),
+        (
+            *("rollouts", *task.common, "--rescore", task.at("replies.parquet")),
+            *("--score", BY_TOKEN, "--out", plain),
+        ),
         plain.removeprefix(f"{task.folder}/"),
     )
     writer = REFERENCE
