@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tyro
 
-from trimtab.guidance.bundled import HEADS_DIR
+from trimtab.guidance.bundled import GENERATION_CONFIG, HEADS_DIR
 from trimtab.guidance.errors import UserError
 from trimtab.guidance.heads.manifest import MANIFEST_FILE
 from trimtab.guidance.model_names import DEFAULT_MODEL
@@ -60,7 +60,10 @@ def resolve_api(config: ModelConfig) -> ApiConfig:
         head = head or BUNDLED_DEFAULT_HEAD
         strength = 1.0 if strength is None else strength
     template = None if config.chat_template is None else _read(config.chat_template)
-    return ApiConfig(head, strength or 0.0, template, config.generation_config)
+    generation = config.generation_config
+    if generation == "auto" and config.engine.model == DEFAULT_MODEL:
+        generation = str(GENERATION_CONFIG)
+    return ApiConfig(head, strength or 0.0, template, generation)
 
 
 def _head_names(config: EngineConfig) -> list[str]:
