@@ -39,8 +39,12 @@ FIT: Mapping[str, Command] = {
 SHARED = "warm"
 """The head whose replies the others are trained on too."""
 STRENGTHS = ("-3", "-2", "-1", "1", "2", "3")
-RIVALS = ("--activation-steering", "fit", "--steering-layers", "15", "--best-of", "1", "2", "4")
-RIVALS += ("--tuning-replies", "1", "--at-kl", "1", "2", "4")
+ENOUGH: Command = ("--num-prompts", "64", "--num-replies", "1")
+"""Of the test prompts, 16 of each kind, so that a head with its rivals is judged in a quarter of an hour."""
+RIVALS: Command = (
+    *("--activation-steering", "fit", "--steering-layers", "15", "--best-of", "1", "2", "4"),
+    *("--tuning-replies", "1", "--at-kl", "1", "2", "4"),
+)
 
 
 @dataclass(frozen=True)
@@ -121,36 +125,21 @@ def _fit(config: HeadsConfig, name: str) -> Command:
 
 
 def _judge(config: HeadsConfig, name: str) -> Iterator[Step]:
-    head, folder = str(config.out / name), config.work / name
-    common = ("eval", "--model", config.model, "--heads", head)
-    asked = (
-        *(
-            "--gold",
-            JUDGES + name,
-            "--extra-columns",
-            "ignore",
-            "--num-replies",
-            "2",
-            "--strengths",
-            *STRENGTHS,
-        ),
-        *("--system-prompts", str(SYSTEM_PROMPTS / f"{name}.txt")),
-    )
+    folder = config.work / name
+    common: Command = ("eval", "--model", config.model, "--heads", str(config.out / name))
+    asked: Command = ("--gold", JUDGES + name, "--extra-columns", "ignore", "--strengths", *STRENGTHS)
+    asked += ("--system-prompts", str(SYSTEM_PROMPTS / f"{name}.txt"))
     if name != "harmless":
-        rivals = ("--static-bias", "fit", "--bias-discount", FIT[name][1], "--bias-tokens", "1024", *RIVALS)
-        prompts = (
-            "--prompts",
-            str(PROMPTS / "test.jsonl"),
-            "--tuning-prompts",
-            str(PROMPTS / "tuning.jsonl"),
-        )
-        scored = ("--rollouts", str(folder / "scored.parquet"), "--proxy", REWARDS + name)
-        yield _step(name, (*common, *prompts, *asked, *rivals, *scored), folder / "judged")
+        prompts: Command = ("--prompts", str(PROMPTS / "test.jsonl"), *ENOUGH)
+        prompts += ("--tuning-prompts", str(PROMPTS / "tuning.jsonl"))
+        scored: Command = ("--rollouts", str(folder / "scored.parquet"), "--proxy", REWARDS + name)
+        bias: Command = ("--static-bias", "fit", "--bias-discount", FIT[name][1], "--bias-tokens", "1024")
+        yield _step(name, (*common, *prompts, *asked, *scored, *bias, *RIVALS), folder / "judged")
         return
-    pairs = ("--preferences", str(config.work / "pairs-test.jsonl"), "--on-bad-rows", "skip")
+    pairs: Command = ("--preferences", str(config.work / "pairs-test.jsonl"), "--on-bad-rows", "skip")
     yield _step("harmless, pairs", (*common, *pairs), folder / "judged-pairs")
     for kind in ("harmful", "sounds_harmful"):
-        prompts = ("--prompts", str(PROMPTS / f"{kind}.jsonl"))
+        prompts = ("--prompts", str(PROMPTS / f"{kind}.jsonl"), "--num-replies", "2", "--best-of", "1")
         yield _step(f"harmless, {kind}", (*common, *prompts, *asked), folder / f"judged-{kind}")
 
 
