@@ -1,0 +1,91 @@
+"""Replies of the four heads verbatim, and what was measured of them: python -m examples.heads.replies FOLDER"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Row = Mapping[str, Any]
+SHOWN_PROMPTS, SHOWN_STRENGTHS = 10, (-2.0, -1.0, 0.0, 1.0, 2.0)
+
+
+def measured(report: Row) -> str:
+    """What a head does at each strength, as a Markdown table: every score, KL, perplexity and variety."""
+    frontier = report["frontier"]
+    head = next(curve for curve in frontier["curves"] if curve["knob"] == "strength")
+    points = head["points"]
+    plain = next(point for point in points if point["knob"] == 0)
+    names = list(frontier["score_names"])
+    header = [
+        "strength",
+        *names,
+        "KL per reply",
+        "perplexity ÷ plain",
+        "distinct-2 ÷ plain",
+        "ended",
+        "tokens",
+    ]
+    rows = []
+    for point in sorted(points, key=lambda point: float(point["knob"])):
+        scores = [_shown(point["scores"][name]["estimate"]) for name in names]
+        rows.append(
+            [
+                f"{point['knob']:+g}",
+                *scores,
+                f"{point['kl']['mean']:.2f}",
+                f"{point['perplexity'] / plain['perplexity']:.2f}",
+                f"{point['variety']['across']['distinct_2'] / plain['variety']['across']['distinct_2']:.2f}",
+                f"{point['stopped']:.0%}",
+                f"{point['length']:.0f}",
+            ]
+        )
+    return table(header, rows)
+
+
+def _shown(estimate: Row | None) -> str:
+    return (
+        "–" if estimate is None else f"{estimate['mean']:.2f} [{estimate['low']:.2f}, {estimate['high']:.2f}]"
+    )
+
+
+def verbatim(replies: Sequence[Row]) -> str:
+    """The first prompts with their first reply at each strength, as Markdown."""
+    found = {
+        (row["prompt"], float(row["knob"])): row
+        for row in replies
+        if row["sample"] == 0 and (row["curve"] == "plain" or row["curve"] == _head(replies))
+    }
+    prompts = sorted({prompt for prompt, _ in found})[:SHOWN_PROMPTS]
+    return "\n".join(line for prompt in prompts for line in _of_prompt(found, prompt))
+
+
+def _head(replies: Sequence[Row]) -> str:
+    """The first curve that is not the plain policy: eval writes the head's first."""
+    return next(str(row["curve"]) for row in replies if row["curve"] != "plain")
+
+
+def _of_prompt(found: Mapping[tuple[int, float], Row], prompt: int) -> Iterator[str]:
+    yield f"### {found[prompt, 0.0]['asked']}\n"
+    for strength in SHOWN_STRENGTHS:
+        row = found.get((prompt, strength))
+        if row is not None:
+            end = "" if row["finish_reason"] == "stop" else " …"
+            yield f"**{strength:+g}** ({row['kl']:.1f} nats): {' '.join(row['text'].split())}{end}\n"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+
+
+def main(folder: Path) -> None:
+    print(measured(json.loads((folder / "report.json").read_text(encoding="utf-8"))))
+    lines = (folder / "replies.jsonl").read_text(encoding="utf-8").splitlines()
+    print(verbatim([json.loads(line) for line in lines]))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
