@@ -1,4 +1,4 @@
-"""Replies of the four heads verbatim, and what was measured of them: python -m examples.heads.replies FOLDER"""
+"""Replies of the four heads verbatim, with their measures: python -m examples.heads.replies FOLDER"""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def measured(report: Row) -> str:
 
 def _shown(estimate: Row | None) -> str:
     return (
-        "–" if estimate is None else f"{estimate['mean']:.2f} [{estimate['low']:.2f}, {estimate['high']:.2f}]"
+        "-" if estimate is None else f"{estimate['mean']:.2f} [{estimate['low']:.2f}, {estimate['high']:.2f}]"
     )
 
 
