@@ -48,9 +48,10 @@ def _parse(prog: str, args: Sequence[str]) -> FitConfig:
 
 
 def _read_flag(name: str, args: Sequence[str]) -> str:
-    """What a flag says among arguments that are not parsed yet, or ""."""
+    """What a flag says among arguments that are not parsed yet, the last time that it stands there, or ""."""
+    said = ""
     for arg, following in zip(args, [*args[1:], ""], strict=True):
         flag, has_value, value = arg.partition("=")
         if flag == f"--{name}":
-            return value if has_value else following
-    return ""
+            said = value if has_value else following
+    return said

@@ -203,7 +203,7 @@ def test_bad_input_is_told_before_any_work_in_one_line_that_names_it(flags, caps
     ],
 )
 def test_flags_that_cannot_be_are_refused(flags, capsys, args, says):
-    assert says in complaint(capsys, *flags, *OWN, *args, code=1 if "--name" in args else 2)
+    assert says in complaint(capsys, *flags, *OWN, *args, code=2)
 
 
 def test_a_disk_that_is_too_small_is_told_before_sampling(flags, capsys, monkeypatch):
