@@ -41,10 +41,25 @@ SHARED = "warm"
 STRENGTHS = ("-3", "-2", "-1", "1", "2", "3")
 ENOUGH: Command = ("--num-prompts", "64", "--num-replies", "1")
 """Of the test prompts, 16 of each kind, so that a head with its rivals is judged in a quarter of an hour."""
-RIVALS: Command = (
-    *("--activation-steering", "fit", "--steering-layers", "15", "--best-of", "1", "2", "4"),
-    *("--tuning-replies", "1", "--at-kl", "1", "2", "4"),
-)
+_FEW: Command = ("--best-of", "1", "2", "--at-kl", "1", "2", "4")
+RIVALS: Mapping[str, Command] = {
+    "warm": (
+        *("--activation-steering", "fit", "--steering-layers", "15", "--best-of", "1", "2", "4"),
+        *(
+            "--tuning-prompts",
+            str(PROMPTS / "tuning.jsonl"),
+            "--tuning-replies",
+            "1",
+            "--at-kl",
+            "1",
+            "2",
+            "4",
+        ),
+    ),
+    "concise": _FEW,
+    "plain": _FEW,
+}
+"""What each is compared with beside a static bias and a system prompt, the best of several by tuning."""
 
 
 @dataclass(frozen=True)
@@ -131,15 +146,14 @@ def _judge(config: HeadsConfig, name: str) -> Iterator[Step]:
     asked += ("--system-prompts", str(SYSTEM_PROMPTS / f"{name}.txt"))
     if name != "harmless":
         prompts: Command = ("--prompts", str(PROMPTS / "test.jsonl"), *ENOUGH)
-        prompts += ("--tuning-prompts", str(PROMPTS / "tuning.jsonl"))
         scored: Command = ("--rollouts", str(folder / "scored.parquet"), "--proxy", REWARDS + name)
         bias: Command = ("--static-bias", "fit", "--bias-discount", FIT[name][1], "--bias-tokens", "1024")
-        yield _step(name, (*common, *prompts, *asked, *scored, *bias, *RIVALS), folder / "judged")
+        yield _step(name, (*common, *prompts, *asked, *scored, *bias, *RIVALS[name]), folder / "judged")
         return
     pairs: Command = ("--preferences", str(config.work / "pairs-test.jsonl"), "--on-bad-rows", "skip")
     yield _step("harmless, pairs", (*common, *pairs), folder / "judged-pairs")
     for kind in ("harmful", "sounds_harmful"):
-        prompts = ("--prompts", str(PROMPTS / f"{kind}.jsonl"), "--num-replies", "2", "--best-of", "1")
+        prompts = ("--prompts", str(PROMPTS / f"{kind}.jsonl"), "--num-replies", "1", "--best-of", "1")
         yield _step(f"harmless, {kind}", (*common, *prompts, *asked), folder / f"judged-{kind}")
 
 
