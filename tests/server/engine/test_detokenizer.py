@@ -5,7 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from text_tokenizers import ALL, TEXT, byte_fallback, cut_bytes
 from tiny_models import byte_tokenizer
@@ -126,6 +126,7 @@ def test_a_leading_space_is_kept_after_a_prompt_and_left_out_at_the_beginning_of
 def test_the_bytes_that_a_prompt_ends_with_cost_no_text_of_the_reply(raw: bytes, tail: bytes):
     tokenizer = byte_fallback()
     hello, mark = tokenizer.convert_tokens_to_ids(["▁Hello", "!"])
+    assume(raw[0] != 0x20)  # a space that a text begins with is left out of it, and kept after a prompt
     text, ids = TextDecoder(tokenizer), [*(1 + byte for byte in raw), mark]
     prompt = (hello, *(1 + byte for byte in tail))
     assert "".join(read(text, ids, prompt)) == text.decode(ids)
