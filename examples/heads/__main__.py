@@ -39,23 +39,10 @@ FIT: Mapping[str, Command] = {
 SHARED = "warm"
 """The head whose replies the others are trained on too."""
 STRENGTHS = ("-3", "-2", "-1", "1", "2", "3")
-ENOUGH: Command = ("--num-prompts", "64", "--num-replies", "1")
-"""Of the test prompts, 16 of each kind, so that a head with its rivals is judged in a quarter of an hour."""
-_FEW: Command = ("--best-of", "1", "2", "--at-kl", "1", "2", "4")
+_FEW: Command = ("--num-prompts", "40", "--best-of", "1", "--at-kl", "2")
+_MANY = "--num-prompts 64 --activation-steering fit --steering-layers 15 --best-of 1 2 4 --at-kl 1 2 4"
 RIVALS: Mapping[str, Command] = {
-    "warm": (
-        *("--activation-steering", "fit", "--steering-layers", "15", "--best-of", "1", "2", "4"),
-        *(
-            "--tuning-prompts",
-            str(PROMPTS / "tuning.jsonl"),
-            "--tuning-replies",
-            "1",
-            "--at-kl",
-            "1",
-            "2",
-            "4",
-        ),
-    ),
+    "warm": (*_MANY.split(), "--tuning-replies", "1", "--tuning-prompts", str(PROMPTS / "tuning.jsonl")),
     "concise": _FEW,
     "plain": _FEW,
 }
@@ -142,10 +129,11 @@ def _fit(config: HeadsConfig, name: str) -> Command:
 def _judge(config: HeadsConfig, name: str) -> Iterator[Step]:
     folder = config.work / name
     common: Command = ("eval", "--model", config.model, "--heads", str(config.out / name))
-    asked: Command = ("--gold", JUDGES + name, "--extra-columns", "ignore", "--strengths", *STRENGTHS)
+    strengths = STRENGTHS if name != "harmless" else ("1", "2")
+    asked: Command = ("--gold", JUDGES + name, "--extra-columns", "ignore", "--strengths", *strengths)
     asked += ("--system-prompts", str(SYSTEM_PROMPTS / f"{name}.txt"))
     if name != "harmless":
-        prompts: Command = ("--prompts", str(PROMPTS / "test.jsonl"), *ENOUGH)
+        prompts: Command = ("--prompts", str(PROMPTS / "test.jsonl"), "--num-replies", "1")
         scored: Command = ("--rollouts", str(folder / "scored.parquet"), "--proxy", REWARDS + name)
         bias: Command = ("--static-bias", "fit", "--bias-discount", FIT[name][1], "--bias-tokens", "1024")
         yield _step(name, (*common, *prompts, *asked, *scored, *bias, *RIVALS[name]), folder / "judged")
