@@ -39,14 +39,8 @@ FIT: Mapping[str, Command] = {
 SHARED = "warm"
 """The head whose replies the others are trained on too."""
 STRENGTHS = ("-3", "-2", "-1", "1", "2", "3")
-_FEW: Command = ("--num-prompts", "40", "--best-of", "1", "--at-kl", "2")
-_MANY = "--num-prompts 64 --activation-steering fit --steering-layers 15 --best-of 1 2 4 --at-kl 1 2 4"
-RIVALS: Mapping[str, Command] = {
-    "warm": (*_MANY.split(), "--tuning-replies", "1", "--tuning-prompts", str(PROMPTS / "tuning.jsonl")),
-    "concise": _FEW,
-    "plain": _FEW,
-}
-"""What each is compared with beside a static bias and a system prompt, the best of several by tuning."""
+ENOUGH: Command = ("--num-prompts", "40", "--num-replies", "1", "--best-of", "1", "--at-kl", "2")
+"""Of the test prompts, ten of each kind, so that a head is judged beside its rivals in some minutes."""
 
 
 @dataclass(frozen=True)
@@ -133,10 +127,10 @@ def _judge(config: HeadsConfig, name: str) -> Iterator[Step]:
     asked: Command = ("--gold", JUDGES + name, "--extra-columns", "ignore", "--strengths", *strengths)
     asked += ("--system-prompts", str(SYSTEM_PROMPTS / f"{name}.txt"))
     if name != "harmless":
-        prompts: Command = ("--prompts", str(PROMPTS / "test.jsonl"), "--num-replies", "1")
+        prompts: Command = ("--prompts", str(PROMPTS / "test.jsonl"), *ENOUGH)
         scored: Command = ("--rollouts", str(folder / "scored.parquet"), "--proxy", REWARDS + name)
         bias: Command = ("--static-bias", "fit", "--bias-discount", FIT[name][1], "--bias-tokens", "1024")
-        yield _step(name, (*common, *prompts, *asked, *scored, *bias, *RIVALS[name]), folder / "judged")
+        yield _step(name, (*common, *prompts, *asked, *scored, *bias), folder / "judged")
         return
     pairs: Command = ("--preferences", str(config.work / "pairs-test.jsonl"), "--on-bad-rows", "skip")
     yield _step("harmless, pairs", (*common, *pairs), folder / "judged-pairs")
