@@ -18,7 +18,7 @@ def measured(report: Row) -> str:
     head = next(curve for curve in frontier["curves"] if curve["knob"] == "strength")
     points = head["points"]
     plain = next(point for point in points if point["knob"] == 0)
-    names = list(frontier["score_names"])
+    names = list(plain["scores"])
     header = [
         "strength",
         *names,
