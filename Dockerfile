@@ -24,7 +24,7 @@ RUN pip install --no-cache-dir . && \
 
 USER trimtab
 WORKDIR /home/trimtab
-# Converted here, at 540 MB: a container would do it anew, half a minute before each first answer.
+# Converted here, at 540 MB: a container would do it anew before its first answer.
 RUN python -c "from trimtab.guidance.gguf import converted_gguf, installed_gguf; converted_gguf(installed_gguf())"
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \

@@ -49,7 +49,7 @@ class HeadsConfig:
     prompts of kinds that no training saw. Each step is the command that is printed; one whose result is there
     is skipped, so a stopped run goes on; steps.json says what ran and for how long.
 
-    stages: `fit`, under two hours on two cores, and `judge`, about as long.
+    stages: `fit` and `judge`, each about an hour on two free cores by its parts; none was timed as one run.
     model: the policy.
     only: heads to make; by default all.
     work: folder for all that is made on the way.

@@ -8,6 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from trimtab.guidance.evaluation.table import Table, show
+from trimtab.guidance.statistics import Estimate
+
 Row = Mapping[str, Any]
 SHOWN_PROMPTS, SHOWN_STRENGTHS = 10, (-2.0, -1.0, 0.0, 1.0, 2.0)
 
@@ -19,7 +22,7 @@ def measured(report: Row) -> str:
     points = head["points"]
     plain = next(point for point in points if point["knob"] == 0)
     names = list(plain["scores"])
-    header = [
+    columns = (
         "strength",
         *names,
         "KL per reply",
@@ -27,28 +30,22 @@ def measured(report: Row) -> str:
         "distinct-2 ÷ plain",
         "ended",
         "tokens",
-    ]
+    )
     rows = []
     for point in sorted(points, key=lambda point: float(point["knob"])):
-        scores = [_shown(point["scores"][name]["estimate"]) for name in names]
+        found = [point["scores"][name]["estimate"] for name in names]
         rows.append(
-            [
+            (
                 f"{point['knob']:+g}",
-                *scores,
+                *(show(Estimate(**estimate) if estimate else None) for estimate in found),
                 f"{point['kl']['mean']:.2f}",
                 f"{point['perplexity'] / plain['perplexity']:.2f}",
                 f"{point['variety']['across']['distinct_2'] / plain['variety']['across']['distinct_2']:.2f}",
                 f"{point['stopped']:.0%}",
                 f"{point['length']:.0f}",
-            ]
+            )
         )
-    return table(header, rows)
-
-
-def _shown(estimate: Row | None) -> str:
-    return (
-        "-" if estimate is None else f"{estimate['mean']:.2f} [{estimate['low']:.2f}, {estimate['high']:.2f}]"
-    )
+    return Table("strengths", "What the head does", columns, tuple(rows)).to_markdown()
 
 
 def verbatim(replies: Sequence[Row]) -> str:
@@ -74,11 +71,6 @@ def _of_prompt(found: Mapping[tuple[int, float], Row], prompt: int) -> Iterator[
         if row is not None:
             end = "" if row["finish_reason"] == "stop" else " …"
             yield f"**{strength:+g}** ({row['kl']:.1f} nats): {' '.join(row['text'].split())}{end}\n"
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
 
 
 def main(folder: Path) -> None:

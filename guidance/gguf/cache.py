@@ -132,7 +132,7 @@ def _convert(path: Path, folder: Path) -> None:
             f"converting {path.name} takes {_size(need)} in {folder.parent}, where {_size(free)} are free: "
             "make room, or set XDG_CACHE_HOME to a folder on another disk"
         )
-    _say(f"converting {path.name} once, half a minute for 135 M weights, into {folder} ({_size(need)})")
+    _say(f"converting {path.name} once into {folder} ({_size(need)})")
     try:
         with whole_folder(folder) as new:
             convert(path, header, new)

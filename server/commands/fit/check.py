@@ -142,7 +142,7 @@ def _check_loss(config: FitConfig) -> None:
 
 
 def _check_writable(folder: Path) -> None:
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    there = _nearest(folder)
     if not there.is_dir():
         raise UserError(f"{folder}: {there} is a file: name another folder")
     if not os.access(there, os.W_OK):
@@ -170,10 +170,14 @@ def _check_head_folder(config: FitConfig) -> None:
 
 def check_room(folder: Path, num_bytes: int) -> None:
     """Raises UserError where the disk has less than that free."""
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(there).free
+    free = shutil.disk_usage(_nearest(folder)).free
     if free < num_bytes:
         raise UserError(
             f"{folder} needs up to {num_bytes / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB free: make "
             "room, name another --run-folder, or give fewer --num-replies or --max-tokens"
         )
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder itself, or the first above it that is there."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())

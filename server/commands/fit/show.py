@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from trimtab.guidance.evaluation.table import NOTHING
+from trimtab.guidance.evaluation.table import NOTHING, show
+from trimtab.guidance.statistics import Estimate
 from trimtab.server.commands.fit.config import FitConfig
 
 
@@ -31,8 +31,8 @@ def final_table(config: FitConfig) -> str:
         wins = next((point["scores"][name]["win_rate"] for name in scores), None) if point["knob"] else None
         table.add_row(
             f"{point['knob']:g}",
-            _show(point["kl"]),
-            *(_show(point["scores"][name]["estimate"]) for name in scores),
+            show(Estimate(**point["kl"])),
+            *(_shown(point["scores"][name]["estimate"]) for name in scores),
             NOTHING if wins is None else f"{wins['mean']:.0%}",
             _ratio(point["perplexity"], plain["perplexity"]),
             NOTHING if point["variety"] is None else f"{point['variety']['across']['distinct_2']:.2f}",
@@ -45,10 +45,8 @@ def final_table(config: FitConfig) -> str:
     return shown.get().rstrip()
 
 
-def _show(estimate: dict[str, Any] | None) -> str:
-    if estimate is None:
-        return NOTHING
-    return f"{estimate['mean']:.2f} [{estimate['low']:.2f}, {estimate['high']:.2f}]"
+def _shown(estimate: dict[str, float] | None) -> str:
+    return show(Estimate(**estimate) if estimate else None)
 
 
 def _ratio(number: float | None, by: float | None) -> str:
