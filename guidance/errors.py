@@ -27,6 +27,14 @@ class MixedError(ValueError):
     """Rows of several formats in one file: none of them is bad by itself."""
 
 
+class RuleError(ValueError):
+    """An option of a rule that cannot be meant. param: its name. problem: what is wrong, and the fix."""
+
+    def __init__(self, param: str, problem: str) -> None:
+        super().__init__(f"{param}: {problem}")
+        self.param, self.problem = param, problem
+
+
 class UserError(Exception):
     """One line that names the thing and the fix."""
 

@@ -41,6 +41,7 @@ GUIDANCE = {
     "gguf": ("errors", "files"),
     "model_names": ("errors", "gguf"),
     "losses": (),
+    "rules": ("errors",),
     "heads": _BASE,
     "policy": ("errors", "text", "locate", "model_names", "heads"),
     "data": (*_BASE, "heads", "policy"),

@@ -47,17 +47,19 @@ class EngineClient(Protocol):
 
 @dataclass(slots=True)
 class Usage:
-    """Tokens of all prompts and of all choices."""
+    """Tokens of all prompts and of all choices. computed: see Finished."""
 
     prompt: int = 0
     cached: int = 0
     completion: int = 0
+    computed: int = 0
 
     def add(self, event: Finished) -> None:
         """Counts one more request."""
         self.prompt += event.num_prompt_tokens
         self.cached += event.num_cached_tokens
         self.completion += event.num_completion_tokens
+        self.computed += event.num_computed_tokens
 
 
 class Generation:

@@ -93,6 +93,29 @@ class StreamOptions(StrictModel):
     include_usage: bool | None = None
 
 
+def _as_messages(prompt: Any) -> Any:
+    return [{"role": "system", "content": prompt}] if isinstance(prompt, str) else prompt
+
+
+class RuleFields(StrictModel):
+    """The `rule` of a `guidance` object: its kind and the options which that has, that the engine knows and
+    checks; but for a prompt, which is text or messages here and token ids there. Text is a system message."""
+
+    model_config = ConfigDict(extra="allow")
+
+    kind: str
+    negative_prompt: Annotated[list[Message] | None, BeforeValidator(_as_messages)] = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Those that are given, but the prompt."""
+        return {name: value for name, value in (self.model_extra or {}).items() if value is not None}
+
+
+def _as_rule(rule: Any) -> Any:
+    return {"kind": rule} if isinstance(rule, str) else rule
+
+
 class GuidanceFields(StrictModel):
     """The `guidance` object: which heads steer this request, and how hard."""
 
@@ -103,12 +126,12 @@ class GuidanceFields(StrictModel):
         "horizon": (),
         "schedule": (),
         "entropy_gate": (),
-        "rule": ("tilt",),
     }
 
     strength: float | None = None
     heads: dict[str, float] | None = None
     trace: bool | None = None
+    rule: Annotated[RuleFields | None, BeforeValidator(_as_rule)] = None
 
 
 def _as_stop_list(stop: Any) -> Any:

@@ -126,12 +126,13 @@ class ReplyFormat(ABC):
 
 
 def usage_json(usage: Usage) -> Json:
-    """OpenAI's `usage`."""
+    """OpenAI's `usage`, and beside it how many tokens the model was run on."""
     return {
         "prompt_tokens": usage.prompt,
         "completion_tokens": usage.completion,
         "total_tokens": usage.prompt + usage.completion,
         "prompt_tokens_details": {"cached_tokens": usage.cached},
+        "computed_tokens": usage.computed,
     }
 
 

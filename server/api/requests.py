@@ -24,10 +24,12 @@ from trimtab.server.engine.request import (
     Guidance,
     InvalidRequestError,
     SamplingParams,
+    read_rule,
     shown,
 )
 
 COMPLETION_MAX_TOKENS = 16
+NEGATIVE_PROMPT = "guidance.rule.negative_prompt"
 LONGEST_ID = 19  # decimal digits, before int() reads them: no more fit 64 bits
 
 _CONVERTED = ("max_tokens", "logprobs", "stop", "logit_bias")
@@ -95,20 +97,34 @@ def _logit_bias(given: dict[str, float]) -> tuple[tuple[int, float], ...]:
 Heads = tuple[tuple[str, float], ...]
 
 
-def resolve_guidance(fields: GuidanceFields | None, config: ApiConfig, info: EngineInfo) -> Guidance:
+def resolve_guidance(
+    fields: GuidanceFields | None, config: ApiConfig, info: EngineInfo, negative: Sequence[int] = ()
+) -> Guidance:
     """No object: the server's default. Left-out heads: the default head. Left-out strength: 1 if another
-    steering key is given, else the server's default. Nothing merges with anything else.
+    steering key is given, else the server's default. Nothing merges with anything else. A rule that reads
+    values is a steering key; one that does not needs no head.
 
-    config: resolved. Raises InvalidRequestError for a number out of range, and for heads that are neither
-    named nor to be had by default.
+    config: resolved. negative: token ids of the rule's other prompt.
+    Raises InvalidRequestError for a number out of range, and for heads that are neither named nor to be had
+    by default.
     """
     if fields is None:
         return Guidance(config.default_strength, _weigh(config.default_head))
+    options = {} if fields.rule is None else fields.rule.options
+    if negative:
+        options["negative_prompt"] = tuple(negative)
+    rule = read_rule("tilt" if fields.rule is None else fields.rule.kind, options)
     strength = fields.strength
     if strength is None:
-        strength = config.default_strength if fields.heads is None else 1.0
-    heads = _default_heads(config, info) if fields.heads is None else tuple(fields.heads.items())
-    return Guidance(strength, heads, bool(fields.trace))
+        is_steered = fields.heads is not None or rule.reads_values
+        strength = 1.0 if is_steered else config.default_strength
+    if fields.heads is not None:
+        heads = tuple(fields.heads.items())
+    elif rule.kind != "tilt" and not strength:
+        heads = _weigh(config.default_head)
+    else:
+        heads = _default_heads(config, info)
+    return Guidance(strength, heads, bool(fields.trace), rule)
 
 
 def _weigh(head: str | None) -> Heads:
@@ -123,8 +139,34 @@ def _default_heads(config: ApiConfig, info: EngineInfo) -> Heads:
     return _weigh(config.default_head)
 
 
-def render_chat(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
-    """Token ids of the conversation up to where the assistant's reply begins.
+def negative_chat(tokenizer: Tokenizer, body: ChatRequest) -> list[int]:
+    """Token ids of the rule's other conversation, if any. A system message alone stands in the place of the
+    request's own, before the request's other messages. Raises like render_chat."""
+    messages = _negative_messages(body)
+    if not messages:
+        return []
+    if [message.role for message in messages] in (["system"], ["developer"]):
+        messages += [m for m in body.messages if m.role not in ("system", "developer")]
+    return render_chat(tokenizer, messages, NEGATIVE_PROMPT)
+
+
+def negative_text(tokenizer: Tokenizer, body: CompletionRequest) -> list[int]:
+    """Token ids of the rule's other text, if any."""
+    messages = _negative_messages(body)
+    if not messages:
+        return []
+    if len(messages) > 1 or messages[0].role != "system":
+        raise InvalidRequestError("must be a string for completions", NEGATIVE_PROMPT)
+    return tokenizer.encode(messages[0].text)
+
+
+def _negative_messages(body: GenerationRequest) -> list[Message]:
+    rule = None if body.guidance is None else body.guidance.rule
+    return list(rule.negative_prompt or ()) if rule is not None else []
+
+
+def render_chat(tokenizer: Tokenizer, messages: Sequence[Message], param: str = "messages") -> list[int]:
+    """Token ids of the conversation up to where the assistant's reply begins. param: the field it stands in.
 
     Raises InvalidRequestError when there is no template, or when it refuses the conversation or fails at it.
     """
@@ -132,10 +174,10 @@ def render_chat(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[int]:
         raise InvalidRequestError(
             "this model has no chat template; start the server with --chat-template FILE, or use"
             " /v1/completions",
-            "messages",
+            param,
         )
     turns = [{"role": template_role(m.role), "content": m.text} for m in messages]
     try:
         return encode_chat(tokenizer, turns)
     except ChatTemplateError as error:
-        raise InvalidRequestError(str(error), "messages") from error
+        raise InvalidRequestError(str(error), param) from error

@@ -14,7 +14,14 @@ from trimtab.server.api.errors import RETRY_LATER, naming
 from trimtab.server.api.generation import Generation
 from trimtab.server.api.protocol import ChatRequest, CompletionRequest
 from trimtab.server.api.replies import ChatFormat, CompletionFormat, Json
-from trimtab.server.api.requests import chat_sampling, completion_sampling, render_chat, resolve_guidance
+from trimtab.server.api.requests import (
+    chat_sampling,
+    completion_sampling,
+    negative_chat,
+    negative_text,
+    render_chat,
+    resolve_guidance,
+)
 from trimtab.server.api.service import Service, ready_service, why_not_ready
 from trimtab.server.api.streaming import EventStream, whole_reply
 from trimtab.server.api.strict_json import StrictJsonRoute
@@ -30,13 +37,15 @@ async def create_chat_completion(body: ChatRequest, http: HttpRequest, service: 
     """A chat reply, whole or as server-sent events."""
     service.check_model(body.model)
     info = service.info
-    guidance = resolve_guidance(body.guidance, service.config, info)
+    negative = await asyncio.to_thread(negative_chat, service.tokenizer, body)
+    guidance = resolve_guidance(body.guidance, service.config, info, negative)
     prompt = await asyncio.to_thread(render_chat, service.tokenizer, body.messages)
     reply = ChatFormat(
         info.model_name, service.token_text, logprobs=bool(body.logprobs), trace=guidance.trace
     )
     with naming(body.engine_fields):
-        sampling = chat_sampling(body, len(prompt), info, service.config.sampling_defaults)
+        longest = max(len(prompt), len(negative))
+        sampling = chat_sampling(body, longest, info, service.config.sampling_defaults)
         generation = Generation(service.engine, [Request(reply.reply_id, tuple(prompt), sampling, guidance)])
     if body.stream:
         return EventStream(generation, reply, include_usage=body.wants_usage_chunk)
@@ -48,9 +57,10 @@ async def create_completion(body: CompletionRequest, http: HttpRequest, service:
     """Completions of one or several prompts, whole or as server-sent events."""
     service.check_model(body.model)
     info = service.info
-    guidance = resolve_guidance(body.guidance, service.config, info)
+    negative = await asyncio.to_thread(negative_text, service.tokenizer, body)
+    guidance = resolve_guidance(body.guidance, service.config, info, negative)
     prompts = await asyncio.to_thread(_tokenise, service.tokenizer, body.prompt)
-    longest = max(len(prompt) for prompt in prompts)
+    longest = max(len(prompt) for prompt in (*prompts, negative))
     reply = CompletionFormat(
         info.model_name, service.token_text, logprobs=body.logprobs is not None, trace=guidance.trace
     )

@@ -34,12 +34,17 @@ class DrawInputs:
     """Of each drawing row, [B] views: its slot, and the drawn token's position.
 
     host_slots, host_positions: the same on the host.
+    companions: slots of the companion lanes, companion_rows: the drawing row that each belongs to;
+    first_companion: where the outputs of the companions begin.
     """
 
     slots: Tensor
     positions: Tensor
     host_slots: Sequence[int]
     host_positions: Sequence[int]
+    companions: Sequence[int] = ()
+    companion_rows: Sequence[int] = ()
+    first_companion: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +62,7 @@ class RowSpans:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """outputs: i64[K], the tokens whose h is asked for: those of drawing rows, then those of judged rows,
+    """outputs: i64[K], the tokens whose h is asked for: those of drawing rows, of judged rows, of companions,
     then padding; last the num_read tokens that are only read and need no logits."""
 
     tokens: TokenInputs
@@ -86,6 +91,9 @@ class _Lists:
     ends: list[int] = field(default_factory=list)
     draws: list[int] = field(default_factory=list)
     judged: list[int] = field(default_factory=list)
+    companion_outputs: list[int] = field(default_factory=list)
+    companions: list[int] = field(default_factory=list)
+    companion_rows: list[int] = field(default_factory=list)
     read: list[int] = field(default_factory=list)
     draw_slots: list[int] = field(default_factory=list)
     draw_positions: list[int] = field(default_factory=list)
@@ -112,7 +120,7 @@ class BatchBuilder:
         lists = _plain(step.rows[:num_plain])
         for row in step.rows[num_plain:]:
             self._add(lists, row)
-        outputs = lists.draws + lists.judged
+        outputs = lists.draws + lists.judged + lists.companion_outputs
         if self._is_strict:
             self._pad_to_one_shape(lists, outputs)
         else:
@@ -125,7 +133,15 @@ class BatchBuilder:
             RowSpans(lists.slots, lists.num_tokens, lists.ends),
             views[4],
             len(lists.read),
-            DrawInputs(views[5], views[6], lists.draw_slots, lists.draw_positions),
+            DrawInputs(
+                views[5],
+                views[6],
+                lists.draw_slots,
+                lists.draw_positions,
+                lists.companions,
+                lists.companion_rows,
+                len(lists.draws) + len(lists.judged),
+            ),
         )
 
     def decode_inputs(self, size: int) -> TokenInputs:
@@ -170,7 +186,11 @@ class BatchBuilder:
             lists.ids.extend(known)
             lists.ids.extend([DRAWN] * (num_tokens - len(known)))
             lists.blocks.extend([lane.blocks[at // size] for at in range(start, end)])
-        if row.purpose is Purpose.DRAW:
+        if row.purpose is Purpose.DRAW and lane.is_companion:  # behind the row of the lane that is drawn from
+            lists.companion_outputs.extend([first + at for at in row.output_positions])
+            lists.companions.append(lane.slot)
+            lists.companion_rows.append(len(lists.draw_slots) - 1)
+        elif row.purpose is Purpose.DRAW:
             if row.output_positions:
                 lists.draws.extend([first + at for at in row.output_positions])
                 lists.draw_slots.append(lane.slot)

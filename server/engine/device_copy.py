@@ -26,6 +26,11 @@ def index_tensor(values: Sequence[int], device: torch.device) -> Tensor:
     return to_device(np.array(values, dtype=np.int64), device)
 
 
+def float_tensor(values: Sequence[float], device: torch.device) -> Tensor:
+    """f32[N] on the device."""
+    return to_device(np.array(values, dtype=np.float32), device)
+
+
 class StaticInputs:
     """One i64 tensor on the device at a fixed address, filled anew each step in a single copy.
 

@@ -95,6 +95,9 @@ class Engine:
                 for name, a, v, r, manifest in heads
             ),
             created=int(time.time()),
+            max_num_seqs=self.config.max_num_seqs,
+            num_blocks=self.runner.cache.num_blocks - 1,
+            block_size=self.config.block_size,
         )
 
     @property
@@ -137,9 +140,9 @@ class Engine:
     def _new_live(self, request: Request) -> LiveRequest:
         needs = RowNeeds.of(request, self.bank)
         remembers = bool(needs.remembering)
-        leader = Choice(request, 0, (Lane(list(request.prompt_token_ids)),), remembers=remembers)
+        leader = Choice(request, 0, _new_lanes(request), remembers=remembers)
         others = [
-            Choice(request, i, (Lane(list(request.prompt_token_ids)),), leader, remembers=remembers)
+            Choice(request, i, _new_lanes(request), leader, remembers=remembers)
             for i in range(1, request.sampling.n)
         ]
         choices = (leader, *others)
@@ -217,7 +220,7 @@ class Engine:
 
     def _run(self, step: Step) -> StepResult:
         hidden = self.runner.run(step)
-        drawing = [row for row in step.rows if row.purpose is Purpose.DRAW]
+        drawing = [row for row in step.rows if row.purpose is Purpose.DRAW and not row.lane.is_companion]
         judging = [row for row in step.rows if row.purpose is Purpose.REWARD]
         needs = [self._live[row.choice.request.request_id].needs for row in drawing]
         if self._recorder is not None:
@@ -375,3 +378,9 @@ class Engine:
 
     def _scores(self, live: LiveRequest, row: list[float]) -> Scores:
         return tuple((self.bank.names[i], row[i]) for i in live.needs.judging)
+
+
+def _new_lanes(request: Request) -> tuple[Lane, ...]:
+    """Of one choice: the lane that is drawn from, and the companion that its rule asks for."""
+    lane, companion = Lane(list(request.prompt_token_ids)), request.guidance.rule.companion
+    return (lane, Lane(list(companion), is_companion=True)) if companion else (lane,)

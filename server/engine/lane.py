@@ -17,6 +17,7 @@ class Lane:
     chain: the prefix cache's uid of each leading full block of known tokens (see BlockManager).
     num_inflight: tokens drawn on the device by launched steps and not yet read back.
     num_synced_blocks: leading entries of `blocks` that the device's block table already holds.
+    is_companion: it gives logits to the choice's first lane, and receives what is drawn there.
     """
 
     tokens: list[int]
@@ -26,6 +27,7 @@ class Lane:
     chain: list[int] = field(default_factory=list)
     num_synced_blocks: int = 0
     slot: int | None = None
+    is_companion: bool = False
 
     def start_over(self) -> None:
         """Forget the cache and the device; the tokens stay."""
@@ -60,6 +62,7 @@ class Choice:
     whole reply, nothing is drawn, and the choice is over once the last of them is computed.
     remembers: a value of its heads remembers the reply: where that is computed again, its h is asked for.
     is_short: whether one step could hold what the choice has to compute before it draws (see Scheduler).
+    num_run_tokens: what the model was run on for it so far.
     """
 
     request: Request
@@ -74,6 +77,7 @@ class Choice:
     num_cached_tokens: int = 0
     num_preemptions: int = 0
     is_short: bool = True
+    num_run_tokens: int = 0
     lane: Lane = field(init=False)
     num_prompt_tokens: int = field(init=False)
     max_length: int = field(init=False)
@@ -96,6 +100,10 @@ class Choice:
     def num_drawn(self) -> int:
         """Tokens drawn so far, those still on the device included."""
         return self.lane.length - self.num_prompt_tokens
+
+    def num_shared(self, lane: Lane) -> int:
+        """Leading tokens of one of its lanes that the leader's has as well, and can be forked with."""
+        return len(lane.tokens) - len(self.lane.tokens) + self.num_prompt_tokens - 1
 
     @property
     def has_inflight(self) -> bool:

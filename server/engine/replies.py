@@ -155,6 +155,7 @@ class LiveRequest:
             num_prompt_tokens=len(self.request.prompt_token_ids),
             num_cached_tokens=self.choices[0].num_cached_tokens,
             num_completion_tokens=sum(len(reply.token_ids) for reply in self.replies),
+            num_computed_tokens=sum(choice.num_run_tokens for choice in self.choices),
         )
 
 

@@ -7,10 +7,14 @@ adding a transport and nothing else.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
-from typing import Literal
+from typing import Any, Literal
+
+from trimtab.guidance.errors import RuleError
+from trimtab.guidance.rules import Rule, Tilt
+from trimtab.guidance.rules import read_rule as _read_rule
 
 MAX_STRENGTH = 10.0
 MIN_STRENGTH = 1e-6  # what lies below moves no fp32 logit, and counts as 0
@@ -22,6 +26,7 @@ MAX_LOGIT_BIAS = 2**16
 MAX_REPETITION = 100.0  # and its inverse is the least
 MAX_STOPS = 64
 MAX_STOP_LENGTH = 256
+MAX_CACHE_SHARE = 0.5  # that one choice of several lanes may come to hold
 FinishReason = Literal["stop", "length"]
 FailureReason = Literal["failed", "shutdown"]
 
@@ -163,12 +168,13 @@ ROW_FLOATS = (
 
 @dataclass(frozen=True, slots=True)
 class Guidance:
-    """Which heads steer, how hard. Strength 0 measures the named heads and steers nothing; a strength or
-    weight below MIN_STRENGTH counts as 0."""
+    """Which heads steer, how hard, and by which rule. Strength 0 measures the named heads and steers nothing,
+    whatever a rule that reads values would do; a strength or weight below MIN_STRENGTH counts as 0."""
 
     strength: float = 0.0
     heads: tuple[tuple[str, float], ...] = ()
     trace: bool = False
+    rule: Rule = field(default_factory=Tilt)
 
     def __post_init__(self) -> None:
         allowed = f"a number in -{MAX_STRENGTH:g}…{MAX_STRENGTH:g}"
@@ -179,6 +185,17 @@ class Guidance:
         _check(len(set(names)) == len(names), "guidance.heads", "names a head twice")
         object.__setattr__(self, "strength", _settled(self.strength))
         object.__setattr__(self, "heads", tuple((name, _settled(weight)) for name, weight in self.heads))
+        if self.rule.reads_values and not self.strength:
+            object.__setattr__(self, "rule", Tilt())
+
+
+def read_rule(kind: str, options: Mapping[str, Any]) -> Rule:
+    """A rule as a request names it. Raises InvalidRequestError."""
+    try:
+        return _read_rule(kind, options)
+    except RuleError as error:
+        param = "guidance.rule" if error.param == "kind" else f"guidance.rule.{error.param}"
+        raise InvalidRequestError(error.problem, param) from error
 
 
 def _settled(number: float) -> float:
@@ -265,12 +282,14 @@ class ChoiceDone:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """Terminal: every choice has ended."""
+    """Terminal: every choice has ended. num_computed_tokens: those that the model was run on for it, also in
+    companion lanes, probes and dropped forks, and what had to be computed again."""
 
     request_id: str
     num_prompt_tokens: int
     num_cached_tokens: int
     num_completion_tokens: int
+    num_computed_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,7 +362,8 @@ class HeadInfo:
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """max_model_len: tokens of prompt and reply together. created: Unix seconds."""
+    """max_model_len: tokens of prompt and reply together. created: Unix seconds. max_num_seqs, num_blocks,
+    block_size: lanes that can run at the same time, and the cache that they share."""
 
     model_name: str
     max_model_len: int
@@ -351,6 +371,9 @@ class EngineInfo:
     eos_token_ids: tuple[int, ...]
     heads: tuple[HeadInfo, ...]
     created: int
+    max_num_seqs: int = 64
+    num_blocks: int = 2**20
+    block_size: int = 16
 
 
 def check_request(request: Request, info: EngineInfo) -> None:
@@ -364,6 +387,7 @@ def check_request(request: Request, info: EngineInfo) -> None:
     highest = max((token for token, _ in request.sampling.logit_bias), default=0)
     _check(highest <= last, "logit_bias", f"token ids must be 0…{last}, got {highest}")
     _check_heads(request.guidance, info.heads)
+    _check_rule(request, info)
 
 
 def _check_lengths(request: Request, limit: int) -> None:
@@ -396,9 +420,51 @@ def _check_heads(guidance: Guidance, heads: Sequence[HeadInfo]) -> None:
     for name, weight in guidance.heads:
         param, steers = f"guidance.heads.{name}", guidance.strength * weight != 0
         _check(name in loaded, param, f"no such head; loaded heads: {names}")
+        if guidance.rule.reads_values:
+            what = f"has no value, by which rule {guidance.rule.kind} steers; use weight 0"
+            _check(loaded[name].has_value or not steers, param, what)
+            continue
         can_steer = loaded[name].has_advantage or not steers
         _check(can_steer, param, "has no advantage and cannot steer; use weight 0")
     if guidance.strength and not guidance.heads:
         _check(bool(loaded), "guidance.strength", "no head is loaded; start the server with --heads FOLDER")
         what = f"name at least one head, or set strength 0; loaded heads: {names}"
         raise InvalidRequestError(what, "guidance.heads")
+
+
+def _check_rule(request: Request, info: EngineInfo) -> None:
+    """A choice of a rule with several lanes, or probes, holds no more than its share of what all requests
+    share, or it would run alone, or never."""
+    rule = request.guidance.rule
+    if rule.reads_values and not any(weight for _, weight in request.guidance.heads):
+        what = f"rule {rule.kind} steers by a head's value; give one a weight"
+        raise InvalidRequestError(what, "guidance.heads")
+    if rule.num_lanes == 1 and not rule.num_probes:
+        return
+    param = f"guidance.rule.{rule.wide}"
+    other = rule.companion
+    if other:
+        last = info.vocab_size - 1
+        _check(_are_ids(other, last), param, f"token ids must be 0…{last}")
+        room = info.max_model_len - request.sampling.max_tokens
+        what = f"has {len(other)} tokens, of at most {room} that max_tokens leaves of the context"
+        _check(len(other) <= room, param, what)
+    what = (
+        f"takes {rule.num_lanes} sequences at once, of {info.max_num_seqs}; raise the server's --max-num-seqs"
+    )
+    _check(rule.num_lanes <= info.max_num_seqs, param, what)
+    needed, most = _blocks_of(request, info.block_size), int(MAX_CACHE_SHARE * info.num_blocks)
+    what = (
+        f"takes {needed} blocks of the key/value cache with prompt and max_tokens, of at most {most}; ask "
+        "for less, or raise the server's --kv-cache-gib"
+    )
+    _check(needed <= most, param, what)
+
+
+def _blocks_of(request: Request, block_size: int) -> int:
+    """Cache blocks that one choice of a request can come to hold."""
+    rule, max_tokens = request.guidance.rule, request.sampling.max_tokens
+    prompts = [len(prompt) for prompt in (request.prompt_token_ids, rule.companion) if prompt]
+    own = sum(-(-(num + max_tokens) // block_size) for num in prompts)
+    forks = (rule.num_lanes - len(prompts)) * (max_tokens // block_size + 2)
+    return own + forks + rule.num_probes

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from trimtab.guidance.rules import Contrast
 from trimtab.server.engine.request import Request
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ class RowNeeds:
 
     Heads are columns of the bank. measuring: named heads with a value part, judging: those with a reward
     part, steering: those that carry a weight under a strength, remembering: measuring ones whose value does.
+    contrast: of a row with a companion, or of whose tokens the implausible ones are left out.
     """
 
     measuring: tuple[int, ...]
@@ -30,6 +32,7 @@ class RowNeeds:
     is_greedy: bool
     num_top: int
     trace: bool
+    contrast: Contrast | None = None
 
     @classmethod
     def of(cls, request: Request, bank: HeadBank) -> RowNeeds:
@@ -46,6 +49,7 @@ class RowNeeds:
             is_greedy=sampling.temperature == 0,
             num_top=sampling.logprobs or 0,
             trace=guidance.trace,
+            contrast=guidance.rule if isinstance(guidance.rule, Contrast) else None,
         )
 
 
@@ -53,8 +57,9 @@ class RowNeeds:
 class BatchNeeds:
     """What rows that are drawn together ask of the sampler. guided … traced: the rows that ask for each.
 
-    active: heads that any row is steered by. remembering: heads whose value remembers, with the rows that are
-    measured by it.
+    guided: by heads or a companion. contrasted: those with a companion; plausible: with implausible tokens
+    left out. active: heads that any row is steered by. remembering: heads whose value remembers, with the
+    rows that are measured by it.
     """
 
     guided: tuple[int, ...]
@@ -69,12 +74,14 @@ class BatchNeeds:
     remembering: Mapping[int, tuple[int, ...]]
     any_greedy: bool
     any_sampled: bool
+    contrasted: tuple[int, ...]
+    plausible: tuple[int, ...]
 
     @classmethod
     def of(cls, needs: Sequence[RowNeeds]) -> BatchNeeds:
         rows = list(enumerate(needs))
         return cls(
-            guided=tuple(i for i, need in rows if need.steering),
+            guided=tuple(i for i, need in rows if need.steering or _has_companion(need)),
             active=tuple(sorted({head for need in needs for head in need.steering})),
             penalised=tuple(i for i, need in rows if need.has_penalties),
             biases=any(need.has_bias for need in needs),
@@ -89,9 +96,21 @@ class BatchNeeds:
             },
             any_greedy=any(need.is_greedy for need in needs),
             any_sampled=not all(need.is_greedy for need in needs),
+            contrasted=tuple(i for i, need in rows if _has_companion(need)),
+            plausible=tuple(i for i, need in rows if need.contrast and need.contrast.alpha),
         )
 
     @property
     def needs_logits(self) -> bool:
         """Whether anything but a draw and its statistics is asked for, which takes logits in memory."""
-        return bool(self.penalised or self.biases or self.top or self.traced or self.truncates)
+        asked = self.penalised or self.biases or self.top or self.traced or self.truncates
+        return bool(asked or self.contrasted or self.narrows)
+
+    @property
+    def narrows(self) -> bool:
+        """Whether a row's rule leaves out tokens of the base, which costs it KL."""
+        return bool(self.plausible)
+
+
+def _has_companion(need: RowNeeds) -> bool:
+    return need.contrast is not None and bool(need.contrast.companion)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from trimtab.guidance.heads.bank import HeadBank
+from trimtab.guidance.rules.contrast import contrast_advantage, implausible
 from trimtab.kernels.dispatch import choose_head_path
 from trimtab.kernels.guided_head import guided_head
 from trimtab.kernels.guided_logits import GuidedDraw, guided_logits, tilted_logits
@@ -19,7 +20,7 @@ from trimtab.kernels.truncate import Cuts
 from trimtab.kernels.wide_product import wide_product
 from trimtab.server.engine.batch import DrawInputs
 from trimtab.server.engine.compiled_decode import CompiledDecode
-from trimtab.server.engine.device_copy import index_tensor
+from trimtab.server.engine.device_copy import float_tensor, index_tensor
 from trimtab.server.engine.model_runner import Hidden
 from trimtab.server.engine.policy import ServedPolicy
 from trimtab.server.engine.row_needs import BatchNeeds, RowNeeds
@@ -60,6 +61,26 @@ class _Penalised:
 
 
 @dataclass(frozen=True, slots=True)
+class _Contrasted:
+    """Rows i64[R] that have a companion, their places among the guided ones, the companions' slots; and what
+    their heads' advantage and the contrast are multiplied by, [R]: strength, gamma."""
+
+    rows: Tensor
+    places: Tensor
+    slots: Tensor
+    strength: Tensor
+    gamma: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Plausible:
+    """Rows i64[R] of whose tokens the implausible ones are left out, and how these are told, [R]."""
+
+    rows: Tensor
+    log_alpha: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class _Roster:
     """Everything about the drawing rows that stays while the same choices draw together, B rows.
 
@@ -78,6 +99,8 @@ class _Roster:
     advantage_row: Tensor | None
     bias: tuple[Tensor, Tensor] | None
     penalised: _Penalised | None
+    contrasted: _Contrasted | None
+    plausible: _Plausible | None
     top: Tensor
     traced: Tensor
     remembering: Mapping[int, tuple[Tensor, Tensor]]
@@ -85,11 +108,14 @@ class _Roster:
 
 @dataclass(frozen=True, slots=True)
 class _Scores:
-    """z [B, V] fp32 of the base, and A [G, V] fp32 of the guided rows with each row's place in it."""
+    """z [B, V] fp32 of the base, and A [G, V] fp32 of the guided rows with each row's place in it. kept:
+    f32[B], log of the base's mass on the tokens that a rule has left; the others are −inf in z. None for all.
+    """
 
     z: Tensor
     advantage: Tensor | None = None
     advantage_row: Tensor | None = None
+    kept: Tensor | None = None
 
 
 class Sampler:
@@ -112,9 +138,10 @@ class Sampler:
     def draw(self, hidden: Hidden, needs: Sequence[RowNeeds]) -> Drawn:
         """Draw a token for each row and write it to the step state. needs: of the rows without padding."""
         draws, num_rows = hidden.draws, len(hidden.draws.host_slots)
-        if num_rows < len(hidden.h):
-            logits = None if hidden.logits is None else hidden.logits[:num_rows]
-            hidden = dataclasses.replace(hidden, h=hidden.h[:num_rows], logits=logits)
+        num_outputs = max(num_rows, draws.first_companion + len(draws.companions) if draws.companions else 0)
+        if num_outputs < len(hidden.h):
+            logits = None if hidden.logits is None else hidden.logits[:num_outputs]
+            hidden = dataclasses.replace(hidden, h=hidden.h[:num_outputs], logits=logits)
         roster = self._current_roster(draws, needs)
         path = choose_head_path(
             num_rows,
@@ -129,16 +156,20 @@ class Sampler:
         else:
             scores = self._score(hidden, roster)
             entries = self._penalise(scores.z, draws, roster)
-            draw = self._draw(scores, draws, roster)
+            scores = self._narrow(scores, roster)
+            draw = _of_whole_base(self._draw(scores, draws, roster), scores.kept)
         drawn = draw.token.clamp(min=0)
         self._state.last_tokens.index_copy_(0, draws.slots, drawn)
+        if roster.contrasted is not None:
+            their_drawn = drawn.index_select(0, roster.contrasted.rows)
+            self._state.last_tokens.index_copy_(0, roster.contrasted.slots, their_drawn)
         if roster.penalised is not None and entries is not None:
             self._state.counts.add(
                 roster.penalised.counted, entries, drawn.index_select(0, roster.penalised.rows)
             )
-        if roster.needs.guided:
+        if roster.needs.guided or roster.needs.narrows:
             self._state.spent_kl.index_add_(0, draws.slots, draw.kl)
-        return self._measure(draw, scores, hidden.h, roster)
+        return self._measure(draw, scores, hidden.h[:num_rows], roster)
 
     def judge(self, hidden: Hidden, num_drawn: int, num_judged: int) -> Tensor:
         """Rewards [R, H] of the judged rows, which come after the drawing ones."""
@@ -176,15 +207,18 @@ class Sampler:
             advantage_row = index_tensor(places, device)
             guided = None if len(batch.guided) == num_rows else index_tensor(batch.guided, device)
         settings = self._state.settings(draws.slots)
+        contrasted = self._new_contrasted(draws, batch, needs, settings)
         return _Roster(
             batch,
             settings,
-            _asked(settings, batch),
+            _asked(settings, batch, contrasted),
             {name: settings[name] for name in Cuts.__annotations__} if batch.truncates else {},
             guided,
             advantage_row,
             self._state.biases.gather(draws.host_slots, self._policy.vocab_size) if batch.biases else None,
             self._new_penalised(draws, batch, settings) if batch.penalised else None,
+            contrasted,
+            self._new_plausible(batch, needs) if batch.plausible else None,
             index_tensor(batch.top, device),
             index_tensor(batch.traced, device),
             self._new_remembering(draws, batch),
@@ -201,12 +235,35 @@ class Sampler:
         penalties = {name: settings[f"{name}_penalty"].index_select(0, rows) for name in names}
         return _Penalised(rows, counted, penalties)
 
+    def _new_contrasted(
+        self, draws: DrawInputs, batch: BatchNeeds, needs: Sequence[RowNeeds], settings: Settings
+    ) -> _Contrasted | None:
+        if not batch.contrasted:
+            return None
+        assert list(draws.companion_rows) == list(batch.contrasted)
+        device = self._state.device
+        rows = index_tensor(batch.contrasted, device)
+        places = index_tensor([batch.guided.index(row) for row in batch.contrasted], device)
+        gamma = [need.contrast.gamma for need in needs if need.contrast and need.contrast.companion]
+        return _Contrasted(
+            rows,
+            places,
+            index_tensor(draws.companions, device),
+            settings["strength"].index_select(0, rows),
+            float_tensor(gamma, device),
+        )
+
+    def _new_plausible(self, batch: BatchNeeds, needs: Sequence[RowNeeds]) -> _Plausible:
+        log_alpha = [need.contrast.log_alpha for need in needs if need.contrast and need.contrast.alpha]
+        device = self._state.device
+        return _Plausible(index_tensor(batch.plausible, device), float_tensor(log_alpha, device))
+
     def _strict_needs(self, needs: BatchNeeds, num_rows: int) -> BatchNeeds:
         active = tuple(head for head, has in enumerate(self._bank.has_advantage) if has)
         all_rows = tuple(range(num_rows))
         return dataclasses.replace(
             needs,
-            guided=all_rows if active else (),
+            guided=all_rows if active else needs.guided,
             active=active,
             any_greedy=True,
             any_sampled=True,
@@ -214,10 +271,26 @@ class Sampler:
         )
 
     def _score(self, hidden: Hidden, roster: _Roster) -> _Scores:
+        """Of the drawing rows; behind them hidden may hold companions."""
+        scores, draws = self._score_all(hidden, roster), hidden.draws
+        num_rows, z, contrasted = len(draws.host_slots), scores.z, roster.contrasted
+        if contrasted is None:
+            return scores
+        mine = z.index_select(0, contrasted.rows)
+        others = z[draws.first_companion : draws.first_companion + len(mine)]
+        contrast = contrast_advantage(mine, others, contrasted.gamma)
+        advantage = scores.advantage
+        if advantage is None:
+            advantage = z.new_zeros(len(roster.needs.guided), z.shape[1])
+        heads = advantage.index_select(0, contrasted.places) * contrasted.strength[:, None]
+        advantage.index_copy_(0, contrasted.places, contrast.add_(heads))
+        return _Scores(z[:num_rows], advantage, roster.advantage_row)
+
+    def _score_all(self, hidden: Hidden, roster: _Roster) -> _Scores:
         h, logits, needs = hidden.h, hidden.logits, roster.needs
         if not needs.guided:
             return _Scores(self._policy_logits(h, logits))
-        h_guided, weights = h, roster.settings["head_weights"]
+        h_guided, weights = h[: len(hidden.draws.host_slots)], roster.settings["head_weights"]
         if roster.guided is not None:
             h_guided, weights = h.index_select(0, roster.guided), weights.index_select(0, roster.guided)
         column = self._bank.tied_column(h_guided, weights, needs.active)
@@ -265,6 +338,18 @@ class Sampler:
         )
         return entries
 
+    def _narrow(self, scores: _Scores, roster: _Roster) -> _Scores:
+        """−inf for the tokens that a rule leaves out, in place."""
+        plausible = roster.plausible
+        if plausible is None:
+            return scores
+        z = scores.z.index_select(0, plausible.rows)
+        narrow = z.masked_fill(implausible(z, plausible.log_alpha), -torch.inf)
+        scores.z.index_copy_(0, plausible.rows, narrow)
+        kept = scores.z.new_zeros(len(scores.z))
+        kept.index_copy_(0, plausible.rows, narrow.logsumexp(-1) - z.logsumexp(-1))
+        return dataclasses.replace(scores, kept=kept)
+
     def _draw(self, scores: _Scores, draws: DrawInputs, roster: _Roster) -> GuidedDraw:
         return self._guided_logits(
             scores.z,
@@ -298,6 +383,8 @@ class Sampler:
         if needs.traced:
             assert scores is not None
             base_logprobs, base_ids = _top(scores.z.index_select(0, roster.traced), NUM_BASE_TOP)
+            if scores.kept is not None:
+                base_logprobs = base_logprobs + scores.kept.index_select(0, roster.traced)[:, None]
         return Drawn(
             draw.token,
             torch.stack(fields),
@@ -323,18 +410,28 @@ class Sampler:
         tilted = scores.z.index_select(0, roster.top)
         if scores.advantage is not None and scores.advantage_row is not None:
             advantage_row = scores.advantage_row.index_select(0, roster.top)
-            beta = roster.settings["strength"].index_select(0, roster.top)
+            beta = roster.asked["beta"].index_select(0, roster.top)
             tilted = tilted_logits(tilted, scores.advantage, advantage_row, beta)
         return _top(tilted, roster.needs.num_top)
 
 
-def _asked(settings: Settings, needs: BatchNeeds) -> dict[str, Any]:
+def _asked(settings: Settings, needs: BatchNeeds, contrasted: _Contrasted | None) -> dict[str, Any]:
+    beta = settings["strength"] if needs.guided else None
+    if beta is not None and contrasted is not None:  # its advantage holds the strength already
+        beta = beta.index_fill(0, contrasted.rows, 1.0)
     return {
         **{name: settings[name] for name in ("seeds", "choices", "temperature")},
-        "beta": settings["strength"] if needs.guided else None,
+        "beta": beta,
         "any_greedy": needs.any_greedy,
         "any_sampled": needs.any_sampled,
     }
+
+
+def _of_whole_base(draw: GuidedDraw, kept: Tensor | None) -> GuidedDraw:
+    """What was measured against the tokens that a rule has left, against all of the base's."""
+    if kept is None:
+        return draw
+    return dataclasses.replace(draw, base_logprob=draw.base_logprob + kept, kl=draw.kl - kept)
 
 
 def _top(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
-from itertools import chain
+from itertools import chain, zip_longest
 
 from trimtab.server.engine.block_manager import BlockManager, ChainKey, OutOfBlocksError
 from trimtab.server.engine.lane import Choice, Lane, Phase
@@ -141,6 +141,7 @@ class Scheduler:
         for row in step.rows:
             lane = row.lane
             lane.num_computed = row.start + row.num_tokens
+            row.choice.num_run_tokens += row.num_tokens
             if row.purpose is Purpose.DRAW:
                 lane.num_inflight += 1
             if lane.num_computed // self.blocks.block_size > len(lane.chain):
@@ -155,6 +156,9 @@ class Scheduler:
         A token still in flight was drawn past the end; whoever reads it discards it.
         """
         lane = choice.lane
+        for companion in choice.lanes[1:]:
+            self._release_lane(companion)
+        choice.lanes = (lane,)
         lane.tokens[:] = tokens
         lane.num_inflight = 0
         self.blocks.truncate(lane, min(lane.num_computed, len(tokens) - 1))
@@ -230,10 +234,13 @@ class Scheduler:
 
     def _release(self, choice: Choice) -> None:
         for lane in choice.lanes:
-            self.blocks.free(lane)
-            if lane.slot is not None:
-                self._free_slots.append(lane.slot)
-                lane.slot = None
+            self._release_lane(lane)
+
+    def _release_lane(self, lane: Lane) -> None:
+        self.blocks.free(lane)
+        if lane.slot is not None:
+            self._free_slots.append(lane.slot)
+            lane.slot = None
 
     def _admit(self, step: Step, budget: int, spare: int) -> None:
         while (choice := self._next_waiting(budget, spare)) is not None:
@@ -292,15 +299,15 @@ class Scheduler:
         )
 
     def _find_prefix(self, choice: Choice) -> None:
-        leader, lane = choice.leader, choice.lane
-        num_shared = choice.num_prompt_tokens - 1
-        if leader is not None and len(choice.lanes) == 1 and leader.lane.num_computed >= num_shared > 0:
-            self.blocks.fork(leader.lane, lane, num_shared)
-        else:
-            for each in choice.lanes:
-                self.blocks.match_prefix(each, _most_cached(choice))
+        parents = () if choice.leader is None else choice.leader.lanes
+        for lane, parent in zip_longest(choice.lanes, parents[: len(choice.lanes)]):
+            num_shared = choice.num_shared(lane)
+            if parent is not None and parent.num_computed >= num_shared > 0:
+                self.blocks.fork(parent, lane, num_shared)
+            else:
+                self.blocks.match_prefix(lane, _most_cached(choice, lane))
         if choice.num_preemptions == 0:
-            choice.num_cached_tokens = lane.num_computed
+            choice.num_cached_tokens = choice.lane.num_computed
 
     def _start(self, choice: Choice) -> None:
         self.waiting.remove(choice)
@@ -364,11 +371,12 @@ def _recalled(choice: Choice, lane: Lane, num_tokens: int) -> tuple[int, ...]:
     return tuple(range(max(choice.num_prompt_tokens - 1 - lane.num_computed, 0), num_tokens))
 
 
-def _most_cached(choice: Choice) -> int | None:
+def _most_cached(choice: Choice, lane: Lane) -> int | None:
     """How many leading tokens need not be computed; None for all but the last."""
     if choice.is_reading:
         return choice.read_at[0]
-    return choice.num_prompt_tokens - 1 if choice.remembers and choice.num_drawn else None
+    is_recalled = choice.remembers and choice.num_drawn and not lane.is_companion
+    return choice.num_prompt_tokens - 1 if is_recalled else None
 
 
 def _reading_row(choice: Choice, budget: int) -> Iterator[Row]:

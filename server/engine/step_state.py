@@ -88,6 +88,8 @@ class StepState:
             spent_kl,
         )
         for lane in choice.lanes:
+            if lane.is_companion:  # nothing is drawn there
+                continue
             assert lane.slot is not None
             self._admissions[lane.slot] = _Admission(ints, floats)
             self.biases.admit(lane.slot, sampling.logit_bias)

@@ -38,6 +38,7 @@ async def test_a_reply_has_openais_shape_and_its_guidance(client):
         "completion_tokens": len(PROMPT),
         "total_tokens": 2 * len(PROMPT),
         "prompt_tokens_details": {"cached_tokens": 2},
+        "computed_tokens": 0,
     }
     (choice,) = reply["choices"]
     assert choice == {

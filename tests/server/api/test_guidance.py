@@ -16,6 +16,10 @@ pytestmark = pytest.mark.anyio
 MESSAGES = [{"role": "user", "content": "hello"}]
 
 
+def contrast(**options: Any) -> dict[str, Any]:
+    return {"kind": "contrast", "negative_prompt": "rude", **options}
+
+
 async def post(client, guidance: Any):
     content = json.dumps({"messages": MESSAGES, "guidance": guidance}).encode()
     return await client.post(
@@ -70,7 +74,23 @@ async def test_what_is_left_out_follows_the_default_rules(make_engine, make_clie
         ({"horizon": 8}, "guidance.horizon", "not supported yet"),
         ({"schedule": {"kind": "warmup", "tokens": 3}}, "guidance.schedule", "not supported yet"),
         ({"entropy_gate": 0.5}, "guidance.entropy_gate", "not supported yet"),
-        ({"rule": "lookahead"}, "guidance.rule", "not supported yet"),
+        ({"rule": "magic"}, "guidance.rule", "tilt, contrast"),
+        ({"rule": 3}, "guidance.rule", ""),
+        ({"rule": {}}, "guidance.rule.kind", "required"),
+        ({"rule": {"kind": 3}}, "guidance.rule.kind", "string"),
+        ({"rule": {"kind": "tilt", "k": 3}}, "guidance.rule.k", "no such option"),
+        ({"rule": "contrast"}, "guidance.rule.negative_prompt", "required"),
+        ({"rule": contrast(gamma="2")}, "guidance.rule.gamma", "number"),
+        ({"rule": contrast(gamma=True)}, "guidance.rule.gamma", "number"),
+        ({"rule": contrast(gamma=float("nan"))}, "guidance.rule.gamma", "-10…10"),
+        ({"rule": contrast(gamma=10**400)}, "guidance.rule.gamma", "-10…10"),
+        ({"rule": contrast(alpha=1.5)}, "guidance.rule.alpha", "0…1"),
+        ({"rule": contrast(alpha=-1e-9)}, "guidance.rule.alpha", "0…1"),
+        ({"rule": contrast(negative_prompt=3)}, "guidance.rule.negative_prompt", "list"),
+        ({"rule": contrast(negative_prompt=[])}, "guidance.rule.negative_prompt", "required"),
+        ({"rule": contrast(negative_prompt=[{}])}, "guidance.rule.negative_prompt[0].role", "required"),
+        ({"rule": contrast(negative_prompt="x" * 200)}, "guidance.rule.negative_prompt", "tokens"),
+        ({"rule": contrast(kind="tilt")}, "guidance.rule.negative_prompt", "no such option"),
         ({"trace": "yes"}, "guidance.trace", "boolean"),
         ("kind", "guidance", ""),
         (3, "guidance", ""),
@@ -128,3 +148,39 @@ async def test_defaults_that_the_heads_cannot_honour_are_refused_at_the_start(
 ):
     with pytest.raises(ConfigError, match=says):
         resolve_config(config, make_engine(*heads).info)
+
+
+@pytest.mark.parametrize(
+    ("negative", "rendered"),
+    [
+        ("rude", "<system>rude<user>hello<assistant>"),
+        ([{"role": "developer", "content": "rude"}], "<system>rude<user>hello<assistant>"),
+        ([{"role": "user", "content": "bye"}], "<user>bye<assistant>"),
+    ],
+)
+async def test_the_other_prompt_of_a_chat_is_rendered_as_the_first_one_is(
+    make_engine, make_client, negative, rendered
+):
+    engine = make_engine("kind")
+    messages = [{"role": "system", "content": "be brief"}, *MESSAGES]
+    guidance = {"rule": {"kind": "contrast", "negative_prompt": negative, "gamma": 3, "alpha": None}}
+    async with make_client(engine) as client:
+        body = {"messages": messages, "guidance": guidance}
+        assert (await client.post("/v1/chat/completions", json=body)).status_code == 200
+    rule = engine.submitted[0].guidance.rule
+    assert engine.tokenizer.decode(rule.negative_prompt) == rendered
+    assert (rule.gamma, rule.alpha) == (3, 0)
+    assert engine.tokenizer.decode(engine.submitted[0].prompt_token_ids).startswith("<system>be brief")
+
+
+async def test_the_other_prompt_of_a_completion_is_text(make_engine, make_client):
+    engine = make_engine()
+    async with make_client(engine) as client:
+        guidance = {"rule": contrast()}
+        body = {"prompt": ["a", "b"], "guidance": guidance}
+        assert (await client.post("/v1/completions", json=body)).status_code == 200
+        guidance["rule"]["negative_prompt"] = MESSAGES
+        refused = await client.post("/v1/completions", json=body)
+    others = [engine.tokenizer.decode(r.guidance.rule.negative_prompt) for r in engine.submitted]
+    assert others == ["rude", "rude"]
+    assert refused.json()["error"]["param"] == "guidance.rule.negative_prompt"

@@ -1,0 +1,31 @@
+"""Rules: how scores become the next token, by name. A rule is one file: its options, formula and source."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from trimtab.guidance.errors import RuleError
+from trimtab.guidance.rules.base import Rule
+from trimtab.guidance.rules.contrast import Contrast
+from trimtab.guidance.rules.tilt import Tilt
+
+__all__ = ["RULES", "Contrast", "Rule", "Tilt", "read_rule"]
+
+RULES: dict[str, type[Rule]] = {
+    "tilt": Tilt,
+    "contrast": Contrast,
+}
+
+
+def read_rule(kind: str, options: Mapping[str, Any]) -> Rule:
+    """Raises RuleError with the name of the option at fault, or "kind"."""
+    rule = RULES.get(kind)
+    if rule is None:
+        raise RuleError("kind", f"no such rule; there are {', '.join(RULES)}")
+    known = [field.name for field in fields(rule)]
+    for name in options:
+        if name not in known:
+            raise RuleError(name, f"{kind} has no such option; it has {', '.join(known) or 'none'}")
+    return rule(**options)

@@ -1,0 +1,55 @@
+"""Rule: what a request asks for beside its heads, and the checks that rules' options share. No torch here."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import ClassVar
+
+from trimtab.guidance.errors import RuleError
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """How scores become the next token. A rule's fields are its options, under their names in a request.
+
+    kind: its name in RULES. reads_values: it is the heads' values that steer, times strength, so that
+    strength 0 is no rule at all. num_lanes: sequences of one choice that run together. num_probes: tokens
+    that are tried at each draw. wide: the option that lanes or probes are counted by.
+    """
+
+    kind: ClassVar[str]
+    wide: ClassVar[str]
+    reads_values: ClassVar[bool] = False
+
+    @property
+    def num_lanes(self) -> int:
+        return 1
+
+    @property
+    def num_probes(self) -> int:
+        return 0
+
+    @property
+    def companion(self) -> tuple[int, ...]:
+        """The prompt of a second lane that gives logits and receives the drawn token; () for none."""
+        return ()
+
+
+def check_integer(name: str, value: object, low: int, high: int) -> None:
+    is_integer = isinstance(value, Integral) and not isinstance(value, bool)
+    if not (is_integer and low <= value <= high):  # type: ignore[operator]
+        raise RuleError(name, f"must be an integer, {low}…{high}")
+
+
+def check_number(name: str, value: object, low: float, high: float) -> None:
+    """Refuses nan, which is in no range."""
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not (is_number and low <= value <= high and math.isfinite(value)):  # type: ignore[operator,arg-type]
+        raise RuleError(name, f"must be a number, {low:g}…{high:g}")
+
+
+def check_word(name: str, value: object, words: tuple[str, ...]) -> None:
+    if value not in words:
+        raise RuleError(name, f"must be one of {', '.join(words)}")
