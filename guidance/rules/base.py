@@ -32,6 +32,11 @@ class Rule:
         return 0
 
     @property
+    def tilts(self) -> bool:
+        """Whether the heads' advantages are added to the logits."""
+        return True
+
+    @property
     def companion(self) -> tuple[int, ...]:
         """The prompt of a second lane that gives logits and receives the drawn token; () for none."""
         return ()

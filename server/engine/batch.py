@@ -21,12 +21,16 @@ MAX_SECTIONS = 8  # of one entry per token at most: four of TokenInputs, two of 
 @dataclass(frozen=True, slots=True)
 class TokenInputs:
     """Of each token, [T] views of the static buffer: its lane's slot and position, its id (DRAWN for one
-    that only the device knows), and where its key and value are in the flattened cache."""
+    that only the device knows), and where its key and value are in the flattened cache.
+
+    block_tables: what the slots are rows of, if not of the step state's.
+    """
 
     slots: Tensor
     positions: Tensor
     ids: Tensor
     cache_slots: Tensor
+    block_tables: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

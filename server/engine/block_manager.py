@@ -93,7 +93,7 @@ class BlockManager:
         return last == len(blocks) - 1 and self._ref_counts[blocks[-1]] == 1 and blocks[-1] not in self._keys
 
     def extend(self, lane: Lane, num_tokens: int) -> list[tuple[int, int]]:
-        """Make positions `num_computed … num_tokens − 1` of the lane writable.
+        """Make positions `num_computed … num_tokens − 1` of the lane writable; give it its scratch blocks.
 
         Returns (source, destination) blocks to copy before they are written, in this order.
         Raises OutOfBlocksError, having changed nothing, when the pool is too small.
@@ -101,7 +101,8 @@ class BlockManager:
         first = lane.num_computed // self.block_size
         shared = [i for i in range(first, len(lane.blocks)) if self._ref_counts[lane.blocks[i]] > 1]
         num_new = self.num_needed(num_tokens) - len(lane.blocks)
-        num_missing = len(shared) + max(num_new, 0) - self.num_free
+        num_scratch = lane.num_probes - len(lane.scratch)
+        num_missing = len(shared) + max(num_new, 0) + num_scratch - self.num_free
         if num_missing > 0:
             raise OutOfBlocksError(num_missing)
         for block in lane.blocks[first:]:
@@ -110,6 +111,7 @@ class BlockManager:
         copies = [self._replace(lane, i) for i in shared]
         del lane.chain[first:]
         lane.blocks.extend(self._take() for _ in range(num_new))
+        lane.scratch.extend(self._take() for _ in range(num_scratch))
         return copies
 
     def register(self, lane: Lane) -> None:
@@ -146,10 +148,12 @@ class BlockManager:
 
     def free(self, lane: Lane) -> None:
         self.truncate(lane, 0)
+        self._release(lane.scratch)
+        lane.scratch.clear()
 
     def forget(self, lane: Lane) -> list[int]:
         """Free the lane and drop its own blocks from the prefix cache. Returns the blocks it alone held."""
-        own = [block for block in lane.blocks if self._ref_counts[block] == 1]
+        own = [block for block in (*lane.blocks, *lane.scratch) if self._ref_counts[block] == 1]
         for block in own:
             self._unregister(block)
         self.free(lane)

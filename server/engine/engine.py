@@ -138,7 +138,7 @@ class Engine:
         self._live[request.request_id] = live
 
     def _new_live(self, request: Request) -> LiveRequest:
-        needs = RowNeeds.of(request, self.bank)
+        needs, guidance = RowNeeds.of(request, self.bank), request.guidance
         remembers = bool(needs.remembering)
         leader = Choice(request, 0, _new_lanes(request), remembers=remembers)
         others = [
@@ -152,7 +152,7 @@ class Engine:
             choices,
             new_replies(request, self.policy.eos_token_ids, self.policy.text),
             needs,
-            self.bank.weights_row(request.guidance.heads),
+            self.bank.weights_row(guidance.heads if guidance.rule.tilts else ()),
             seed if seed is not None else secrets.randbits(64) - 2**63,
         )
 
@@ -228,7 +228,7 @@ class Engine:
         with torch.inference_mode():
             if any(self.bank.memory_sizes):
                 self._recall(step, hidden)
-            drawn = self.sampler.draw(hidden, needs) if drawing else None
+            drawn = self.sampler.draw(hidden, needs, drawing) if drawing else None
             rewards = self.sampler.judge(hidden, len(drawing), len(judging)) if judging else None
         return StepResult.send(drawing, needs, drawn, judging, rewards, self.policy.device)
 
@@ -370,7 +370,9 @@ class Engine:
         config, state, compiled = self.config, self.runner.state, self.runner.compiled
         blocks = BlockManager(self.runner.cache.num_blocks, config.block_size, config.prefix_caching)
         self.scheduler = Scheduler(blocks, config.max_num_seqs, config.token_budget)
-        self.sampler = Sampler(self.policy, self.bank, state, config.strict, compiled)
+        self.sampler = Sampler(
+            self.policy, self.bank, state, config.strict, compiled, probe=self.runner.probe
+        )
         state.forget_notes()
         choices = [choice for live in self._live.values() for choice in live.choices]
         self.scheduler.resume(choice for choice in choices if choice.phase is not Phase.DONE)
@@ -382,5 +384,6 @@ class Engine:
 
 def _new_lanes(request: Request) -> tuple[Lane, ...]:
     """Of one choice: the lane that is drawn from, and the companion that its rule asks for."""
-    lane, companion = Lane(list(request.prompt_token_ids)), request.guidance.rule.companion
+    companion, num_probes = request.guidance.rule.companion, request.guidance.rule.num_probes
+    lane = Lane(list(request.prompt_token_ids), num_probes=num_probes)
     return (lane, Lane(list(companion), is_companion=True)) if companion else (lane,)

@@ -18,6 +18,8 @@ class Lane:
     num_inflight: tokens drawn on the device by launched steps and not yet read back.
     num_synced_blocks: leading entries of `blocks` that the device's block table already holds.
     is_companion: it gives logits to the choice's first lane, and receives what is drawn there.
+    num_probes: tokens that are tried before each draw. scratch: as many blocks for their keys and values,
+    from the lane's admission on.
     """
 
     tokens: list[int]
@@ -28,10 +30,12 @@ class Lane:
     num_synced_blocks: int = 0
     slot: int | None = None
     is_companion: bool = False
+    num_probes: int = 0
+    scratch: list[int] = field(default_factory=list)
 
     def start_over(self) -> None:
         """Forget the cache and the device; the tokens stay."""
-        self.blocks, self.chain, self.slot = [], [], None
+        self.blocks, self.chain, self.scratch, self.slot = [], [], [], None
         self.num_computed = self.num_synced_blocks = 0
 
     @property

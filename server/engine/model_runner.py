@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from trimtab.guidance.errors import ModelError
 from trimtab.server.engine.attention.choose import make_attention
 from trimtab.server.engine.attention.triton import TritonAttention
-from trimtab.server.engine.batch import Batch, BatchBuilder, DrawInputs, TokenInputs
+from trimtab.server.engine.batch import Batch, BatchBuilder, DrawInputs, RowSpans, TokenInputs
+from trimtab.server.engine.block_manager import NULL_BLOCK
 from trimtab.server.engine.compiled_decode import CompiledDecode
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.decode_graphs import CudaRecorder, DecodeGraphs, HostWaitError, Recorder
+from trimtab.server.engine.device_copy import to_device
 from trimtab.server.engine.fast_modules import fuse_norms
 from trimtab.server.engine.fused_layers import fuse_layers
 from trimtab.server.engine.host_memory import keep_freed_memory
 from trimtab.server.engine.kv_cache import KVCache
 from trimtab.server.engine.policy import ServedPolicy
-from trimtab.server.engine.scheduler import Step
+from trimtab.server.engine.scheduler import Row, Step
 from trimtab.server.engine.step_state import StepState
 
 logger = logging.getLogger(__name__)
@@ -60,6 +64,7 @@ class ModelRunner:
         compiled: CompiledDecode | None = None,
     ) -> None:
         self.policy, self.compiled = policy, compiled
+        self._budget, self._is_strict = config.token_budget, config.strict
         self.state = StepState(
             config.max_num_seqs, policy.max_model_len, config.block_size, memory_sizes, policy.device
         )
@@ -92,6 +97,70 @@ class ModelRunner:
         batch = self._batches.build(step)
         h, logits = self._forward(batch)
         return Hidden(h, logits, batch.draws, batch.num_read)
+
+    @torch.inference_mode()
+    def probe(self, rows: Sequence[Row], ids: Tensor) -> Iterator[tuple[Tensor, int]]:
+        """h [≥ n, d] of the next n of ids i64[P] and n, until all are run: as many ids for each drawing row
+        as its lane has scratch blocks, each as the token behind the row. Their keys and values go to those
+        blocks; the step's own rows have been run.
+
+        Under strict every pass has the step's one shape, else all is one pass where the token budget allows.
+        """
+        tokens, ends, copies = self._probes(rows, ids)
+        self.cache.copy_blocks(copies)
+        size = self._budget + self._is_strict
+        for start in range(0, len(ids), self._budget):
+            some = slice(start, start + self._budget)
+            num = len(ends[some])
+            part = TokenInputs(
+                torch.arange(num, device=self.state.device),
+                tokens.positions[some],
+                tokens.ids[some],
+                tokens.cache_slots[some],
+                None if tokens.block_tables is None else tokens.block_tables[some],
+            )
+            yield self._run_probes(part, ends[some], size - num if self._is_strict else 0), num
+
+    def _probes(
+        self, rows: Sequence[Row], ids: Tensor
+    ) -> tuple[TokenInputs, list[int], list[tuple[int, int]]]:
+        """Tokens of the probes, with a block table for each; how many keys each has; and blocks to copy."""
+        size, device = self.state.block_size, self.state.device
+        counts = [len(row.lane.scratch) for row in rows]
+        ends = np.repeat([row.end for row in rows], counts)
+        scratch = np.array([block for row in rows for block in row.lane.scratch])
+        lane_slots = np.repeat([row.lane.slot for row in rows], counts)
+        places = [ends, ends // size, scratch, scratch * size + ends % size, lane_slots]
+        positions, columns, blocks, cache_slots, slots = to_device(np.stack(places), device).unbind()
+        tables = self.state.block_tables.index_select(0, slots)
+        tables.scatter_(1, columns[:, None], blocks[:, None])
+        copies = [
+            (row.lane.blocks[row.end // size], block)
+            for row in rows
+            if row.end % size
+            for block in row.lane.scratch
+        ]
+        return TokenInputs(slots, positions, ids, cache_slots, tables), (ends + 1).tolist(), copies
+
+    def _run_probes(self, tokens: TokenInputs, ends: list[int], num_padding: int) -> Tensor:
+        """h of tokens that are each a row of their own; padding tokens are in the null block, behind them."""
+        compiled, num = self.compiled, len(ends)
+        assert tokens.block_tables is not None
+        if compiled is not None and compiled.suits(ends):
+            tables = tokens.block_tables[:, : -(-max(ends) // self.state.block_size)]
+            h = compiled.run(tokens.ids, tokens.positions, tokens.cache_slots, tables, self.cache)
+            return h[:num]
+        spans = RowSpans(range(num), [1] * num, ends)
+        if num_padding:
+            slots = F.pad(tokens.slots, (0, num_padding), value=num)
+            own = (tokens.positions, tokens.ids, tokens.cache_slots)
+            positions, ids, cache_slots = (F.pad(each, (0, num_padding)) for each in own)
+            tables = F.pad(tokens.block_tables, (0, 0, 0, 1), value=NULL_BLOCK)
+            tokens = TokenInputs(slots, positions, ids, cache_slots, tables)
+            spans = RowSpans([*range(num), num], [*spans.num_tokens, num_padding], [*ends, 0])
+        self._attention.prepare(tokens, spans)
+        outputs = torch.arange(len(tokens.ids), device=self.state.device)
+        return self.policy.forward(tokens.ids[None], tokens.positions[None], outputs, len(outputs))[0]
 
     def _forward(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """One of three ways: a recorded decode step, a compiled one, or whatever rows there are."""

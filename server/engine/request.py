@@ -453,6 +453,8 @@ def _check_rule(request: Request, info: EngineInfo) -> None:
         f"takes {rule.num_lanes} sequences at once, of {info.max_num_seqs}; raise the server's --max-num-seqs"
     )
     _check(rule.num_lanes <= info.max_num_seqs, param, what)
+    what = f"is {rule.num_probes}, of a vocabulary of {info.vocab_size}"
+    _check(rule.num_probes <= info.vocab_size, param, what)
     needed, most = _blocks_of(request, info.block_size), int(MAX_CACHE_SHARE * info.num_blocks)
     what = (
         f"takes {needed} blocks of the key/value cache with prompt and max_tokens, of at most {most}; ask "

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from trimtab.guidance.rules import Contrast
+from trimtab.guidance.rules import Contrast, Lookahead
 from trimtab.server.engine.request import Request
 
 if TYPE_CHECKING:
@@ -19,7 +19,8 @@ class RowNeeds:
 
     Heads are columns of the bank. measuring: named heads with a value part, judging: those with a reward
     part, steering: those that carry a weight under a strength, remembering: measuring ones whose value does.
-    contrast: of a row with a companion, or of whose tokens the implausible ones are left out.
+    contrast: of a row with a companion, or of whose tokens the implausible ones are left out. lookahead: of
+    one whose likeliest tokens are tried. value_weights: of every head, for its value.
     """
 
     measuring: tuple[int, ...]
@@ -33,15 +34,20 @@ class RowNeeds:
     num_top: int
     trace: bool
     contrast: Contrast | None = None
+    lookahead: Lookahead | None = None
+    value_weights: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, request: Request, bank: HeadBank) -> RowNeeds:
         sampling, guidance = request.sampling, request.guidance
         named = {bank.names.index(name): weight for name, weight in guidance.heads}
+        rule = guidance.rule
         return cls(
             measuring=tuple(i for i in sorted(named) if bank.has_value[i]),
             judging=tuple(i for i in sorted(named) if bank.has_reward[i]),
-            steering=tuple(sorted(i for i, w in named.items() if w)) if guidance.strength else (),
+            steering=tuple(sorted(i for i, w in named.items() if w))
+            if guidance.strength and rule.tilts
+            else (),
             remembering=tuple(i for i in sorted(named) if bank.memory_sizes[i]),
             has_bias=bool(sampling.logit_bias),
             has_penalties=sampling.has_penalties,
@@ -49,7 +55,9 @@ class RowNeeds:
             is_greedy=sampling.temperature == 0,
             num_top=sampling.logprobs or 0,
             trace=guidance.trace,
-            contrast=guidance.rule if isinstance(guidance.rule, Contrast) else None,
+            contrast=rule if isinstance(rule, Contrast) else None,
+            lookahead=rule if isinstance(rule, Lookahead) else None,
+            value_weights=tuple(named.get(i, 0.0) for i in range(len(bank.names))),
         )
 
 
@@ -57,9 +65,9 @@ class RowNeeds:
 class BatchNeeds:
     """What rows that are drawn together ask of the sampler. guided … traced: the rows that ask for each.
 
-    guided: by heads or a companion. contrasted: those with a companion; plausible: with implausible tokens
-    left out. active: heads that any row is steered by. remembering: heads whose value remembers, with the
-    rows that are measured by it.
+    guided: by heads or a rule. contrasted: those with a companion; plausible: with implausible tokens left
+    out; looking: whose likeliest tokens are tried. active: heads that any row is steered by. remembering:
+    heads whose value remembers, with the rows that are measured by it.
     """
 
     guided: tuple[int, ...]
@@ -76,12 +84,13 @@ class BatchNeeds:
     any_sampled: bool
     contrasted: tuple[int, ...]
     plausible: tuple[int, ...]
+    looking: tuple[int, ...]
 
     @classmethod
     def of(cls, needs: Sequence[RowNeeds]) -> BatchNeeds:
         rows = list(enumerate(needs))
         return cls(
-            guided=tuple(i for i, need in rows if need.steering or _has_companion(need)),
+            guided=tuple(i for i, need in rows if need.steering or need.lookahead or _has_companion(need)),
             active=tuple(sorted({head for need in needs for head in need.steering})),
             penalised=tuple(i for i, need in rows if need.has_penalties),
             biases=any(need.has_bias for need in needs),
@@ -98,6 +107,7 @@ class BatchNeeds:
             any_sampled=not all(need.is_greedy for need in needs),
             contrasted=tuple(i for i, need in rows if _has_companion(need)),
             plausible=tuple(i for i, need in rows if need.contrast and need.contrast.alpha),
+            looking=tuple(i for i, need in rows if need.lookahead),
         )
 
     @property
@@ -109,7 +119,7 @@ class BatchNeeds:
     @property
     def narrows(self) -> bool:
         """Whether a row's rule leaves out tokens of the base, which costs it KL."""
-        return bool(self.plausible)
+        return bool(self.plausible or self.looking)
 
 
 def _has_companion(need: RowNeeds) -> bool:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from trimtab.guidance.heads.bank import HeadBank
 from trimtab.guidance.rules.contrast import contrast_advantage, implausible
+from trimtab.guidance.rules.lookahead import lookahead_advantage
 from trimtab.kernels.dispatch import choose_head_path
 from trimtab.kernels.guided_head import guided_head
 from trimtab.kernels.guided_logits import GuidedDraw, guided_logits, tilted_logits
@@ -24,10 +26,13 @@ from trimtab.server.engine.device_copy import float_tensor, index_tensor
 from trimtab.server.engine.model_runner import Hidden
 from trimtab.server.engine.policy import ServedPolicy
 from trimtab.server.engine.row_needs import BatchNeeds, RowNeeds
+from trimtab.server.engine.scheduler import Row
 from trimtab.server.engine.step_state import Settings, StepState
 from trimtab.server.engine.token_counts import CountedRows, Entries
 
 NUM_BASE_TOP = 3
+Probe = Callable[[Sequence[Row], Tensor], Iterator[tuple[Tensor, int]]]
+"""See ModelRunner.probe."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +86,23 @@ class _Plausible:
 
 
 @dataclass(frozen=True, slots=True)
+class _Looking:
+    """L rows i64[L] whose likeliest tokens are tried, at most K of each: their places among the guided rows.
+
+    is_tried: bool[L, K]. tried: i64[P], the places in it that are. slots: i64[P], of their rows. weights:
+    f32[P, H], of the heads' values. keeps: bool[L, 1], where the other tokens stay.
+    """
+
+    rows: Tensor
+    places: Tensor
+    is_tried: Tensor
+    tried: Tensor
+    slots: Tensor
+    weights: Tensor
+    keeps: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class _Roster:
     """Everything about the drawing rows that stays while the same choices draw together, B rows.
 
@@ -101,6 +123,7 @@ class _Roster:
     penalised: _Penalised | None
     contrasted: _Contrasted | None
     plausible: _Plausible | None
+    looking: _Looking | None
     top: Tensor
     traced: Tensor
     remembering: Mapping[int, tuple[Tensor, Tensor]]
@@ -120,7 +143,7 @@ class _Scores:
 
 class Sampler:
     """strict: every row goes the same way through every product, whatever the rows beside it ask for.
-    compiled: what draws, where the decode step is compiled."""
+    compiled: what draws, where the decode step is compiled. probe: for rows that look ahead."""
 
     def __init__(
         self,
@@ -129,14 +152,17 @@ class Sampler:
         state: StepState,
         strict: bool = False,
         compiled: CompiledDecode | None = None,
+        probe: Probe | None = None,
     ) -> None:
+        self._probe = probe
         self._policy, self._bank, self._state, self._is_strict = policy, bank, state, strict
         self._guided_logits = guided_logits if compiled is None else compiled.draw
         self._roster: _Roster | None = None
         self._roster_key: tuple[int, ...] = ()
 
-    def draw(self, hidden: Hidden, needs: Sequence[RowNeeds]) -> Drawn:
-        """Draw a token for each row and write it to the step state. needs: of the rows without padding."""
+    def draw(self, hidden: Hidden, needs: Sequence[RowNeeds], rows: Sequence[Row] = ()) -> Drawn:
+        """Draw a token for each row and write it to the step state. needs, rows: without padding; rows are
+        needed where any looks ahead."""
         draws, num_rows = hidden.draws, len(hidden.draws.host_slots)
         num_outputs = max(num_rows, draws.first_companion + len(draws.companions) if draws.companions else 0)
         if num_outputs < len(hidden.h):
@@ -151,12 +177,14 @@ class Sampler:
             strict=self._is_strict,
         )
         scores = entries = None
+        # Before the tokens are tried, whose values are those of a reply that has come this far.
+        values = self._values(hidden.h[:num_rows], roster) if roster.needs.measures else None
         if path == "fused":
             draw = self._draw_fused(hidden.h, draws, roster)
         else:
             scores = self._score(hidden, roster)
             entries = self._penalise(scores.z, draws, roster)
-            scores = self._narrow(scores, roster)
+            scores = self._look_ahead(self._narrow(scores, roster), rows, roster)
             draw = _of_whole_base(self._draw(scores, draws, roster), scores.kept)
         drawn = draw.token.clamp(min=0)
         self._state.last_tokens.index_copy_(0, draws.slots, drawn)
@@ -169,7 +197,7 @@ class Sampler:
             )
         if roster.needs.guided or roster.needs.narrows:
             self._state.spent_kl.index_add_(0, draws.slots, draw.kl)
-        return self._measure(draw, scores, hidden.h[:num_rows], roster)
+        return self._measure(draw, scores, values, roster)
 
     def judge(self, hidden: Hidden, num_drawn: int, num_judged: int) -> Tensor:
         """Rewards [R, H] of the judged rows, which come after the drawing ones."""
@@ -219,6 +247,7 @@ class Sampler:
             self._new_penalised(draws, batch, settings) if batch.penalised else None,
             contrasted,
             self._new_plausible(batch, needs) if batch.plausible else None,
+            self._new_looking(draws, batch, needs) if batch.looking else None,
             index_tensor(batch.top, device),
             index_tensor(batch.traced, device),
             self._new_remembering(draws, batch),
@@ -257,6 +286,24 @@ class Sampler:
         log_alpha = [need.contrast.log_alpha for need in needs if need.contrast and need.contrast.alpha]
         device = self._state.device
         return _Plausible(index_tensor(batch.plausible, device), float_tensor(log_alpha, device))
+
+    def _new_looking(self, draws: DrawInputs, batch: BatchNeeds, needs: Sequence[RowNeeds]) -> _Looking:
+        rules = [need.lookahead for need in needs if need.lookahead]
+        device, most = self._state.device, max(rule.k for rule in rules)
+        tried = [row * most + i for row, rule in enumerate(rules) for i in range(rule.k)]
+        rows = [row for row, rule in zip(batch.looking, rules, strict=True) for _ in range(rule.k)]
+        is_tried = torch.zeros(len(rules) * most, dtype=torch.bool, device=device)
+        is_tried.index_fill_(0, index_tensor(tried, device), True)
+        weights = float_tensor([weight for row in rows for weight in needs[row].value_weights], device)
+        return _Looking(
+            index_tensor(batch.looking, device),
+            index_tensor([batch.guided.index(row) for row in batch.looking], device),
+            is_tried.view(-1, most),
+            index_tensor(tried, device),
+            index_tensor([draws.host_slots[row] for row in rows], device),
+            weights.view(len(rows), -1),
+            index_tensor([rule.others == "keep" for rule in rules], device).bool()[:, None],
+        )
 
     def _strict_needs(self, needs: BatchNeeds, num_rows: int) -> BatchNeeds:
         active = tuple(head for head, has in enumerate(self._bank.has_advantage) if has)
@@ -350,6 +397,49 @@ class Sampler:
         kept.index_copy_(0, plausible.rows, narrow.logsumexp(-1) - z.logsumexp(-1))
         return dataclasses.replace(scores, kept=kept)
 
+    def _look_ahead(self, scores: _Scores, rows: Sequence[Row], roster: _Roster) -> _Scores:
+        """Values of the likeliest tokens as an advantage, and −inf for the others; in place."""
+        looking = roster.looking
+        if looking is None:
+            return scores
+        z = scores.z.index_select(0, looking.rows)
+        top, ids = z.topk(looking.is_tried.shape[1])
+        values = torch.zeros_like(top)
+        tried = ids.view(-1).index_select(0, looking.tried)
+        values.view(-1).index_copy_(0, looking.tried, self._values_after(tried, rows, looking, roster))
+        advantage = scores.advantage
+        if advantage is None:
+            advantage = z.new_zeros(len(roster.needs.guided), z.shape[1])
+        ahead = torch.zeros_like(z).scatter_(1, ids, lookahead_advantage(top, values, looking.is_tried))
+        advantage.index_copy_(0, looking.places, ahead)
+        narrow = torch.full_like(z, -torch.inf).scatter_(
+            1, ids, top.masked_fill(~looking.is_tried, -torch.inf)
+        )
+        narrow = torch.where(looking.keeps, z, narrow)
+        scores.z.index_copy_(0, looking.rows, narrow)
+        kept = scores.z.new_zeros(len(scores.z)) if scores.kept is None else scores.kept
+        kept.index_copy_(0, looking.rows, narrow.logsumexp(-1) - z.logsumexp(-1))
+        return _Scores(scores.z, advantage, roster.advantage_row, kept)
+
+    def _values_after(self, tried: Tensor, rows: Sequence[Row], looking: _Looking, roster: _Roster) -> Tensor:
+        """Σ wᵢ Vᵢ f32[P] of the replies with the tried tokens i64[P]."""
+        assert self._probe is not None
+        parts, start = [], 0
+        for h, num in self._probe([row for row in rows if row.lane.num_probes], tried):
+            values = torch.cat(
+                [self._bank.values(some) for some in h.split(1 if self._is_strict else len(h))]
+            )
+            slots = F.pad(
+                looking.slots[start : start + num], (0, len(h) - num), value=self._state.padding_slot
+            )
+            for head in roster.remembering:
+                memory = self._state.memories[head].index_select(0, slots)
+                values[:, head] = self._step(head, h, memory)[0]
+            weights = looking.weights[start : start + num]
+            parts.append(torch.where(weights != 0, weights * values[:num], 0.0).sum(-1))
+            start += num
+        return torch.cat(parts)
+
     def _draw(self, scores: _Scores, draws: DrawInputs, roster: _Roster) -> GuidedDraw:
         return self._guided_logits(
             scores.z,
@@ -371,7 +461,9 @@ class Sampler:
         head = self._policy.lm_head
         return guided_head(h, head, positions=draws.positions, column=column, lowrank=lowrank, **roster.asked)
 
-    def _measure(self, draw: GuidedDraw, scores: _Scores | None, h: Tensor, roster: _Roster) -> Drawn:
+    def _measure(
+        self, draw: GuidedDraw, scores: _Scores | None, values: Tensor | None, roster: _Roster
+    ) -> Drawn:
         needs = roster.needs
         fields = [draw.logprob, draw.base_logprob, draw.kl, draw.flip]
         if draw.entropy is not None:
@@ -388,7 +480,7 @@ class Sampler:
         return Drawn(
             draw.token,
             torch.stack(fields),
-            self._values(h, roster) if needs.measures else None,
+            values,
             needs.top,
             top_ids,
             top_logprobs,
@@ -401,10 +493,18 @@ class Sampler:
         values = self._bank.values(h)
         for head, (rows, slots) in roster.remembering.items():
             memory = self._state.memories[head]
-            value, after = self._bank.step(head, h.index_select(0, rows), memory.index_select(0, slots))
+            value, after = self._step(head, h.index_select(0, rows), memory.index_select(0, slots))
             memory.index_copy_(0, slots, after)
             values.select(1, head).index_copy_(0, rows, value)
         return values
+
+    def _step(self, head: int, h: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """HeadBank.step; under strict row by row, since what a product gives may depend on a row's place."""
+        if not self._is_strict:
+            return self._bank.step(head, h, memory)
+        steps = [self._bank.step(head, *row) for row in zip(h.split(1), memory.split(1), strict=True)]
+        values, memories = zip(*steps, strict=True)
+        return torch.cat(values), torch.cat(memories)
 
     def _top_of_tilt(self, scores: _Scores, roster: _Roster) -> tuple[Tensor, Tensor]:
         tilted = scores.z.index_select(0, roster.top)

@@ -143,6 +143,7 @@ class Scheduler:
             lane.num_computed = row.start + row.num_tokens
             row.choice.num_run_tokens += row.num_tokens
             if row.purpose is Purpose.DRAW:
+                row.choice.num_run_tokens += len(lane.scratch)
                 lane.num_inflight += 1
             if lane.num_computed // self.blocks.block_size > len(lane.chain):
                 self.blocks.register(lane)

@@ -53,6 +53,10 @@ class PagedAttention(ABC):
     def prepare(self, tokens: TokenInputs, rows: RowSpans) -> None:
         """Work out what all layers of the step share."""
 
+    def tables(self, tokens: TokenInputs) -> Tensor:
+        """Block tables by slot, [slots, N]."""
+        return self.state.block_tables if tokens.block_tables is None else tokens.block_tables
+
     @abstractmethod
     def attend(self, call: AttentionCall, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """queries [T, heads, dim]; keys, values [T, kv_heads, ·] of the same tokens → [T, heads, ·]."""

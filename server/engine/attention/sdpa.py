@@ -77,7 +77,7 @@ class SdpaAttention(PagedAttention):
     def _whole_batch(self, tokens: TokenInputs, rows: RowSpans) -> RowGroup:
         num_rows, num_blocks = len(rows.slots), self._num_blocks(max(rows.ends))
         positions = tokens.positions.view(num_rows, -1)
-        tables = self.state.block_tables[:, :num_blocks]
+        tables = self.tables(tokens)[:, :num_blocks]
         blocks = tables.index_select(0, tokens.slots[:: positions.shape[1]])
         return RowGroup(None, blocks, positions, self.cache.block_size, self.cache.dtype)
 
@@ -88,7 +88,7 @@ class SdpaAttention(PagedAttention):
         index = index_tensor(places, self.state.device)
         slots = index_tensor([rows.slots[row] for row in members], self.state.device)
         num_blocks = self._num_blocks(max(rows.ends[row] for row in members))
-        blocks = self.state.block_tables[:, :num_blocks].index_select(0, slots)
+        blocks = self.tables(tokens)[:, :num_blocks].index_select(0, slots)
         positions = tokens.positions.index_select(0, index).view(len(members), -1)
         return RowGroup(index, blocks, positions, self.cache.block_size, self.cache.dtype)
 

@@ -26,7 +26,7 @@ class TiledAttention(PagedAttention):
         self._tile_blocks = -(-TILE_KEYS // size)
         num_tiles = -(-max(rows.ends) // (self._tile_blocks * size))
         self._tokens = tokens
-        tables = self.state.block_tables[:, : num_tiles * self._tile_blocks]
+        tables = self.tables(tokens)[:, : num_tiles * self._tile_blocks]
         self._blocks = tables.index_select(0, tokens.slots)
 
     def attend(self, call: AttentionCall, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ class TritonAttention(PagedAttention):
         self._row_starts = torch.arange(state.num_slots + 1, dtype=torch.int32, device=state.device)
 
     def prepare(self, tokens: TokenInputs, rows: RowSpans) -> None:
-        if rows.are_single:
+        if rows.are_single and len(rows.slots) < len(self._row_starts):
             self.prepare_decode(tokens)
             return
         num_rows = len(rows.slots)
@@ -46,14 +46,14 @@ class TritonAttention(PagedAttention):
         arrived = index_tensor([*rows.slots, *starts, *rows.ends], self.state.device)
         slots, query_starts, ends = arrived.split([num_rows, num_rows + 1, num_rows])
         self._slots = tokens.cache_slots
-        self._block_tables = self.state.block_tables.index_select(0, slots)
+        self._block_tables = self.tables(tokens).index_select(0, slots)
         self._query_starts, self._context_lens = query_starts.int(), ends.int()
         self._max_query_len = max(rows.num_tokens)
 
     def prepare_decode(self, tokens: TokenInputs) -> None:
         """`prepare` for rows of one token each, from what is on the device alone."""
         self._slots = tokens.cache_slots
-        self._block_tables = self.state.block_tables.index_select(0, tokens.slots)
+        self._block_tables = self.tables(tokens).index_select(0, tokens.slots)
         self._query_starts = self._row_starts[: len(tokens.slots) + 1]
         self._context_lens = (tokens.positions + 1).int()
         self._max_query_len = 1

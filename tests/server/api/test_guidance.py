@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 
 from trimtab.guidance.errors import ConfigError
+from trimtab.guidance.rules import Lookahead
 from trimtab.server.api.config import ApiConfig, resolve_config
 from trimtab.server.engine.request import Guidance
 
 pytestmark = pytest.mark.anyio
 
+METER = (("meter", 1.0),)
 MESSAGES = [{"role": "user", "content": "hello"}]
 
 
@@ -34,6 +36,12 @@ async def post(client, guidance: Any):
         ({}, Guidance(0.5, (("kind", 1.0),))),
         ({"trace": True}, Guidance(0.5, (("kind", 1.0),), trace=True)),
         ({"rule": "tilt"}, Guidance(0.5, (("kind", 1.0),))),
+        ({"rule": "lookahead"}, Guidance(1.0, (("kind", 1.0),), rule=Lookahead())),
+        (
+            {"rule": {"kind": "lookahead", "k": 3}, "heads": {"meter": 1}},
+            Guidance(1.0, METER, rule=Lookahead(3)),
+        ),
+        ({"rule": "lookahead", "strength": 0}, Guidance(0.0, (("kind", 1.0),))),
         ({"strength": -2}, Guidance(-2.0, (("kind", 1.0),))),
         ({"strength": 0}, Guidance(0.0, (("kind", 1.0),))),
         ({"heads": {"brief": 0.5}}, Guidance(1.0, (("brief", 0.5),))),
@@ -91,6 +99,16 @@ async def test_what_is_left_out_follows_the_default_rules(make_engine, make_clie
         ({"rule": contrast(negative_prompt=[{}])}, "guidance.rule.negative_prompt[0].role", "required"),
         ({"rule": contrast(negative_prompt="x" * 200)}, "guidance.rule.negative_prompt", "tokens"),
         ({"rule": contrast(kind="tilt")}, "guidance.rule.negative_prompt", "no such option"),
+        ({"rule": {"kind": "lookahead", "k": 0}}, "guidance.rule.k", "1…64"),
+        ({"rule": {"kind": "lookahead", "k": 65}}, "guidance.rule.k", "1…64"),
+        ({"rule": {"kind": "lookahead", "k": 2.0}}, "guidance.rule.k", "integer"),
+        ({"rule": {"kind": "lookahead", "k": "2"}}, "guidance.rule.k", "integer"),
+        ({"rule": {"kind": "lookahead", "k": True}}, "guidance.rule.k", "integer"),
+        ({"rule": {"kind": "lookahead", "k": float("nan")}}, "guidance.rule.k", "integer"),
+        ({"rule": {"kind": "lookahead", "others": "x"}}, "guidance.rule.others", "drop, keep"),
+        ({"rule": {"kind": "lookahead", "others": []}}, "guidance.rule.others", "drop, keep"),
+        ({"rule": "lookahead", "heads": {"brief": 1}}, "guidance.heads.brief", "no value"),
+        ({"rule": "lookahead", "heads": {}}, "guidance.heads", "at least one"),
         ({"trace": "yes"}, "guidance.trace", "boolean"),
         ("kind", "guidance", ""),
         (3, "guidance", ""),

@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-from dataclasses import fields
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trimtab.server.engine.attention.sdpa import SMALL_GROUP_KEYS, group_rows
-from trimtab.server.engine.batch import Batch, BatchBuilder, decode_buckets
+from trimtab.server.engine.batch import Batch, BatchBuilder, TokenInputs, decode_buckets
 from trimtab.server.engine.block_manager import NULL_BLOCK
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.lane import Choice, Lane
@@ -52,10 +50,13 @@ def build(specs: list[Spec], **options: object) -> tuple[StepState, Batch]:
     return state, new_builder(state, **options).build(new_step(state, specs))
 
 
+def of_tokens(tokens: TokenInputs) -> list[torch.Tensor]:
+    return [tokens.slots, tokens.positions, tokens.ids, tokens.cache_slots]
+
+
 def views(batch: Batch) -> list[torch.Tensor]:
     """All that a kernel may be given of a batch."""
-    of_tokens = [getattr(batch.tokens, field.name) for field in fields(batch.tokens)]
-    return [*of_tokens, batch.outputs, batch.draws.slots, batch.draws.positions]
+    return [*of_tokens(batch.tokens), batch.outputs, batch.draws.slots, batch.draws.positions]
 
 
 def ids(state: StepState, batch: Batch) -> list[int]:
@@ -146,7 +147,7 @@ def test_the_buffers_keep_their_addresses_from_step_to_step():
         if len(batch.tokens.slots) == 4:
             pointers.add(tuple(view.data_ptr() for view in views(batch)[:4]))
     static = builder.decode_inputs(4)
-    assert pointers == {tuple(getattr(static, field.name).data_ptr() for field in fields(static))}
+    assert pointers == {tuple(view.data_ptr() for view in of_tokens(static))}
 
 
 @pytest.mark.parametrize("strict", [False, True])
