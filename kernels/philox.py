@@ -22,7 +22,7 @@ WEYL_0, WEYL_1 = 0x9E3779B9, 0xBB67AE85
 MASK = 0xFFFFFFFF
 LARGEST_UNIFORM = 1 - 2.0**-24
 
-DRAW = 0  # the purpose of noise that draws the next token
+DRAW, SIFT = 0, 1  # the purposes of noise that draws the next token, and of what picks among replies
 
 Words = tuple[Tensor, Tensor, Tensor, Tensor]
 

@@ -28,6 +28,11 @@ class Rule:
         return 1
 
     @property
+    def is_pool(self) -> bool:
+        """Whether tokens are drawn in all of its lanes; see PoolRule."""
+        return False
+
+    @property
     def num_probes(self) -> int:
         return 0
 

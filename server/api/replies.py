@@ -22,13 +22,15 @@ def jsonable_logprob(logprob: float) -> float:
 
 
 def summary_json(summary: GuidanceSummary) -> Json:
-    """Of one choice; `value` and `reward` by head, in standard units."""
+    """Of one choice; `value` and `reward` by head, in standard units; `rule` where that reports of itself."""
+    rule = {"rule": dict(summary.rule)} if summary.rule else {}
     return {
         "kl": summary.kl,
         "mean_strength": summary.mean_strength,
         "value": dict(summary.value),
         "reward": dict(summary.reward),
         "flips": summary.flips,
+        **rule,
     }
 
 

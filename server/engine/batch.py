@@ -66,8 +66,8 @@ class RowSpans:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """outputs: i64[K], the tokens whose h is asked for: those of drawing rows, of judged rows, of companions,
-    then padding; last the num_read tokens that are only read and need no logits."""
+    """outputs: i64[K], the tokens whose h is asked for: those of drawing, of judged, of measured rows, of
+    companions, then padding; last the num_read tokens that are only read and need no logits."""
 
     tokens: TokenInputs
     rows: RowSpans
@@ -95,6 +95,7 @@ class _Lists:
     ends: list[int] = field(default_factory=list)
     draws: list[int] = field(default_factory=list)
     judged: list[int] = field(default_factory=list)
+    measured: list[int] = field(default_factory=list)
     companion_outputs: list[int] = field(default_factory=list)
     companions: list[int] = field(default_factory=list)
     companion_rows: list[int] = field(default_factory=list)
@@ -124,7 +125,7 @@ class BatchBuilder:
         lists = _plain(step.rows[:num_plain])
         for row in step.rows[num_plain:]:
             self._add(lists, row)
-        outputs = lists.draws + lists.judged + lists.companion_outputs
+        outputs = lists.draws + lists.judged + lists.measured + lists.companion_outputs
         if self._is_strict:
             self._pad_to_one_shape(lists, outputs)
         else:
@@ -144,7 +145,7 @@ class BatchBuilder:
                 lists.draw_positions,
                 lists.companions,
                 lists.companion_rows,
-                len(lists.draws) + len(lists.judged),
+                len(lists.draws) + len(lists.judged) + len(lists.measured),
             ),
         )
 
@@ -200,8 +201,8 @@ class BatchBuilder:
                 lists.draw_slots.append(lane.slot)
                 lists.draw_positions.append(end)
         elif row.output_positions:
-            read = lists.judged if row.purpose is Purpose.REWARD else lists.read
-            read.extend([first + at for at in row.output_positions])
+            others = {Purpose.REWARD: lists.judged, Purpose.MEASURE: lists.measured}
+            others.get(row.purpose, lists.read).extend([first + at for at in row.output_positions])
 
     def _add_padding(self, lists: _Lists, num_tokens: Sequence[int], end: int) -> None:
         """Rows of padding: their token is at position 0 of a slot that no lane has, in the null block."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import codecs
+import copy
 import json
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 REPLACEMENT = "\ufffd"
 NUM_CONTEXT_TOKENS = 5
@@ -41,6 +42,10 @@ class Detokenizer(Protocol):
         """What was held back, once no token can come any more."""
         ...
 
+    def fork(self) -> Self:
+        """Another that has read the same."""
+        ...
+
 
 class ByteDetokenizer:
     """For vocabularies whose tokens are bytes of UTF-8: holds back a character's first bytes and no more.
@@ -66,6 +71,11 @@ class ByteDetokenizer:
 
     def flush(self) -> str:
         return self._utf8.decode(b"", final=True)
+
+    def fork(self) -> Self:
+        other = copy.copy(self)
+        other._utf8 = copy.copy(self._utf8)
+        return other
 
 
 def _goes_on(begun: bytes, piece: bytes) -> bool:
@@ -128,6 +138,11 @@ class WindowDetokenizer:
             self._run = _ByteRun()
         return held
 
+    def fork(self) -> Self:
+        other = copy.copy(self)
+        other._window, other._run = list(self._window), self._run.fork()
+        return other
+
     def _read(self, token_id: int) -> str:
         self.offset = self._length
         if self._run.ids:
@@ -164,6 +179,11 @@ class _ByteRun:
         self.num_lost = 0
         self.is_whole = self._is_valid = True
         self._utf8 = _new_utf8_decoder("strict")
+
+    def fork(self) -> _ByteRun:
+        other = copy.copy(self)
+        other.ids, other._utf8 = list(self.ids), copy.copy(self._utf8)
+        return other
 
     @property
     def num_characters(self) -> int:

@@ -15,14 +15,18 @@ import torch
 
 from trimtab.guidance.heads.bank import HeadBank
 from trimtab.guidance.policy import Policy
+from trimtab.guidance.rules import PoolRule
+from trimtab.kernels.philox import SIFT, random_words
 from trimtab.server.engine.block_manager import BlockManager
 from trimtab.server.engine.compiled_decode import CompiledDecode
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.failure import failed, is_device_fault
 from trimtab.server.engine.lane import Choice, Lane, Phase
+from trimtab.server.engine.live_request import LiveRequest
 from trimtab.server.engine.model_runner import Hidden, ModelRunner
 from trimtab.server.engine.policy import ServedPolicy
-from trimtab.server.engine.replies import LiveRequest, Measured, Scores, new_replies
+from trimtab.server.engine.population import Population
+from trimtab.server.engine.replies import Measured, Scores, new_replies
 from trimtab.server.engine.request import (
     Aborted,
     EngineInfo,
@@ -147,14 +151,18 @@ class Engine:
         ]
         choices = (leader, *others)
         seed = request.sampling.seed
-        return LiveRequest(
+        replies = new_replies(request, self.policy.eos_token_ids, self.policy.text)
+        live = LiveRequest(
             request,
             choices,
-            new_replies(request, self.policy.eos_token_ids, self.policy.text),
+            replies,
             needs,
             self.bank.weights_row(guidance.heads if guidance.rule.tilts else ()),
             seed if seed is not None else secrets.randbits(64) - 2**63,
         )
+        if isinstance(guidance.rule, PoolRule):
+            live.population = Population(replies[0], guidance, partial(_uniform, live.seed))
+        return live
 
     def abort(self, request_id: str) -> None:
         """End a request; its Aborted event comes with the next step. Unknown or finished ids are ignored."""
@@ -202,11 +210,18 @@ class Engine:
             if live is None:  # another choice of it has just failed here
                 continue
             try:
-                spent_kl = live.replies[choice.index].kl
-                self.runner.state.admit(choice, live.seed, live.head_weights, spent_kl)
+                self._tell_state(live, choice)
             except Exception as error:
                 self._contain(error, (choice.request.request_id,))
         step.rows = [row for row in step.rows if row.choice.phase is not Phase.DONE]
+
+    def _tell_state(self, live: LiveRequest, choice: Choice) -> None:
+        state, seed, weights = self.runner.state, live.seed, live.head_weights
+        if live.population is None:
+            state.admit(choice, seed, weights, live.replies[choice.index].kl)
+            return
+        for lane, particle in zip(choice.lanes, live.population.particles, strict=True):
+            state.admit_lane(choice, lane, seed, weights, particle.reply.kl)
 
     def _launch(self, step: Step) -> bool:
         try:
@@ -222,6 +237,7 @@ class Engine:
         hidden = self.runner.run(step)
         drawing = [row for row in step.rows if row.purpose is Purpose.DRAW and not row.lane.is_companion]
         judging = [row for row in step.rows if row.purpose is Purpose.REWARD]
+        measuring = [row for row in step.rows if row.purpose is Purpose.MEASURE]
         needs = [self._live[row.choice.request.request_id].needs for row in drawing]
         if self._recorder is not None:
             self._recorder.take([*drawing, *judging], hidden.h)
@@ -230,7 +246,10 @@ class Engine:
                 self._recall(step, hidden)
             drawn = self.sampler.draw(hidden, needs, drawing) if drawing else None
             rewards = self.sampler.judge(hidden, len(drawing), len(judging)) if judging else None
-        return StepResult.send(drawing, needs, drawn, judging, rewards, self.policy.device)
+            slots = [row.lane.slot for row in measuring if row.lane.slot is not None]
+            values = self.sampler.measure(hidden, len(drawing) + len(judging), slots) if slots else None
+        device = self.policy.device
+        return StepResult.send(drawing, needs, drawn, judging, rewards, measuring, values, device)
 
     def _recall(self, step: Step, hidden: Hidden) -> None:
         """Rows of replies that are computed again, as after a preemption."""
@@ -243,17 +262,21 @@ class Engine:
 
     def _postprocess(self, result: StepResult) -> None:
         try:
-            rewards = list(result.read_rewards())
+            rewards, values = list(result.read_rewards()), list(result.read_values())
             draws = list(result.read_draws(self.bank.names))
         except Exception as error:
-            rows = (*result.judging, *result.drawing)
+            rows = (*result.judging, *result.measuring, *result.drawing)
             self._contain(error, {row.choice.request.request_id for row in rows})
             return
         for row, reward in rewards:
             if row.choice.phase is not Phase.DONE:
                 self._process(row, self._judge, reward)
+        for row, value in values:
+            if row.choice.phase is not Phase.DONE:
+                self._process(row, self._weigh, value)
         for row, token in draws:
-            if row.choice.phase is not Phase.DONE and not row.choice.is_finishing:
+            is_past_its_end = row.choice.is_finishing or row.lane.is_over
+            if row.choice.phase is not Phase.DONE and not is_past_its_end:
                 self._process(row, self._take, token)
 
     def _process(self, row: Row, work: Callable[[LiveRequest, Row, Read], None], read: Read) -> None:
@@ -282,12 +305,63 @@ class Engine:
         if not token.is_finite:
             self._fail_unmeasured(live)
             return
+        if live.population is not None:
+            self._grow(live.population, row, token)
+            return
         for lane in choice.lanes:
             lane.tokens.append(token_id)
             lane.num_inflight -= 1
         self._pending_events.append(reply.push(token))
-        if reply.finish_reason is None:
+        if reply.finish_reason is not None:
+            self._close_reply(live, choice)
+
+    def _grow(self, population: Population, row: Row, token: Measured) -> None:
+        """One token of one lane of a pool; all are measured once none can draw any more."""
+        lane, choice = row.lane, row.choice
+        lane.tokens.append(token.record.token_id)
+        lane.num_inflight -= 1
+        if population.grow(lane.index, token):
+            self.scheduler.end_lane(lane)
+        if choice.can_draw or any(each.num_inflight for each in choice.lanes):
             return
+        choice.is_measuring = True
+        population.awaited = {each.index for each in choice.open_lanes}
+
+    def _weigh(self, live: LiveRequest, row: Row, values: list[float]) -> None:
+        """Value of one lane of a pool that stands still; with the last of them all go on or one is picked."""
+        population, choice = live.population, row.choice
+        assert population is not None
+        scores = tuple((self.bank.names[i], values[i]) for i in live.needs.measuring)
+        if not all(math.isfinite(score) for _, score in scores):
+            self._fail_unmeasured(live)
+            return
+        population.measure(row.lane.index, scores)
+        if row.lane.is_over:
+            self.scheduler.close_lane(row.lane)
+        if population.awaited:
+            return
+        if not population.is_over:
+            self._sift(live, population, choice)
+        if population.is_over:
+            index = population.pick()
+            live.replies = (population.particles[index].reply,)
+            self._pending_events.extend(population.particles[index].deltas)
+            live.population = None
+            self.scheduler.settle(choice, choice.lanes[index])
+            self._close_reply(live, choice)
+
+    def _sift(self, live: LiveRequest, population: Population, choice: Choice) -> None:
+        parents, rule = population.sift(), live.request.guidance.rule
+        assert isinstance(rule, PoolRule)
+        self.scheduler.refork(choice, parents, rule.block)
+        for lane, place in zip(choice.lanes, parents, strict=True):
+            parent, particle = choice.lanes[place], population.particles[lane.index]
+            if parent is not lane and lane.slot is not None:
+                spent = particle.reply.kl
+                self.runner.state.admit_lane(choice, lane, live.seed, live.head_weights, spent, parent)
+        self._pending_events.extend(population.take_common())
+
+    def _close_reply(self, live: LiveRequest, choice: Choice) -> None:
         if live.needs.judging or self._recorder is not None:
             # Recorded, a cut reply's last token is fed alone first: a step gives h at its last token only.
             if self._recorder is not None or not self._put_end(live, choice):
@@ -383,7 +457,18 @@ class Engine:
 
 
 def _new_lanes(request: Request) -> tuple[Lane, ...]:
-    """Of one choice: the lane that is drawn from, and the companion that its rule asks for."""
-    companion, num_probes = request.guidance.rule.companion, request.guidance.rule.num_probes
-    lane = Lane(list(request.prompt_token_ids), num_probes=num_probes)
+    """Of one choice: the lane that is drawn from and the companion that its rule asks for, or a pool."""
+    rule, prompt = request.guidance.rule, request.prompt_token_ids
+    if rule.is_pool:
+        return tuple(Lane(list(prompt), index=index) for index in range(rule.num_lanes))
+    lane, companion = Lane(list(prompt), num_probes=rule.num_probes), rule.companion
     return (lane, Lane(list(companion), is_companion=True)) if companion else (lane,)
+
+
+def _uniform(seed: int, number: int) -> float:
+    """In (0, 1), the same for a seed and a number wherever and whenever."""
+    words = random_words(
+        torch.tensor([seed]), torch.tensor([number]), torch.zeros(1, dtype=torch.long), 1, SIFT
+    )
+    word = words[0]
+    return (int(word) + 0.5) * 2.0**-32

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
+from trimtab.guidance.rules import PoolRule
 from trimtab.server.engine.request import Request
 
 
@@ -20,6 +21,8 @@ class Lane:
     is_companion: it gives logits to the choice's first lane, and receives what is drawn there.
     num_probes: tokens that are tried before each draw. scratch: as many blocks for their keys and values,
     from the lane's admission on.
+    index: which of a pool's lanes it is. is_over: of a pool's, its reply has ended; is_closed: that has been
+    measured as well, and nothing is left to compute.
     """
 
     tokens: list[int]
@@ -32,6 +35,9 @@ class Lane:
     is_companion: bool = False
     num_probes: int = 0
     scratch: list[int] = field(default_factory=list)
+    index: int = 0
+    is_over: bool = False
+    is_closed: bool = False
 
     def start_over(self) -> None:
         """Forget the cache and the device; the tokens stay."""
@@ -56,7 +62,8 @@ class Phase(Enum):
 @dataclass(slots=True, eq=False)
 class Choice:
     """One reply of a request. `lanes[0]` is drawn from; the others are companions, which give logits and
-    receive the drawn token. All lanes of a choice draw in the same step or not at all.
+    receive the drawn token; or all are those of a pool, of which one will be the reply. All lanes of a choice
+    draw in the same step or not at all.
 
     lane: the first of `lanes`. max_length: of it, with the longest reply. is_single: it is drawn from, and
     alone.
@@ -67,6 +74,8 @@ class Choice:
     remembers: a value of its heads remembers the reply: where that is computed again, its h is asked for.
     is_short: whether one step could hold what the choice has to compute before it draws (see Scheduler).
     num_run_tokens: what the model was run on for it so far.
+    is_pool: each lane draws tokens of its own, all up to max_length, and there stands still. is_measuring:
+    their last tokens are to be read for their values; awaits: they are being read.
     """
 
     request: Request
@@ -82,6 +91,9 @@ class Choice:
     num_preemptions: int = 0
     is_short: bool = True
     num_run_tokens: int = 0
+    is_pool: bool = field(init=False)
+    is_measuring: bool = False
+    awaits: bool = False
     lane: Lane = field(init=False)
     num_prompt_tokens: int = field(init=False)
     max_length: int = field(init=False)
@@ -91,6 +103,11 @@ class Choice:
         self.lane = self.lanes[0]
         self.num_prompt_tokens = len(self.request.prompt_token_ids)
         self.max_length = self.num_prompt_tokens + self.request.sampling.max_tokens
+        rule = self.request.guidance.rule
+        self.is_pool = rule.is_pool
+        if isinstance(rule, PoolRule):
+            self.max_length = self.num_prompt_tokens
+            self.stand_still_after(rule.block)
         self.is_single = len(self.lanes) == 1 and not self.read_at
 
     def start_over(self) -> None:
@@ -107,11 +124,22 @@ class Choice:
 
     def num_shared(self, lane: Lane) -> int:
         """Leading tokens of one of its lanes that the leader's has as well, and can be forked with."""
-        return len(lane.tokens) - len(self.lane.tokens) + self.num_prompt_tokens - 1
+        extra = len(lane.tokens) - len(self.lane.tokens) if lane.is_companion else 0
+        return self.num_prompt_tokens - 1 + extra
+
+    def stand_still_after(self, num_tokens: int) -> None:
+        """A pool's lanes draw so many more tokens, at most to the reply's limit."""
+        longest = self.num_prompt_tokens + self.request.sampling.max_tokens
+        self.max_length = min(self.max_length + num_tokens, longest)
+
+    @property
+    def open_lanes(self) -> Sequence[Lane]:
+        """All but those with which nothing is left to do."""
+        return [lane for lane in self.lanes if not lane.is_closed] if self.is_pool else self.lanes
 
     @property
     def has_inflight(self) -> bool:
-        return self.lane.num_inflight > 0
+        return self.awaits or any(lane.num_inflight > 0 for lane in self.lanes)
 
     @property
     def is_reading(self) -> bool:
@@ -119,4 +147,6 @@ class Choice:
 
     @property
     def can_draw(self) -> bool:
+        if self.is_pool:
+            return any(not lane.is_over and lane.length < self.max_length for lane in self.lanes)
         return not self.is_reading and self.lane.length < self.max_length

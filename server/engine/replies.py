@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from trimtab.server.engine.detokenizer import Detokenizer, TextDecoder
-from trimtab.server.engine.lane import Choice, Phase
 from trimtab.server.engine.request import (
     ChoiceDone,
     Delta,
-    Finished,
     FinishReason,
     GuidanceSummary,
     Request,
     TokenRecord,
 )
-from trimtab.server.engine.row_needs import RowNeeds
 
 Scores = tuple[tuple[str, float], ...]
 
@@ -32,6 +30,7 @@ class Measured:
     strength: float
     flip: bool
     value: Scores
+    base_logprob: float = 0.0
 
     @property
     def is_finite(self) -> bool:
@@ -41,7 +40,8 @@ class Measured:
 
 @dataclass(slots=True)
 class Reply:
-    """eos_token_ids: tokens that end any reply. stop_ids: those that the request's `stop` names."""
+    """eos_token_ids: tokens that end any reply. stop_ids: those that the request's `stop` names. figures: see
+    GuidanceSummary.rule."""
 
     request: Request
     index: int
@@ -52,6 +52,7 @@ class Reply:
     token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     kl: float = 0.0
+    figures: Scores = ()
     _strength_sum: float = 0.0
     _flips: int = 0
     _value: Scores = ()
@@ -77,6 +78,13 @@ class Reply:
         if self.finish_reason is not None:
             offset = min(offset, self._length)  # what follows a stop string is cut
         return Delta(self.request.request_id, self.index, text, (measured.record,), (offset,))
+
+    def fork(self) -> Reply:
+        """Another that has come as far."""
+        other = copy.copy(self)
+        other.token_ids = list(self.token_ids)
+        other.detokenizer, other.stop = self.detokenizer.fork(), copy.copy(self.stop)
+        return other
 
     def _read(self, token_id: int) -> tuple[str, int]:
         """The text that can be emitted now, and where in the reply's text the token begins."""
@@ -113,6 +121,7 @@ class Reply:
             value=self._value,
             reward=reward,
             flips=self._flips,
+            rule=self.figures,
         )
         return ChoiceDone(self.request.request_id, self.index, self.finish_reason, summary, num_tokens)
 
@@ -132,31 +141,6 @@ def new_replies(request: Request, eos_token_ids: Collection[int], text: TextDeco
         )
         for index in range(request.sampling.n)
     )
-
-
-@dataclass(slots=True, eq=False)
-class LiveRequest:
-    """A request that has not had its terminal event."""
-
-    request: Request
-    choices: tuple[Choice, ...]
-    replies: tuple[Reply, ...]
-    needs: RowNeeds
-    head_weights: list[float]
-    seed: int
-
-    @property
-    def is_done(self) -> bool:
-        return all(choice.phase is Phase.DONE for choice in self.choices)
-
-    def finished(self) -> Finished:
-        return Finished(
-            self.request.request_id,
-            num_prompt_tokens=len(self.request.prompt_token_ids),
-            num_cached_tokens=self.choices[0].num_cached_tokens,
-            num_completion_tokens=sum(len(reply.token_ids) for reply in self.replies),
-            num_computed_tokens=sum(choice.num_run_tokens for choice in self.choices),
-        )
 
 
 class StopMatcher:

@@ -245,13 +245,15 @@ class TokenRecord:
 @dataclass(frozen=True, slots=True)
 class GuidanceSummary:
     """Of one choice. kl: nats over the reply. value, reward: per named head, in standard units; a head
-    without the part has no entry. flips: tokens at which the tilt's argmax differed from the base's."""
+    without the part has no entry. flips: tokens at which the tilt's argmax differed from the base's. rule:
+    what the rule reports of itself, by name."""
 
     kl: float
     mean_strength: float
     value: tuple[tuple[str, float], ...]
     reward: tuple[tuple[str, float], ...]
     flips: int
+    rule: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(slots=True)  # not frozen: made for every token of every row, in a third of the time
@@ -423,7 +425,7 @@ def _check_heads(guidance: Guidance, heads: Sequence[HeadInfo]) -> None:
         if guidance.rule.reads_values:
             what = f"has no value, by which rule {guidance.rule.kind} steers; use weight 0"
             _check(loaded[name].has_value or not steers, param, what)
-            continue
+            steers = steers and guidance.rule.tilts
         can_steer = loaded[name].has_advantage or not steers
         _check(can_steer, param, "has no advantage and cannot steer; use weight 0")
     if guidance.strength and not guidance.heads:
@@ -441,6 +443,8 @@ def _check_rule(request: Request, info: EngineInfo) -> None:
         raise InvalidRequestError(what, "guidance.heads")
     if rule.num_lanes == 1 and not rule.num_probes:
         return
+    if rule.is_pool:
+        _check_pool(request)
     param = f"guidance.rule.{rule.wide}"
     other = rule.companion
     if other:
@@ -470,3 +474,13 @@ def _blocks_of(request: Request, block_size: int) -> int:
     own = sum(-(-(num + max_tokens) // block_size) for num in prompts)
     forks = (rule.num_lanes - len(prompts)) * (max_tokens // block_size + 2)
     return own + forks + rule.num_probes
+
+
+def _check_pool(request: Request) -> None:
+    sampling, rule = request.sampling, request.guidance.rule
+    _check(sampling.n == 1, "n", f"must be 1 with rule {rule.kind}, which returns one reply")
+    what = f"must be above 0 with rule {rule.kind}, whose sequences are one and the same at 0"
+    _check(sampling.temperature > 0, "temperature", what)
+    is_exact = sampling.temperature == 1 and not sampling.truncates
+    what = "tilt needs temperature 1, top_p 1, top_k 0 and min_p 0 with rule smc; use policy"
+    _check(rule.kind != "smc" or not rule.tilts or is_exact, "guidance.rule.proposal", what)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from trimtab.guidance.heads.bank import HeadBank
@@ -157,6 +156,7 @@ class Sampler:
         self._probe = probe
         self._policy, self._bank, self._state, self._is_strict = policy, bank, state, strict
         self._guided_logits = guided_logits if compiled is None else compiled.draw
+        self._remembering_heads = [head for head, size in enumerate(bank.memory_sizes) if size]
         self._roster: _Roster | None = None
         self._roster_key: tuple[int, ...] = ()
 
@@ -204,6 +204,11 @@ class Sampler:
         if self._is_strict:
             return self._bank.rewards(hidden.h)[num_drawn : num_drawn + num_judged]
         return self._bank.rewards(hidden.h[num_drawn : num_drawn + num_judged])
+
+    def measure(self, hidden: Hidden, num_before: int, slots: Sequence[int]) -> Tensor:
+        """Values [M, H] of the rows in these slots, which come after others. Nothing is remembered."""
+        h = hidden.h[num_before : num_before + len(slots)]
+        return self._values_of(h, index_tensor(slots, self._state.device), self._remembering_heads)
 
     def recall(self, slot: int, h: Tensor, heads: Sequence[int]) -> None:
         """Let the slot's memories of these heads take in further states h [K, d] of its reply. Where the
@@ -426,19 +431,20 @@ class Sampler:
         assert self._probe is not None
         parts, start = [], 0
         for h, num in self._probe([row for row in rows if row.lane.num_probes], tried):
-            values = torch.cat(
-                [self._bank.values(some) for some in h.split(1 if self._is_strict else len(h))]
-            )
-            slots = F.pad(
-                looking.slots[start : start + num], (0, len(h) - num), value=self._state.padding_slot
-            )
-            for head in roster.remembering:
-                memory = self._state.memories[head].index_select(0, slots)
-                values[:, head] = self._step(head, h, memory)[0]
+            values = self._values_of(h[:num], looking.slots[start : start + num], roster.remembering)
             weights = looking.weights[start : start + num]
-            parts.append(torch.where(weights != 0, weights * values[:num], 0.0).sum(-1))
+            parts.append(torch.where(weights != 0, weights * values, 0.0).sum(-1))
             start += num
         return torch.cat(parts)
+
+    def _values_of(self, h: Tensor, slots: Tensor, remembering: Iterable[int]) -> Tensor:
+        """f32[N, H] of replies that h [N, d] is behind, with what is remembered of them in these slots.
+        Under strict row by row, since what a product gives may depend on a row's place in it."""
+        values = torch.cat([self._bank.values(some) for some in h.split(1 if self._is_strict else len(h))])
+        for head in remembering:
+            memory = self._state.memories[head].index_select(0, slots)
+            values[:, head] = self._step(head, h, memory)[0]
+        return values
 
     def _draw(self, scores: _Scores, draws: DrawInputs, roster: _Roster) -> GuidedDraw:
         return self._guided_logits(
@@ -499,7 +505,7 @@ class Sampler:
         return values
 
     def _step(self, head: int, h: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """HeadBank.step; under strict row by row, since what a product gives may depend on a row's place."""
+        """HeadBank.step; under strict row by row, see `_values_of`."""
         if not self._is_strict:
             return self._bank.step(head, h, memory)
         steps = [self._bank.step(head, *row) for row in zip(h.split(1), memory.split(1), strict=True)]

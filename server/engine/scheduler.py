@@ -6,7 +6,7 @@ The scheduler decides from its queues alone, so that several ranks with the same
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import chain, zip_longest
@@ -24,6 +24,7 @@ class Purpose(Enum):
     PREFILL = "prefill"
     DRAW = "draw"
     REWARD = "reward"
+    MEASURE = "measure"
     FEATURES = "features"
 
 
@@ -142,6 +143,8 @@ class Scheduler:
             lane = row.lane
             lane.num_computed = row.start + row.num_tokens
             row.choice.num_run_tokens += row.num_tokens
+            if row.purpose is Purpose.MEASURE:
+                row.choice.is_measuring, row.choice.awaits = False, True
             if row.purpose is Purpose.DRAW:
                 row.choice.num_run_tokens += len(lane.scratch)
                 lane.num_inflight += 1
@@ -163,7 +166,43 @@ class Scheduler:
         lane.tokens[:] = tokens
         lane.num_inflight = 0
         self.blocks.truncate(lane, min(lane.num_computed, len(tokens) - 1))
+        if not lane.blocks and choice.phase is Phase.RUNNING:
+            self.blocks.match_prefix(lane)
         choice.is_finishing = True
+
+    def end_lane(self, lane: Lane) -> None:
+        """The reply in a pool's lane has ended. What is in flight was drawn past its end."""
+        lane.is_over, lane.num_inflight = True, 0
+        self.blocks.truncate(lane, min(lane.num_computed, len(lane.tokens) - 1))
+
+    def close_lane(self, lane: Lane) -> None:
+        """It has been measured, too."""
+        lane.is_closed = True
+        self.blocks.free(lane)
+
+    def refork(self, choice: Choice, parents: Sequence[int], num_more: int) -> None:
+        """Let each lane of a pool go on as its parent, which goes on as itself, for so many more tokens.
+        Nothing is in flight; the last tokens, that were measured, are computed once more to be drawn from."""
+        for lane, place in zip(choice.lanes, parents, strict=True):
+            parent = choice.lanes[place]
+            if parent is lane:
+                continue
+            self.blocks.free(lane)
+            lane.tokens[:] = parent.tokens
+            lane.is_over, lane.is_closed = parent.is_over, parent.is_closed
+            self.blocks.fork(parent, lane, parent.num_computed)
+        for lane in choice.open_lanes:
+            self.blocks.truncate(lane, min(lane.num_computed, len(lane.tokens) - 1))
+        choice.stand_still_after(num_more)
+        choice.awaits = False
+
+    def settle(self, choice: Choice, lane: Lane) -> None:
+        """One of a pool's lanes is the reply: from now on the choice is that alone."""
+        for other in choice.lanes:
+            if other is not lane:
+                self._release_lane(other)
+        choice.lane, choice.lanes = lane, (lane,)
+        choice.is_pool = choice.awaits = lane.is_over = lane.is_closed = False
 
     def finish(self, choice: Choice) -> None:
         """End a choice, wherever it is: its blocks and slots are free afterwards."""
@@ -210,6 +249,7 @@ class Scheduler:
 
     def _schedule_running(self, step: Step, choice: Choice, budget: int) -> int:
         while choice.phase is Phase.RUNNING:
+            self._share_prompt(choice)
             rows = plan_rows(choice, budget)
             try:
                 self._reserve(rows, step.copies)
@@ -301,7 +341,9 @@ class Scheduler:
 
     def _find_prefix(self, choice: Choice) -> None:
         parents = () if choice.leader is None else choice.leader.lanes
-        for lane, parent in zip_longest(choice.lanes, parents[: len(choice.lanes)]):
+        for lane, parent in zip_longest(choice.open_lanes, parents[: len(choice.lanes)]):
+            if choice.is_pool and lane is not choice.lane and lane.length == choice.num_prompt_tokens:
+                continue  # see _share_prompt
             num_shared = choice.num_shared(lane)
             if parent is not None and parent.num_computed >= num_shared > 0:
                 self.blocks.fork(parent, lane, num_shared)
@@ -309,6 +351,14 @@ class Scheduler:
                 self.blocks.match_prefix(lane, _most_cached(choice, lane))
         if choice.num_preemptions == 0:
             choice.num_cached_tokens = choice.lane.num_computed
+
+    def _share_prompt(self, choice: Choice) -> None:
+        """Fork a pool's prompt into the lanes that have nothing yet, once the first one has computed it."""
+        first, *others = choice.open_lanes if choice.is_pool else (choice.lane,)
+        num_shared = choice.num_prompt_tokens - 1
+        for lane in others:
+            if not lane.blocks and first.num_computed >= num_shared > 0:
+                self.blocks.fork(first, lane, num_shared)
 
     def _start(self, choice: Choice) -> None:
         self.waiting.remove(choice)
@@ -330,12 +380,14 @@ class Scheduler:
 def _is_decoding(choice: Choice) -> bool:
     """Whether all that is left to compute is the last token, or what ends a reply that is to be judged."""
     most = 2 if choice.is_finishing else 1
-    return all(lane.remaining <= most for lane in choice.lanes)
+    return all(lane.remaining <= most for lane in choice.open_lanes)
 
 
 def _has_work(choice: Choice) -> bool:
-    is_wanted = choice.is_reading or choice.is_finishing or choice.can_draw
-    return choice.lane.remaining > 0 and is_wanted
+    if choice.is_pool and choice.remembers and choice.has_inflight:
+        return False  # what is drawn past an end would be remembered, and measured with the reply
+    is_wanted = choice.is_reading or choice.is_finishing or choice.is_measuring or choice.can_draw
+    return is_wanted and any(lane.remaining > 0 for lane in choice.open_lanes)
 
 
 def plan_rows(choice: Choice, budget: int) -> list[Row]:
@@ -348,16 +400,22 @@ def plan_rows(choice: Choice, budget: int) -> list[Row]:
     """
     if choice.is_reading:
         return list(_reading_row(choice, budget))
+    lanes, num_shared = choice.open_lanes, choice.num_prompt_tokens - 1
+    if choice.is_pool and lanes[0].num_computed < num_shared:  # the others wait for its prompt
+        num_tokens = min(num_shared - lanes[0].num_computed, budget)
+        return [Row(choice, lanes[0], lanes[0].num_computed, num_tokens, Purpose.PREFILL)]
     rows = list(_rows_within(choice, budget))
-    if sum(lane.remaining for lane in choice.lanes) > budget or any(row.output_positions for row in rows):
+    if sum(lane.remaining for lane in lanes) > budget or any(row.output_positions for row in rows):
         return rows
     if choice.is_finishing:
         return [_full_row(choice, choice.lane, Purpose.REWARD)]
-    return [_full_row(choice, lane, Purpose.DRAW) for lane in choice.lanes]
+    if choice.is_measuring:
+        return [_full_row(choice, lane, Purpose.MEASURE) for lane in lanes]
+    return [_full_row(choice, lane, Purpose.DRAW) for lane in lanes if not lane.is_over]
 
 
 def _rows_within(choice: Choice, budget: int) -> Iterator[Row]:
-    for lane in choice.lanes:
+    for lane in choice.open_lanes:
         num_tokens = min(lane.remaining - 1, budget)
         if num_tokens > 0:
             recalled = _recalled(choice, lane, num_tokens)
@@ -367,7 +425,7 @@ def _rows_within(choice: Choice, budget: int) -> Iterator[Row]:
 
 def _recalled(choice: Choice, lane: Lane, num_tokens: int) -> tuple[int, ...]:
     """Offsets of the reply's states, the first of which its first token was drawn from."""
-    if not choice.remembers or choice.is_finishing or lane is not choice.lane:
+    if not choice.remembers or choice.is_finishing or lane.is_companion:
         return ()
     return tuple(range(max(choice.num_prompt_tokens - 1 - lane.num_computed, 0), num_tokens))
 
@@ -376,7 +434,7 @@ def _most_cached(choice: Choice, lane: Lane) -> int | None:
     """How many leading tokens need not be computed; None for all but the last."""
     if choice.is_reading:
         return choice.read_at[0]
-    is_recalled = choice.remembers and choice.num_drawn and not lane.is_companion
+    is_recalled = choice.remembers and lane.length > choice.num_prompt_tokens and not lane.is_companion
     return choice.num_prompt_tokens - 1 if is_recalled else None
 
 

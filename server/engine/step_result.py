@@ -22,14 +22,16 @@ TopTokens = tuple[tuple[int, float], ...]
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """drawing, judging: the rows behind `drawn` and `rewards` [R, H], in order. Tensors are on the host, and
-    may be read once `copies` have arrived."""
+    """drawing, judging, measuring: the rows behind `drawn`, `rewards` [R, H] and `values` [M, H], in order.
+    Tensors are on the host, and may be read once `copies` have arrived."""
 
     drawing: Sequence[Row]
     needs: Sequence[RowNeeds]
     drawn: Drawn | None
     judging: Sequence[Row]
     rewards: Tensor | None
+    measuring: Sequence[Row]
+    values: Tensor | None
     copies: HostCopies
 
     @classmethod
@@ -40,6 +42,8 @@ class StepResult:
         drawn: Drawn | None,
         judging: Sequence[Row],
         rewards: Tensor | None,
+        measuring: Sequence[Row],
+        values: Tensor | None,
         device: torch.device,
     ) -> StepResult:
         """Queue the copies to the host behind the step, without waiting for it."""
@@ -47,13 +51,20 @@ class StepResult:
         if copies.are_async:
             drawn = None if drawn is None else _add_all(copies, drawn)
             rewards = None if rewards is None else copies.add(rewards)
-        return cls(drawing, needs, drawn, judging, rewards, copies.seal())
+            values = None if values is None else copies.add(values)
+        return cls(drawing, needs, drawn, judging, rewards, measuring, values, copies.seal())
 
     def read_rewards(self) -> Iterator[tuple[Row, list[float]]]:
         """Each judged row with its reward per loaded head, in standard units. Waits for the device."""
         if self.rewards is not None:
             self.copies.wait()
             yield from zip(self.judging, self.rewards.tolist(), strict=True)
+
+    def read_values(self) -> Iterator[tuple[Row, list[float]]]:
+        """Each measured row with its value per loaded head, in standard units. Waits for the device."""
+        if self.values is not None:
+            self.copies.wait()
+            yield from zip(self.measuring, self.values.tolist(), strict=True)
 
     def read_draws(self, head_names: Sequence[str]) -> Iterator[tuple[Row, Measured]]:
         """Each drawing row with its token. Waits for the device."""
@@ -77,7 +88,8 @@ class StepResult:
                 assert entropies is not None
                 trace = TokenTrace(value, kl, strength, entropies[i], base_logprobs[i], flip, base_tops[i])
             top = tops[i][: need.num_top] if need.num_top else ()
-            yield row, Measured(TokenRecord(token, logprob, top, trace), kl, strength, flip, value)
+            record = TokenRecord(token, logprob, top, trace)
+            yield row, Measured(record, kl, strength, flip, value, base_logprobs[i])
 
 
 def _add_all(copies: HostCopies, drawn: Drawn) -> Drawn:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trimtab.server.engine.block_manager import NULL_BLOCK
-from trimtab.server.engine.device_copy import to_device
+from trimtab.server.engine.device_copy import index_tensor, to_device
 from trimtab.server.engine.lane import Choice, Lane
 from trimtab.server.engine.request import ROW_FLOATS, ROW_INTS
 from trimtab.server.engine.token_counts import TokenCounts
@@ -76,30 +76,46 @@ class StepState:
         self.counts, self.biases = TokenCounts(device), RowBias(device)
         self.version = 0
         self._admissions: dict[int, _Admission] = {}
+        self._forks: dict[int, int] = {}
 
     def admit(self, choice: Choice, seed: int, head_weights: Sequence[float], spent_kl: float) -> None:
         """Note everything that a step needs about a choice, for its lanes' slots."""
+        for lane in choice.lanes:
+            if not lane.is_companion:  # where nothing is drawn
+                self.admit_lane(choice, lane, seed, head_weights, spent_kl)
+
+    def admit_lane(
+        self,
+        choice: Choice,
+        lane: Lane,
+        seed: int,
+        head_weights: Sequence[float],
+        spent_kl: float,
+        parent: Lane | None = None,
+    ) -> None:
+        """The same for one of them. parent: whose reply it goes on with, and what values remember of it."""
+        assert lane.slot is not None
         sampling = choice.request.sampling
-        ints = (seed, choice.index, *(getattr(sampling, name) for name in ROW_INTS))
+        ints = (seed, choice.index + lane.index, *(getattr(sampling, name) for name in ROW_INTS))
         floats = (
             *(getattr(sampling, name) for name in ROW_FLOATS),
             choice.request.guidance.strength,
             *head_weights,
             spent_kl,
         )
-        for lane in choice.lanes:
-            if lane.is_companion:  # nothing is drawn there
-                continue
-            assert lane.slot is not None
-            self._admissions[lane.slot] = _Admission(ints, floats)
-            self.biases.admit(lane.slot, sampling.logit_bias)
-            self.counts.forget(lane.slot)
-            if sampling.has_penalties and not choice.is_reading:
-                self.counts.admit(lane.slot, lane.tokens, choice.num_prompt_tokens)
+        self._admissions[lane.slot] = _Admission(ints, floats)
+        self._forks.pop(lane.slot, None)
+        if parent is not None:
+            assert parent.slot is not None
+            self._forks[lane.slot] = parent.slot
+        self.biases.admit(lane.slot, sampling.logit_bias)
+        self.counts.forget(lane.slot)
+        if sampling.has_penalties and not choice.is_reading:
+            self.counts.admit(lane.slot, lane.tokens, choice.num_prompt_tokens)
 
     def forget_notes(self) -> None:
         """Drop what was noted and not written: every lane is to be admitted again."""
-        self._admissions = {}
+        self._admissions, self._forks = {}, {}
         self.counts.forget_notes()
 
     def write(self, lanes: Iterable[Lane]) -> None:
@@ -122,11 +138,17 @@ class StepState:
         self._write_blocks(arrived[0], arrived[1])
         self.version += 1
         self._ints.index_copy_(1, arrived[2], arrived[3].view(len(INTS), -1))
-        for memory in self.memories:
-            if memory.shape[1]:
-                memory.index_fill_(0, arrived[2], 0.0)
+        self._write_memories(arrived[2])
         settings = arrived[4].view(torch.float64).float()
         self._floats.index_copy_(1, arrived[2], settings.view(len(self._floats), -1))
+
+    def _write_memories(self, admitted: Tensor) -> None:
+        forks, self._forks = self._forks, {}
+        targets, parents = (index_tensor(list(part), self.device) for part in (forks, forks.values()))
+        for memory in self.memories:
+            if memory.shape[1]:
+                remembered = memory.index_select(0, parents)
+                memory.index_fill_(0, admitted, 0.0).index_copy_(0, targets, remembered)
 
     def _write_blocks(self, places: Tensor, blocks: Tensor) -> None:
         self.block_tables.view(-1).index_copy_(0, places, blocks)

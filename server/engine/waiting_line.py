@@ -51,4 +51,6 @@ class WaitingLine:
 
     def _classify(self, choice: Choice) -> None:
         num_shared = 0 if choice.leader is None else choice.num_prompt_tokens - 1
+        if choice.is_pool:
+            num_shared = (len(choice.lanes) - 1) * (choice.num_prompt_tokens - 1)
         choice.is_short = sum(lane.length for lane in choice.lanes) - num_shared <= self._max_short

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from trimtab.guidance.errors import ConfigError
-from trimtab.guidance.rules import Lookahead
+from trimtab.guidance.rules import Lookahead, Smc
 from trimtab.server.api.config import ApiConfig, resolve_config
 from trimtab.server.engine.request import Guidance
 
 pytestmark = pytest.mark.anyio
 
+KIND = (("kind", 1.0),)
 METER = (("meter", 1.0),)
 MESSAGES = [{"role": "user", "content": "hello"}]
 
@@ -42,6 +43,11 @@ async def post(client, guidance: Any):
             Guidance(1.0, METER, rule=Lookahead(3)),
         ),
         ({"rule": "lookahead", "strength": 0}, Guidance(0.0, (("kind", 1.0),))),
+        (
+            {"rule": {"kind": "smc", "particles": 3}, "strength": 2},
+            Guidance(2.0, KIND, rule=Smc(particles=3)),
+        ),
+        ({"rule": "smc", "strength": 1e-9}, Guidance(0.0, KIND)),
         ({"strength": -2}, Guidance(-2.0, (("kind", 1.0),))),
         ({"strength": 0}, Guidance(0.0, (("kind", 1.0),))),
         ({"heads": {"brief": 0.5}}, Guidance(1.0, (("brief", 0.5),))),
@@ -107,6 +113,24 @@ async def test_what_is_left_out_follows_the_default_rules(make_engine, make_clie
         ({"rule": {"kind": "lookahead", "k": float("nan")}}, "guidance.rule.k", "integer"),
         ({"rule": {"kind": "lookahead", "others": "x"}}, "guidance.rule.others", "drop, keep"),
         ({"rule": {"kind": "lookahead", "others": []}}, "guidance.rule.others", "drop, keep"),
+        ({"rule": {"kind": "blockwise", "candidates": 1}}, "guidance.rule.candidates", "2…64"),
+        ({"rule": {"kind": "blockwise", "candidates": 65}}, "guidance.rule.candidates", "2…64"),
+        ({"rule": {"kind": "blockwise", "keep": 8}}, "guidance.rule.keep", "below candidates"),
+        ({"rule": {"kind": "blockwise", "keep": 0}}, "guidance.rule.keep", "1…8"),
+        ({"rule": {"kind": "blockwise", "block": 0}}, "guidance.rule.block", "1…1024"),
+        ({"rule": {"kind": "blockwise", "block": 1.5}}, "guidance.rule.block", "integer"),
+        ({"rule": {"kind": "blockwise", "proposal": "x"}}, "guidance.rule.proposal", "policy, tilt"),
+        ({"rule": {"kind": "smc", "particles": "8"}}, "guidance.rule.particles", "integer"),
+        ({"rule": {"kind": "smc", "particles": 10**30}}, "guidance.rule.particles", "2…64"),
+        ({"rule": {"kind": "smc", "resample": 1.1}}, "guidance.rule.resample", "0…1"),
+        ({"rule": {"kind": "smc", "resample": float("nan")}}, "guidance.rule.resample", "0…1"),
+        ({"rule": {"kind": "smc", "keep": 1}}, "guidance.rule.keep", "no such option"),
+        ({"rule": "smc", "heads": {"brief": 1}}, "guidance.heads.brief", "no value"),
+        (
+            {"rule": {"kind": "smc", "proposal": "tilt"}, "heads": {"meter": 1}},
+            "guidance.heads.meter",
+            "advantage",
+        ),
         ({"rule": "lookahead", "heads": {"brief": 1}}, "guidance.heads.brief", "no value"),
         ({"rule": "lookahead", "heads": {}}, "guidance.heads", "at least one"),
         ({"trace": "yes"}, "guidance.trace", "boolean"),

@@ -34,6 +34,20 @@ def test_deltas_of_any_tokens_join_to_the_text_of_all(name: str, data: st.DataOb
     assert "".join(read(DECODERS[name], ids)) == DECODERS[name].decode(ids)
 
 
+@pytest.mark.parametrize("name", ALL)
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_a_fork_goes_on_from_what_both_have_read_and_leaves_the_other_alone(name: str, data: st.DataObject):
+    few = st.sampled_from(data.draw(st.lists(st.integers(0, SIZES[name] - 1), min_size=1, max_size=6)))
+    common, left, right = (data.draw(st.lists(few, max_size=12)) for _ in range(3))
+    one = DECODERS[name].detokenizer(())
+    text = "".join(map(one.push, common))
+    other = one.fork()
+    for detokenizer, ids in ((one, left), (other, right)):
+        got = text + "".join(map(detokenizer.push, ids)) + detokenizer.flush()
+        assert got == DECODERS[name].decode([*common, *ids])
+
+
 @pytest.mark.parametrize("name", ["cut bytes", "byte fallback"])
 @given(raw=st.binary(max_size=24) | st.text(max_size=8).map(str.encode))
 @settings(max_examples=150, deadline=None)

@@ -15,6 +15,7 @@ from trimtab.guidance.heads.forms import along
 from trimtab.guidance.heads.manifest import ScalarPart
 from trimtab.guidance.heads.store import load_head
 from trimtab.guidance.rules import Contrast, Lookahead
+from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.request import (
     Completion,
@@ -137,7 +138,6 @@ MIX = [
     ahead(2.0),
 ]
 WAYS: list[dict[str, object]] = [
-    {},
     {"async_depth": 1},
     {"padding": "buckets"},
     {"num_blocks": 56},
@@ -146,15 +146,19 @@ WAYS: list[dict[str, object]] = [
 ]
 
 
+@pytest.fixture(scope="module")
+def alone(llama_folder: Path, folders: dict[str, Path]) -> list[list[int]]:
+    config = EngineConfig(llama_folder, heads=tuple(folders.values()), block_size=8, max_num_seqs=8)
+    engine = Engine.from_config(config)
+    return [one(engine, guidance, max_tokens=16).token_ids for guidance in MIX]
+
+
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_replies_are_their_own_in_any_batch_and_nothing_is_left(
-    make_engine: Make, folders: dict[str, Path], way: dict[str, object]
+    make_engine: Make, folders: dict[str, Path], alone: list[list[int]], way: dict[str, object]
 ):
-    heads = tuple(folders.values())
-    reference = make_engine(heads=heads)
-    alone = [one(reference, guidance, max_tokens=20).token_ids for guidance in MIX]
-    engine = make_engine(heads=heads, **way)
-    got = sample(engine, [request(str(i), guidance, max_tokens=20) for i, guidance in enumerate(MIX)])
+    engine = make_engine(heads=tuple(folders.values()), **way)
+    got = sample(engine, [request(str(i), guidance, max_tokens=16) for i, guidance in enumerate(MIX)])
     assert [completion.token_ids for completion in got] == alone
     assert engine.scheduler.blocks.num_free == engine.scheduler.blocks.num_usable
 

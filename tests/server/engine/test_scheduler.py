@@ -2,9 +2,10 @@ import random
 
 import pytest
 
+from trimtab.guidance.rules import Smc
 from trimtab.server.engine.block_manager import BlockManager
 from trimtab.server.engine.lane import Choice, Lane, Phase
-from trimtab.server.engine.request import Request, SamplingParams
+from trimtab.server.engine.request import Guidance, Request, SamplingParams
 from trimtab.server.engine.scheduler import Purpose, Scheduler, Step
 
 SIZE = 4
@@ -353,3 +354,84 @@ def run_only(scheduler: Scheduler) -> Step:
     step = scheduler.schedule()
     scheduler.advance(step)
     return step
+
+
+def pool(num_prompt: int, max_tokens: int = 12, particles: int = 3, block: int = 4) -> Choice:
+    prompt, guidance = (
+        tuple(range(num_prompt)),
+        Guidance(1.0, (("v", 1.0),), rule=Smc(block, "policy", particles)),
+    )
+    lanes = tuple(Lane(list(prompt), index=i) for i in range(particles))
+    return Choice(Request("pool", prompt, SamplingParams(max_tokens=max_tokens), guidance), 0, lanes)
+
+
+def draw_block(scheduler: Scheduler, choice: Choice) -> list[Step]:
+    """Steps until all lanes stand still, each lane drawing tokens of its own."""
+    steps = []
+    while choice.can_draw:
+        step = scheduler.schedule()
+        scheduler.advance(step)
+        steps.append(step)
+        for row in step.rows:
+            if row.purpose is Purpose.DRAW:
+                row.lane.tokens.append(100 + row.lane.index)
+                row.lane.num_inflight -= 1
+    return steps
+
+
+def test_a_pool_computes_its_prompt_once_and_draws_in_all_lanes_up_to_the_block():
+    scheduler, choice = make(), pool(9)
+    scheduler.add([choice])
+    steps = draw_block(scheduler, choice)
+    assert sum(step.num_tokens for step in steps) == 8 + 3 * 4
+    assert [len(step.rows) for step in steps] == [1, 3, 3, 3, 3]
+    assert not scheduler.schedule().rows, "it stands still"
+    choice.is_measuring = True
+    step = scheduler.schedule()
+    assert [row.purpose for row in step.rows] == [Purpose.MEASURE] * 3
+    scheduler.advance(step)
+    assert not scheduler.schedule().rows, "its values are awaited"
+
+
+def test_lanes_go_on_as_their_parents_without_computing_what_those_have():
+    scheduler, choice = make(), pool(9)
+    scheduler.add([choice])
+    draw_block(scheduler, choice)
+    choice.is_measuring = True
+    scheduler.advance(scheduler.schedule())
+    scheduler.refork(choice, [1, 1, 1], 4)
+    assert [lane.tokens[9:] for lane in choice.lanes] == [[101] * 4] * 3
+    steps = draw_block(scheduler, choice)
+    assert [step.num_tokens for step in steps] == [3, 3, 3, 3]
+    assert len({lane.blocks[-1] for lane in choice.lanes}) == 3, "no two write to one block"
+    assert choice.lanes[0].blocks[0] == choice.lanes[2].blocks[0]
+    scheduler.settle(choice, choice.lanes[2])
+    scheduler.finish(choice)
+    assert scheduler.blocks.num_free == scheduler.blocks.num_usable
+    assert len(scheduler._free_slots) == scheduler.max_num_seqs
+
+
+def test_a_pool_is_preempted_as_a_whole_and_goes_on_with_its_tokens():
+    scheduler, choice = make(num_blocks=14), pool(9)
+    scheduler.add([choice])
+    draw_block(scheduler, choice)
+    scheduler._preempt(Step(), choice)
+    assert not any(lane.blocks or lane.slot is not None for lane in choice.lanes)
+    assert scheduler.blocks.num_free == scheduler.blocks.num_usable
+    choice.is_measuring = True
+    while choice.is_measuring:
+        scheduler.advance(scheduler.schedule())
+    assert all(lane.num_computed == 13 for lane in choice.lanes)
+
+
+def test_a_probing_lane_holds_its_scratch_blocks_from_admission_to_end():
+    scheduler = make(num_blocks=11)
+    first, second = choice("first", 5), choice("second", 5)
+    for each in (first, second):
+        each.lane.num_probes = 5
+        scheduler.add([each])
+    assert shape(run(scheduler)) == [("first", 5)], "two blocks and five, twice, are more than ten"
+    assert len({*first.lane.blocks, *first.lane.scratch}) == 7
+    while scheduler:
+        run(scheduler)
+    assert scheduler.blocks.num_free == scheduler.blocks.num_usable

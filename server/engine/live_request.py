@@ -1,0 +1,37 @@
+"""Live request: everything about a request that has not had its terminal event. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trimtab.server.engine.lane import Choice, Phase
+from trimtab.server.engine.population import Population
+from trimtab.server.engine.replies import Reply
+from trimtab.server.engine.request import Finished, Request
+from trimtab.server.engine.row_needs import RowNeeds
+
+
+@dataclass(slots=True, eq=False)
+class LiveRequest:
+    """population: of a rule with several sequences, until one of them is the reply."""
+
+    request: Request
+    choices: tuple[Choice, ...]
+    replies: tuple[Reply, ...]
+    needs: RowNeeds
+    head_weights: list[float]
+    seed: int
+    population: Population | None = None
+
+    @property
+    def is_done(self) -> bool:
+        return all(choice.phase is Phase.DONE for choice in self.choices)
+
+    def finished(self) -> Finished:
+        return Finished(
+            self.request.request_id,
+            num_prompt_tokens=len(self.request.prompt_token_ids),
+            num_cached_tokens=self.choices[0].num_cached_tokens,
+            num_completion_tokens=sum(len(reply.token_ids) for reply in self.replies),
+            num_computed_tokens=sum(choice.num_run_tokens for choice in self.choices),
+        )
