@@ -7,7 +7,7 @@ import math
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -26,7 +26,8 @@ from trimtab.server.engine.live_request import LiveRequest
 from trimtab.server.engine.model_runner import Hidden, ModelRunner
 from trimtab.server.engine.policy import ServedPolicy
 from trimtab.server.engine.population import Population
-from trimtab.server.engine.replies import Measured, Scores, new_replies
+from trimtab.server.engine.rejection import Race, Scores
+from trimtab.server.engine.replies import Measured, new_replies
 from trimtab.server.engine.request import (
     Aborted,
     EngineInfo,
@@ -150,7 +151,7 @@ class Engine:
             for i in range(1, request.sampling.n)
         ]
         choices = (leader, *others)
-        seed = request.sampling.seed
+        seed, rejection = request.sampling.seed, request.rejection
         replies = new_replies(request, self.policy.eos_token_ids, self.policy.text)
         live = LiveRequest(
             request,
@@ -159,6 +160,7 @@ class Engine:
             needs,
             self.bank.weights_row(guidance.heads if guidance.rule.tilts else ()),
             seed if seed is not None else secrets.randbits(64) - 2**63,
+            None if rejection is None else Race(rejection, choices),
         )
         if isinstance(guidance.rule, PoolRule):
             live.population = Population(replies[0], guidance, partial(_uniform, live.seed))
@@ -313,7 +315,11 @@ class Engine:
             lane.num_inflight -= 1
         self._pending_events.append(reply.push(token))
         if reply.finish_reason is not None:
-            self._close_reply(live, choice)
+            self._close(live, choice)
+        elif live.race is not None:
+            live.race.take(choice, len(reply.token_ids), token.value)
+        if live.race is not None:
+            self._reject(live, live.race.behind())
 
     def _grow(self, population: Population, row: Row, token: Measured) -> None:
         """One token of one lane of a pool; all are measured once none can draw any more."""
@@ -348,7 +354,7 @@ class Engine:
             self._pending_events.extend(population.particles[index].deltas)
             live.population = None
             self.scheduler.settle(choice, choice.lanes[index])
-            self._close_reply(live, choice)
+            self._close(live, choice)
 
     def _sift(self, live: LiveRequest, population: Population, choice: Choice) -> None:
         parents, rule = population.sift(), live.request.guidance.rule
@@ -361,13 +367,19 @@ class Engine:
                 self.runner.state.admit_lane(choice, lane, live.seed, live.head_weights, spent, parent)
         self._pending_events.extend(population.take_common())
 
-    def _close_reply(self, live: LiveRequest, choice: Choice) -> None:
+    def _close(self, live: LiveRequest, choice: Choice) -> None:
+        """The reply is complete; a reward part reads it once more."""
         if live.needs.judging or self._recorder is not None:
             # Recorded, a cut reply's last token is fed alone first: a step gives h at its last token only.
             if self._recorder is not None or not self._put_end(live, choice):
                 self.scheduler.begin_finishing(choice, list(choice.lane.tokens))
         else:
             self._complete(live, choice, ())
+
+    def _reject(self, live: LiveRequest, behind: Sequence[Choice]) -> None:
+        for choice in behind:
+            self._pending_events.append(live.replies[choice.index].reject())
+            self._finish(choice)
 
     def _put_end(self, live: LiveRequest, choice: Choice) -> bool:
         """Feeds the token that ends a reply to one that ended otherwise, once. Whether there is one."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from trimtab.server.engine.lane import Choice, Phase
 from trimtab.server.engine.population import Population
+from trimtab.server.engine.rejection import Race
 from trimtab.server.engine.replies import Reply
 from trimtab.server.engine.request import Finished, Request
 from trimtab.server.engine.row_needs import RowNeeds
@@ -21,6 +22,7 @@ class LiveRequest:
     needs: RowNeeds
     head_weights: list[float]
     seed: int
+    race: Race | None = None
     population: Population | None = None
 
     @property

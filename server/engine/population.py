@@ -12,7 +12,8 @@ from itertools import takewhile
 
 from trimtab.guidance.rules import PoolRule
 from trimtab.guidance.rules.pool import Standing
-from trimtab.server.engine.replies import Measured, Reply, Scores
+from trimtab.server.engine.rejection import Scores
+from trimtab.server.engine.replies import Measured, Reply
 from trimtab.server.engine.request import Delta, Guidance
 
 Uniform = Callable[[int], float]

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from trimtab.server.engine.detokenizer import Detokenizer, TextDecoder
+from trimtab.server.engine.rejection import Scores
 from trimtab.server.engine.request import (
     ChoiceDone,
     Delta,
@@ -17,8 +18,6 @@ from trimtab.server.engine.request import (
     Request,
     TokenRecord,
 )
-
-Scores = tuple[tuple[str, float], ...]
 
 
 @dataclass(slots=True)  # not frozen: made for every token of every row, in a third of the time
@@ -111,6 +110,11 @@ class Reply:
         if has_stopped:
             self.finish_reason = "stop"
         return text + self.stop.flush()
+
+    def reject(self) -> ChoiceDone:
+        """The reply ends here, unfinished: it fell behind."""
+        self.finish_reason = "rejected"
+        return self.done()
 
     def done(self, reward: Scores = ()) -> ChoiceDone:
         assert self.finish_reason is not None

@@ -27,7 +27,8 @@ MAX_REPETITION = 100.0  # and its inverse is the least
 MAX_STOPS = 64
 MAX_STOP_LENGTH = 256
 MAX_CACHE_SHARE = 0.5  # that one choice of several lanes may come to hold
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "rejected"]
+"""rejected: it fell behind the others of its request (see Rejection)."""
 FailureReason = Literal["failed", "shutdown"]
 
 
@@ -203,15 +204,38 @@ def _settled(number: float) -> float:
 
 
 @dataclass(frozen=True, slots=True)
+class Rejection:
+    """Speculative rejection (Sun et al., arXiv 2410.20290): choices of a request whose forecast falls behind
+    end early. After every `every` tokens those that still run are ranked by Σ wᵢ Vᵢ over the heads, in
+    standard units; the better `share` of them goes on, and so many that with those that have ended there are
+    `keep`.
+
+    weights: heads with a value part.
+    """
+
+    weights: tuple[tuple[str, float], ...]
+    every: int
+    share: float
+    keep: int
+
+    def __post_init__(self) -> None:
+        field = "speculative_rejection"
+        _check_integer(self.every, 1, 2**31 - 1, f"{field}.every", "at least 1")
+        _check_number(self.share, 0, 1, f"{field}.share", "above 0 and below 1")
+        _check(0 < self.share < 1, f"{field}.share", f"must be above 0 and below 1, got {shown(self.share)}")
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """end_token_id: put behind a reply that ended without one before it is judged; by default the policy's
-    own, of chats where it has a chat template."""
+    own, of chats where it has a chat template. rejection: ends choices that fall behind the others."""
 
     request_id: str
     prompt_token_ids: tuple[int, ...]
     sampling: SamplingParams = field(default_factory=SamplingParams)
     guidance: Guidance = field(default_factory=Guidance)
     end_token_id: int | None = None
+    rejection: Rejection | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -390,6 +414,9 @@ def check_request(request: Request, info: EngineInfo) -> None:
     _check(highest <= last, "logit_bias", f"token ids must be 0…{last}, got {highest}")
     _check_heads(request.guidance, info.heads)
     _check_rule(request, info)
+    measured = {head.name for head in info.heads if head.has_value} & {n for n, _ in request.guidance.heads}
+    for name, _ in request.rejection.weights if request.rejection else ():
+        _check(name in measured, "speculative_rejection", f"no value of head '{name}' is measured")
 
 
 def _check_lengths(request: Request, limit: int) -> None:
@@ -478,7 +505,7 @@ def _blocks_of(request: Request, block_size: int) -> int:
 
 def _check_pool(request: Request) -> None:
     sampling, rule = request.sampling, request.guidance.rule
-    _check(sampling.n == 1, "n", f"must be 1 with rule {rule.kind}, which returns one reply")
+    _check(sampling.n == 1, "n", f"must be 1 with rule {rule.kind}, which returns one reply; leave best_of out")
     what = f"must be above 0 with rule {rule.kind}, whose sequences are one and the same at 0"
     _check(sampling.temperature > 0, "temperature", what)
     is_exact = sampling.temperature == 1 and not sampling.truncates
