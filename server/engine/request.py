@@ -505,7 +505,8 @@ def _blocks_of(request: Request, block_size: int) -> int:
 
 def _check_pool(request: Request) -> None:
     sampling, rule = request.sampling, request.guidance.rule
-    _check(sampling.n == 1, "n", f"must be 1 with rule {rule.kind}, which returns one reply; leave best_of out")
+    what = f"must be 1 with rule {rule.kind}, which returns one reply; leave best_of out, too"
+    _check(sampling.n == 1, "n", what)
     what = f"must be above 0 with rule {rule.kind}, whose sequences are one and the same at 0"
     _check(sampling.temperature > 0, "temperature", what)
     is_exact = sampling.temperature == 1 and not sampling.truncates
