@@ -5,15 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny_models import SIZES, save_random_model
+from tiny_models import SIZES, save_random_head, save_random_model
 from transformers import Gemma2Config, MistralConfig, PhimoeConfig
 
 from trimtab.guidance.heads.bank import HeadBank
+from trimtab.guidance.rules import Lookahead
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.fused_layers import fuse_layers
 from trimtab.server.engine.policy import load_served
-from trimtab.server.engine.request import Completion, Request, SamplingParams
+from trimtab.server.engine.request import Completion, Guidance, Request, SamplingParams
 from trimtab.server.rollouts.sample import sample
 
 
@@ -92,3 +93,17 @@ def test_fused_layers_over_the_paged_cache_give_the_tokens_of_sdpa(tmp_path: Pat
     for mine, other in zip(ours, theirs, strict=True):
         expected = [token.logprob for token in other.tokens]
         assert [token.logprob for token in mine.tokens] == pytest.approx(expected, abs=1e-4)
+
+
+def test_more_probes_than_slots_attend_as_by_sdpa(folder: Path, tmp_path: Path) -> None:
+    head = save_random_head(tmp_path, folder, "kind", "lowrank")
+    guidance = Guidance(1.0, (("kind", 1.0),), rule=Lookahead(5))
+    sampling = SamplingParams(max_tokens=1, seed=1, ignore_eos=True)
+    replies = []
+    for attention in ("triton", "sdpa"):
+        config = EngineConfig(folder, (head,), block_size=8, max_num_seqs=3, attention=attention)  # type: ignore[arg-type]
+        engine = Engine.from_config(config)
+        replies.append(sample(engine, [Request("one", tuple(range(40, 45)), sampling, guidance)])[0])
+    ours, theirs = replies
+    assert ours.token_ids == theirs.token_ids
+    assert ours.summary.kl == pytest.approx(theirs.summary.kl, abs=1e-3)
