@@ -82,17 +82,16 @@ class Engine:
     @property
     def info(self) -> EngineInfo:
         bank = self.bank
-        heads = zip(
-            bank.names, bank.has_advantage, bank.has_value, bank.has_reward, bank.manifests, strict=True
-        )
+        parts = (bank.has_advantage, bank.has_value, bank.has_reward)
+        heads = zip(bank.names, *parts, bank.manifests, bank.value_per_advantage, strict=True)
         return EngineInfo(
             model_name=self.policy.name,
             max_model_len=self._max_model_len,
             vocab_size=self.policy.vocab_size,
             eos_token_ids=self.policy.eos_token_ids,
             heads=tuple(
-                HeadInfo(name, a, v, r, manifest.trained_on, manifest.rows)
-                for name, a, v, r, manifest in heads
+                HeadInfo(name, a, v, r, manifest.trained_on, manifest.rows, slope)
+                for name, a, v, r, manifest, slope in heads
             ),
             created=int(time.time()),
         )

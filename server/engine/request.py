@@ -7,10 +7,14 @@ adding a transport and nothing else.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Literal
+
+from trimtab.guidance.controllers.base import Controller, HeadFacts
+from trimtab.guidance.errors import ControllerError
 
 MAX_STRENGTH = 10.0
 MIN_STRENGTH = 1e-6  # what lies below moves no fp32 logit, and counts as 0
@@ -164,11 +168,15 @@ ROW_FLOATS = (
 @dataclass(frozen=True, slots=True)
 class Guidance:
     """Which heads steer, how hard. Strength 0 measures the named heads and steers nothing; a strength or
-    weight below MIN_STRENGTH counts as 0."""
+    weight below MIN_STRENGTH counts as 0.
+
+    controllers: what lessens the strength from token to token, at most one of a kind.
+    """
 
     strength: float = 0.0
     heads: tuple[tuple[str, float], ...] = ()
     trace: bool = False
+    controllers: tuple[Controller, ...] = ()
 
     def __post_init__(self) -> None:
         allowed = f"a number in -{MAX_STRENGTH:g}…{MAX_STRENGTH:g}"
@@ -177,6 +185,8 @@ class Guidance:
             _check_number(weight, -MAX_STRENGTH, MAX_STRENGTH, f"guidance.heads.{name}", allowed)
         names = [name for name, _ in self.heads]
         _check(len(set(names)) == len(names), "guidance.heads", "names a head twice")
+        kinds = set(map(type, self.controllers))
+        _check(len(kinds) == len(self.controllers), "guidance", "holds two controllers of one kind")
         object.__setattr__(self, "strength", _settled(self.strength))
         object.__setattr__(self, "heads", tuple((name, _settled(weight)) for name, weight in self.heads))
 
@@ -331,7 +341,8 @@ TERMINAL = (Finished, Aborted, Failed)
 
 @dataclass(frozen=True, slots=True)
 class HeadInfo:
-    """rows: as what its training read prompts, chats or texts; None where that was not recorded."""
+    """rows: as what its training read prompts, chats or texts; None where that was not recorded.
+    value_per_advantage: see AdvantagePart; a head can hold a target where it is above 0."""
 
     name: str
     has_advantage: bool
@@ -339,6 +350,7 @@ class HeadInfo:
     has_reward: bool
     trained_on: str
     rows: str | None = None
+    value_per_advantage: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,6 +376,7 @@ def check_request(request: Request, info: EngineInfo) -> None:
     highest = max((token for token, _ in request.sampling.logit_bias), default=0)
     _check(highest <= last, "logit_bias", f"token ids must be 0…{last}, got {highest}")
     _check_heads(request.guidance, info.heads)
+    _check_controllers(request.guidance, info.heads)
 
 
 def _check_lengths(request: Request, limit: int) -> None:
@@ -402,3 +415,23 @@ def _check_heads(guidance: Guidance, heads: Sequence[HeadInfo]) -> None:
         _check(bool(loaded), "guidance.strength", "no head is loaded; start the server with --heads FOLDER")
         what = f"name at least one head, or set strength 0; loaded heads: {names}"
         raise InvalidRequestError(what, "guidance.heads")
+
+
+def _check_controllers(guidance: Guidance, heads: Sequence[HeadInfo]) -> None:
+    weights = dict(guidance.heads)
+    facts = {
+        head.name: HeadFacts(index, weights.get(head.name, 0.0), head.has_value, head.value_per_advantage)
+        for index, head in enumerate(heads)
+    }
+    with naming_controllers():
+        for controller in guidance.controllers:
+            controller.check(facts)
+
+
+@contextmanager
+def naming_controllers() -> Iterator[None]:
+    """Within, what a controller refuses is a field of the request's guidance."""
+    try:
+        yield
+    except ControllerError as error:
+        raise InvalidRequestError(error.problem, f"guidance.{error.key}") from error
