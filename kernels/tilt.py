@@ -152,6 +152,8 @@ def _reference(
     kl_cap, lift = off if kl_cap is None else kl_cap, off if lift is None else lift
     b = strength.abs().masked_fill_((advantage_row < 0) | (kl_cap <= 0) | (lift <= 0), 0)
     rows = ((b > 0) & (torch.minimum(kl_cap, lift) < torch.inf)).nonzero()[:, 0]
+    if len(rows) == 1:  # alone its sums would be split among threads, and end on other bits
+        rows = rows.expand(2)
     if len(rows):
         z, source = logits[rows], advantage_row[rows]
         base = base_statistics(z, advantage, source, backend="reference")
