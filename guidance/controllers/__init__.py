@@ -6,7 +6,7 @@ of a head, and a line here; the API gives it a field of its name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from typing import Any
 
@@ -88,11 +88,23 @@ def parse_controllers(text: str) -> dict[str, Any]:
         keys = keys_of(CONTROLLERS[name]) if name in CONTROLLERS else (name,)
         values = [_parsed(part.strip()) for part in value.split(":")]
         if not sign or len(values) > len(keys):
-            raise ControllerError(name, f"write {name}={':'.join(key.upper() for key in keys)}")
+            raise ControllerError(name, f"write {_spelling(name, keys)}")
         if name in found:
             raise ControllerError(name, "given twice")
         found[name] = values[0] if keys == (name,) else dict(zip(keys, values, strict=False))
     return found
+
+
+def spellings() -> tuple[str, ...]:
+    """What parse_controllers reads, each setting once: `max_kl=MAX_KL`, `target=HEAD:VALUE`, …"""
+    return (
+        *(_spelling(name, keys_of(kind)) for name, kind in CONTROLLERS.items()),
+        _spelling(HORIZON, (HORIZON,)),
+    )
+
+
+def _spelling(name: str, keys: Sequence[str]) -> str:
+    return f"{name}={':'.join(key.upper() for key in keys)}"
 
 
 def _parsed(text: str) -> Any:

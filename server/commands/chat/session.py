@@ -9,17 +9,17 @@ from typing import Any
 
 import httpx
 
-from trimtab.guidance.controllers import parse_controllers, read_controllers
+from trimtab.guidance.controllers import parse_controllers, read_controllers, spellings
 from trimtab.guidance.errors import ControllerError, UserError
 from trimtab.server.flags import parse_number, parse_weights
 
 Json = dict[str, Any]
-HELP = """\
+HELP = f"""\
 /strength 2               how hard the heads steer: 0 is the plain model, negative is away from
 /heads kind=1,concise=0.5 which heads steer, with weights; /heads alone goes back to the server's default
-/control max_kl=0.05      what lessens the strength from token to token, of max_kl=NATS, kl_budget=NATS,
-                          target=HEAD:VALUE, schedule=KIND:TOKENS, entropy_gate=NATS, horizon=TOKENS, with
-                          commas between; /control alone takes it off
+/control max_kl=0.05      what lessens the strength from token to token: one or more of
+                          {",".join(spellings())}
+                          /control alone takes it off
 /reset                    forget the conversation
 /help                     this list
 /quit                     leave (or Ctrl-D); Ctrl-C stops a reply"""
