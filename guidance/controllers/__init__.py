@@ -14,6 +14,7 @@ from trimtab.guidance.controllers.base import Controller
 from trimtab.guidance.controllers.entropy_gate import EntropyGate
 from trimtab.guidance.controllers.kl_budget import KLBudget
 from trimtab.guidance.controllers.max_kl import MaxKL
+from trimtab.guidance.controllers.on import On
 from trimtab.guidance.controllers.schedule import Schedule
 from trimtab.guidance.controllers.target import Target
 from trimtab.guidance.errors import ControllerError
@@ -24,6 +25,7 @@ CONTROLLERS: dict[str, type[Controller]] = {
     "target": Target,
     "schedule": Schedule,
     "entropy_gate": EntropyGate,
+    "on": On,
 }
 HORIZON = "horizon"
 """The one setting that stands beside the controllers, for all of them that look ahead."""

@@ -41,7 +41,8 @@ class RowState:
     strength: f64, the request's. num_drawn: f64, t, tokens that the reply has. num_left: f64, max_tokens − t,
     at least 1. spent: f64, nats of the reply so far.
     values: f32[R, H], the unguided V(s) in standard units; nan of heads that the request does not name, and
-    None where no row is measured. entropy: f32, nats of the base; None where no controller reads it.
+    None where no row is measured. entropy: f32, nats of the base; None where no controller reads it. reasons:
+    bool, whether the token is drawn within the reasoning; None where no controller reads it.
     """
 
     strength: Tensor
@@ -50,6 +51,7 @@ class RowState:
     spent: Tensor
     values: Tensor | None = None
     entropy: Tensor | None = None
+    reasons: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +76,13 @@ class Controller(ABC):
 
     __slots__ = ()
     READS_ENTROPY: ClassVar[bool] = False
+    READS_PART: ClassVar[bool] = False
 
     def check(self, heads: Heads) -> None:  # noqa: B027 (most need no head)
         """Raise ControllerError for what the loaded heads, as the request weighs them, cannot do."""
+
+    def check_model(self, can_reason: bool) -> None:  # noqa: B027 (most work with any model)
+        """Raise ControllerError for what the model cannot do. can_reason: it thinks between tags."""
 
     @abstractmethod
     def numbers(self, heads: Heads) -> tuple[float, ...]:

@@ -125,6 +125,7 @@ class GuidanceFields(StrictModel):
     horizon: int | None = None
     schedule: ScheduleFields | None = None
     entropy_gate: float | None = None
+    on: Literal["all", "reasoning", "answer"] | None = None
 
     @property
     def controllers(self) -> dict[str, Any]:

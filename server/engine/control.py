@@ -31,12 +31,14 @@ class _Controlled:
 @dataclass(frozen=True, slots=True)
 class Drawing:
     """What controllers read of B rows that draw: the strengths f32[B] that were asked for, the positions
-    i64[B] that are drawn, the nats f64[B] that were spent, and the values f32[B, H], None where none is
-    measured. z: f32[B, V] of the base, advantage f32[G, V] and advantage_row i64[B], see solve_tilt."""
+    i64[B] that are drawn, the nats f64[B] that were spent, whether reasoning is drawn, bool[B], and
+    the values f32[B, H], None where none is measured. z: f32[B, V] of the base, advantage f32[G, V] and
+    advantage_row i64[B], see solve_tilt."""
 
     strength: Tensor
     positions: Tensor
     spent: Tensor
+    reasons: Tensor
     values: Tensor | None
     z: Tensor
     advantage: Tensor
@@ -101,6 +103,7 @@ def _state(each: _Controlled, drawing: Drawing, entropy: Tensor | None) -> RowSt
         spent=pick(drawing.spent),
         values=None if drawing.values is None else pick(drawing.values),
         entropy=None if entropy is None else pick(entropy),
+        reasons=pick(drawing.reasons) if each.kind.READS_PART else None,
     )
 
 

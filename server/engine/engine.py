@@ -94,6 +94,7 @@ class Engine:
                 for name, a, v, r, manifest, slope in heads
             ),
             created=int(time.time()),
+            can_reason=self.policy.tags is not None,
         )
 
     @property
@@ -146,7 +147,7 @@ class Engine:
         return LiveRequest(
             request,
             choices,
-            new_replies(request, self.policy.eos_token_ids, self.policy.text),
+            new_replies(request, self.policy.eos_token_ids, self.policy.text, self.policy.tags),
             needs,
             self.bank.weights_row(request.guidance.heads),
             seed if seed is not None else secrets.randbits(64) - 2**63,
@@ -198,8 +199,11 @@ class Engine:
             if live is None:  # another choice of it has just failed here
                 continue
             try:
-                spent_kl = live.replies[choice.index].kl
-                self.runner.state.admit(choice, live.seed, live.head_weights, spent_kl)
+                spent_kl, tags = live.replies[choice.index].kl, self.policy.tags
+                reasons = (
+                    live.needs.reads_part and tags is not None and tags.reasons_after(choice.lane.tokens)
+                )
+                self.runner.state.admit(choice, live.seed, live.head_weights, spent_kl, reasons)
             except Exception as error:
                 self._contain(error, (choice.request.request_id,))
         step.rows = [row for row in step.rows if row.choice.phase is not Phase.DONE]

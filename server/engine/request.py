@@ -213,6 +213,7 @@ class TokenTrace:
 
     value: per head, in standard units of the policy's own replies, before this token.
     kl: nats of the tilt from the base. entropy: nats of the base.
+    part: reasoning or answer, of a model that thinks between tags.
     base_top: the three tokens the base preferred, with log-probabilities.
     """
 
@@ -223,6 +224,7 @@ class TokenTrace:
     base_logprob: float
     flip: bool
     base_top: tuple[tuple[int, float], ...]
+    part: str | None = None
 
 
 @dataclass(slots=True)  # not frozen: made for every token of every row, in a third of the time
@@ -236,15 +238,25 @@ class TokenRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class StepValue:
+    """What a step of the reasoning came to: per head, V after `num_tokens` tokens of the reply."""
+
+    num_tokens: int
+    value: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class GuidanceSummary:
     """Of one choice. kl: nats over the reply. value, reward: per named head, in standard units; a head
-    without the part has no entry. flips: tokens at which the tilt's argmax differed from the base's."""
+    without the part has no entry. flips: tokens at which the tilt's argmax differed from the base's. steps:
+    of the reasoning, where a trace was asked for."""
 
     kl: float
     mean_strength: float
     value: tuple[tuple[str, float], ...]
     reward: tuple[tuple[str, float], ...]
     flips: int
+    steps: tuple[StepValue, ...] = ()
 
 
 @dataclass(slots=True)  # not frozen: made for every token of every row, in a third of the time
@@ -355,7 +367,8 @@ class HeadInfo:
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """max_model_len: tokens of prompt and reply together. created: Unix seconds."""
+    """max_model_len: tokens of prompt and reply together. created: Unix seconds. can_reason: the model thinks
+    between tags that are known."""
 
     model_name: str
     max_model_len: int
@@ -363,6 +376,7 @@ class EngineInfo:
     eos_token_ids: tuple[int, ...]
     heads: tuple[HeadInfo, ...]
     created: int
+    can_reason: bool = False
 
 
 def check_request(request: Request, info: EngineInfo) -> None:
@@ -376,7 +390,7 @@ def check_request(request: Request, info: EngineInfo) -> None:
     highest = max((token for token, _ in request.sampling.logit_bias), default=0)
     _check(highest <= last, "logit_bias", f"token ids must be 0…{last}, got {highest}")
     _check_heads(request.guidance, info.heads)
-    _check_controllers(request.guidance, info.heads)
+    _check_controllers(request.guidance, info)
 
 
 def _check_lengths(request: Request, limit: int) -> None:
@@ -417,15 +431,16 @@ def _check_heads(guidance: Guidance, heads: Sequence[HeadInfo]) -> None:
         raise InvalidRequestError(what, "guidance.heads")
 
 
-def _check_controllers(guidance: Guidance, heads: Sequence[HeadInfo]) -> None:
+def _check_controllers(guidance: Guidance, info: EngineInfo) -> None:
     weights = dict(guidance.heads)
     facts = {
         head.name: HeadFacts(index, weights.get(head.name, 0.0), head.has_value, head.value_per_advantage)
-        for index, head in enumerate(heads)
+        for index, head in enumerate(info.heads)
     }
     with naming_controllers():
         for controller in guidance.controllers:
             controller.check(facts)
+            controller.check_model(info.can_reason)
 
 
 @contextmanager

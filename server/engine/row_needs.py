@@ -53,6 +53,11 @@ class RowNeeds:
             trace=guidance.trace,
         )
 
+    @property
+    def reads_part(self) -> bool:
+        """Whether it matters if a token is part of the reasoning."""
+        return any(kind.READS_PART for kind in self.controls)
+
 
 def _controls(request: Request, bank: HeadBank) -> dict[type[Controller], tuple[float, ...]]:
     """Behind the lengths of the prompt and of the longest reply, the controller's own numbers."""
@@ -111,6 +116,10 @@ class BatchNeeds:
             any_greedy=any(need.is_greedy for need in needs),
             any_sampled=not all(need.is_greedy for need in needs),
         )
+
+    @property
+    def reads_part(self) -> bool:
+        return any(kind.READS_PART for kind in self.controlled)
 
     @property
     def needs_logits(self) -> bool:

@@ -142,6 +142,8 @@ class Sampler:
             self._state.counts.add(
                 roster.penalised.counted, entries, drawn.index_select(0, roster.penalised.rows)
             )
+        if roster.needs.reads_part:
+            self._follow(drawn, draws)
         if roster.needs.guided:
             self._state.spent_kl.index_add_(0, draws.slots, draw.kl.double())
         return self._measure(draw, scores, values, beta, roster)
@@ -286,10 +288,17 @@ class Sampler:
         assert beta is not None
         assert scores.advantage is not None
         assert scores.advantage_row is not None
-        spent = self._state.spent_kl.index_select(0, draws.slots)
-        return roster.control.strength(
-            Drawing(beta, draws.positions, spent, values, scores.z, scores.advantage, scores.advantage_row)
-        )
+        spent, reasons = (x.index_select(0, draws.slots) for x in (self._state.spent_kl, self._state.reasons))
+        columns = (scores.z, scores.advantage, scores.advantage_row)
+        return roster.control.strength(Drawing(beta, draws.positions, spent, reasons, values, *columns))
+
+    def _follow(self, drawn: Tensor, draws: DrawInputs) -> None:
+        """Rows enter and leave their reasoning."""
+        tags = self._policy.tags
+        if tags is not None:
+            reasons = self._state.reasons.index_select(0, draws.slots)
+            after = (drawn == tags.opening) | (reasons & (drawn != tags.closing))
+            self._state.reasons.index_copy_(0, draws.slots, after)
 
     def _draw(self, scores: _Scores, draws: DrawInputs, roster: _Roster, beta: Tensor | None) -> GuidedDraw:
         return self._guided_logits(

@@ -46,6 +46,8 @@ class StepState:
     is fed come with it from the host.
     spent_kl: f64[S + 1], nats of each slot's reply so far: the very sum that the host keeps of it, so that a
     reply goes on after a preemption as if there had been none.
+    reasons: bool[S + 1], whether a slot's next token is drawn within the reasoning; kept for the rows that a
+    controller asks it of.
     memories: f32[S + 1, size] of each head, what its value remembers of each slot's reply: 0 before the first
     state. size is 0 of a head without a memory.
     counts, biases: what penalties and logit_bias of the slots that have any go by.
@@ -73,12 +75,20 @@ class StepState:
         self._ints = torch.zeros(len(INTS), num_slots, dtype=torch.long, device=device)
         self._floats = torch.zeros(len(FLOATS) + num_heads, num_slots, device=device)
         self.spent_kl = torch.zeros(num_slots, dtype=torch.float64, device=device)
+        self.reasons = torch.zeros(num_slots, dtype=torch.bool, device=device)
         self.memories = tuple(torch.zeros(num_slots, size, device=device) for size in memory_sizes)
         self.counts, self.biases = TokenCounts(device), RowBias(device)
         self.version = 0
         self._admissions: dict[int, _Admission] = {}
 
-    def admit(self, choice: Choice, seed: int, head_weights: Sequence[float], spent_kl: float) -> None:
+    def admit(
+        self,
+        choice: Choice,
+        seed: int,
+        head_weights: Sequence[float],
+        spent_kl: float,
+        reasons: bool = False,
+    ) -> None:
         """Note everything that a step needs about a choice, for its lanes' slots."""
         sampling = choice.request.sampling
         ints = (seed, choice.index, *(getattr(sampling, name) for name in ROW_INTS))
@@ -87,6 +97,7 @@ class StepState:
             choice.request.guidance.strength,
             *head_weights,
             spent_kl,
+            float(reasons),
         )
         for lane in choice.lanes:
             assert lane.slot is not None
@@ -124,9 +135,10 @@ class StepState:
         for memory in self.memories:
             if memory.shape[1]:
                 memory.index_fill_(0, arrived[2], 0.0)
-        settings = arrived[4].view(torch.float64).view(len(self._floats) + 1, -1)
-        self._floats.index_copy_(1, arrived[2], settings[:-1].float())
-        self.spent_kl.index_copy_(0, arrived[2], settings[-1])
+        settings = arrived[4].view(torch.float64).view(len(self._floats) + 2, -1)
+        self._floats.index_copy_(1, arrived[2], settings[:-2].float())
+        self.spent_kl.index_copy_(0, arrived[2], settings[-2])
+        self.reasons.index_copy_(0, arrived[2], settings[-1] > 0)
 
     def _write_blocks(self, places: Tensor, blocks: Tensor) -> None:
         self.block_tables.view(-1).index_copy_(0, places, blocks)

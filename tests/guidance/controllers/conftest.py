@@ -22,11 +22,14 @@ def limits_of() -> Callable[..., Limits]:
         spent: float = 0.0,
         value: float = 0.0,
         entropy: float = 1.0,
+        reasons: bool = False,
     ) -> Limits:
         scalars = (strength, drawn, left, spent)
         columns = [torch.tensor([float(x)], dtype=torch.float64) for x in scalars]
         values, entropies = torch.tensor([[-value, value]]), torch.tensor([entropy])
         numbers = [torch.tensor([x], dtype=torch.float64) for x in controller.numbers(HEADS)]
-        return controller.limits(numbers, RowState(*columns, values=values, entropy=entropies))
+        return controller.limits(
+            numbers, RowState(*columns, values=values, entropy=entropies, reasons=torch.tensor([reasons]))
+        )
 
     return limits

@@ -12,6 +12,7 @@ from trimtab.guidance.controllers.base import Controller
 from trimtab.guidance.controllers.entropy_gate import EntropyGate
 from trimtab.guidance.controllers.kl_budget import KLBudget
 from trimtab.guidance.controllers.max_kl import MaxKL
+from trimtab.guidance.controllers.on import On
 from trimtab.guidance.controllers.schedule import Schedule
 from trimtab.guidance.controllers.target import Target
 from trimtab.guidance.errors import ControllerError
@@ -23,8 +24,9 @@ EVERY = {
     "target": {"head": "kind", "value": 1.0},
     "schedule": {"kind": "warmup", "tokens": 3},
     "entropy_gate": 0.5,
+    "on": "answer",
 }
-LINE = "max_kl=0.1,kl_budget=2,target=kind:1.0,schedule=warmup:3,entropy_gate=0.5"
+LINE = "max_kl=0.1,kl_budget=2,target=kind:1.0,schedule=warmup:3,entropy_gate=0.5,on=answer"
 
 
 @pytest.mark.parametrize("name", CONTROLLERS)
@@ -44,7 +46,14 @@ def test_the_api_has_no_field_that_no_controller_reads():
 
 
 def test_all_of_them_are_read_in_one_order_and_the_horizon_goes_to_those_who_look_ahead():
-    found = (MaxKL(0.1), KLBudget(2), Target("kind", 1.0), Schedule("warmup", 3), EntropyGate(0.5))
+    found = (
+        MaxKL(0.1),
+        KLBudget(2),
+        Target("kind", 1.0),
+        Schedule("warmup", 3),
+        EntropyGate(0.5),
+        On("answer"),
+    )
     assert read_controllers(EVERY) == read_controllers(dict(reversed(EVERY.items()))) == found
     ahead = read_controllers({**EVERY, "horizon": 8})
     assert (ahead[1], ahead[2]) == (KLBudget(2, 8), Target("kind", 1.0, 8))
@@ -100,6 +109,8 @@ def test_a_line_that_cannot_be_read_is_refused_by_the_name_of_its_key(line: str,
         ({"schedule": {}}, "schedule.kind"),
         ({"max_kl": {"max_kl": 1}}, "max_kl"),
         ({"rule": "tilt"}, "rule"),
+        ({"on": "thoughts"}, "on"),
+        ({"on": 1}, "on"),
     ],
 )
 def test_an_object_of_another_shape_is_refused_by_the_name_of_its_key(given: dict[str, object], key: str):
