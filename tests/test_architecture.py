@@ -41,6 +41,7 @@ GUIDANCE = {
     "gguf": ("errors", "files"),
     "model_names": ("errors", "gguf"),
     "losses": (),
+    "controllers": ("errors",),
     "heads": _BASE,
     "policy": ("errors", "text", "locate", "model_names", "heads"),
     "data": (*_BASE, "heads", "policy"),
@@ -69,7 +70,7 @@ OTHER_PARTS = {
     "guidance": ("kernels",),
     "guidance/losses": (),
     "server": ("kernels", "guidance"),
-    "server/api": ("guidance/errors", "guidance/text"),
+    "server/api": ("guidance/errors", "guidance/text", "guidance/controllers"),
     "benchmarks": _ALL_BUT_COMMANDS,
     "examples": _ALL_BUT_COMMANDS,
 }

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from trimtab.guidance.controllers import CONTROLLERS, HORIZON
 from trimtab.server.engine.request import InvalidRequestError
 
 MAX_PROMPTS = 2048
@@ -93,22 +94,43 @@ class StreamOptions(StrictModel):
     include_usage: bool | None = None
 
 
-class GuidanceFields(StrictModel):
-    """The `guidance` object: which heads steer this request, and how hard."""
+class TargetFields(StrictModel):
+    """See trimtab.guidance.controllers.target."""
 
-    UNSUPPORTED = {
-        "max_kl": (),
-        "kl_budget": (),
-        "target": (),
-        "horizon": (),
-        "schedule": (),
-        "entropy_gate": (),
-        "rule": ("tilt",),
-    }
+    head: UnicodeText
+    value: float
+
+
+class ScheduleFields(StrictModel):
+    """See trimtab.guidance.controllers.schedule."""
+
+    kind: Literal["constant", "warmup", "decay"]
+    tokens: int | None = None
+
+
+class GuidanceFields(StrictModel):
+    """The `guidance` object: which heads steer this request, how hard, and what controls it.
+
+    A controller has a field of its name in trimtab.guidance.controllers.CONTROLLERS.
+    """
+
+    UNSUPPORTED = {"rule": ("tilt",)}
 
     strength: float | None = None
     heads: dict[str, float] | None = None
     trace: bool | None = None
+    max_kl: float | None = None
+    kl_budget: float | None = None
+    target: TargetFields | None = None
+    horizon: int | None = None
+    schedule: ScheduleFields | None = None
+    entropy_gate: float | None = None
+    on: Literal["all", "reasoning", "answer"] | None = None
+
+    @property
+    def controllers(self) -> dict[str, Any]:
+        """Settings as read_controllers takes them; empty where no controller is asked for."""
+        return self.model_dump(include={*CONTROLLERS, HORIZON}, exclude_none=True)
 
 
 class MajorityFields(StrictModel):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
+from trimtab.guidance.controllers import read_controllers
 from trimtab.guidance.errors import ChatTemplateError
 from trimtab.guidance.text.message import template_role
 from trimtab.guidance.text.render import encode_chat
@@ -25,6 +26,7 @@ from trimtab.server.engine.request import (
     Guidance,
     InvalidRequestError,
     SamplingParams,
+    naming_controllers,
     shown,
 )
 
@@ -106,19 +108,21 @@ Heads = tuple[tuple[str, float], ...]
 
 
 def resolve_guidance(fields: GuidanceFields | None, config: ApiConfig, info: EngineInfo) -> Guidance:
-    """No object: the server's default. Left-out heads: the default head. Left-out strength: 1 if another
-    steering key is given, else the server's default. Nothing merges with anything else.
+    """No object: the server's default. Left-out heads: the default head. Left-out strength: 1 if heads or a
+    controller are given, else the server's default. Nothing merges with anything else.
 
     config: resolved. Raises InvalidRequestError for a number out of range, and for heads that are neither
     named nor to be had by default.
     """
     if fields is None:
         return Guidance(config.default_strength, _weigh(config.default_head))
+    with naming_controllers():
+        controllers = read_controllers(fields.controllers)
     strength = fields.strength
     if strength is None:
-        strength = config.default_strength if fields.heads is None else 1.0
+        strength = config.default_strength if fields.heads is None and not controllers else 1.0
     heads = _default_heads(config, info) if fields.heads is None else tuple(fields.heads.items())
-    return Guidance(strength, heads, bool(fields.trace))
+    return Guidance(strength, heads, bool(fields.trace), controllers)
 
 
 def _weigh(head: str | None) -> Heads:

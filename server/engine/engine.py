@@ -83,19 +83,19 @@ class Engine:
     @property
     def info(self) -> EngineInfo:
         bank = self.bank
-        heads = zip(
-            bank.names, bank.has_advantage, bank.has_value, bank.has_reward, bank.manifests, strict=True
-        )
+        parts = (bank.has_advantage, bank.has_value, bank.has_reward)
+        heads = zip(bank.names, *parts, bank.manifests, bank.value_per_advantage, strict=True)
         return EngineInfo(
             model_name=self.policy.name,
             max_model_len=self._max_model_len,
             vocab_size=self.policy.vocab_size,
             eos_token_ids=self.policy.eos_token_ids,
             heads=tuple(
-                HeadInfo(name, a, v, r, manifest.trained_on, manifest.rows)
-                for name, a, v, r, manifest in heads
+                HeadInfo(name, a, v, r, manifest.trained_on, manifest.rows, slope)
+                for name, a, v, r, manifest, slope in heads
             ),
             created=int(time.time()),
+            can_reason=self.policy.tags is not None,
         )
 
     @property
@@ -148,7 +148,7 @@ class Engine:
         return LiveRequest(
             request,
             choices,
-            new_replies(request, self.policy.eos_token_ids, self.policy.text),
+            new_replies(request, self.policy.eos_token_ids, self.policy.text, self.policy.tags),
             needs,
             self.bank.weights_row(request.guidance.heads),
             seed if seed is not None else secrets.randbits(64) - 2**63,
@@ -201,8 +201,11 @@ class Engine:
             if live is None:  # another choice of it has just failed here
                 continue
             try:
-                spent_kl = live.replies[choice.index].kl
-                self.runner.state.admit(choice, live.seed, live.head_weights, spent_kl)
+                spent_kl, tags = live.replies[choice.index].kl, self.policy.tags
+                reasons = (
+                    live.needs.reads_part and tags is not None and tags.reasons_after(choice.lane.tokens)
+                )
+                self.runner.state.admit(choice, live.seed, live.head_weights, spent_kl, reasons)
             except Exception as error:
                 self._contain(error, (choice.request.request_id,))
         step.rows = [row for row in step.rows if row.choice.phase is not Phase.DONE]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from trimtab.server.engine.detokenizer import Detokenizer, TextDecoder
 from trimtab.server.engine.lane import Choice, Phase
 from trimtab.server.engine.rejection import Race, Scores
+from trimtab.server.engine.reasoning import ReasoningFollower, Tags
 from trimtab.server.engine.request import (
     ChoiceDone,
     Delta,
@@ -40,7 +41,8 @@ class Measured:
 
 @dataclass(slots=True)
 class Reply:
-    """eos_token_ids: tokens that end any reply. stop_ids: those that the request's `stop` names."""
+    """eos_token_ids: tokens that end any reply. stop_ids: those that the request's `stop` names. reasoning:
+    follows the reply where a trace was asked for."""
 
     request: Request
     index: int
@@ -48,6 +50,7 @@ class Reply:
     stop_ids: Collection[int]
     detokenizer: Detokenizer
     stop: StopMatcher
+    reasoning: ReasoningFollower | None = None
     token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     kl: float = 0.0
@@ -55,6 +58,7 @@ class Reply:
     _flips: int = 0
     _value: Scores = ()
     _length: int = 0
+    _piece: str = ""
 
     @property
     def ended_with_eos(self) -> bool:
@@ -69,6 +73,9 @@ class Reply:
         self._flips += measured.flip
         self._value = measured.value
         text, offset = self._read(token_id)
+        if self.reasoning is not None and measured.record.trace is not None:
+            part = self.reasoning.take(token_id, self._piece, measured.value)
+            measured.record.trace = replace(measured.record.trace, part=part)
         if self.finish_reason is None and len(self.token_ids) >= self.request.sampling.max_tokens:
             self.finish_reason = "length"
             text += self._end()
@@ -80,10 +87,11 @@ class Reply:
     def _read(self, token_id: int) -> tuple[str, int]:
         """The text that can be emitted now, and where in the reply's text the token begins."""
         if self._is_end(token_id):
-            self.finish_reason = "stop"
+            self.finish_reason, self._piece = "stop", ""
             text = self._end()
             return text, self._length + len(text)
-        text, has_stopped = self.stop.push(self.detokenizer.push(token_id))
+        self._piece = self.detokenizer.push(token_id)
+        text, has_stopped = self.stop.push(self._piece)
         pending = self.detokenizer.pending
         if not has_stopped and pending and self.stop.would_stop(pending):
             more, has_stopped = self.stop.push(self.detokenizer.flush())
@@ -117,14 +125,23 @@ class Reply:
             value=self._value,
             reward=reward,
             flips=self._flips,
+            steps=tuple(self.reasoning.steps) if self.reasoning else (),
         )
         return ChoiceDone(self.request.request_id, self.index, self.finish_reason, summary, num_tokens)
 
 
-def new_replies(request: Request, eos_token_ids: Collection[int], text: TextDecoder) -> tuple[Reply, ...]:
+def new_replies(
+    request: Request, eos_token_ids: Collection[int], text: TextDecoder, tags: Tags | None
+) -> tuple[Reply, ...]:
     """Of all choices of a request, which share what its stop strings are compiled to."""
     stop = request.sampling.stop
     strings, stop_ids = StopStrings(stop), text.added_ids(stop)
+
+    def follower() -> ReasoningFollower | None:
+        if tags is None or not request.guidance.trace:
+            return None
+        return ReasoningFollower(tags, tags.reasons_after(request.prompt_token_ids))
+
     return tuple(
         Reply(
             request,
@@ -133,6 +150,7 @@ def new_replies(request: Request, eos_token_ids: Collection[int], text: TextDeco
             stop_ids,
             text.detokenizer(request.prompt_token_ids),
             StopMatcher(strings),
+            follower(),
         )
         for index in range(request.sampling.n)
     )

@@ -7,10 +7,14 @@ adding a transport and nothing else.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Literal
+
+from trimtab.guidance.controllers.base import Controller, HeadFacts
+from trimtab.guidance.errors import ControllerError
 
 MAX_STRENGTH = 10.0
 MIN_STRENGTH = 1e-6  # what lies below moves no fp32 logit, and counts as 0
@@ -165,11 +169,15 @@ ROW_FLOATS = (
 @dataclass(frozen=True, slots=True)
 class Guidance:
     """Which heads steer, how hard. Strength 0 measures the named heads and steers nothing; a strength or
-    weight below MIN_STRENGTH counts as 0."""
+    weight below MIN_STRENGTH counts as 0.
+
+    controllers: what lessens the strength from token to token, at most one of a kind.
+    """
 
     strength: float = 0.0
     heads: tuple[tuple[str, float], ...] = ()
     trace: bool = False
+    controllers: tuple[Controller, ...] = ()
 
     def __post_init__(self) -> None:
         allowed = f"a number in -{MAX_STRENGTH:g}…{MAX_STRENGTH:g}"
@@ -178,6 +186,8 @@ class Guidance:
             _check_number(weight, -MAX_STRENGTH, MAX_STRENGTH, f"guidance.heads.{name}", allowed)
         names = [name for name, _ in self.heads]
         _check(len(set(names)) == len(names), "guidance.heads", "names a head twice")
+        kinds = set(map(type, self.controllers))
+        _check(len(kinds) == len(self.controllers), "guidance", "holds two controllers of one kind")
         object.__setattr__(self, "strength", _settled(self.strength))
         object.__setattr__(self, "heads", tuple((name, _settled(weight)) for name, weight in self.heads))
 
@@ -227,6 +237,7 @@ class TokenTrace:
 
     value: per head, in standard units of the policy's own replies, before this token.
     kl: nats of the tilt from the base. entropy: nats of the base.
+    part: reasoning or answer, of a model that thinks between tags.
     base_top: the three tokens the base preferred, with log-probabilities.
     """
 
@@ -237,6 +248,7 @@ class TokenTrace:
     base_logprob: float
     flip: bool
     base_top: tuple[tuple[int, float], ...]
+    part: str | None = None
 
 
 @dataclass(slots=True)  # not frozen: made for every token of every row, in a third of the time
@@ -250,15 +262,25 @@ class TokenRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class StepValue:
+    """What a step of the reasoning came to: per head, V after `num_tokens` tokens of the reply."""
+
+    num_tokens: int
+    value: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class GuidanceSummary:
     """Of one choice. kl: nats over the reply. value, reward: per named head, in standard units; a head
-    without the part has no entry. flips: tokens at which the tilt's argmax differed from the base's."""
+    without the part has no entry. flips: tokens at which the tilt's argmax differed from the base's. steps:
+    of the reasoning, where a trace was asked for."""
 
     kl: float
     mean_strength: float
     value: tuple[tuple[str, float], ...]
     reward: tuple[tuple[str, float], ...]
     flips: int
+    steps: tuple[StepValue, ...] = ()
 
 
 @dataclass(slots=True)  # not frozen: made for every token of every row, in a third of the time
@@ -355,7 +377,8 @@ TERMINAL = (Finished, Aborted, Failed)
 
 @dataclass(frozen=True, slots=True)
 class HeadInfo:
-    """rows: as what its training read prompts, chats or texts; None where that was not recorded."""
+    """rows: as what its training read prompts, chats or texts; None where that was not recorded.
+    value_per_advantage: see AdvantagePart; a head can hold a target where it is above 0."""
 
     name: str
     has_advantage: bool
@@ -363,11 +386,13 @@ class HeadInfo:
     has_reward: bool
     trained_on: str
     rows: str | None = None
+    value_per_advantage: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """max_model_len: tokens of prompt and reply together. created: Unix seconds."""
+    """max_model_len: tokens of prompt and reply together. created: Unix seconds. can_reason: the model thinks
+    between tags that are known."""
 
     model_name: str
     max_model_len: int
@@ -375,6 +400,7 @@ class EngineInfo:
     eos_token_ids: tuple[int, ...]
     heads: tuple[HeadInfo, ...]
     created: int
+    can_reason: bool = False
 
 
 def check_request(request: Request, info: EngineInfo) -> None:
@@ -391,6 +417,7 @@ def check_request(request: Request, info: EngineInfo) -> None:
     measured = {head.name for head in info.heads if head.has_value} & {n for n, _ in request.guidance.heads}
     for name, _ in request.rejection.weights if request.rejection else ():
         _check(name in measured, "speculative_rejection", f"no value of head '{name}' is measured")
+    _check_controllers(request.guidance, info)
 
 
 def _check_lengths(request: Request, limit: int) -> None:
@@ -429,3 +456,24 @@ def _check_heads(guidance: Guidance, heads: Sequence[HeadInfo]) -> None:
         _check(bool(loaded), "guidance.strength", "no head is loaded; start the server with --heads FOLDER")
         what = f"name at least one head, or set strength 0; loaded heads: {names}"
         raise InvalidRequestError(what, "guidance.heads")
+
+
+def _check_controllers(guidance: Guidance, info: EngineInfo) -> None:
+    weights = dict(guidance.heads)
+    facts = {
+        head.name: HeadFacts(index, weights.get(head.name, 0.0), head.has_value, head.value_per_advantage)
+        for index, head in enumerate(info.heads)
+    }
+    with naming_controllers():
+        for controller in guidance.controllers:
+            controller.check(facts)
+            controller.check_model(info.can_reason)
+
+
+@contextmanager
+def naming_controllers() -> Iterator[None]:
+    """Within, what a controller refuses is a field of the request's guidance."""
+    try:
+        yield
+    except ControllerError as error:
+        raise InvalidRequestError(error.problem, f"guidance.{error.key}") from error

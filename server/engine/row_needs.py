@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from trimtab.guidance.controllers.base import Controller, HeadFacts
 from trimtab.server.engine.request import Request
 
 if TYPE_CHECKING:
@@ -18,12 +19,14 @@ class RowNeeds:
 
     Heads are columns of the bank. measuring: named heads with a value part, judging: those with a reward
     part, steering: those that carry a weight under a strength, remembering: measuring ones whose value does.
+    controls: of each controller, what its formula reads of the request; none where nothing steers.
     """
 
     measuring: tuple[int, ...]
     judging: tuple[int, ...]
     steering: tuple[int, ...]
     remembering: tuple[int, ...]
+    controls: Mapping[type[Controller], tuple[float, ...]]
     has_bias: bool
     has_penalties: bool
     truncates: bool
@@ -35,11 +38,13 @@ class RowNeeds:
     def of(cls, request: Request, bank: HeadBank) -> RowNeeds:
         sampling, guidance = request.sampling, request.guidance
         named = {bank.names.index(name): weight for name, weight in guidance.heads}
+        steering = tuple(sorted(i for i, w in named.items() if w)) if guidance.strength else ()
         return cls(
             measuring=tuple(i for i in sorted(named) if bank.has_value[i]),
             judging=tuple(i for i in sorted(named) if bank.has_reward[i]),
-            steering=tuple(sorted(i for i, w in named.items() if w)) if guidance.strength else (),
+            steering=steering,
             remembering=tuple(i for i in sorted(named) if bank.memory_sizes[i]),
+            controls=_controls(request, bank) if steering else {},
             has_bias=bool(sampling.logit_bias),
             has_penalties=sampling.has_penalties,
             truncates=sampling.truncates,
@@ -48,13 +53,29 @@ class RowNeeds:
             trace=guidance.trace,
         )
 
+    @property
+    def reads_part(self) -> bool:
+        """Whether it matters if a token is part of the reasoning."""
+        return any(kind.READS_PART for kind in self.controls)
+
+
+def _controls(request: Request, bank: HeadBank) -> dict[type[Controller], tuple[float, ...]]:
+    """Behind the lengths of the prompt and of the longest reply, the controller's own numbers."""
+    weights = dict(request.guidance.heads)
+    facts = {
+        name: HeadFacts(i, weights.get(name, 0.0), bank.has_value[i], bank.value_per_advantage[i])
+        for i, name in enumerate(bank.names)
+    }
+    lengths = float(len(request.prompt_token_ids)), float(request.sampling.max_tokens)
+    return {type(c): (*lengths, *c.numbers(facts)) for c in request.guidance.controllers}
+
 
 @dataclass(frozen=True, slots=True)
 class BatchNeeds:
     """What rows that are drawn together ask of the sampler. guided … traced: the rows that ask for each.
 
     active: heads that any row is steered by. remembering: heads whose value remembers, with the rows that are
-    measured by it.
+    measured by it. controlled: the rows of each controller.
     """
 
     guided: tuple[int, ...]
@@ -67,6 +88,7 @@ class BatchNeeds:
     truncates: bool
     measures: bool
     remembering: Mapping[int, tuple[int, ...]]
+    controlled: Mapping[type[Controller], tuple[int, ...]]
     any_greedy: bool
     any_sampled: bool
 
@@ -87,11 +109,21 @@ class BatchNeeds:
                 head: tuple(i for i, need in rows if head in need.remembering)
                 for head in sorted({head for need in needs for head in need.remembering})
             },
+            controlled={
+                kind: tuple(i for i, need in rows if kind in need.controls)
+                for kind in dict.fromkeys(kind for need in needs for kind in need.controls)
+            },
             any_greedy=any(need.is_greedy for need in needs),
             any_sampled=not all(need.is_greedy for need in needs),
         )
 
     @property
+    def reads_part(self) -> bool:
+        return any(kind.READS_PART for kind in self.controlled)
+
+    @property
     def needs_logits(self) -> bool:
-        """Whether anything but a draw and its statistics is asked for, which takes logits in memory."""
-        return bool(self.penalised or self.biases or self.top or self.traced or self.truncates)
+        """Whether anything but a draw and its statistics is asked for, which takes logits in memory. To solve
+        for a strength is to read them several times."""
+        asked = (self.penalised, self.biases, self.top, self.traced, self.truncates, self.controlled)
+        return any(asked)

@@ -19,6 +19,7 @@ from trimtab.kernels.truncate import Cuts
 from trimtab.kernels.wide_product import wide_product
 from trimtab.server.engine.batch import DrawInputs
 from trimtab.server.engine.compiled_decode import CompiledDecode
+from trimtab.server.engine.control import Control, Drawing
 from trimtab.server.engine.device_copy import index_tensor
 from trimtab.server.engine.model_runner import Hidden
 from trimtab.server.engine.policy import ServedPolicy
@@ -35,12 +36,13 @@ class Drawn:
 
     statistics: f32[4 or 5, B]: logprob, base_logprob, kl, flip, and entropy where it was asked for.
     top_ids, top_logprobs: [T, k] of the tilt for `top_rows`; base_top_*: [M, 3] of the base for `traced`.
-    values: [B, H] in standard units, before the drawn token.
+    values: [B, H] in standard units, before the drawn token. strengths: f32[B], where a row is controlled.
     """
 
     tokens: Tensor
     statistics: Tensor
     values: Tensor | None
+    strengths: Tensor | None
     top_rows: Sequence[int]
     top_ids: Tensor | None
     top_logprobs: Tensor | None
@@ -64,7 +66,7 @@ class _Roster:
     """Everything about the drawing rows that stays while the same choices draw together, B rows.
 
     asked: what both draws are told of the rows, by their arguments' names; cuts: what the one that can
-    truncate is told besides.
+    truncate is told besides. control: decides strengths, where any row has a controller.
     guided: i64[G], or None when every row is guided. advantage_row: i64[B], each row's place among them.
     bias: see RowBias.gather. remembering: i64[R], the rows of each head whose value remembers, and the slots
     i64[R] where it does.
@@ -74,6 +76,7 @@ class _Roster:
     settings: Settings
     asked: Mapping[str, Any]
     cuts: Mapping[str, Any]
+    control: Control | None
     guided: Tensor | None
     advantage_row: Tensor | None
     bias: tuple[Tensor, Tensor] | None
@@ -123,22 +126,27 @@ class Sampler:
             needs_logits=roster.needs.needs_logits or hidden.logits is not None,
             strict=self._is_strict,
         )
+        values = self._values(hidden.h, roster) if roster.needs.measures else None
+        beta = roster.settings["strength"] if roster.needs.guided else None
         scores = entries = None
         if path == "fused":
-            draw = self._draw_fused(hidden.h, draws, roster)
+            draw = self._draw_fused(hidden.h, draws, roster, beta)
         else:
             scores = self._score(hidden, roster)
             entries = self._penalise(scores.z, draws, roster)
-            draw = self._draw(scores, draws, roster)
+            beta = self._controlled(beta, scores, values, draws, roster)
+            draw = self._draw(scores, draws, roster, beta)
         drawn = draw.token.clamp(min=0)
         self._state.last_tokens.index_copy_(0, draws.slots, drawn)
         if roster.penalised is not None and entries is not None:
             self._state.counts.add(
                 roster.penalised.counted, entries, drawn.index_select(0, roster.penalised.rows)
             )
+        if roster.needs.reads_part:
+            self._follow(drawn, draws)
         if roster.needs.guided:
-            self._state.spent_kl.index_add_(0, draws.slots, draw.kl)
-        return self._measure(draw, scores, hidden.h, roster)
+            self._state.spent_kl.index_add_(0, draws.slots, draw.kl.double())
+        return self._measure(draw, scores, values, beta, roster)
 
     def judge(self, hidden: Hidden, num_drawn: int, num_judged: int) -> Tensor:
         """Rewards [R, H] of the judged rows, which come after the drawing ones."""
@@ -181,6 +189,7 @@ class Sampler:
             settings,
             _asked(settings, batch),
             {name: settings[name] for name in Cuts.__annotations__} if batch.truncates else {},
+            Control(batch.controlled, needs, device) if batch.controlled else None,
             guided,
             advantage_row,
             self._state.biases.gather(draws.host_slots, self._policy.vocab_size) if batch.biases else None,
@@ -265,28 +274,69 @@ class Sampler:
         )
         return entries
 
-    def _draw(self, scores: _Scores, draws: DrawInputs, roster: _Roster) -> GuidedDraw:
+    def _controlled(
+        self,
+        beta: Tensor | None,
+        scores: _Scores,
+        values: Tensor | None,
+        draws: DrawInputs,
+        roster: _Roster,
+    ) -> Tensor | None:
+        """The strengths that the rows' controllers leave of those that were asked for."""
+        if roster.control is None:
+            return beta
+        assert beta is not None
+        assert scores.advantage is not None
+        assert scores.advantage_row is not None
+        spent, reasons = (x.index_select(0, draws.slots) for x in (self._state.spent_kl, self._state.reasons))
+        columns = (scores.z, scores.advantage, scores.advantage_row)
+        return roster.control.strength(Drawing(beta, draws.positions, spent, reasons, values, *columns))
+
+    def _follow(self, drawn: Tensor, draws: DrawInputs) -> None:
+        """Rows enter and leave their reasoning."""
+        tags = self._policy.tags
+        if tags is not None:
+            reasons = self._state.reasons.index_select(0, draws.slots)
+            after = (drawn == tags.opening) | (reasons & (drawn != tags.closing))
+            self._state.reasons.index_copy_(0, draws.slots, after)
+
+    def _draw(self, scores: _Scores, draws: DrawInputs, roster: _Roster, beta: Tensor | None) -> GuidedDraw:
         return self._guided_logits(
             scores.z,
             positions=draws.positions,
             advantage=scores.advantage,
             advantage_row=scores.advantage_row,
+            beta=beta,
             want_entropy=bool(roster.needs.traced),
             **roster.asked,
             **roster.cuts,
         )
 
-    def _draw_fused(self, h: Tensor, draws: DrawInputs, roster: _Roster) -> GuidedDraw:
+    def _draw_fused(self, h: Tensor, draws: DrawInputs, roster: _Roster, beta: Tensor | None) -> GuidedDraw:
         """The same without logits in memory. Rows without guidance have zero columns."""
         weights, needs = roster.settings["head_weights"], roster.needs
         column = lowrank = None
         if needs.guided:
             column = self._bank.tied_column(h, weights, needs.active)
             lowrank = self._bank.lowrank_factors(h, weights, needs.active)
-        head = self._policy.lm_head
-        return guided_head(h, head, positions=draws.positions, column=column, lowrank=lowrank, **roster.asked)
+        return guided_head(
+            h,
+            self._policy.lm_head,
+            positions=draws.positions,
+            column=column,
+            lowrank=lowrank,
+            beta=beta,
+            **roster.asked,
+        )
 
-    def _measure(self, draw: GuidedDraw, scores: _Scores | None, h: Tensor, roster: _Roster) -> Drawn:
+    def _measure(
+        self,
+        draw: GuidedDraw,
+        scores: _Scores | None,
+        values: Tensor | None,
+        beta: Tensor | None,
+        roster: _Roster,
+    ) -> Drawn:
         needs = roster.needs
         fields = [draw.logprob, draw.base_logprob, draw.kl, draw.flip]
         if draw.entropy is not None:
@@ -294,14 +344,15 @@ class Sampler:
         top_logprobs = top_ids = base_logprobs = base_ids = None
         if needs.top:
             assert scores is not None
-            top_logprobs, top_ids = self._top_of_tilt(scores, roster)
+            top_logprobs, top_ids = _top_of_tilt(scores, beta, roster)
         if needs.traced:
             assert scores is not None
             base_logprobs, base_ids = _top(scores.z.index_select(0, roster.traced), NUM_BASE_TOP)
         return Drawn(
             draw.token,
             torch.stack(fields),
-            self._values(h, roster) if needs.measures else None,
+            values,
+            beta if needs.controlled else None,
             needs.top,
             top_ids,
             top_logprobs,
@@ -319,19 +370,19 @@ class Sampler:
             values.select(1, head).index_copy_(0, rows, value)
         return values
 
-    def _top_of_tilt(self, scores: _Scores, roster: _Roster) -> tuple[Tensor, Tensor]:
-        tilted = scores.z.index_select(0, roster.top)
-        if scores.advantage is not None and scores.advantage_row is not None:
-            advantage_row = scores.advantage_row.index_select(0, roster.top)
-            beta = roster.settings["strength"].index_select(0, roster.top)
-            tilted = tilted_logits(tilted, scores.advantage, advantage_row, beta)
-        return _top(tilted, roster.needs.num_top)
+
+def _top_of_tilt(scores: _Scores, beta: Tensor | None, roster: _Roster) -> tuple[Tensor, Tensor]:
+    tilted = scores.z.index_select(0, roster.top)
+    if scores.advantage is not None and scores.advantage_row is not None:
+        assert beta is not None
+        advantage_row, beta = (x.index_select(0, roster.top) for x in (scores.advantage_row, beta))
+        tilted = tilted_logits(tilted, scores.advantage, advantage_row, beta)
+    return _top(tilted, roster.needs.num_top)
 
 
 def _asked(settings: Settings, needs: BatchNeeds) -> dict[str, Any]:
     return {
         **{name: settings[name] for name in ("seeds", "choices", "temperature")},
-        "beta": settings["strength"] if needs.guided else None,
         "any_greedy": needs.any_greedy,
         "any_sampled": needs.any_sampled,
     }

@@ -25,7 +25,7 @@ Pairs = tuple[tuple[int, float], ...]
 DRAWN = -1  # as a token's id: the one that was drawn last in its slot
 INTS = ("seeds", "choices", *ROW_INTS)
 FLOATS = (*ROW_FLOATS, "strength")
-"""Names of the columns that hold settings; those of the head weights and of spent_kl follow the floats."""
+"""Names of the columns that hold settings; those of the head weights follow the floats."""
 
 ALIGNED_ROWS = 4  # of 4 or 8 bytes make a multiple of 16, by which Triton tells its kernels apart
 Settings = Mapping[str, Tensor]
@@ -44,7 +44,10 @@ class StepState:
 
     last_tokens: the token drawn last in each slot, which the host may not have read yet. All others a step
     is fed come with it from the host.
-    spent_kl: f32[S + 1], nats of each slot's reply so far.
+    spent_kl: f64[S + 1], nats of each slot's reply so far: the very sum that the host keeps of it, so that a
+    reply goes on after a preemption as if there had been none.
+    reasons: bool[S + 1], whether a slot's next token is drawn within the reasoning; kept for the rows that a
+    controller asks it of.
     memories: f32[S + 1, size] of each head, what its value remembers of each slot's reply: 0 before the first
     state. size is 0 of a head without a memory.
     counts, biases: what penalties and logit_bias of the slots that have any go by.
@@ -70,14 +73,22 @@ class StepState:
             (num_slots, self.max_blocks), NULL_BLOCK, dtype=torch.long, device=device
         )
         self._ints = torch.zeros(len(INTS), num_slots, dtype=torch.long, device=device)
-        self._floats = torch.zeros(len(FLOATS) + num_heads + 1, num_slots, device=device)
-        self.spent_kl = self._floats[-1]
+        self._floats = torch.zeros(len(FLOATS) + num_heads, num_slots, device=device)
+        self.spent_kl = torch.zeros(num_slots, dtype=torch.float64, device=device)
+        self.reasons = torch.zeros(num_slots, dtype=torch.bool, device=device)
         self.memories = tuple(torch.zeros(num_slots, size, device=device) for size in memory_sizes)
         self.counts, self.biases = TokenCounts(device), RowBias(device)
         self.version = 0
         self._admissions: dict[int, _Admission] = {}
 
-    def admit(self, choice: Choice, seed: int, head_weights: Sequence[float], spent_kl: float) -> None:
+    def admit(
+        self,
+        choice: Choice,
+        seed: int,
+        head_weights: Sequence[float],
+        spent_kl: float,
+        reasons: bool = False,
+    ) -> None:
         """Note everything that a step needs about a choice, for its lanes' slots."""
         sampling = choice.request.sampling
         ints = (seed, choice.index, *(getattr(sampling, name) for name in ROW_INTS))
@@ -86,6 +97,7 @@ class StepState:
             choice.request.guidance.strength,
             *head_weights,
             spent_kl,
+            float(reasons),
         )
         for lane in choice.lanes:
             assert lane.slot is not None
@@ -123,8 +135,10 @@ class StepState:
         for memory in self.memories:
             if memory.shape[1]:
                 memory.index_fill_(0, arrived[2], 0.0)
-        settings = arrived[4].view(torch.float64).float()
-        self._floats.index_copy_(1, arrived[2], settings.view(len(self._floats), -1))
+        settings = arrived[4].view(torch.float64).view(len(self._floats) + 2, -1)
+        self._floats.index_copy_(1, arrived[2], settings[:-2].float())
+        self.spent_kl.index_copy_(0, arrived[2], settings[-2])
+        self.reasons.index_copy_(0, arrived[2], settings[-1] > 0)
 
     def _write_blocks(self, places: Tensor, blocks: Tensor) -> None:
         self.block_tables.view(-1).index_copy_(0, places, blocks)
@@ -134,7 +148,7 @@ class StepState:
         num_rows = len(slots)
         padded = F.pad(slots, (0, -num_rows % ALIGNED_ROWS), value=self.padding_slot)
         ints, floats = (part.index_select(1, padded)[:, :num_rows] for part in (self._ints, self._floats))
-        weights = floats[len(FLOATS) : -1].T.contiguous()
+        weights = floats[len(FLOATS) :].T.contiguous()
         columns = zip((*INTS, *FLOATS), (*ints.unbind(), *floats[: len(FLOATS)].unbind()), strict=True)
         return {**dict(columns), "head_weights": weights}
 

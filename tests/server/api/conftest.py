@@ -43,7 +43,14 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 HEADS = {
-    "kind": HeadInfo("kind", has_advantage=True, has_value=True, has_reward=True, trained_on="pairs"),
+    "kind": HeadInfo(
+        "kind",
+        has_advantage=True,
+        has_value=True,
+        has_reward=True,
+        trained_on="pairs",
+        value_per_advantage=0.1,
+    ),
     "brief": HeadInfo("brief", has_advantage=True, has_value=False, has_reward=False, trained_on="pairs"),
     "meter": HeadInfo("meter", has_advantage=False, has_value=True, has_reward=False, trained_on="scores"),
 }

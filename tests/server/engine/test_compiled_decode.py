@@ -8,18 +8,28 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import SIZES, save_random_model
+from tiny_models import SIZES, save_random_head, save_random_model
 from transformers import Gemma2Config, LlamaConfig, MistralConfig, PretrainedConfig
 
+from trimtab.guidance.controllers.entropy_gate import EntropyGate
+from trimtab.guidance.controllers.kl_budget import KLBudget
+from trimtab.guidance.controllers.max_kl import MaxKL
 from trimtab.guidance.errors import ModelError
 from trimtab.server.engine import compiled_decode
 from trimtab.server.engine.compiled_decode import CompiledDecode
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
-from trimtab.server.engine.request import Request, SamplingParams, TokenRecord
+from trimtab.server.engine.request import Guidance, Request, SamplingParams, TokenRecord
 from trimtab.server.rollouts.sample import sample
 
 NUM_REQUESTS = 6
+KIND = (("kind", 1.0),)
+GUIDANCES = (
+    Guidance(),
+    Guidance(3.0, KIND, controllers=(MaxKL(0.1),)),
+    Guidance(-2.0, KIND, controllers=(KLBudget(0.5), EntropyGate(1.0))),
+    Guidance(1.5, KIND),
+)
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler: g++")
 WINDOW_AND_SOFTCAP = Gemma2Config(
     **SIZES,
@@ -31,20 +41,21 @@ WINDOW_AND_SOFTCAP = Gemma2Config(
 )
 
 
-def make_engine(folder: Path, compile: str) -> Engine:
+def make_engine(folder: Path, compile: str, heads: tuple[Path, ...] = ()) -> Engine:
     return Engine.from_config(
-        EngineConfig(model=folder, max_num_seqs=NUM_REQUESTS, num_blocks=100, compile=compile)  # type: ignore[arg-type]
+        EngineConfig(folder, heads, max_num_seqs=NUM_REQUESTS, num_blocks=100, compile=compile)  # type: ignore[arg-type]
     )
 
 
-def complete(engine: Engine) -> list[list[TokenRecord]]:
+def complete(engine: Engine, guidances: tuple[Guidance, ...] = (Guidance(),)) -> list[list[TokenRecord]]:
     """Replies of several lengths, so that rows leave one by one until one is alone."""
     requests = []
     for i in range(NUM_REQUESTS):
         generator = torch.Generator().manual_seed(i)
         prompt = torch.randint(250, (3 + 5 * i,), generator=generator)
         sampling = SamplingParams(max_tokens=12 + 2 * i, temperature=i % 2, seed=i, ignore_eos=True)
-        requests.append(Request(str(i), tuple(prompt.tolist()), sampling))
+        guidance = guidances[i % len(guidances)]
+        requests.append(Request(str(i), tuple(prompt.tolist()), sampling, guidance))
     return [completion.tokens for completion in sample(engine, requests)]
 
 
@@ -54,7 +65,8 @@ def test_compiled_steps_draw_the_tokens_of_uncompiled_ones(
     config: PretrainedConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = save_random_model(config, tmp_path / "model")
-    expected = complete(make_engine(folder, "off"))
+    heads = (save_random_head(tmp_path, folder, "kind", parts="av"),)
+    expected = complete(make_engine(folder, "off", heads), GUIDANCES)
     num_compiled = 0
     run = CompiledDecode.run
 
@@ -64,7 +76,7 @@ def test_compiled_steps_draw_the_tokens_of_uncompiled_ones(
         return run(self, *args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(CompiledDecode, "run", counted)
-    actual = complete(make_engine(folder, "on"))
+    actual = complete(make_engine(folder, "on", heads), GUIDANCES)
     assert num_compiled > 20
     for want, got in zip(expected, actual, strict=True):
         assert [token.token_id for token in got] == [token.token_id for token in want]
