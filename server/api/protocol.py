@@ -132,6 +132,20 @@ class GuidanceFields(StrictModel):
         return self.model_dump(include={*CONTROLLERS, HORIZON}, exclude_none=True)
 
 
+class MajorityFields(StrictModel):
+    """Self-consistency: how a reply's answer is found, and whether votes are weighted by reward."""
+
+    pattern: UnicodeText
+    weighted: bool | None = None
+
+
+class RejectionFields(StrictModel):
+    """Speculative rejection: every so many tokens the better share of the replies goes on."""
+
+    every: int
+    share: float | None = None
+
+
 def _as_stop_list(stop: Any) -> Any:
     return [stop] if isinstance(stop, str) else stop
 
@@ -151,6 +165,9 @@ class GenerationRequest(StrictModel):
     top_k: int | None = None
     min_p: float | None = None
     n: int | None = None
+    best_of: int | None = None
+    majority: MajorityFields | None = None
+    speculative_rejection: RejectionFields | None = None
     max_tokens: int | None = None
     stop: Annotated[list[UnicodeText] | None, BeforeValidator(_as_stop_list)] = None
     seed: int | None = None
@@ -248,7 +265,6 @@ class CompletionRequest(GenerationRequest):
 
     UNSUPPORTED = {
         **GenerationRequest.UNSUPPORTED,
-        "best_of": (1,),
         "echo": (False,),
         "suffix": ("",),
     }

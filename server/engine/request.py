@@ -26,7 +26,8 @@ MAX_LOGIT_BIAS = 2**16
 MAX_REPETITION = 100.0  # and its inverse is the least
 MAX_STOPS = 64
 MAX_STOP_LENGTH = 256
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "rejected"]
+"""rejected: it fell behind the others of its request (see Rejection)."""
 FailureReason = Literal["failed", "shutdown"]
 
 
@@ -196,15 +197,38 @@ def _settled(number: float) -> float:
 
 
 @dataclass(frozen=True, slots=True)
+class Rejection:
+    """Speculative rejection (Sun et al., arXiv 2410.20290): choices of a request whose forecast falls behind
+    end early. After every `every` tokens those that still run are ranked by Σ wᵢ Vᵢ over the heads, in
+    standard units; the better `share` of them goes on, and so many that with those that have ended there are
+    `keep`.
+
+    weights: heads with a value part.
+    """
+
+    weights: tuple[tuple[str, float], ...]
+    every: int
+    share: float
+    keep: int
+
+    def __post_init__(self) -> None:
+        field = "speculative_rejection"
+        _check_integer(self.every, 1, 2**31 - 1, f"{field}.every", "at least 1")
+        _check_number(self.share, 0, 1, f"{field}.share", "above 0 and below 1")
+        _check(0 < self.share < 1, f"{field}.share", f"must be above 0 and below 1, got {shown(self.share)}")
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """end_token_id: put behind a reply that ended without one before it is judged; by default the policy's
-    own, of chats where it has a chat template."""
+    own, of chats where it has a chat template. rejection: ends choices that fall behind the others."""
 
     request_id: str
     prompt_token_ids: tuple[int, ...]
     sampling: SamplingParams = field(default_factory=SamplingParams)
     guidance: Guidance = field(default_factory=Guidance)
     end_token_id: int | None = None
+    rejection: Rejection | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -377,6 +401,9 @@ def check_request(request: Request, info: EngineInfo) -> None:
     _check(highest <= last, "logit_bias", f"token ids must be 0…{last}, got {highest}")
     _check_heads(request.guidance, info.heads)
     _check_controllers(request.guidance, info.heads)
+    measured = {head.name for head in info.heads if head.has_value} & {n for n, _ in request.guidance.heads}
+    for name, _ in request.rejection.weights if request.rejection else ():
+        _check(name in measured, "speculative_rejection", f"no value of head '{name}' is measured")
 
 
 def _check_lengths(request: Request, limit: int) -> None:
