@@ -90,7 +90,8 @@ class _Rows:
             variance = probabilities.mul_(centred).mul_(centred).sum(1)
             parts.append((z, centred))
             measured.append(torch.stack([top, total, variance]))
-        return cls(parts, *torch.cat(measured, 1).unbind(), sign, kl_cap, lift)
+        top, total, variance = torch.cat(measured, 1).unbind()
+        return cls(parts, top, total, variance, sign, kl_cap, lift)
 
     def evaluate(self, b: Tensor, known: Tensor) -> _Point:
         """known: rows whose point nobody asks for; theirs means nothing."""

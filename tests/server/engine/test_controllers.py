@@ -229,15 +229,14 @@ def test_of_several_the_weakest_counts(shared: Engine, strength: float):
     """At the first token, which all of them see in the same state."""
 
     def first(*controllers: Controller) -> float:
-        return traces(one(shared, guided(*controllers, strength=strength), max_tokens=20))[0].strength
+        return traces(one(shared, guided(*controllers, strength=strength), max_tokens=8))[0].strength
 
     alone = {name: first(controller) for name, controller in ONES.items()}
     rng = random.Random(0)
-    for _ in range(8):
+    for _ in range(6):
         names = rng.sample(list(ONES), rng.randint(2, 5))
         together = first(*(ONES[name] for name in names))
         assert abs(together) == pytest.approx(min(abs(alone[name]) for name in names), rel=0.01)
-        assert abs(together) <= min(abs(alone[name]) for name in names) * (1 + 1e-2)
 
 
 def batch(**sampling: object) -> list[Request]:
@@ -263,7 +262,7 @@ OPTIONS: dict[str, dict[str, object]] = {
 
 @pytest.fixture(scope="module")
 def replies(shared: Engine) -> list[Completion]:
-    return sample(shared, batch(max_tokens=30, n=2))
+    return sample(shared, batch(max_tokens=20, n=2))
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -272,7 +271,7 @@ def test_controlled_replies_do_not_depend_on_engine_options(
 ):
     engine = make_engine(heads=folders, **OPTIONS[name])
     preempted = watch(engine)
-    got = sample(engine, batch(max_tokens=30, n=2))
+    got = sample(engine, batch(max_tokens=20, n=2))
     assert [reply.token_ids for reply in got] == [reply.token_ids for reply in replies]
     for ours, theirs in zip(got, replies, strict=True):
         assert ours.summary.kl == pytest.approx(theirs.summary.kl, rel=1e-3, abs=1e-5)
@@ -346,7 +345,7 @@ def test_under_strict_no_bit_depends_on_batchmates_or_preemptions(tmp_path: Path
             block_size=8,
             max_num_seqs=6,
             max_num_batched_tokens=24,
-            num_blocks=18,
+            num_blocks=26,
             strict=True,
             pack_weights=False,
             async_depth=1,
@@ -358,15 +357,17 @@ def test_under_strict_no_bit_depends_on_batchmates_or_preemptions(tmp_path: Path
 
     targets = {name: request(name, guided(one), max_tokens=20) for name, one in ONES.items()}
     targets["all"] = request("all", guided(*ONES.values()), max_tokens=20)
+    targets["down"] = request("down", guided(KLBudget(0.8), strength=-3.0), max_tokens=30)
     alone = {name: bits(sample(engine, [target])[0]) for name, target in targets.items()}
     preempted = watch(engine)
-    made = [*targets.values(), *(request(f"other {r.request_id}", r.guidance, seed=5) for r in batch())]
-    for seed in range(2):
-        random.Random(seed).shuffle(made)
+    long = [request(f"long {each.request_id}", each.guidance, max_tokens=40) for each in batch()[:4]]
+    budgets = ("kl_budget", "down")
+    rest = [target for name, target in targets.items() if name not in budgets]
+    for made in ([*long, *(targets[name] for name in budgets), *rest], [*rest, *long]):
         for choice in sample(engine, made):
             if choice.request.request_id in targets:
                 assert bits(choice) == alone[choice.request.request_id]
-    assert preempted & set(targets)
+    assert preempted & set(budgets)
 
 
 def test_a_new_controller_needs_no_line_elsewhere(shared: Engine):
