@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from trimtab.server.engine.detokenizer import Detokenizer, TextDecoder
+from trimtab.server.engine.grammar import Grammar
 from trimtab.server.engine.lane import Choice, Phase
 from trimtab.server.engine.request import (
     ChoiceDone,
@@ -41,7 +42,8 @@ class Measured:
 
 @dataclass(slots=True)
 class Reply:
-    """eos_token_ids: tokens that end any reply. stop_ids: those that the request's `stop` names."""
+    """eos_token_ids: tokens that end any reply. stop_ids: those that the request's `stop` names.
+    grammar: where the reply is in it, if it is held to one."""
 
     request: Request
     index: int
@@ -49,6 +51,7 @@ class Reply:
     stop_ids: Collection[int]
     detokenizer: Detokenizer
     stop: StopMatcher
+    grammar: Grammar | None = None
     token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     kl: float = 0.0
@@ -70,6 +73,9 @@ class Reply:
         self._flips += measured.flip
         self._value = measured.value
         text, offset = self._read(token_id)
+        if self.finish_reason is None and self._ends_grammar(token_id):
+            self.finish_reason = "stop"
+            text += self._end()
         if self.finish_reason is None and len(self.token_ids) >= self.request.sampling.max_tokens:
             self.finish_reason = "length"
             text += self._end()
@@ -92,6 +98,13 @@ class Reply:
         if has_stopped:
             self.finish_reason = "stop"
         return text, self.detokenizer.offset
+
+    def _ends_grammar(self, token_id: int) -> bool:
+        """Whether nothing can follow this token but an end, which need not be drawn."""
+        if self.grammar is None:
+            return False
+        self.grammar.take(token_id)
+        return self.grammar.is_over
 
     def _is_end(self, token_id: int) -> bool:
         is_eos = token_id in self.eos_token_ids and not self.request.sampling.ignore_eos
@@ -117,8 +130,11 @@ class Reply:
         return ChoiceDone(self.request.request_id, self.index, self.finish_reason, summary, num_tokens)
 
 
-def new_replies(request: Request, eos_token_ids: Collection[int], text: TextDecoder) -> tuple[Reply, ...]:
-    """Of all choices of a request, which share what its stop strings are compiled to."""
+def new_replies(
+    request: Request, eos_token_ids: Collection[int], text: TextDecoder, grammar: Grammar | None = None
+) -> tuple[Reply, ...]:
+    """Of all choices of a request, which share what its stop strings are compiled to. grammar: the request's,
+    at its beginning."""
     stop = request.sampling.stop
     strings, stop_ids = StopStrings(stop), text.added_ids(stop)
     return tuple(
@@ -129,6 +145,7 @@ def new_replies(request: Request, eos_token_ids: Collection[int], text: TextDeco
             stop_ids,
             text.detokenizer(request.prompt_token_ids),
             StopMatcher(strings),
+            None if grammar is None else grammar.copy(),
         )
         for index in range(request.sampling.n)
     )

@@ -24,6 +24,7 @@ class RowNeeds:
     judging: tuple[int, ...]
     steering: tuple[int, ...]
     remembering: tuple[int, ...]
+    has_mask: bool
     has_bias: bool
     has_penalties: bool
     truncates: bool
@@ -40,6 +41,7 @@ class RowNeeds:
             judging=tuple(i for i in sorted(named) if bank.has_reward[i]),
             steering=tuple(sorted(i for i, w in named.items() if w)) if guidance.strength else (),
             remembering=tuple(i for i in sorted(named) if bank.memory_sizes[i]),
+            has_mask=request.grammar is not None,
             has_bias=bool(sampling.logit_bias),
             has_penalties=sampling.has_penalties,
             truncates=sampling.truncates,
@@ -59,6 +61,7 @@ class BatchNeeds:
 
     guided: tuple[int, ...]
     active: tuple[int, ...]
+    masked: tuple[int, ...]
     penalised: tuple[int, ...]
     biases: bool
     top: tuple[int, ...]
@@ -76,6 +79,7 @@ class BatchNeeds:
         return cls(
             guided=tuple(i for i, need in rows if need.steering),
             active=tuple(sorted({head for need in needs for head in need.steering})),
+            masked=tuple(i for i, need in rows if need.has_mask),
             penalised=tuple(i for i, need in rows if need.has_penalties),
             biases=any(need.has_bias for need in needs),
             top=tuple(i for i, need in rows if need.num_top),
@@ -94,4 +98,5 @@ class BatchNeeds:
     @property
     def needs_logits(self) -> bool:
         """Whether anything but a draw and its statistics is asked for, which takes logits in memory."""
-        return bool(self.penalised or self.biases or self.top or self.traced or self.truncates)
+        edits = self.masked or self.penalised or self.biases
+        return bool(edits or self.top or self.traced or self.truncates)

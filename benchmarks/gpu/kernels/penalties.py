@@ -1,4 +1,4 @@
-"""Masks, logit bias, penalties and token counts: check on the device against the same on the host, and times of
+"""Masks, logit bias, penalties and token counts: check on the device against the same on the host; times of
 masks beside their floors."""
 
 from __future__ import annotations
@@ -91,7 +91,8 @@ def bench_token_mask(machine: Machine, sizes: KernelSizes, findings: Findings) -
     for num_rows in sizes.logit_rows:
         measure(
             findings, machine, sizes.repeats, partial(_mask_job, machine, num_rows, vocab),
-            op="apply_token_mask", shape=f"V={vocab}", rows=num_rows, num_bytes=num_rows * vocab * (2 + 1 / 8),
+            op="apply_token_mask", shape=f"V={vocab}", rows=num_rows,
+            num_bytes=num_rows * vocab * (2 + 1 / 8),
         )  # fmt: skip
 
 
