@@ -62,6 +62,13 @@ weights = st.dictionaries(st.sampled_from(["kind", "brief", "other", "\ud800"]),
 guidances = st.fixed_dictionaries(
     {}, optional=dict.fromkeys((*GuidanceFields.model_fields, *GuidanceFields.UNSUPPORTED), scalars)
 ) | st.fixed_dictionaries({"strength": scalars, "heads": weights}, optional={"trace": st.just(True)})
+held = st.dictionaries(
+    st.sampled_from(["json", "regex", "choice", "grammar", "json_object", "x"]), scalars, max_size=2
+)
+formats = st.fixed_dictionaries(
+    {"type": st.sampled_from(["text", "json_object", "json_schema", 5])},
+    optional={"json_schema": scalars | st.fixed_dictionaries({"name": scalars, "schema": scalars})},
+)
 prompts = scalars | st.lists(scalars, max_size=3) | st.lists(st.lists(scalars, max_size=2), max_size=2)
 
 
@@ -70,6 +77,7 @@ def bodies(kind: type[Any], own: dict[str, Any]) -> st.SearchStrategy[dict[str, 
     names = [*kind.model_fields, *kind.UNSUPPORTED]
     strategies: dict[str, st.SearchStrategy[Any]] = dict.fromkeys(names, scalars)
     strategies |= {"logit_bias": biases | scalars, "guidance": guidances | scalars, **own}
+    strategies |= {"structured_outputs": held | scalars, "response_format": formats | scalars}
     few = st.lists(st.sampled_from(names), max_size=3, unique=True)
     return few.flatmap(lambda chosen: st.fixed_dictionaries({name: strategies[name] for name in chosen}))
 
