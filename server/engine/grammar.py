@@ -26,10 +26,11 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 logger = logging.getLogger(__name__)
-MAX_KEPT = 64  # compiled grammars
+MAX_KEPT = 32  # compiled grammars
 COMPILE_SECONDS = 5.0
 FREE_SECONDS, SECONDS_PER_TOKEN = 1.0, 0.02  # of a thread's time that masks of one reply may take in all
-MAX_LEXER_STATES = 50_000  # of 1 to 2 kB, per reply
+MAX_ITEMS = 10_000  # of the parser at one token: a thousand properties that may be left out
+MAX_LEXER_STATES = 100_000  # of a reply, some 10 MB
 DEAD_END = "no token can come next"
 PROBE = '{"Key": "É 日😀"}\n'
 INSTALL = "this server has no llguidance, which grammars need: pip install llguidance"
@@ -128,7 +129,9 @@ class Grammars:
         except ImportError as error:
             raise InvalidRequestError(INSTALL, spec.param) from error
         tokenizer, written = self._tokens(spec), _check(spec)
-        limits = llguidance.LLParserLimits(max_lexer_states=MAX_LEXER_STATES, verbose_errors=False)
+        limits = llguidance.LLParserLimits(
+            max_lexer_states=MAX_LEXER_STATES, max_items_in_row=MAX_ITEMS, verbose_errors=False
+        )
         matcher = llguidance.LLMatcher(tokenizer, written, log_level=0, limits=limits)
         grammar = Grammar(matcher, -(-self._vocab_size // 32), self._end_ids)
         can_begin = grammar.mask()  # kept within, so that no reply works it out again
@@ -172,7 +175,7 @@ def _check(spec: GrammarSpec) -> str:
     except subprocess.TimeoutExpired as error:
         raise InvalidRequestError(TOO_COMPLEX, spec.param) from error
     if run.returncode:  # by a limit of its own
-        logger.warning("a grammar cannot be compiled: %s", run.stderr.decode(errors="replace")[-500:])
+        logger.warning("the compiler of a grammar ended with %d", run.returncode)
         raise InvalidRequestError(TOO_COMPLEX, spec.param)
     answer = json.loads(run.stdout)
     if "error" in answer:

@@ -11,13 +11,13 @@ import json
 import resource
 import sys
 
-CPU_SECONDS = 3
-MEMORY = 2**31
+CPU_SECONDS = 2
+MEMORY = 2**27  # bytes; a usual grammar takes a hundredth
 
 
 def main() -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     json.dump(check(**json.load(sys.stdin)), sys.stdout)
 
 

@@ -331,7 +331,7 @@ def test_what_is_no_grammar_is_refused_by_the_field_it_came_from(engine: Engine,
 
 
 def test_sizes_are_limited_and_endless_replies_refused(engine: Engine):
-    for text, says in (("", "empty"), ("a" * 2**15 + "a", "32769")):
+    for text, says in (("", "empty"), ("a" * 65537, "65537")):
         with pytest.raises(InvalidRequestError, match=says):
             GrammarSpec("regex", text)
     with pytest.raises(InvalidRequestError, match="grammar ends") as refused:
