@@ -112,10 +112,15 @@ def bits(completion: Completion) -> list[object]:
 @pytest.mark.parametrize("name", SPECS)
 def test_every_reply_is_a_text_of_the_grammar_and_ends_by_itself(engine: Engine, name: str):
     spec, is_right = SPECS[name]
+    cuts: list[dict[str, float]] = [
+        {},
+        {"frequency_penalty": 1.0, "n": 2},
+        {"top_k": 3, "top_p": 0.9, "min_p": 0.01},
+    ]
     asked = [
-        request(f"{strength} {seed}", spec, strength, seed=seed, n=1 + seed % 2, frequency_penalty=seed / 2)
+        request(f"{strength} {seed}", spec, strength, seed=seed, **cut)
         for strength in (0.0, 3.0, -3.0)
-        for seed in range(3)
+        for seed, cut in enumerate(cuts)
     ]
     replies = sample(engine, asked)
     assert len({reply.text for reply in replies}) > 1
