@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 import subprocess
 import sys
@@ -15,14 +16,15 @@ import numpy as np
 import pytest
 import text_tokenizers
 import torch
+import trained_tokenizers
 from tiny_models import EOS, byte_tokenizer, save_random_head
-from tokenizers.pre_tokenizers import ByteLevel
 
 from trimtab.guidance.heads.store import load_head
 from trimtab.server.engine import grammar as grammar_module
 from trimtab.server.engine.config import EngineConfig
+from trimtab.server.engine.detokenizer import TextDecoder
 from trimtab.server.engine.engine import Engine
-from trimtab.server.engine.grammar import Grammar, Grammars
+from trimtab.server.engine.grammar import Grammars
 from trimtab.server.engine.policy import forward_with_hidden
 from trimtab.server.engine.request import (
     TERMINAL,
@@ -386,39 +388,60 @@ def test_a_grammar_is_compiled_once_and_the_last_ones_are_kept(monkeypatch: pyte
 
 
 TOKENIZERS = {
-    "cut bytes": text_tokenizers.cut_bytes,
+    "cut bytes": text_tokenizers.cut_bytes,  # reads é as the byte E9
     "byte fallback": text_tokenizers.byte_fallback,
+    "merges": trained_tokenizers.byte_level,
+    "merges, a space before": lambda: trained_tokenizers.byte_level(prefix_space=True),
 }
+LITERAL = {"a": ["日本 é!", "😀"], "b": "<eos> \n"}
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_characters_cut_into_bytes_are_within_the_grammar(name: str):
+def test_texts_are_within_the_grammar_whatever_bytes_the_tokens_are(name: str):
     tokenizer = TOKENIZERS[name]()
-    if name == "cut bytes":  # it is made to be decoded by; a model's reads what it writes
-        with pytest.raises(InvalidRequestError, match="does not keep a text"):
-            Grammars(tokenizer, len(tokenizer), [tokenizer.eos_token_id]).compile(REGEX)
-        tokenizer.backend_tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=False)
-    ends = [tokenizer.eos_token_id]
-    grammars = Grammars(tokenizer, len(tokenizer), ends)
-    rng = np.random.default_rng(0)
-    for _ in range(10):
-        grammar: Grammar = grammars.compile(GrammarSpec("choice", '["日本 é!", "a日", "😀"]')).copy()
-        tokens: list[int] = []
+    grammars = Grammars(tokenizer, len(tokenizer), [tokenizer.eos_token_id])
+    start, rng = (
+        grammars.compile(GrammarSpec("json_schema", json.dumps({"const": LITERAL}))),
+        random.Random(0),
+    )
+    for _ in range(5):
+        grammar, detokenizer, text = start.copy(), TextDecoder(tokenizer).detokenizer([]), ""
         while not grammar.is_over:
-            bits = np.unpackbits(grammar.mask().view(np.uint8), bitorder="little")[: len(tokenizer)]
-            bits[ends] = 0
-            tokens.append(int(rng.choice(np.flatnonzero(bits))))
-            grammar.take(tokens[-1])
-        pieces = b"".join(
-            bytes([int(piece[3:5], 16)]) if piece.startswith("<0x") else piece.replace("▁", " ").encode()
-            for piece in tokenizer.convert_ids_to_tokens(tokens)
-        )
-        text = pieces.decode() if name == "byte fallback" else tokenizer.decode(tokens)
-        assert text in ("日本 é!", "a日", "😀")
+            bits = np.unpackbits(grammar.mask().view(np.uint8), bitorder="little")
+            assert not bits[tokenizer.eos_token_id]
+            token_id = rng.choice(np.flatnonzero(bits).tolist())
+            grammar.take(token_id)
+            text += detokenizer.push(token_id)
+        assert json.loads(text + detokenizer.flush()) == LITERAL
+
+
+def test_what_the_grammar_leaves_no_choice_of_is_cut_as_the_tokenizer_cuts_it():
+    tokenizer = trained_tokenizers.byte_level()
+    said = next(text for text in trained_tokenizers.TEXT if len(text) > 20)
+    grammar = Grammars(tokenizer, len(tokenizer), [tokenizer.eos_token_id]).compile(
+        GrammarSpec("choice", json.dumps([said]))
+    )
+    ids, grammar = [], grammar.copy()
+    while not grammar.is_over:
+        (token_id,) = np.flatnonzero(np.unpackbits(grammar.mask().view(np.uint8), bitorder="little"))
+        grammar.take(int(token_id))
+        ids.append(int(token_id))
+    assert ids == tokenizer.encode(said, add_special_tokens=False)
+
+
+def test_a_vocabulary_that_cannot_write_a_grammar_is_told_of():
+    tokenizer = trained_tokenizers.unigram()  # it has no braces
+    grammars = Grammars(tokenizer, len(tokenizer), [tokenizer.eos_token_id])
+    with pytest.raises(InvalidRequestError, match="vocabulary can write"):
+        grammars.compile(PERSON)
+    assert not grammars.compile(GrammarSpec("regex", "[a-z ]+")).problem
 
 
 def test_a_tokenizer_that_cannot_be_read_and_a_missing_package_are_told(monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(InvalidRequestError, match="tokenizer cannot be held to a grammar"):
+    words = text_tokenizers.word_pieces()
+    with pytest.raises(InvalidRequestError, match=r"cannot be held to a grammar.*WordPiece"):
+        Grammars(words, len(words), (0,)).compile(REGEX)
+    with pytest.raises(InvalidRequestError, match="cannot be held to a grammar"):
         Grammars(object(), 5, (0,)).compile(REGEX)
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(InvalidRequestError, match="pip install llguidance"):
