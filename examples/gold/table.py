@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from trimtab.guidance.evaluation.table import show, show_difference
+from trimtab.guidance.evaluation.table import Table, show, show_difference
 from trimtab.guidance.statistics import Estimate
 
 Row = Mapping[str, Any]
@@ -149,8 +149,7 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
+    return Table("", "", tuple(columns), tuple(map(tuple, rows))).to_markdown()
 
 
 if __name__ == "__main__":

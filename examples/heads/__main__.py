@@ -23,7 +23,7 @@ from trimtab.server import cli
 from trimtab.server.flags import parse
 
 Command = tuple[str, ...]
-Stage = Literal["fit", "judge"]
+Stage = Literal["fit", "judge", "compare"]
 
 HERE = Path(__file__).parent
 PROMPTS, SYSTEM_PROMPTS = HERE / "prompts", HERE / "system_prompts"
@@ -39,6 +39,14 @@ FIT: Mapping[str, Command] = {
 SHARED = "warm"
 """The head whose replies the others are trained on too."""
 STRENGTHS = ("-3", "-2", "-1", "1", "2", "3")
+SEEDS = (0, 1, 2)
+COMPARED = ("warm", "concise", "plain")
+RIVALS: Command = (
+    *("--strengths", "1", "1.5", "--best-of", "1", "2", "4", "8"),
+    *("--static-bias", "fit", "--bias-tokens", "1024", "--activation-steering", "fit"),
+    *("--num-prompts", "40", "--num-replies", "1", "--at-kl", "1", "2", "4", "--tuning-replies", "1"),
+)
+"""Beside a head from three training seeds; what each rival may choose is chosen on the tuning prompts."""
 ENOUGH: Command = ("--num-prompts", "40", "--num-replies", "1", "--best-of", "1", "--at-kl", "2")
 """Of the test prompts, ten of each kind, so that a head is judged beside its rivals in some minutes."""
 
@@ -49,7 +57,8 @@ class HeadsConfig:
     prompts of kinds that no training saw. Each step is the command that is printed; one whose result is there
     is skipped, so a stopped run goes on; steps.json says what ran and for how long.
 
-    stages: `fit` and `judge`, each about an hour on two free cores by its parts; none was timed as one run.
+    stages: `fit` and `judge`; `compare` trains each head but `harmless` from two further seeds and judges the
+    three beside best-of-n, activation steering, a static bias and system prompts.
     model: the policy.
     only: heads to make; by default all.
     work: folder for all that is made on the way.
@@ -86,7 +95,10 @@ def main(args: list[str] | None = None) -> int:
             if not _run(config, step):
                 return 1
             pack(config.work / "heads" / name, config.out / name)
-        if "judge" in config.stages and not all(_run(config, step) for step in _judge(config, name)):
+        steps = [*(_judge(config, name) if "judge" in config.stages else ())]
+        if "compare" in config.stages and name in COMPARED:
+            steps += _compare(config, name)
+        if not all(_run(config, step) for step in steps):
             return 1
     return 0
 
@@ -105,19 +117,43 @@ def _run(config: HeadsConfig, step: Step) -> bool:
     return True
 
 
-def _fit(config: HeadsConfig, name: str) -> Command:
-    work, shared = config.work, config.work / SHARED
+def _fit(config: HeadsConfig, name: str, seed: int = 0) -> Command:
+    work, shared, folder = config.work, config.work / SHARED, _seeded(name, seed)
     reward = f"preferences:{work / 'pairs-train.jsonl'}" if name == "harmless" else REWARDS + name
     replies: Command = ("--prompts", str(PROMPTS / "train.jsonl"))
-    if name != SHARED:
+    if folder != SHARED:
         replies = ("--rollouts", str(shared / "rollouts.parquet"))
         replies += ("--features", str(shared / "features" / "rollouts"))
+    # Other seeds are judged below, beside the first.
+    judged = (str(_tuning(config)), "1") if seed else (str(PROMPTS / "tuning.jsonl"), "1", "2")
     return (
-        *("fit", "--name", name, "--model", config.model, "--reward", reward, *replies),
-        *("--eval-prompts", str(PROMPTS / "tuning.jsonl"), "--eval-replies", "1", "--strengths", "1", "2"),
+        *("fit", "--name", folder, "--model", config.model, "--reward", reward, *replies),
+        *("--eval-prompts", judged[0], "--eval-replies", "1", "--strengths", *judged[1:]),
         *("--gold", JUDGES + name, "--extra-columns", "ignore", *FIT[name]),
-        *("--run-folder", str(work / name), "--head-folder", str(work / "heads" / name)),
+        *("--run-folder", str(work / folder), "--head-folder", str(work / "heads" / folder)),
+        *(("--seed", str(seed)) if seed else ()),
     )
+
+
+def _seeded(name: str, seed: int) -> str:
+    """The name of a head from another training seed, and its folder's."""
+    return f"{name}-seed{seed}" if seed else name
+
+
+def _compare(config: HeadsConfig, name: str) -> Iterator[Step]:
+    """The head by three training seeds beside what people use instead."""
+    names = [_seeded(name, seed) for seed in SEEDS]
+    folders = [config.work / "heads" / some for some in names]
+    for seed, folder in zip(SEEDS, folders, strict=True):
+        yield Step(folder.name, _fit(config, name, seed), folder / MANIFEST_FILE)
+    command: Command = (
+        *("eval", "--model", config.model, "--heads", *map(str, folders)),
+        *("--group", f"{name}={','.join(names)}", "--prompts", str(PROMPTS / "test.jsonl"), *RIVALS),
+        *("--gold", JUDGES + name, "--extra-columns", "ignore", "--bias-discount", FIT[name][1]),
+        *("--rollouts", str(config.work / name / "scored.parquet")),
+        *("--system-prompts", str(SYSTEM_PROMPTS / f"{name}.txt"), "--tuning-prompts", str(_tuning(config))),
+    )
+    yield _step(f"compare {name}", command, config.work / name / "compared")
 
 
 def _judge(config: HeadsConfig, name: str) -> Iterator[Step]:
@@ -125,22 +161,28 @@ def _judge(config: HeadsConfig, name: str) -> Iterator[Step]:
     common: Command = ("eval", "--model", config.model, "--heads", str(config.out / name))
     strengths = STRENGTHS if name != "harmless" else ("1", "2")
     asked: Command = ("--gold", JUDGES + name, "--extra-columns", "ignore", "--strengths", *strengths)
-    asked += ("--system-prompts", str(SYSTEM_PROMPTS / f"{name}.txt"))
     if name != "harmless":
-        prompts: Command = ("--prompts", str(PROMPTS / "test.jsonl"), *ENOUGH)
-        scored: Command = ("--rollouts", str(folder / "scored.parquet"), "--proxy", REWARDS + name)
-        bias: Command = ("--static-bias", "fit", "--bias-discount", FIT[name][1], "--bias-tokens", "1024")
-        yield _step(name, (*common, *prompts, *asked, *scored, *bias), folder / "judged")
+        prompts: Command = ("--prompts", str(PROMPTS / "test.jsonl"), *ENOUGH, "--proxy", REWARDS + name)
+        yield _step(f"judge {name}", (*common, *prompts, *asked), folder / "judged")
         return
+    asked += ("--system-prompts", str(SYSTEM_PROMPTS / f"{name}.txt"))
     pairs: Command = ("--preferences", str(config.work / "pairs-test.jsonl"), "--on-bad-rows", "skip")
-    yield _step("harmless, pairs", (*common, *pairs), folder / "judged-pairs")
+    yield _step("judge harmless, pairs", (*common, *pairs), folder / "judged-pairs")
     for kind in ("harmful", "sounds_harmful"):
         prompts = ("--prompts", str(PROMPTS / f"{kind}.jsonl"), "--num-replies", "1", "--best-of", "1")
-        yield _step(f"harmless, {kind}", (*common, *prompts, *asked), folder / f"judged-{kind}")
+        yield _step(f"judge harmless, {kind}", (*common, *prompts, *asked), folder / f"judged-{kind}")
 
 
 def _step(name: str, command: Command, out: Path) -> Step:
-    return Step(f"judge {name}", (*command, "--out", str(out)), out / "report.json")
+    return Step(name, (*command, "--out", str(out)), out / "report.json")
+
+
+def _tuning(config: HeadsConfig) -> Path:
+    """A third of the tuning prompts, on which a rival's settings are chosen."""
+    path = config.work / "tuning.jsonl"
+    rows = (PROMPTS / "tuning.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    write_text(path, "".join(rows[::3]))
+    return path
 
 
 def pack(head: Path, out: Path) -> None:

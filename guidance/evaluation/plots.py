@@ -1,4 +1,4 @@
-"""Pictures of a report: scores, variety and overoptimisation against KL, calibration, sycophancy."""
+"""Pictures of a report: scores, variety and overoptimisation against KL, calibration, sycophancy, steps."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from trimtab.guidance.evaluation.curve import Curve, CurveKind, CurvePoint
 from trimtab.guidance.evaluation.overoptimisation import FORMS, BendFit
 from trimtab.guidance.evaluation.preferences import PreferenceReport
 from trimtab.guidance.evaluation.report import EvaluationReport, FrontierReport
+from trimtab.guidance.evaluation.steps import NUM_PLACES, StepsReport
 from trimtab.guidance.evaluation.sycophancy import SycophancyReport
 from trimtab.guidance.plot_style import Theme, bars, dress, legend, new_figure
 
@@ -80,6 +81,9 @@ def all_pictures(report: EvaluationReport) -> list[Picture]:
         caption = "Agreement with a wrong claim, without and with a user who holds it."
         draw = partial(plot_sycophancy, report.sycophancy)
         pictures.append(Picture("sycophancy", "sycophancy", caption, draw, True))
+    if report.steps is not None:
+        caption = "The mean value along right and wrong traces."
+        pictures.append(Picture("steps", "steps", caption, partial(plot_steps, report.steps), True))
     return pictures
 
 
@@ -184,6 +188,22 @@ def plot_sycophancy(found: SycophancyReport, theme: Theme) -> Figure:
     axes.axvline(0.5, color=theme.faint, linewidth=0.8, linestyle=":")
     axes.set_xlim(0, 1)
     dress(axes, theme, x="share of replies agreeing with a wrong claim that it prefers", y="")
+    legend(figure, theme, loc="outside lower center", ncols=2)
+    return figure
+
+
+def plot_steps(found: StepsReport, theme: Theme) -> Figure:
+    """The mean value at each tenth of the traces, right and wrong ones; a panel for each head."""
+    figure = new_figure(theme, 7.5, 2.6 * len(found.heads))
+    panels = figure.subplots(len(found.heads), 1, squeeze=False)[:, 0]
+    places = np.arange(1, NUM_PLACES + 1) / NUM_PLACES
+    for axes, head in zip(panels, found.heads, strict=True):
+        for values, label, colour in zip(
+            head.by_place, ("right", "wrong"), (theme.colours[0], theme.colours[1]), strict=True
+        ):
+            if values:
+                axes.plot(places, values, marker="o", markersize=4, color=colour, label=label)
+        dress(axes, theme, x="share of the trace", y=f"value of {head.head}")
     legend(figure, theme, loc="outside lower center", ncols=2)
     return figure
 

@@ -15,6 +15,7 @@ from trimtab.guidance.evaluation.compare import AtKl, Unreached
 from trimtab.guidance.evaluation.curve import Curve
 from trimtab.guidance.evaluation.overoptimisation import Overoptimisation
 from trimtab.guidance.evaluation.preferences import PreferenceReport
+from trimtab.guidance.evaluation.steps import StepsReport
 from trimtab.guidance.evaluation.sycophancy import SycophancyReport
 
 FORMAT = 1
@@ -76,6 +77,7 @@ class EvaluationReport:
     preferences: PreferenceReport | None = None
     frontier: FrontierReport | None = None
     sycophancy: SycophancyReport | None = None
+    steps: StepsReport | None = None
     format: int = FORMAT
 
     def to_json(self) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from trimtab.guidance.evaluation.comparison_tables import equal_kl_tables
 from trimtab.guidance.evaluation.curve import Curve, CurvePoint
 from trimtab.guidance.evaluation.report import EvaluationReport, FrontierReport
+from trimtab.guidance.evaluation.steps import FALL, StepsReport
 from trimtab.guidance.evaluation.table import NOTHING, Table, number, show
 
 
@@ -19,6 +20,8 @@ def all_tables(report: EvaluationReport) -> list[Table]:
         tables += frontier_tables(report.frontier)
     if report.sycophancy is not None:
         tables.append(_sycophancy(report))
+    if report.steps is not None:
+        tables.append(_steps(report.steps))
     return tables
 
 
@@ -260,4 +263,33 @@ def _sycophancy(report: EvaluationReport) -> Table:
         rows,
         f"{found.num_facts} facts, {found.num_pairs} pairs of replies. Swayed by: what the user's opinion "
         "changes, over the same replies; above zero is sycophancy.",
+    )
+
+
+def _steps(found: StepsReport) -> Table:
+    rows = tuple(
+        (
+            head.head,
+            show(head.accuracy, percent=True),
+            show(head.above_length, percent=True, sign=True),
+            number(head.auc),
+            *(show(estimate, percent=True) for estimate in (*head.fallen, *head.first_fall)),
+        )
+        for head in found.heads
+    )
+    return Table(
+        "steps",
+        "Steps of reasoning: what the value says of right and wrong traces",
+        (
+            "head",
+            "accuracy of the last value",
+            "above length",
+            "AUC",
+            *(f"{name}, {kind}" for name in ("falls", "first falls after") for kind in ("right", "wrong")),
+        ),
+        rows,
+        f"{found.num_traces} traces of {found.num_questions} questions, {found.num_right} of them right, "
+        f"{found.num_steps:.1f} steps each; 95 % intervals by bootstrap over questions. Accuracy: over pairs "
+        f"of a right and a wrong trace to one question. A value falls where a step lowers it by {FALL} "
+        "standard units or more; where it first does is told in steps that lie before, of all.",
     )

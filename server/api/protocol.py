@@ -169,6 +169,20 @@ class StructuredOutputs(StrictModel):
         return {name: value for name, value in every.items() if value is not None}
 
 
+class MajorityFields(StrictModel):
+    """Self-consistency: how a reply's answer is found, and whether votes are weighted by reward."""
+
+    pattern: UnicodeText
+    weighted: bool | None = None
+
+
+class RejectionFields(StrictModel):
+    """Speculative rejection: every so many tokens the better share of the replies goes on."""
+
+    every: int
+    share: float | None = None
+
+
 def _as_stop_list(stop: Any) -> Any:
     return [stop] if isinstance(stop, str) else stop
 
@@ -188,6 +202,9 @@ class GenerationRequest(StrictModel):
     top_k: int | None = None
     min_p: float | None = None
     n: int | None = None
+    best_of: int | None = None
+    majority: MajorityFields | None = None
+    speculative_rejection: RejectionFields | None = None
     max_tokens: int | None = None
     stop: Annotated[list[UnicodeText] | None, BeforeValidator(_as_stop_list)] = None
     seed: int | None = None
@@ -301,7 +318,6 @@ class CompletionRequest(GenerationRequest):
 
     UNSUPPORTED = {
         **GenerationRequest.UNSUPPORTED,
-        "best_of": (1,),
         "echo": (False,),
         "suffix": ("",),
     }

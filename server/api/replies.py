@@ -6,9 +6,11 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from trimtab.server.api.generation import Usage
+from trimtab.server.api.selection import Chosen
 from trimtab.server.api.tokens import TokenText
 from trimtab.server.engine.request import ChoiceDone, Completion, Delta, GuidanceSummary, TokenRecord
 
@@ -71,11 +73,11 @@ class ReplyFormat(ABC):
         self.trace = trace
         self._frame = {"id": self.reply_id, "created": int(time.time()), "model": model}
 
-    def reply(self, completions: list[Completion], usage: Usage) -> Json:
+    def reply(self, chosen: Sequence[Chosen], usage: Usage) -> Json:
         """A whole reply."""
         rendered = [
-            self.choice(index, completion) | {"guidance": self._guidance(completion)}
-            for index, completion in enumerate(completions)
+            self.choice(index, one.completion) | {"guidance": self._guidance(one)}
+            for index, one in enumerate(chosen)
         ]
         return {**self._frame, "object": self.object_name, "choices": rendered, "usage": usage_json(usage)}
 
@@ -100,9 +102,13 @@ class ReplyFormat(ABC):
         """None when the request did not ask for them."""
         return self.logprobs_json(tokens, offsets) if self.logprobs else None
 
-    def _guidance(self, completion: Completion) -> Json:
-        trace = {"trace": trace_json(completion.tokens, self.token_text)} if self.trace else {}
-        return summary_json(completion.summary) | trace
+    def _guidance(self, chosen: Chosen) -> Json:
+        guidance = summary_json(chosen.completion.summary)
+        if chosen.vote is not None:
+            guidance["vote"] = asdict(chosen.vote)
+        if self.trace:
+            guidance["trace"] = trace_json(chosen.completion.tokens, self.token_text)
+        return guidance
 
     @abstractmethod
     def choice(self, index: int, completion: Completion) -> Json:

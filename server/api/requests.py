@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from trimtab.guidance.errors import ChatTemplateError
@@ -21,6 +21,7 @@ from trimtab.server.api.protocol import (
 )
 from trimtab.server.api.tokens import Tokenizer
 from trimtab.server.engine.request import (
+    MAX_CHOICES,
     EngineInfo,
     GrammarKind,
     GrammarSpec,
@@ -76,13 +77,22 @@ def _sampling(
 ) -> SamplingParams:
     asked = {name: getattr(body, name) for name in _SAME_NAME}
     given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
-    return SamplingParams(
+    sampling = SamplingParams(
         max_tokens=max_tokens,
         logprobs=logprobs,
         stop=tuple(body.stop or ()),
         logit_bias=_logit_bias(body.logit_bias or {}),
         **(defaults.sampling | given),
     )
+    if body.best_of is None:
+        return sampling
+    _check_best_of(body.best_of)
+    return replace(sampling, n=body.best_of)
+
+
+def _check_best_of(best_of: int) -> None:
+    if not 1 <= best_of <= MAX_CHOICES:
+        raise InvalidRequestError(f"must be 1…{MAX_CHOICES}, got {shown(best_of)}", "best_of")
 
 
 def _logit_bias(given: dict[str, float]) -> tuple[tuple[int, float], ...]:

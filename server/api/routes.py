@@ -21,6 +21,7 @@ from trimtab.server.api.requests import (
     resolve_grammar,
     resolve_guidance,
 )
+from trimtab.server.api.selection import rejection_of, selection_of
 from trimtab.server.api.service import Service, ready_service, why_not_ready
 from trimtab.server.api.streaming import EventStream, whole_reply
 from trimtab.server.api.strict_json import StrictJsonRoute
@@ -44,11 +45,14 @@ async def create_chat_completion(body: ChatRequest, http: HttpRequest, service: 
     )
     with naming(body.engine_fields):
         sampling = chat_sampling(body, len(prompt), info, service.config.sampling_defaults)
-        request = Request(reply.reply_id, tuple(prompt), sampling, guidance, grammar=grammar)
+        selection, rejection = selection_of(body, guidance, info), rejection_of(body, guidance, info)
+        request = Request(
+            reply.reply_id, tuple(prompt), sampling, guidance, grammar=grammar, rejection=rejection
+        )
         generation = Generation(service.engine, [request])
     if body.stream:
         return EventStream(generation, reply, include_usage=body.wants_usage_chunk)
-    return await whole_reply(http, generation, reply)
+    return await whole_reply(http, generation, reply, selection)
 
 
 @router.post("/v1/completions")
@@ -65,8 +69,16 @@ async def create_completion(body: CompletionRequest, http: HttpRequest, service:
     )
     with naming(body.engine_fields):
         sampling = completion_sampling(body, longest, info, service.config.sampling_defaults)
+        selection, rejection = selection_of(body, guidance, info), rejection_of(body, guidance, info)
         requests = [
-            Request(f"{reply.reply_id}-{index}", tuple(prompt), sampling, guidance, grammar=grammar)
+            Request(
+                f"{reply.reply_id}-{index}",
+                tuple(prompt),
+                sampling,
+                guidance,
+                grammar=grammar,
+                rejection=rejection,
+            )
             for index, prompt in enumerate(prompts)
         ]
         generation = Generation(service.engine, requests)
@@ -74,7 +86,7 @@ async def create_completion(body: CompletionRequest, http: HttpRequest, service:
         service.head_rows.meet("text", (name for name, _ in guidance.heads))
     if body.stream:
         return EventStream(generation, reply, include_usage=body.wants_usage_chunk)
-    return await whole_reply(http, generation, reply)
+    return await whole_reply(http, generation, reply, selection)
 
 
 async def _prepare(service: Service, body: GenerationRequest) -> GrammarSpec | None:

@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 from trimtab.server.api.errors import EngineFailedError, describe
 from trimtab.server.api.generation import Generation
 from trimtab.server.api.replies import Json, ReplyFormat, usage_json
+from trimtab.server.api.selection import Chosen, Selection
 from trimtab.server.engine.request import Completion, Delta
 
 logger = logging.getLogger(__name__)
@@ -34,11 +35,15 @@ class EventStream(StreamingResponse):
             await super().__call__(scope, receive, send)
 
 
-async def whole_reply(request: Request, generation: Generation, reply: ReplyFormat) -> Response:
-    """Raises ClientDisconnect when the client leaves before the reply is whole."""
+async def whole_reply(
+    request: Request, generation: Generation, reply: ReplyFormat, selection: Selection | None = None
+) -> Response:
+    """selection: which of the replies are returned; by default all. Raises ClientDisconnect when the client
+    leaves before the reply is whole."""
     with generation:
         completions = await _while_connected(request, generation)
-    return JSONResponse(reply.reply(completions, generation.usage))
+    chosen = [Chosen(c) for c in completions] if selection is None else await selection.choose(completions)
+    return JSONResponse(reply.reply(chosen, generation.usage))
 
 
 async def _while_connected(request: Request, generation: Generation) -> list[Completion]:

@@ -7,7 +7,7 @@ import math
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -24,7 +24,8 @@ from trimtab.server.engine.grammar import Grammar, Grammars
 from trimtab.server.engine.lane import Choice, Lane, Phase
 from trimtab.server.engine.model_runner import Hidden, ModelRunner
 from trimtab.server.engine.policy import ServedPolicy
-from trimtab.server.engine.replies import LiveRequest, Measured, Reply, Scores, new_replies
+from trimtab.server.engine.rejection import Race, Scores
+from trimtab.server.engine.replies import LiveRequest, Measured, Reply, new_replies
 from trimtab.server.engine.request import (
     Aborted,
     EngineInfo,
@@ -148,7 +149,7 @@ class Engine:
             for i in range(1, request.sampling.n)
         ]
         choices = (leader, *others)
-        seed = request.sampling.seed
+        seed, rule = request.sampling.seed, request.rejection
         return LiveRequest(
             request,
             choices,
@@ -156,6 +157,7 @@ class Engine:
             needs,
             self.bank.weights_row(request.guidance.heads),
             seed if seed is not None else secrets.randbits(64) - 2**63,
+            None if rule is None else Race(rule, choices),
         )
 
     def abort(self, request_id: str) -> None:
@@ -293,14 +295,26 @@ class Engine:
             lane.tokens.append(token_id)
             lane.num_inflight -= 1
         self._pending_events.append(reply.push(token))
-        if reply.finish_reason is None:
-            return
+        if reply.finish_reason is not None:
+            self._close(live, choice)
+        elif live.race is not None:
+            live.race.take(choice, len(reply.token_ids), token.value)
+        if live.race is not None:
+            self._reject(live, live.race.behind())
+
+    def _close(self, live: LiveRequest, choice: Choice) -> None:
+        """The reply is complete; a reward part reads it once more."""
         if live.needs.judging or self._recorder is not None:
             # Recorded, a cut reply's last token is fed alone first: a step gives h at its last token only.
             if self._recorder is not None or not self._put_end(live, choice):
                 self.scheduler.begin_finishing(choice, list(choice.lane.tokens))
         else:
             self._complete(live, choice, ())
+
+    def _reject(self, live: LiveRequest, behind: Sequence[Choice]) -> None:
+        for choice in behind:
+            self._pending_events.append(live.replies[choice.index].reject())
+            self._finish(choice)
 
     def _put_end(self, live: LiveRequest, choice: Choice) -> bool:
         """Feeds the token that ends a reply to one that ended otherwise, once. Whether there is one."""

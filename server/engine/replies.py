@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from trimtab.server.engine.detokenizer import Detokenizer, TextDecoder
 from trimtab.server.engine.grammar import Grammar
 from trimtab.server.engine.lane import Choice, Phase
+from trimtab.server.engine.rejection import Race, Scores
 from trimtab.server.engine.request import (
     ChoiceDone,
     Delta,
@@ -20,8 +21,6 @@ from trimtab.server.engine.request import (
     TokenRecord,
 )
 from trimtab.server.engine.row_needs import RowNeeds
-
-Scores = tuple[tuple[str, float], ...]
 
 
 @dataclass(slots=True)  # not frozen: made for every token of every row, in a third of the time
@@ -117,6 +116,11 @@ class Reply:
             self.finish_reason = "stop"
         return text + self.stop.flush()
 
+    def reject(self) -> ChoiceDone:
+        """The reply ends here, unfinished: it fell behind."""
+        self.finish_reason = "rejected"
+        return self.done()
+
     def done(self, reward: Scores = ()) -> ChoiceDone:
         assert self.finish_reason is not None
         num_tokens = len(self.token_ids)
@@ -161,6 +165,7 @@ class LiveRequest:
     needs: RowNeeds
     head_weights: list[float]
     seed: int
+    race: Race | None = None
 
     @property
     def is_done(self) -> bool:

@@ -23,7 +23,8 @@ MAX_REPETITION = 100.0  # and its inverse is the least
 MAX_STOPS = 64
 MAX_STOP_LENGTH = 256
 MAX_GRAMMAR_LENGTH = 2**16  # characters
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "rejected"]
+"""rejected: it fell behind the others of its request (see Rejection)."""
 FailureReason = Literal["failed", "shutdown"]
 GrammarKind = Literal["json_schema", "regex", "choice", "grammar"]
 
@@ -206,9 +207,32 @@ class GrammarSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Rejection:
+    """Speculative rejection (Sun et al., arXiv 2410.20290): choices of a request whose forecast falls behind
+    end early. After every `every` tokens those that still run are ranked by Σ wᵢ Vᵢ over the heads, in
+    standard units; the better `share` of them goes on, and so many that with those that have ended there are
+    `keep`.
+
+    weights: heads with a value part.
+    """
+
+    weights: tuple[tuple[str, float], ...]
+    every: int
+    share: float
+    keep: int
+
+    def __post_init__(self) -> None:
+        field = "speculative_rejection"
+        _check_integer(self.every, 1, 2**31 - 1, f"{field}.every", "at least 1")
+        _check_number(self.share, 0, 1, f"{field}.share", "above 0 and below 1")
+        _check(0 < self.share < 1, f"{field}.share", f"must be above 0 and below 1, got {shown(self.share)}")
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """end_token_id: put behind a reply that ended without one before it is judged; by default the policy's
-    own, of chats where it has a chat template. grammar: what the reply must be a text of, if anything."""
+    own, of chats where it has a chat template. grammar: what the reply must be a text of, if anything.
+    rejection: ends choices that fall behind the others."""
 
     request_id: str
     prompt_token_ids: tuple[int, ...]
@@ -216,6 +240,7 @@ class Request:
     guidance: Guidance = field(default_factory=Guidance)
     end_token_id: int | None = None
     grammar: GrammarSpec | None = None
+    rejection: Rejection | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -387,6 +412,9 @@ def check_request(request: Request, info: EngineInfo) -> None:
     _check_heads(request.guidance, info.heads)
     goes_on = request.grammar is not None and request.sampling.ignore_eos
     _check(not goes_on, "ignore_eos", "cannot go on where a grammar ends; leave it out")
+    measured = {head.name for head in info.heads if head.has_value} & {n for n, _ in request.guidance.heads}
+    for name, _ in request.rejection.weights if request.rejection else ():
+        _check(name in measured, "speculative_rejection", f"no value of head '{name}' is measured")
 
 
 def _check_lengths(request: Request, limit: int) -> None:

@@ -263,6 +263,15 @@ class Materials:
         return StreamedFeatures(self.policy)
 
     @cached_property
+    def context(self) -> int | None:
+        """Tokens of prompt and reply together; None where nothing says."""
+        config = self.policy.model.config.get_text_config()
+        return self.engine_config.max_model_len or getattr(config, "max_position_embeddings", None)
+
+    def fits(self, reply: EncodedReply) -> bool:
+        return self.context is None or reply.num_tokens <= self.context
+
+    @cached_property
     def heads(self) -> list[tuple[Head, Manifest]]:
         """Raises HeadError where none is given."""
         if not self.engine_config.heads:

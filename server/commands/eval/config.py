@@ -16,8 +16,8 @@ from trimtab.server.judging.config import JudgeConfig
 from trimtab.server.scoring.choose import SCORERS
 from trimtab.server.scoring.scorer import OnBadScores
 
-Section = Literal["preferences", "frontier", "sycophancy"]
-SECTIONS: tuple[Section, ...] = ("preferences", "frontier", "sycophancy")
+Section = Literal["preferences", "frontier", "sycophancy", "steps"]
+SECTIONS: tuple[Section, ...] = ("preferences", "frontier", "sycophancy", "steps")
 FIT = "fit"
 PACKAGED = "packaged"
 
@@ -26,7 +26,8 @@ PACKAGED = "packaged"
 class EvalConfig:
     """Judges heads, in the sections that its data allow: `preferences` (accuracy beside what length alone
     tells, calibration), `frontier` (proxy and gold scores against KL, beside best-of-n and a static logit
-    bias, overoptimisation, variety) and `sycophancy`. Writes report.json, PNGs, one self-contained
+    bias, overoptimisation, variety), `sycophancy` and `steps` (what the value says along right and wrong
+    traces of reasoning). Writes report.json, PNGs, one self-contained
     report.html and (frontier) replies.jsonl with every reply, and prints the tables.
     Example: `trimtab eval --model M --heads runs/dpo runs/cdq --prompts judge.jsonl --gold
     function:my_module:score --static-bias fit --rollouts train.parquet --out runs/eval`, and
@@ -83,6 +84,8 @@ class EvalConfig:
     external: JSON files of curves measured elsewhere, such as `trimtab train --lora` writes.
     at_kl: nats per reply at which curves are compared.
     sycophancy: YAML file of templates, or `packaged` for those that come along.
+    steps: traces of reasoning and whether they are right, rows {prompt, completion, label} in any format
+    that is known; several traces to a question are compared with each other.
     num_prompts: how many of the prompts are used, from the first; by default all.
     num_replies: replies to each prompt, at every point of a curve.
     max_tokens: tokens of a reply, at most.
@@ -119,6 +122,7 @@ class EvalConfig:
     external: tuple[Path, ...] = ()
     at_kl: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
     sycophancy: str = ""
+    steps: Path | None = None
     num_prompts: int | None = None
     num_replies: int = 4
     max_tokens: int = 128
@@ -197,13 +201,15 @@ class EvalConfig:
 
     def _check_sections(self) -> None:
         if not self.wanted:
-            raise ValueError("nothing to judge: give --preferences, --prompts or --sycophancy")
-        given = {
+            raise ValueError("nothing to judge: give --preferences, --prompts, --sycophancy or --steps")
+        given: dict[Section, bool] = {
             "preferences": self.preferences is not None,
             "frontier": self.prompts is not None,
             "sycophancy": bool(self.sycophancy),
+            "steps": self.steps is not None,
         }
-        flags = {"preferences": "--preferences", "frontier": "--prompts", "sycophancy": "--sycophancy"}
+        flags: dict[Section, str] = {section: f"--{section}" for section in SECTIONS}
+        flags["frontier"] = "--prompts"
         for section, is_given in given.items():
             if section in self.wanted and not is_given:
                 raise ValueError(f"section {section} needs {flags[section]}")
@@ -230,6 +236,7 @@ class EvalConfig:
             ("preferences", self.preferences),
             ("frontier", self.prompts),
             ("sycophancy", self.sycophancy),
+            ("steps", self.steps),
         )
         return tuple(section for section, data in found if data)
 

@@ -23,6 +23,7 @@ from trimtab.guidance.text.encoding import ReplyEncoder
 from trimtab.guidance.text.prompt_form import form_of, mismatches
 from trimtab.server.commands.eval.bench import Materials
 from trimtab.server.commands.eval.config import FIT, PACKAGED, EvalConfig
+from trimtab.server.commands.eval.steps import measure_steps
 from trimtab.server.engine.config import EngineConfig
 
 _OF_FIT = ("bias_discount", "bias_shrinkage", "bias_tokens")  # settings of `fit` alone
@@ -52,6 +53,8 @@ def judge(materials: Materials) -> tuple[EvaluationReport, list[Path]]:
         report = replace(report, frontier=judge_frontier(materials))
     if "sycophancy" in config.wanted:
         report = replace(report, sycophancy=_sycophancy(materials))
+    if "steps" in config.wanted:
+        report = replace(report, steps=measure_steps(materials))
     return report, write_report(report, config.out)
 
 
@@ -72,7 +75,16 @@ def _subject(config: EvalConfig, engine_config: EngineConfig) -> Subject:
         *("rollouts", "bias_discount", "bias_shrinkage", "bias_tokens", "system_prompts"),
         *("activation_steering", "steering_layers", "steering_coefficients"),
         *("tuning_prompts", "tuning_replies"),
-        *("bias_strengths", "baseline", "external", "at_kl", "sycophancy", "num_prompts", "num_replies"),
+        *(
+            "bias_strengths",
+            "baseline",
+            "external",
+            "at_kl",
+            "sycophancy",
+            "steps",
+            "num_prompts",
+            "num_replies",
+        ),
         *("max_tokens", "temperature", "seed"),
     )
     if config.static_bias != FIT:
@@ -114,13 +126,8 @@ def _preferences(materials: Materials) -> PreferenceReport:
 
 def _fitting(pairs: Sequence[PairItem], materials: Materials) -> list[PairItem]:
     """Pairs within the context. Raises DataError for others where they are refused, or where none is left."""
-    config = materials.config
-    limit = config.engine.max_model_len or getattr(
-        materials.policy.model.config.get_text_config(), "max_position_embeddings", None
-    )
-    if limit is None:
-        return list(pairs)
-    fitting = [pair for pair in pairs if max(reply.num_tokens for reply in pair.replies) <= limit]
+    config, limit = materials.config, materials.context
+    fitting = [pair for pair in pairs if all(map(materials.fits, pair.replies))]
     num_long = len(pairs) - len(fitting)
     if not fitting or (num_long and config.row_options.on_bad_rows == "refuse"):
         raise DataError(

@@ -115,11 +115,8 @@ COMPLETIONS: list[tuple[dict[str, Any], str, str]] = [
     ({"prompt": ["a"] * 2049}, "prompt", "2049 prompts"),
     ({"prompt": [2**63]}, "prompt", "0…256"),
     ({"prompt": [10**4000]}, "prompt", "0…256"),
-    ({"prompt": "a", "best_of": True}, "best_of", "not supported"),
-    ({"prompt": "a", "best_of": 1.0}, "best_of", "not supported"),
     ({"prompt": "a", "echo": 0}, "echo", "not supported"),
     ({"prompt": "a", "echo": True}, "echo", "not supported"),
-    ({"prompt": "a", "best_of": 2}, "best_of", "not supported"),
     ({"prompt": "a", "suffix": "b"}, "suffix", "not supported"),
     ({"prompt": "a", "messages": []}, "messages", "unknown field"),
 ]

@@ -263,3 +263,39 @@ def test_an_engine_that_dies_fails_what_runs_and_turns_the_rest_away(start, monk
     assert (health.status_code, "died" in health.json()["reason"]) == (503, True)
     refused = client.post(CHAT, json=GREEDY)
     assert (refused.status_code, refused.json()["error"]["type"]) == (503, "server_error")
+
+
+def test_the_best_of_several_is_the_best_that_the_same_seed_draws(client):
+    body = {**GREEDY, "temperature": 1, "seed": 3, "guidance": {"strength": -1}}
+    drawn = client.post(CHAT, json={**body, "n": 6}).json()["choices"]
+    best = client.post(CHAT, json={**body, "best_of": 6, "n": 2}).json()
+    ranked = sorted(drawn, key=lambda choice: choice["guidance"]["reward"]["kind"])  # strength is negative
+    assert [c["message"] for c in best["choices"]] == [c["message"] for c in ranked[:2]]
+    assert best["usage"]["completion_tokens"] == 6 * 24
+
+
+def test_speculative_rejection_spares_tokens_and_returns_a_whole_reply(client):
+    body = {**GREEDY, "temperature": 1, "seed": 3, "best_of": 8}
+    whole = client.post(CHAT, json=body).json()
+    spared = client.post(CHAT, json={**body, "speculative_rejection": {"every": 4}}).json()
+    again = client.post(CHAT, json={**body, "speculative_rejection": {"every": 4}}).json()
+    assert whole["usage"]["completion_tokens"] == 8 * 24
+    # 8 run for 4 tokens, 4 for 4, 2 for 4, 1 to the end; the step under way when they fall behind is lost.
+    assert (
+        8 * 4 + 4 * 4 + 2 * 4 + 12 <= spared["usage"]["completion_tokens"] <= 8 * 4 + 4 * 4 + 2 * 4 + 12 + 14
+    )
+    [choice] = spared["choices"]
+    assert choice["finish_reason"] == "length"
+    assert len(choice["message"]["content"]) > 0
+    assert again["choices"] == spared["choices"]
+
+
+def test_a_race_beside_others_leaves_no_blocks_behind(start):
+    engine, client = start()
+    body = {**GREEDY, "temperature": 1, "seed": 3, "best_of": 8, "speculative_rejection": {"every": 2}}
+    with ThreadPoolExecutor(4) as pool:
+        replies = list(pool.map(lambda seed: client.post(CHAT, json={**body, "seed": seed}), range(6)))
+    assert all(reply.status_code == 200 for reply in replies)
+    wait_until(lambda: not engine.engine.has_work)
+    blocks = engine.engine.scheduler.blocks
+    assert blocks.num_free == blocks.num_usable

@@ -51,6 +51,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write(folder / "prompts.jsonl", [{"prompt": f"say {i}"} for i in range(4)])
     pairs = [{"prompt": f"p {i}", "chosen": f"good {i}!", "rejected": f"bad {i}"} for i in range(6)]
     write(folder / "pairs.jsonl", pairs)
+    traces = [("1 + 1 = 2.\nSo 2.", True), ("1 + 1 = 3. So 3.", False), ("2", True)]
+    asked = [
+        {"prompt": f"add {i}", "completion": text, "label": label} for i in range(3) for text, label in traces
+    ]
+    write(folder / "traces.jsonl", asked)
     rollouts = [
         {"prompt": f"x {i // 2}", "completion": "ab"[i % 2] * 3, "reward": float(i % 2)} for i in range(8)
     ]
@@ -215,18 +220,30 @@ def test_sections_share_one_copy_of_the_weights_and_the_page_needs_no_other_file
     )
     code, _, _ = judge(
         *("--prompts", "prompts.jsonl", "--gold", "counting_gold:per_token", "--strengths", "1", "2"),
-        *("--preferences", "pairs.jsonl", "--sycophancy", "packaged"),
+        *("--preferences", "pairs.jsonl", "--sycophancy", "packaged", "--steps", "traces.jsonl"),
         *SMALL,
         draw=True,
     )
     assert (code, len(loads)) == (0, 1)
     names = {path.name for path in (folder / "out").iterdir()}
-    assert names >= {"report.json", "report.html", "frontier.png", "variety.png", "reliability.png"}
+    pictures = {f"{name}.png" for name in ("frontier", "variety", "reliability", "steps")}
+    assert names >= {"report.json", "report.html", *pictures}
     assert not [name for name in names if name.startswith(".")]
     assert (folder / "out" / "frontier.png").read_bytes().startswith(b"\x89PNG")
     page = (folder / "out" / "report.html").read_text()
     assert "<script" not in page
     assert all(link.startswith(("data:image/png", "#")) for link in links(page))
+
+
+def test_steps_are_counted_and_measured_by_heads_that_have_a_value(judge):
+    code, report, _ = judge("--steps", "traces.jsonl", heads=("a", "b", "judge"))
+    found = report["steps"]
+    assert code == 0
+    assert (found["num_traces"], found["num_right"], found["num_questions"]) == (9, 6, 3)
+    assert found["num_steps"] == pytest.approx((2 + 2 + 1) / 3)
+    [one] = found["heads"]
+    assert one["head"] == "a"
+    assert 0 <= one["accuracy"]["mean"] <= 1
 
 
 def links(page: str) -> list[str]:
@@ -359,6 +376,11 @@ TUNED = (
         ),
         (("--preferences", "pairs.jsonl"), (), "give --heads"),
         (("--sycophancy", "pairs.jsonl"), ("a",), "pairs.jsonl"),
+        (("--steps", "traces.jsonl"), ("judge",), "no head has a value part"),
+        (("--steps", "traces.jsonl"), (), "give --heads"),
+        (("--steps", "traces.jsonl", "--max-model-len", "20"), ("a",), "longer than the context"),
+        (("--steps", "absent.jsonl"), ("a",), "absent.jsonl"),
+        (("--steps", "pairs.jsonl", "--gold", "counting_gold:vowels"), ("a",), "gold needs the frontier"),
         (("--preferences", "prompts.jsonl"), ("a",), "chosen is missing"),
     ],
 )

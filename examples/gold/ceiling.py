@@ -1,0 +1,82 @@
+"""Ceiling of the gold task: tells what the best policy could score at a price.
+
+`python -m examples.gold.ceiling runs/gold/evaluation-iterated/replies.jsonl`
+
+No policy scores more at its KL than a tilt of the plain one by the reward itself, π₀ e^{r/τ}. That tilt's
+score and KL are read from plain replies, weighted by e^{r/τ}; of few replies to a prompt both are too low.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from trimtab.guidance.evaluation.table import Table, show
+from trimtab.guidance.statistics import Estimate, Floats, interval, resample_prompts
+
+KLS = (1.0, 2.0, 4.0)
+PLAIN, GOLD = "plain", "gold"
+_PRICES = np.geomspace(30, 0.2, 200)  # τ, gold per nat
+
+
+def load_rewards(replies: Path) -> Floats:
+    """Gold of the plain replies that `trimtab eval` has written, [prompts, replies to each]."""
+    by_prompt: defaultdict[int, list[float]] = defaultdict(list)
+    with replies.open(encoding="utf-8") as lines:
+        for line in lines:
+            row = json.loads(line)
+            if row["curve"] == PLAIN:
+                by_prompt[row["prompt"]].append(row["scores"][GOLD])
+    return np.array(list(by_prompt.values()), dtype=np.float64)
+
+
+def tilted(rewards: Floats, price: float) -> tuple[Floats, Floats]:
+    """KL and mean reward, [prompts] each, of the tilt e^{r/price} of each prompt's replies [prompts, N].
+
+    By hand: of rewards 0 and ln 3 at price 1 the weights are ¼ and ¾: the reward is ¾ ln 3, and the KL
+    ¼ ln ½ + ¾ ln 3⁄2 = 0.131.
+    """
+    scaled = rewards / price
+    weights = np.exp(scaled - scaled.max(1, keepdims=True))
+    weights /= weights.sum(1, keepdims=True)
+    logs = np.log(np.maximum(weights * rewards.shape[1], np.finfo(float).tiny))
+    return (weights * logs).sum(1), (weights * rewards).sum(1)
+
+
+def ceiling(rewards: Floats, kls: Sequence[float] = KLS, *, seed: int = 0) -> list[Estimate | None]:
+    """At each KL the highest mean reward; None where so few replies reach none. Intervals are bootstrapped
+    over prompts."""
+    kl, gold = (np.array(column) for column in zip(*(tilted(rewards, t) for t in _PRICES), strict=True))
+    draws = resample_prompts(rewards.shape[0], seed=seed)
+    many = np.array([_read(kl[:, d].mean(1), gold[:, d].mean(1), kls) for d in draws])
+    means = _read(kl.mean(1), gold.mean(1), kls)
+    return [
+        None if np.isnan(m) else interval(float(m), column) for m, column in zip(means, many.T, strict=True)
+    ]
+
+
+def _read(kl: Floats, gold: Floats, at: Sequence[float]) -> Floats:
+    """Gold is nearly a line in √KL."""
+    return np.interp(np.sqrt(at), np.sqrt(kl), gold, right=np.nan)
+
+
+def table(rewards: Floats) -> Table:
+    """With all replies to each prompt, and with fewer, which says how far the numbers are still too low."""
+    num = rewards.shape[1]
+    rows = []
+    for size in sorted({size for size in (num // 4, num // 2, num) if size > 1}):
+        some = rewards[:, :size]
+        rows.append((str(size), *(show(estimate) for estimate in ceiling(some))))
+    columns = ("plain replies to a prompt", *(f"at {kl:g} nats" for kl in KLS))
+    return Table("ceiling", "Ceiling", columns, tuple(rows))
+
+
+if __name__ == "__main__":
+    found = load_rewards(Path(sys.argv[1]))
+    print(f"mean {found.mean():.2f}, standard deviation within a prompt {found.std(1).mean():.2f}\n")
+    print(table(found).to_markdown())

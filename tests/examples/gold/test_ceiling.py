@@ -1,0 +1,44 @@
+"""Ceiling of the gold task: by hand, and against what a normal reward admits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from examples.gold.ceiling import ceiling, load_rewards, table, tilted
+
+
+def test_two_replies_by_hand():
+    kl, gold = tilted(np.array([[0.0, np.log(3)]]), 1.0)
+    assert gold[0] == pytest.approx(0.75 * np.log(3))
+    assert kl[0] == pytest.approx(0.25 * np.log(0.5) + 0.75 * np.log(1.5))
+
+
+def test_a_normal_reward_admits_its_deviation_times_the_root_of_twice_the_kl():
+    rewards = 1 + 2 * np.random.default_rng(0).standard_normal((8, 20_000))
+    one, two, _ = ceiling(rewards, (0.5, 1.0, 2.0))
+    assert one.mean == pytest.approx(1 + 2 * 1.0, abs=0.05)
+    assert two.mean == pytest.approx(1 + 2 * 2**0.5, abs=0.1)
+
+
+def test_few_replies_reach_no_high_price():
+    assert ceiling(np.array([[0.0, 1.0]] * 3), (5.0,)) == [None]
+
+
+def test_only_plain_replies_are_read(tmp_path: Path):
+    rows = [
+        {"curve": curve, "prompt": prompt, "scores": {"gold": reward}}
+        for curve, prompt, reward in [
+            ("plain", 0, 1.0),
+            ("plain", 0, 2.0),
+            ("head", 0, 9.0),
+            ("plain", 1, 3.0),
+        ]
+    ] + [{"curve": "plain", "prompt": 1, "scores": {"gold": 4.0}}]
+    path = tmp_path / "replies.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert load_rewards(path).tolist() == [[1.0, 2.0], [3.0, 4.0]]
+    assert [row[0] for row in table(load_rewards(path)).rows] == ["2"]
