@@ -81,7 +81,7 @@ FOREIGN = {  # folder → packages of others that it must not import
     "server/api": ("torch",),
 }
 TORCH_FREE = ("lane", "block_manager", "scheduler", "waiting_line", "request", "replies", "row_needs")
-TORCH_FREE += ("detokenizer",)
+TORCH_FREE += ("detokenizer", "grammar")
 HEAVY = ("torch", "transformers", "trimtab.kernels")
 POLICY_TRAINING = tuple(f"examples/toy/{n}" for n in ("corpus.py", "tokenizer.py", "policy.py", "grammar/"))
 JUDGE = "examples/toy/judge.py"

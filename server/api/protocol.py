@@ -133,6 +133,64 @@ class GuidanceFields(StrictModel):
         return self.model_dump(include={*CONTROLLERS, HORIZON}, exclude_none=True)
 
 
+class JsonSchemaFormat(StrictModel):
+    """`response_format.json_schema`. strict: the reply keeps to the schema whether it is asked to or not."""
+
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    description: str | None = None
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    strict: bool | None = None
+
+
+class ResponseFormat(StrictModel):
+    """OpenAI's `response_format`."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaFormat | None = None
+
+    @model_validator(mode="after")
+    def _a_schema_where_there_should_be_one(self) -> ResponseFormat:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            problem = "is required" if self.json_schema is None else "is only allowed with type json_schema"
+            raise InvalidRequestError(problem, "json_schema")
+        return self
+
+
+Choices = Annotated[list[UnicodeText], Field(min_length=1)]
+
+
+def _check_schema(schema: Any) -> Any:
+    if not isinstance(schema, dict | str):
+        raise ValueError("must be a JSON schema, as an object or as its text")
+    return _check_unicode(schema) if isinstance(schema, str) else schema
+
+
+JsonSchema = Annotated[Any, AfterValidator(_check_schema)]
+
+
+class StructuredOutputs(StrictModel):
+    """vLLM's `structured_outputs`: one of its keys."""
+
+    UNSUPPORTED = {
+        "structural_tag": (),
+        "whitespace_pattern": (),
+        "disable_any_whitespace": (False,),
+        "disable_additional_properties": (False,),
+    }
+
+    json_: Annotated[JsonSchema | None, Field(alias="json")] = None
+    regex: UnicodeText | None = None
+    choice: Choices | None = None
+    grammar: UnicodeText | None = None
+    json_object: bool | None = None
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """By vLLM's names."""
+        every = {"json": self.json_, "regex": self.regex, "choice": self.choice, "grammar": self.grammar}
+        return {name: value for name, value in every.items() if value is not None}
+
+
 class MajorityFields(StrictModel):
     """Self-consistency: how a reply's answer is found, and whether votes are weighted by reward."""
 
@@ -155,7 +213,7 @@ class GenerationRequest(StrictModel):
     """What chat and completions share.
 
     `model` may be left out: a server has one. `user` is accepted because it is, by OpenAI's definition, a
-    label without effect on the reply.
+    label without effect on the reply. `guided_…` are vLLM's older names of what `structured_outputs` holds.
     """
 
     UNSUPPORTED = {"metadata": ({},), "service_tier": ("auto", "default"), "store": (False,)}
@@ -181,6 +239,23 @@ class GenerationRequest(StrictModel):
     stream_options: StreamOptions | None = None
     user: str | None = None
     guidance: GuidanceFields | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: JsonSchema | None = None
+    guided_regex: UnicodeText | None = None
+    guided_choice: Choices | None = None
+    guided_grammar: UnicodeText | None = None
+
+    @property
+    def guided(self) -> dict[str, Any]:
+        """By the names of `structured_outputs`, what is given under vLLM's older ones."""
+        every = {
+            "json": self.guided_json,
+            "regex": self.guided_regex,
+            "choice": self.guided_choice,
+            "grammar": self.guided_grammar,
+        }
+        return {name: value for name, value in every.items() if value is not None}
 
     @model_validator(mode="after")
     def _stream_options_need_a_stream(self) -> GenerationRequest:
@@ -213,7 +288,6 @@ class ChatRequest(GenerationRequest):
         "prompt_cache_key": (),
         "prompt_cache_retention": (),
         "reasoning_effort": ("none",),
-        "response_format": ({"type": "text"},),
         "safety_identifier": (),
         "tool_choice": ("none", "auto"),
         "tools": ([],),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -23,6 +24,8 @@ from trimtab.server.api.tokens import Tokenizer
 from trimtab.server.engine.request import (
     MAX_CHOICES,
     EngineInfo,
+    GrammarKind,
+    GrammarSpec,
     Guidance,
     InvalidRequestError,
     SamplingParams,
@@ -102,6 +105,59 @@ def _logit_bias(given: dict[str, float]) -> tuple[tuple[int, float], ...]:
             what = f'{shown(key)} is no token id; ids are written plainly, such as "5"'
             raise InvalidRequestError(what, "logit_bias")
     return tuple((int(key), bias) for key, bias in given.items())
+
+
+ANY_OBJECT = {"type": "object"}
+
+
+def resolve_grammar(body: GenerationRequest) -> GrammarSpec | None:
+    """The one constraint that a request may put on its reply's text, in whichever of its spellings.
+
+    Raises InvalidRequestError for several, for an empty object, and for a text or list out of range.
+    """
+    given = list(_constraints(body))
+    if not given:
+        return None
+    if len(given) > 1:
+        names = " and ".join(name for name, _, _ in given)
+        raise InvalidRequestError(f"a reply is held to one constraint, got {names}; give one", given[1][0])
+    name, kind, value = given[0]
+    if kind == "choice" and "" in value:
+        raise InvalidRequestError("must not contain an empty string", name)
+    try:
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    except RecursionError as error:
+        raise InvalidRequestError("is nested too deeply", name) from error
+    return GrammarSpec(kind, text, name)
+
+
+def _constraints(body: GenerationRequest) -> Iterator[tuple[str, GrammarKind, Any]]:
+    """Of all that are given: the field, how its value is to be read, and the value."""
+    asked, structured = body.response_format, body.structured_outputs
+    if asked is not None and asked.json_schema is not None:
+        yield "response_format.json_schema.schema", "json_schema", asked.json_schema.schema_
+    elif asked is not None and asked.type == "json_object":
+        yield "response_format", "json_schema", ANY_OBJECT
+    for name, value in body.guided.items():
+        yield f"guided_{name}", _KINDS[name], value
+    if structured is None:
+        return
+    if not structured.given and not structured.json_object:
+        what = "asks for nothing; give one of json, regex, choice, grammar, json_object"
+        raise InvalidRequestError(what, "structured_outputs")
+    for name, value in structured.given.items():
+        yield f"structured_outputs.{name}", _KINDS[name], value
+    if structured.json_object:
+        yield "structured_outputs.json_object", "json_schema", ANY_OBJECT
+
+
+_KINDS: dict[str, GrammarKind] = {
+    "json": "json_schema",
+    "regex": "regex",
+    "choice": "choice",
+    "grammar": "grammar",
+}
+"""vLLM's names."""
 
 
 Heads = tuple[tuple[str, float], ...]

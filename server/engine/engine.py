@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TypeVar
 
+import numpy as np
 import torch
 
 from trimtab.guidance.heads.bank import HeadBank
@@ -19,11 +20,12 @@ from trimtab.server.engine.block_manager import BlockManager
 from trimtab.server.engine.compiled_decode import CompiledDecode
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.failure import failed, is_device_fault
+from trimtab.server.engine.grammar import Grammar, Grammars
 from trimtab.server.engine.lane import Choice, Lane, Phase
 from trimtab.server.engine.model_runner import Hidden, ModelRunner
 from trimtab.server.engine.policy import ServedPolicy
 from trimtab.server.engine.rejection import Race, Scores
-from trimtab.server.engine.replies import LiveRequest, Measured, new_replies
+from trimtab.server.engine.replies import LiveRequest, Measured, Reply, new_replies
 from trimtab.server.engine.request import (
     Aborted,
     EngineInfo,
@@ -60,6 +62,7 @@ class Engine:
     ) -> None:
         """config: resolved. compiled: see ModelRunner."""
         self.policy, self.bank, self.config = policy, bank, config
+        self.grammars = Grammars(policy.tokenizer, policy.vocab_size, policy.eos_token_ids)
         num_blocks = resolve_num_blocks(config, policy, partial(measure_blocks, policy, bank, config))
         self.runner = ModelRunner(policy, config, num_blocks, bank.memory_sizes, compiled)
         self._live: dict[str, LiveRequest] = {}
@@ -121,13 +124,15 @@ class Engine:
             what = "a weight times its head's scale is beyond what fp32 holds"
             raise InvalidRequestError(what, "guidance.heads")
 
-    def add(self, request: Request) -> None:
+    def add(self, request: Request, grammar: Grammar | None = None) -> None:
         """Queue a request. Raises InvalidRequestError at once for what can never be served; whatever is
-        raised, nothing of the request is left."""
+        raised, nothing of the request is left. grammar: the request's, if it is compiled already."""
         self.check(request)
         if request.request_id in self._live:
             raise InvalidRequestError(f"'{request.request_id}' is in use", "request_id")
-        live = self._new_live(request)
+        if grammar is None and request.grammar is not None:
+            grammar = self.grammars.compile(request.grammar)
+        live = self._new_live(request, grammar)
         try:
             self.scheduler.add(live.choices)
         except BaseException:
@@ -135,7 +140,7 @@ class Engine:
             raise
         self._live[request.request_id] = live
 
-    def _new_live(self, request: Request) -> LiveRequest:
+    def _new_live(self, request: Request, grammar: Grammar | None) -> LiveRequest:
         needs = RowNeeds.of(request, self.bank)
         remembers = bool(needs.remembering)
         leader = Choice(request, 0, (Lane(list(request.prompt_token_ids)),), remembers=remembers)
@@ -148,7 +153,7 @@ class Engine:
         return LiveRequest(
             request,
             choices,
-            new_replies(request, self.policy.eos_token_ids, self.policy.text, self.policy.tags),
+            new_replies(request, self.policy.eos_token_ids, self.policy.text, self.policy.tags, grammar),
             needs,
             self.bank.weights_row(request.guidance.heads),
             seed if seed is not None else secrets.randbits(64) - 2**63,
@@ -230,9 +235,14 @@ class Engine:
         with torch.inference_mode():
             if any(self.bank.memory_sizes):
                 self._recall(step, hidden)
-            drawn = self.sampler.draw(hidden, needs) if drawing else None
+            drawn = self.sampler.draw(hidden, needs, self._masks(drawing)) if drawing else None
             rewards = self.sampler.judge(hidden, len(drawing), len(judging)) if judging else None
         return StepResult.send(drawing, needs, drawn, judging, rewards, self.policy.device)
+
+    def _masks(self, drawing: Iterable[Row]) -> list[np.ndarray]:
+        """Of rows within a grammar, whose last tokens have been read; worked out while the device runs."""
+        replies = (self._live[row.choice.request.request_id].replies[row.choice.index] for row in drawing)
+        return [reply.grammar.mask() for reply in replies if reply.grammar is not None]
 
     def _recall(self, step: Step, hidden: Hidden) -> None:
         """Rows of replies that are computed again, as after a preemption."""
@@ -279,7 +289,7 @@ class Engine:
         choice, reply = row.choice, live.replies[row.choice.index]
         token_id = token.record.token_id
         if token_id < 0:
-            self._fail_poisoned(live)
+            self._fail_without_token(live, reply)
             return
         if not token.is_finite:
             self._fail_unmeasured(live)
@@ -344,7 +354,11 @@ class Engine:
             logger.exception("a choice of %s cannot be released", choice.request.request_id)
             choice.phase, self._is_suspect = Phase.DONE, True
 
-    def _fail_poisoned(self, live: LiveRequest) -> None:
+    def _fail_without_token(self, live: LiveRequest, reply: Reply) -> None:
+        if reply.grammar is not None and reply.grammar.problem:
+            message = f"the reply cannot go on within its grammar: {reply.grammar.problem}"
+            self._end(live, failed(live.request.request_id, message))
+            return
         self._scrub([live])
         self._end(live, failed(live.request.request_id, "the model produced no finite logits"))
 

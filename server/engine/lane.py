@@ -60,6 +60,8 @@ class Choice:
     whole reply, nothing is drawn, and the choice is over once the last of them is computed.
     remembers: a value of its heads remembers the reply: where that is computed again, its h is asked for.
     is_short: whether one step could hold what the choice has to compute before it draws (see Scheduler).
+    awaits_draws: what its next token may be depends on the last one, so that none is drawn while the host
+    waits for another.
     """
 
     request: Request
@@ -78,12 +80,14 @@ class Choice:
     num_prompt_tokens: int = field(init=False)
     max_length: int = field(init=False)
     is_single: bool = field(init=False)
+    awaits_draws: bool = field(init=False)
 
     def __post_init__(self) -> None:
         self.lane = self.lanes[0]
         self.num_prompt_tokens = len(self.request.prompt_token_ids)
         self.max_length = self.num_prompt_tokens + self.request.sampling.max_tokens
         self.is_single = len(self.lanes) == 1 and not self.read_at
+        self.awaits_draws = self.request.grammar is not None
 
     def start_over(self) -> None:
         """Wait to be computed from the first token, as after a preemption."""
@@ -107,4 +111,5 @@ class Choice:
 
     @property
     def can_draw(self) -> bool:
-        return not self.is_reading and self.lane.length < self.max_length
+        is_due = not (self.awaits_draws and self.has_inflight)
+        return not self.is_reading and self.lane.length < self.max_length and is_due

@@ -8,9 +8,10 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from trimtab.server.engine.detokenizer import Detokenizer, TextDecoder
+from trimtab.server.engine.grammar import Grammar
 from trimtab.server.engine.lane import Choice, Phase
-from trimtab.server.engine.rejection import Race, Scores
 from trimtab.server.engine.reasoning import ReasoningFollower, Tags
+from trimtab.server.engine.rejection import Race, Scores
 from trimtab.server.engine.request import (
     ChoiceDone,
     Delta,
@@ -42,7 +43,7 @@ class Measured:
 @dataclass(slots=True)
 class Reply:
     """eos_token_ids: tokens that end any reply. stop_ids: those that the request's `stop` names. reasoning:
-    follows the reply where a trace was asked for."""
+    follows the reply where a trace was asked for. grammar: where the reply is in it, if it is held to one."""
 
     request: Request
     index: int
@@ -51,6 +52,7 @@ class Reply:
     detokenizer: Detokenizer
     stop: StopMatcher
     reasoning: ReasoningFollower | None = None
+    grammar: Grammar | None = None
     token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     kl: float = 0.0
@@ -76,6 +78,9 @@ class Reply:
         if self.reasoning is not None and measured.record.trace is not None:
             part = self.reasoning.take(token_id, self._piece, measured.value)
             measured.record.trace = replace(measured.record.trace, part=part)
+        if self.finish_reason is None and self._ends_grammar(token_id):
+            self.finish_reason = "stop"
+            text += self._end()
         if self.finish_reason is None and len(self.token_ids) >= self.request.sampling.max_tokens:
             self.finish_reason = "length"
             text += self._end()
@@ -99,6 +104,13 @@ class Reply:
         if has_stopped:
             self.finish_reason = "stop"
         return text, self.detokenizer.offset
+
+    def _ends_grammar(self, token_id: int) -> bool:
+        """Whether nothing can follow this token but an end, which need not be drawn."""
+        if self.grammar is None:
+            return False
+        self.grammar.take(token_id)
+        return self.grammar.is_over
 
     def _is_end(self, token_id: int) -> bool:
         is_eos = token_id in self.eos_token_ids and not self.request.sampling.ignore_eos
@@ -131,9 +143,14 @@ class Reply:
 
 
 def new_replies(
-    request: Request, eos_token_ids: Collection[int], text: TextDecoder, tags: Tags | None
+    request: Request,
+    eos_token_ids: Collection[int],
+    text: TextDecoder,
+    tags: Tags | None = None,
+    grammar: Grammar | None = None,
 ) -> tuple[Reply, ...]:
-    """Of all choices of a request, which share what its stop strings are compiled to."""
+    """Of all choices of a request, which share what its stop strings are compiled to. tags: the model's, if
+    it thinks between any. grammar: the request's, at its beginning."""
     stop = request.sampling.stop
     strings, stop_ids = StopStrings(stop), text.added_ids(stop)
 
@@ -151,6 +168,7 @@ def new_replies(
             text.detokenizer(request.prompt_token_ids),
             StopMatcher(strings),
             follower(),
+            None if grammar is None else grammar.copy(),
         )
         for index in range(request.sampling.n)
     )

@@ -26,9 +26,11 @@ MAX_LOGIT_BIAS = 2**16
 MAX_REPETITION = 100.0  # and its inverse is the least
 MAX_STOPS = 64
 MAX_STOP_LENGTH = 256
+MAX_GRAMMAR_LENGTH = 2**16  # characters
 FinishReason = Literal["stop", "length", "rejected"]
 """rejected: it fell behind the others of its request (see Rejection)."""
 FailureReason = Literal["failed", "shutdown"]
+GrammarKind = Literal["json_schema", "regex", "choice", "grammar"]
 
 
 class InvalidRequestError(ValueError):
@@ -197,6 +199,24 @@ def _settled(number: float) -> float:
 
 
 @dataclass(frozen=True, slots=True)
+class GrammarSpec:
+    """What a reply must be a text of, as the request wrote it.
+
+    kind: how to read `text`: as a JSON schema, a regular expression for the whole reply, a JSON list of
+    texts, or a grammar in EBNF (as llama.cpp writes it) or Lark. param: the field it came from, for errors.
+    """
+
+    kind: GrammarKind
+    text: str
+    param: str = field(default="grammar", compare=False)
+
+    def __post_init__(self) -> None:
+        _check(bool(self.text), self.param, "must not be empty")
+        what = f"has {len(self.text)} characters, of at most {MAX_GRAMMAR_LENGTH}; shorten it"
+        _check(len(self.text) <= MAX_GRAMMAR_LENGTH, self.param, what)
+
+
+@dataclass(frozen=True, slots=True)
 class Rejection:
     """Speculative rejection (Sun et al., arXiv 2410.20290): choices of a request whose forecast falls behind
     end early. After every `every` tokens those that still run are ranked by Σ wᵢ Vᵢ over the heads, in
@@ -221,13 +241,15 @@ class Rejection:
 @dataclass(frozen=True, slots=True)
 class Request:
     """end_token_id: put behind a reply that ended without one before it is judged; by default the policy's
-    own, of chats where it has a chat template. rejection: ends choices that fall behind the others."""
+    own, of chats where it has a chat template. grammar: what the reply must be a text of, if anything.
+    rejection: ends choices that fall behind the others."""
 
     request_id: str
     prompt_token_ids: tuple[int, ...]
     sampling: SamplingParams = field(default_factory=SamplingParams)
     guidance: Guidance = field(default_factory=Guidance)
     end_token_id: int | None = None
+    grammar: GrammarSpec | None = None
     rejection: Rejection | None = None
 
 
@@ -414,6 +436,8 @@ def check_request(request: Request, info: EngineInfo) -> None:
     highest = max((token for token, _ in request.sampling.logit_bias), default=0)
     _check(highest <= last, "logit_bias", f"token ids must be 0…{last}, got {highest}")
     _check_heads(request.guidance, info.heads)
+    goes_on = request.grammar is not None and request.sampling.ignore_eos
+    _check(not goes_on, "ignore_eos", "cannot go on where a grammar ends; leave it out")
     measured = {head.name for head in info.heads if head.has_value} & {n for n, _ in request.guidance.heads}
     for name, _ in request.rejection.weights if request.rejection else ():
         _check(name in measured, "speculative_rejection", f"no value of head '{name}' is measured")

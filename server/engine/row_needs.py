@@ -27,6 +27,7 @@ class RowNeeds:
     steering: tuple[int, ...]
     remembering: tuple[int, ...]
     controls: Mapping[type[Controller], tuple[float, ...]]
+    has_mask: bool
     has_bias: bool
     has_penalties: bool
     truncates: bool
@@ -45,6 +46,7 @@ class RowNeeds:
             steering=steering,
             remembering=tuple(i for i in sorted(named) if bank.memory_sizes[i]),
             controls=_controls(request, bank) if steering else {},
+            has_mask=request.grammar is not None,
             has_bias=bool(sampling.logit_bias),
             has_penalties=sampling.has_penalties,
             truncates=sampling.truncates,
@@ -80,6 +82,7 @@ class BatchNeeds:
 
     guided: tuple[int, ...]
     active: tuple[int, ...]
+    masked: tuple[int, ...]
     penalised: tuple[int, ...]
     biases: bool
     top: tuple[int, ...]
@@ -98,6 +101,7 @@ class BatchNeeds:
         return cls(
             guided=tuple(i for i, need in rows if need.steering),
             active=tuple(sorted({head for need in needs for head in need.steering})),
+            masked=tuple(i for i, need in rows if need.has_mask),
             penalised=tuple(i for i, need in rows if need.has_penalties),
             biases=any(need.has_bias for need in needs),
             top=tuple(i for i, need in rows if need.num_top),
@@ -125,5 +129,5 @@ class BatchNeeds:
     def needs_logits(self) -> bool:
         """Whether anything but a draw and its statistics is asked for, which takes logits in memory. To solve
         for a strength is to read them several times."""
-        asked = (self.penalised, self.biases, self.top, self.traced, self.truncates, self.controlled)
-        return any(asked)
+        edits = self.masked or self.penalised or self.biases
+        return bool(edits or self.top or self.traced or self.truncates or self.controlled)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,13 +15,13 @@ from trimtab.guidance.heads.bank import HeadBank
 from trimtab.kernels.dispatch import choose_head_path
 from trimtab.kernels.guided_head import guided_head
 from trimtab.kernels.guided_logits import GuidedDraw, guided_logits, tilted_logits
-from trimtab.kernels.penalties import add_bias, apply_penalties
+from trimtab.kernels.penalties import add_bias, apply_penalties, apply_token_mask
 from trimtab.kernels.truncate import Cuts
 from trimtab.kernels.wide_product import wide_product
 from trimtab.server.engine.batch import DrawInputs
 from trimtab.server.engine.compiled_decode import CompiledDecode
 from trimtab.server.engine.control import Control, Drawing
-from trimtab.server.engine.device_copy import index_tensor
+from trimtab.server.engine.device_copy import index_tensor, to_device
 from trimtab.server.engine.model_runner import Hidden
 from trimtab.server.engine.policy import ServedPolicy
 from trimtab.server.engine.row_needs import BatchNeeds, RowNeeds
@@ -68,6 +69,7 @@ class _Roster:
     asked: what both draws are told of the rows, by their arguments' names; cuts: what the one that can
     truncate is told besides. control: decides strengths, where any row has a controller.
     guided: i64[G], or None when every row is guided. advantage_row: i64[B], each row's place among them.
+    masked: i64[R], rows within a grammar.
     bias: see RowBias.gather. remembering: i64[R], the rows of each head whose value remembers, and the slots
     i64[R] where it does.
     """
@@ -79,6 +81,7 @@ class _Roster:
     control: Control | None
     guided: Tensor | None
     advantage_row: Tensor | None
+    masked: Tensor
     bias: tuple[Tensor, Tensor] | None
     penalised: _Penalised | None
     top: Tensor
@@ -112,8 +115,9 @@ class Sampler:
         self._roster: _Roster | None = None
         self._roster_key: tuple[int, ...] = ()
 
-    def draw(self, hidden: Hidden, needs: Sequence[RowNeeds]) -> Drawn:
-        """Draw a token for each row and write it to the step state. needs: of the rows without padding."""
+    def draw(self, hidden: Hidden, needs: Sequence[RowNeeds], masks: Sequence[np.ndarray] = ()) -> Drawn:
+        """Draw a token for each row and write it to the step state. needs: of the rows without padding.
+        masks: i32[⌈V/32⌉] of each row within a grammar, see `apply_token_mask`."""
         draws, num_rows = hidden.draws, len(hidden.draws.host_slots)
         if num_rows < len(hidden.h):
             logits = None if hidden.logits is None else hidden.logits[:num_rows]
@@ -133,6 +137,9 @@ class Sampler:
             draw = self._draw_fused(hidden.h, draws, roster, beta)
         else:
             scores = self._score(hidden, roster)
+            if roster.needs.masked:
+                bitmask = to_device(np.stack(masks), self._state.device)
+                apply_token_mask(scores.z, roster.masked, bitmask)
             entries = self._penalise(scores.z, draws, roster)
             beta = self._controlled(beta, scores, values, draws, roster)
             draw = self._draw(scores, draws, roster, beta)
@@ -192,6 +199,7 @@ class Sampler:
             Control(batch.controlled, needs, device) if batch.controlled else None,
             guided,
             advantage_row,
+            index_tensor(batch.masked, device),
             self._state.biases.gather(draws.host_slots, self._policy.vocab_size) if batch.biases else None,
             self._new_penalised(draws, batch, settings) if batch.penalised else None,
             index_tensor(batch.top, device),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from tqdm.auto import tqdm
 
@@ -43,7 +45,8 @@ def warm_up(sampler: Sampler, policy: ServedPolicy, bank: HeadBank, state: StepS
         # All these rows share one slot, and the sampler goes on with what it knows of rows whose slots and
         # version stay.
         state.version += 1
-        sampler.draw(_padding(policy, state, rows), [needs] * rows)
+        masks = [np.full(-(-policy.vocab_size // 32), -1, np.int32)] * rows if needs.has_mask else ()
+        sampler.draw(_padding(policy, state, rows), [needs] * rows, masks)
     listen(_log)
     return len(draws)
 
@@ -60,6 +63,7 @@ def _draws(bank: HeadBank, most: int) -> Iterator[tuple[int, RowNeeds]]:
         for needs, trace in itertools.product(NEEDS_LOGITS.values(), (False, True)):
             sampling = SamplingParams(temperature=temperature, **needs)  # type: ignore[arg-type]
             yield 1, _needs(bank, sampling, steering, trace)
+    yield 1, dataclasses.replace(_needs(bank, SamplingParams(), (), trace=False), has_mask=True)
 
 
 def _steerings(bank: HeadBank) -> Iterator[tuple[str, ...]]:

@@ -75,6 +75,13 @@ guidances = (
     | st.fixed_dictionaries({"strength": scalars, "heads": weights}, optional={"trace": st.just(True)})
     | st.fixed_dictionaries({"strength": st.sampled_from([5, -5, 1e-6])}, optional=controls)
 )
+held = st.dictionaries(
+    st.sampled_from(["json", "regex", "choice", "grammar", "json_object", "x"]), scalars, max_size=2
+)
+formats = st.fixed_dictionaries(
+    {"type": st.sampled_from(["text", "json_object", "json_schema", 5])},
+    optional={"json_schema": scalars | st.fixed_dictionaries({"name": scalars, "schema": scalars})},
+)
 prompts = scalars | st.lists(scalars, max_size=3) | st.lists(st.lists(scalars, max_size=2), max_size=2)
 
 
@@ -83,6 +90,7 @@ def bodies(kind: type[Any], own: dict[str, Any]) -> st.SearchStrategy[dict[str, 
     names = [*kind.model_fields, *kind.UNSUPPORTED]
     strategies: dict[str, st.SearchStrategy[Any]] = dict.fromkeys(names, scalars)
     strategies |= {"logit_bias": biases | scalars, "guidance": guidances | scalars, **own}
+    strategies |= {"structured_outputs": held | scalars, "response_format": formats | scalars}
     few = st.lists(st.sampled_from(names), max_size=3, unique=True)
     return few.flatmap(lambda chosen: st.fixed_dictionaries({name: strategies[name] for name in chosen}))
 

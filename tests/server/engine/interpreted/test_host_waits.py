@@ -27,7 +27,7 @@ from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.decode_graphs import HostWaitError, NoHostWaits
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.policy import load_served
-from trimtab.server.engine.request import Guidance, Request, SamplingParams
+from trimtab.server.engine.request import GrammarSpec, Guidance, Request, SamplingParams
 from trimtab.server.engine.scheduler import Step
 
 INDEXING = ("__getitem__", "__setitem__")
@@ -40,6 +40,7 @@ ALL_CONTROLLERS = (
     Schedule("warmup", 2),
     EntropyGate(0.5),
 )
+MASKED = "within a grammar"
 BATCHES: dict[str, list[tuple[SamplingParams, Guidance]]] = {
     "plain": [(SamplingParams(max_tokens=2), Guidance()), (SamplingParams(max_tokens=3), Guidance())],
     "guided and measured": [(SamplingParams(max_tokens=2), MIX), (SamplingParams(max_tokens=3), MIX)],
@@ -60,6 +61,7 @@ BATCHES: dict[str, list[tuple[SamplingParams, Guidance]]] = {
         (SamplingParams(max_tokens=2, frequency_penalty=1.0, logit_bias=((7, 3.0),)), MIX),
         (SamplingParams(max_tokens=2, repetition_penalty=1.2), Guidance()),
     ],
+    MASKED: [(SamplingParams(max_tokens=3, n=2), MIX), (SamplingParams(max_tokens=2), Guidance())],
 }
 
 
@@ -147,6 +149,7 @@ def test_no_launch_waits_for_the_device(
     monkeypatch.setattr(engine.scheduler, "schedule", guarded_schedule)
     monkeypatch.setattr(engine, "_run", guarded_run)
     for i, (sampling, guidance) in enumerate(BATCHES[name]):
-        engine.add(Request(str(i), tuple(range(40, 45 + i)), sampling, guidance))
+        grammar = GrammarSpec("regex", "[a-z]+") if name == MASKED else None
+        engine.add(Request(str(i), tuple(range(40, 45 + i)), sampling, guidance, grammar=grammar))
     while engine.has_work:
         engine.step()
