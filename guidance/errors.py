@@ -55,6 +55,15 @@ class ConfigError(ValueError):
     """Defaults that the loaded heads cannot honour. One line: what it is, and what to do."""
 
 
+class ControllerError(ValueError):
+    """A controller that is asked for what it, or the loaded heads, cannot do. key: the setting at fault, as
+    requests name it. problem: what is wrong with it, and the fix."""
+
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(f"{key}: {problem}")
+        self.key, self.problem = key, problem
+
+
 def first_line(error: BaseException) -> str:
     """Of another's message; its type's name where there is none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

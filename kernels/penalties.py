@@ -1,9 +1,68 @@
-"""Logit bias and the repetition, presence and frequency penalties, from what a row's history holds."""
+"""Logits of the base: a grammar's mask, logit bias, and penalties from what a row's history holds."""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from trimtab.kernels.base_statistics import BLOCK_V
+from trimtab.kernels.dispatch import choose_backend, jit, tl, triton
+
+WORD = 32  # tokens to an int32 of a mask
+
+
+def _reference(logits: Tensor, rows: Tensor, bitmask: Tensor) -> None:
+    """By a table of what eight bits add, which takes a fifth of the time of shifting every bit."""
+    shifts = torch.arange(8, device=bitmask.device)
+    is_set = torch.arange(256, device=bitmask.device)[:, None] >> shifts & 1
+    added = torch.zeros(256, 8, device=bitmask.device).masked_fill_(is_set == 0, -torch.inf)
+    octets = bitmask.contiguous().view(torch.uint8).int()  # little-endian: a word's lowest bits come first
+    logits.index_add_(0, rows, F.embedding(octets, added).flatten(1)[:, : logits.shape[1]])
+
+
+# One program per masked row and tile of the vocabulary.
+
+
+@jit
+def _tiles(
+    logits, rows, bitmask, logits_stride, num_words, vocab_size, word: tl.constexpr, block: tl.constexpr
+):  # fmt: skip
+    place, tile = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    tokens = tile * block + tl.arange(0, block)
+    inside = tokens < vocab_size
+    words = tl.load(bitmask + place * num_words + tokens // word, mask=inside, other=-1)
+    forbidden = (words >> (tokens % word)) & 1 == 0
+    row = tl.load(rows + place)
+    lowest = tl.full((block,), float("-inf"), tl.float32)
+    tl.store(logits + row * logits_stride + tokens, lowest, mask=inside & forbidden)
+
+
+def _launch(logits: Tensor, rows: Tensor, bitmask: Tensor) -> None:
+    assert logits.stride(1) == 1
+    assert bitmask.is_contiguous()
+    vocab_size = logits.shape[1]
+    _tiles[len(rows), triton.cdiv(vocab_size, BLOCK_V)](
+        logits, rows, bitmask, logits.stride(0), bitmask.shape[1], vocab_size, word=WORD, block=BLOCK_V
+    )
+
+
+def apply_token_mask(logits: Tensor, rows: Tensor, bitmask: Tensor, backend: str | None = None) -> None:
+    """Set the logits of forbidden tokens to −inf, in place.
+
+    Args:
+        logits: f32[B, V], finite or −inf.
+        rows: i64[R], distinct rows of `logits`.
+        bitmask: i32[R, ⌈V/32⌉] for these rows; token t is allowed where bit t mod 32 of word ⌊t/32⌋ is set.
+        backend: see `choose_backend`.
+    """
+    assert bitmask.shape == (len(rows), -(-logits.shape[1] // WORD))
+    _BACKENDS[choose_backend(logits.device, backend)](logits, rows, bitmask)
+
+
+_BACKENDS = {"reference": _reference, "triton": _launch}
 
 
 def add_bias(logits: Tensor, places: Tensor, values: Tensor) -> None:

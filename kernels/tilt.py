@@ -4,12 +4,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from trimtab.kernels.base_statistics import base_statistics, exponent_origin
+from trimtab.kernels.base_statistics import exponent_origin
 from trimtab.kernels.dispatch import choose_backend, jit, tl
 
 MAX_EVALUATIONS = 8  # of Λ, Λ′ and Λ″ of a row; each reads the whole row
@@ -18,6 +19,11 @@ AIM = 1 - SLACK / 2
 NEAR = 0.5  # distance from AIM within which Newton's step is trusted
 WEAK = 1e-3  # nats of E_β[βĀ] below which a KL is taken from its expansion
 TINY = 1e-30
+
+# Numbers that the reference works on at a time, which stay in a core's cache while they are read again. A
+# row that is long enough for torch to split its sums among threads is always a part by itself, so that no
+# row's bits depend on the others.
+PART = 2**16 - 1
 
 # One program per row, since rows are solved in different numbers of evaluations.
 BLOCK_V, NUM_WARPS = 4096, 16
@@ -51,23 +57,47 @@ class _Point:
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """Rows that have something to solve: z and Ā [R, V], and [R] their normaliser, signs and limits."""
+    """Rows that have something to solve. parts: z and Ā of some rows at a time, see PART. Of all R rows:
+    normaliser, Var_{π₀}[Ā], signs and limits."""
 
-    logits: Tensor
-    centred: Tensor
+    parts: Sequence[tuple[Tensor, Tensor]]
     top: Tensor
     total: Tensor
+    variance: Tensor
     sign: Tensor
     kl_cap: Tensor
     lift: Tensor
 
-    def evaluate(self, b: Tensor) -> _Point:
-        guided = torch.addcmul(self.logits, self.centred, (self.sign * b)[:, None])
-        probabilities, top = guided.softmax(1), guided.amax(1)
-        total = probabilities.amax(1).reciprocal_()
-        weighted = probabilities.mul_(self.centred)
-        lift = self.sign * weighted.sum(1)
-        variance = (weighted.mul_(self.centred).sum(1) - lift.square()).clamp_(min=0)
+    @classmethod
+    def read(
+        cls,
+        logits: Tensor,
+        advantage: Tensor,
+        advantage_row: Tensor,
+        rows: Tensor,
+        sign: Tensor,
+        kl_cap: Tensor,
+        lift: Tensor,
+    ) -> _Rows:
+        """Of rows i64[R] of the logits, which all have an advantage."""
+        parts, measured = [], []
+        for mine in rows.split(max(1, PART // logits.shape[1])):
+            z, centred = logits[mine], advantage[advantage_row[mine]]
+            centred -= centred[:, :1].clone()
+            probabilities, top = z.softmax(1), z.amax(1)
+            total = probabilities.amax(1).reciprocal_()
+            centred -= (probabilities * centred).sum(1, keepdim=True)
+            variance = probabilities.mul_(centred).mul_(centred).sum(1)
+            parts.append((z, centred))
+            measured.append(torch.stack([top, total, variance]))
+        top, total, variance = torch.cat(measured, 1).unbind()
+        return cls(parts, top, total, variance, sign, kl_cap, lift)
+
+    def evaluate(self, b: Tensor, known: Tensor) -> _Point:
+        """known: rows whose point nobody asks for; theirs means nothing."""
+        top, total, lift, variance = self._measure(self.sign * b, known)
+        lift = self.sign * lift
+        variance = (variance - lift.square()).clamp_(min=0)
         log_mean = (top - self.top) + (total / self.total).log()
         kl = _kl(b, lift, variance, log_mean)
         by_cap, by_lift = (kl / self.kl_cap).sqrt(), (1 - SLACK) * lift / self.lift
@@ -78,9 +108,25 @@ class _Rows:
         )
         return _Point(b, torch.maximum(by_cap, by_lift), slope, kl, lift)
 
+    def _measure(self, beta: Tensor, known: Tensor) -> Tensor:
+        """Top and total of z + βĀ, E_β[Ā] and E_β[Ā²], [4, R]."""
+        measured, end = torch.ones(4, len(beta), device=beta.device), 0
+        for z, centred in self.parts:
+            mine = slice(end, end + len(z))
+            end = mine.stop
+            if known[mine].all():
+                continue
+            guided = torch.addcmul(z, centred, beta[mine, None])
+            probabilities, top = guided.softmax(1), guided.amax(1)
+            total = probabilities.amax(1).reciprocal_()
+            first = probabilities.mul_(centred).sum(1)
+            second = probabilities.mul_(centred).sum(1)
+            measured[:, mine] = torch.stack([top, total, first, second])
+        return measured
+
     def start(self) -> _Point:
         """What `evaluate` would say at b = 0, whose KL has no slope but whose √KL has one."""
-        variance = ((self.logits - self.top[:, None]).exp_() * self.centred.square()).sum(1) / self.total
+        variance = self.variance
         by_cap, by_lift = (variance / (2 * self.kl_cap)).sqrt(), (1 - SLACK) * variance / self.lift
         zero = torch.zeros_like(variance)
         return _Point(zero, zero, torch.maximum(by_cap, by_lift), zero, zero)
@@ -129,7 +175,7 @@ def _solve(rows: _Rows, limit: Tensor) -> Tensor:
     b, solved = limit, torch.zeros_like(limit, dtype=torch.bool)
     cautious = torch.ones_like(solved)
     for _ in range(MAX_EVALUATIONS - 1):
-        point = rows.evaluate(b)
+        point = rows.evaluate(b, solved)
         allowed = point.reach <= 1
         low, high = point.or_else(allowed & ~solved, low), point.or_else(~allowed, high)
         solved |= allowed & ((point.reach >= 1 - SLACK) | (b == limit)) | point.reach.isnan()
@@ -153,15 +199,8 @@ def _reference(
     b = strength.abs().masked_fill_((advantage_row < 0) | (kl_cap <= 0) | (lift <= 0), 0)
     rows = ((b > 0) & (torch.minimum(kl_cap, lift) < torch.inf)).nonzero()[:, 0]
     if len(rows):
-        z, source = logits[rows], advantage_row[rows]
-        base = base_statistics(z, advantage, source, backend="reference")
-        centred = advantage[source]
-        centred -= centred[:, :1].clone()
-        centred -= base.mean[:, None]
-        sign = strength[rows].sign()
-        b[rows] = _solve(
-            _Rows(z, centred, base.top, base.total, sign, kl_cap[rows], lift[rows]), strength[rows].abs()
-        )
+        limits = (strength[rows].sign(), kl_cap[rows], lift[rows])
+        b[rows] = _solve(_Rows.read(logits, advantage, advantage_row, rows, *limits), b[rows])
     return b.copysign_(strength)
 
 

@@ -41,6 +41,7 @@ GUIDANCE = {
     "gguf": ("errors", "files"),
     "model_names": ("errors", "gguf"),
     "losses": (),
+    "controllers": ("errors",),
     "rules": ("errors",),
     "heads": _BASE,
     "policy": ("errors", "text", "locate", "model_names", "heads"),
@@ -70,7 +71,7 @@ OTHER_PARTS = {
     "guidance": ("kernels",),
     "guidance/losses": (),
     "server": ("kernels", "guidance"),
-    "server/api": ("guidance/errors", "guidance/text"),
+    "server/api": ("guidance/errors", "guidance/text", "guidance/controllers"),
     "benchmarks": _ALL_BUT_COMMANDS,
     "examples": _ALL_BUT_COMMANDS,
 }
@@ -81,7 +82,7 @@ FOREIGN = {  # folder → packages of others that it must not import
     "server/api": ("torch",),
 }
 TORCH_FREE = ("lane", "block_manager", "scheduler", "waiting_line", "request", "replies", "row_needs")
-TORCH_FREE += ("detokenizer", "population")
+TORCH_FREE += ("detokenizer", "grammar", "population")
 HEAVY = ("torch", "transformers", "trimtab.kernels")
 POLICY_TRAINING = tuple(f"examples/toy/{n}" for n in ("corpus.py", "tokenizer.py", "policy.py", "grammar/"))
 JUDGE = "examples/toy/judge.py"

@@ -35,11 +35,12 @@ OPS: tuple[ModuleType, ...] = (
     attention,
     truncate,
     tilt,
+    penalties,
     value_adapter,
     layer_ops,
 )
-# These hold CASES alone: torch's ops, other launch parameters, and others' kernels.
-BESIDE_OPS: tuple[ModuleType, ...] = (penalties, variants, peers)
+# These hold CASES alone: other launch parameters, and others' kernels.
+BESIDE_OPS: tuple[ModuleType, ...] = (variants, peers)
 ENGINE: tuple[ModuleType, ...] = (equality, speed, engine_peers)
 
 

@@ -53,14 +53,14 @@ class _Scalars:
     """Values (or rewards) of all heads in standard units: linear ones in one product, the rest one by one.
     Those that remember are read by `step`, and nan otherwise."""
 
-    weight: Tensor  # f32[H, d], zero where a head has no linear part
+    weight: Tensor  # f32[max(H, 2), d], zero where a head has no linear part
     bias: Tensor  # f32[H], nan where a head has no linear part
     others: tuple[tuple[int, Scalar, float, float], ...]  # index, part, mean, std
     remembering: Mapping[int, tuple[Remembering, float, float]]  # by index
 
     def __call__(self, h: Tensor) -> Tensor:
         h = h.float()
-        out = h @ self.weight.T + self.bias  # [B, H]
+        out = (h @ self.weight.T)[:, : len(self.bias)] + self.bias  # [B, H]
         for index, part, mean, std in self.others:
             out[:, index] = (part(h) - mean) / std
         return out
@@ -81,6 +81,7 @@ class HeadBank:
 
     names, manifests: one entry per head; has_advantage, has_value, has_reward say which parts it has.
     memory_sizes: how many numbers its value remembers of a reply; 0 of one that reads h alone, or without.
+    value_per_advantage: see AdvantagePart; None of a head without an advantage, too.
     """
 
     def __init__(
@@ -98,6 +99,10 @@ class HeadBank:
         self.has_value = tuple(head.value is not None for head, _ in heads)
         self.has_reward = tuple(head.reward is not None for head, _ in heads)
         self.memory_sizes = tuple(_memory_size(head.value) for head, _ in heads)
+        advantage_parts = [manifest.parts.advantage for manifest in self.manifests]
+        self.value_per_advantage = tuple(
+            None if part is None else part.value_per_advantage for part in advantage_parts
+        )
         self._index = {name: index for index, name in enumerate(self.names)}
         advantages = [head.advantage for head, _ in heads]
         self._tied = _stack(advantages, self.manifests, TiedAdvantage)
@@ -281,7 +286,8 @@ def _gather(
     hidden_size: int,
     device: torch.device | str,
 ) -> _Scalars:
-    weight = torch.zeros(len(parts), hidden_size, device=device)
+    # With one column a product rounds a row by its place, see _read_out.
+    weight = torch.zeros(max(len(parts), 2), hidden_size, device=device)
     bias = torch.full((len(parts),), math.nan, device=device)
     others, remembering = [], {}
     for index, (part, manifest) in enumerate(zip(parts, manifests, strict=True)):

@@ -20,6 +20,7 @@ from trimtab.server.engine.request import (
     Event,
     Failed,
     Finished,
+    GrammarSpec,
     Request,
 )
 
@@ -34,6 +35,11 @@ class EngineClient(Protocol):
 
     @property
     def status(self) -> EngineStatus: ...
+
+    async def prepare(self, grammar: GrammarSpec) -> None:
+        """Compiles a grammar before a request with it is submitted. Raises InvalidRequestError for one that
+        cannot be served, EngineUnavailableError when too many are being compiled."""
+        ...
 
     def submit(self, request: Request) -> AsyncIterator[Event]:
         """The request's events. Raises InvalidRequestError at once for what can never be served,

@@ -12,6 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from trimtab.guidance.controllers import CONTROLLERS, HORIZON
 from trimtab.server.engine.request import InvalidRequestError
 
 MAX_PROMPTS = 2048
@@ -116,22 +117,100 @@ def _as_rule(rule: Any) -> Any:
     return {"kind": rule} if isinstance(rule, str) else rule
 
 
-class GuidanceFields(StrictModel):
-    """The `guidance` object: which heads steer this request, and how hard."""
+class TargetFields(StrictModel):
+    """See trimtab.guidance.controllers.target."""
 
-    UNSUPPORTED = {
-        "max_kl": (),
-        "kl_budget": (),
-        "target": (),
-        "horizon": (),
-        "schedule": (),
-        "entropy_gate": (),
-    }
+    head: UnicodeText
+    value: float
+
+
+class ScheduleFields(StrictModel):
+    """See trimtab.guidance.controllers.schedule."""
+
+    kind: Literal["constant", "warmup", "decay"]
+    tokens: int | None = None
+
+
+class GuidanceFields(StrictModel):
+    """The `guidance` object: which heads steer this request, how hard, and what controls it.
+
+    A controller has a field of its name in trimtab.guidance.controllers.CONTROLLERS.
+    """
 
     strength: float | None = None
     heads: dict[str, float] | None = None
     trace: bool | None = None
     rule: Annotated[RuleFields | None, BeforeValidator(_as_rule)] = None
+    max_kl: float | None = None
+    kl_budget: float | None = None
+    target: TargetFields | None = None
+    horizon: int | None = None
+    schedule: ScheduleFields | None = None
+    entropy_gate: float | None = None
+    on: Literal["all", "reasoning", "answer"] | None = None
+
+    @property
+    def controllers(self) -> dict[str, Any]:
+        """Settings as read_controllers takes them; empty where no controller is asked for."""
+        return self.model_dump(include={*CONTROLLERS, HORIZON}, exclude_none=True)
+
+
+class JsonSchemaFormat(StrictModel):
+    """`response_format.json_schema`. strict: the reply keeps to the schema whether it is asked to or not."""
+
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    description: str | None = None
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    strict: bool | None = None
+
+
+class ResponseFormat(StrictModel):
+    """OpenAI's `response_format`."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaFormat | None = None
+
+    @model_validator(mode="after")
+    def _a_schema_where_there_should_be_one(self) -> ResponseFormat:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            problem = "is required" if self.json_schema is None else "is only allowed with type json_schema"
+            raise InvalidRequestError(problem, "json_schema")
+        return self
+
+
+Choices = Annotated[list[UnicodeText], Field(min_length=1)]
+
+
+def _check_schema(schema: Any) -> Any:
+    if not isinstance(schema, dict | str):
+        raise ValueError("must be a JSON schema, as an object or as its text")
+    return _check_unicode(schema) if isinstance(schema, str) else schema
+
+
+JsonSchema = Annotated[Any, AfterValidator(_check_schema)]
+
+
+class StructuredOutputs(StrictModel):
+    """vLLM's `structured_outputs`: one of its keys."""
+
+    UNSUPPORTED = {
+        "structural_tag": (),
+        "whitespace_pattern": (),
+        "disable_any_whitespace": (False,),
+        "disable_additional_properties": (False,),
+    }
+
+    json_: Annotated[JsonSchema | None, Field(alias="json")] = None
+    regex: UnicodeText | None = None
+    choice: Choices | None = None
+    grammar: UnicodeText | None = None
+    json_object: bool | None = None
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """By vLLM's names."""
+        every = {"json": self.json_, "regex": self.regex, "choice": self.choice, "grammar": self.grammar}
+        return {name: value for name, value in every.items() if value is not None}
 
 
 class MajorityFields(StrictModel):
@@ -156,7 +235,7 @@ class GenerationRequest(StrictModel):
     """What chat and completions share.
 
     `model` may be left out: a server has one. `user` is accepted because it is, by OpenAI's definition, a
-    label without effect on the reply.
+    label without effect on the reply. `guided_…` are vLLM's older names of what `structured_outputs` holds.
     """
 
     UNSUPPORTED = {"metadata": ({},), "service_tier": ("auto", "default"), "store": (False,)}
@@ -182,6 +261,23 @@ class GenerationRequest(StrictModel):
     stream_options: StreamOptions | None = None
     user: str | None = None
     guidance: GuidanceFields | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: JsonSchema | None = None
+    guided_regex: UnicodeText | None = None
+    guided_choice: Choices | None = None
+    guided_grammar: UnicodeText | None = None
+
+    @property
+    def guided(self) -> dict[str, Any]:
+        """By the names of `structured_outputs`, what is given under vLLM's older ones."""
+        every = {
+            "json": self.guided_json,
+            "regex": self.guided_regex,
+            "choice": self.guided_choice,
+            "grammar": self.guided_grammar,
+        }
+        return {name: value for name, value in every.items() if value is not None}
 
     @model_validator(mode="after")
     def _stream_options_need_a_stream(self) -> GenerationRequest:
@@ -214,7 +310,6 @@ class ChatRequest(GenerationRequest):
         "prompt_cache_key": (),
         "prompt_cache_retention": (),
         "reasoning_effort": ("none",),
-        "response_format": ({"type": "text"},),
         "safety_identifier": (),
         "tool_choice": ("none", "auto"),
         "tools": ([],),

@@ -25,15 +25,18 @@ def jsonable_logprob(logprob: float) -> float:
 
 def summary_json(summary: GuidanceSummary) -> Json:
     """Of one choice; `value` and `reward` by head, in standard units; `rule` where that reports of itself."""
-    rule = {"rule": dict(summary.rule)} if summary.rule else {}
-    return {
+    found: Json = {
         "kl": summary.kl,
         "mean_strength": summary.mean_strength,
         "value": dict(summary.value),
         "reward": dict(summary.reward),
         "flips": summary.flips,
-        **rule,
     }
+    if summary.rule:
+        found["rule"] = dict(summary.rule)
+    if summary.steps:
+        found["steps"] = [{"tokens": step.num_tokens, "value": dict(step.value)} for step in summary.steps]
+    return found
 
 
 def trace_json(tokens: Iterable[TokenRecord], token_text: TokenText) -> list[Json]:
@@ -53,6 +56,7 @@ def trace_json(tokens: Iterable[TokenRecord], token_text: TokenText) -> list[Jso
                 for token_id, logprob in token.trace.base_top
             ],
         }
+        | ({} if token.trace.part is None else {"part": token.trace.part})
         for token in tokens
         if token.trace is not None
     ]

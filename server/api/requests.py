@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
+from trimtab.guidance.controllers import read_controllers
 from trimtab.guidance.errors import ChatTemplateError
 from trimtab.guidance.text.message import template_role
 from trimtab.guidance.text.render import encode_chat
@@ -22,9 +24,12 @@ from trimtab.server.api.tokens import Tokenizer
 from trimtab.server.engine.request import (
     MAX_CHOICES,
     EngineInfo,
+    GrammarKind,
+    GrammarSpec,
     Guidance,
     InvalidRequestError,
     SamplingParams,
+    naming_controllers,
     read_rule,
     shown,
 )
@@ -104,15 +109,68 @@ def _logit_bias(given: dict[str, float]) -> tuple[tuple[int, float], ...]:
     return tuple((int(key), bias) for key, bias in given.items())
 
 
+ANY_OBJECT = {"type": "object"}
+
+
+def resolve_grammar(body: GenerationRequest) -> GrammarSpec | None:
+    """The one constraint that a request may put on its reply's text, in whichever of its spellings.
+
+    Raises InvalidRequestError for several, for an empty object, and for a text or list out of range.
+    """
+    given = list(_constraints(body))
+    if not given:
+        return None
+    if len(given) > 1:
+        names = " and ".join(name for name, _, _ in given)
+        raise InvalidRequestError(f"a reply is held to one constraint, got {names}; give one", given[1][0])
+    name, kind, value = given[0]
+    if kind == "choice" and "" in value:
+        raise InvalidRequestError("must not contain an empty string", name)
+    try:
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    except RecursionError as error:
+        raise InvalidRequestError("is nested too deeply", name) from error
+    return GrammarSpec(kind, text, name)
+
+
+def _constraints(body: GenerationRequest) -> Iterator[tuple[str, GrammarKind, Any]]:
+    """Of all that are given: the field, how its value is to be read, and the value."""
+    asked, structured = body.response_format, body.structured_outputs
+    if asked is not None and asked.json_schema is not None:
+        yield "response_format.json_schema.schema", "json_schema", asked.json_schema.schema_
+    elif asked is not None and asked.type == "json_object":
+        yield "response_format", "json_schema", ANY_OBJECT
+    for name, value in body.guided.items():
+        yield f"guided_{name}", _KINDS[name], value
+    if structured is None:
+        return
+    if not structured.given and not structured.json_object:
+        what = "asks for nothing; give one of json, regex, choice, grammar, json_object"
+        raise InvalidRequestError(what, "structured_outputs")
+    for name, value in structured.given.items():
+        yield f"structured_outputs.{name}", _KINDS[name], value
+    if structured.json_object:
+        yield "structured_outputs.json_object", "json_schema", ANY_OBJECT
+
+
+_KINDS: dict[str, GrammarKind] = {
+    "json": "json_schema",
+    "regex": "regex",
+    "choice": "choice",
+    "grammar": "grammar",
+}
+"""vLLM's names."""
+
+
 Heads = tuple[tuple[str, float], ...]
 
 
 def resolve_guidance(
     fields: GuidanceFields | None, config: ApiConfig, info: EngineInfo, negative: Sequence[int] = ()
 ) -> Guidance:
-    """No object: the server's default. Left-out heads: the default head. Left-out strength: 1 if another
-    steering key is given, else the server's default. Nothing merges with anything else. A rule that reads
-    values is a steering key; one that does not needs no head.
+    """No object: the server's default. Left-out heads: the default head. Left-out strength: 1 if heads, a
+    controller or a rule that reads values are given, else the server's default. Nothing merges with anything
+    else. A rule that does not read values needs no head.
 
     config: resolved. negative: token ids of the rule's other prompt.
     Raises InvalidRequestError for a number out of range, and for heads that are neither named nor to be had
@@ -120,13 +178,15 @@ def resolve_guidance(
     """
     if fields is None:
         return Guidance(config.default_strength, _weigh(config.default_head))
+    with naming_controllers():
+        controllers = read_controllers(fields.controllers)
     options = {} if fields.rule is None else fields.rule.options
     if negative:
         options["negative_prompt"] = tuple(negative)
     rule = read_rule("tilt" if fields.rule is None else fields.rule.kind, options)
     strength = fields.strength
     if strength is None:
-        is_steered = fields.heads is not None or rule.reads_values
+        is_steered = fields.heads is not None or controllers or rule.reads_values
         strength = 1.0 if is_steered else config.default_strength
     if fields.heads is not None:
         heads = tuple(fields.heads.items())
@@ -134,7 +194,7 @@ def resolve_guidance(
         heads = _weigh(config.default_head)
     else:
         heads = _default_heads(config, info)
-    return Guidance(strength, heads, bool(fields.trace), rule)
+    return Guidance(strength, heads, bool(fields.trace), controllers, rule)
 
 
 def _weigh(head: str | None) -> Heads:

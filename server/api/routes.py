@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from trimtab.server.api.errors import RETRY_LATER, naming
 from trimtab.server.api.generation import Generation
-from trimtab.server.api.protocol import ChatRequest, CompletionRequest
+from trimtab.server.api.protocol import ChatRequest, CompletionRequest, GenerationRequest
 from trimtab.server.api.replies import ChatFormat, CompletionFormat, Json
 from trimtab.server.api.requests import (
     chat_sampling,
@@ -20,6 +20,7 @@ from trimtab.server.api.requests import (
     negative_chat,
     negative_text,
     render_chat,
+    resolve_grammar,
     resolve_guidance,
 )
 from trimtab.server.api.selection import rejection_of, selection_of
@@ -27,7 +28,7 @@ from trimtab.server.api.service import Service, ready_service, why_not_ready
 from trimtab.server.api.streaming import EventStream, whole_reply
 from trimtab.server.api.strict_json import StrictJsonRoute
 from trimtab.server.api.tokens import Tokenizer
-from trimtab.server.engine.request import Request
+from trimtab.server.engine.request import GrammarSpec, Request
 
 router = APIRouter(route_class=StrictJsonRoute)
 ReadyService = Annotated[Service, Depends(ready_service)]
@@ -40,6 +41,7 @@ async def create_chat_completion(body: ChatRequest, http: HttpRequest, service: 
     info = service.info
     negative = await asyncio.to_thread(negative_chat, service.tokenizer, body)
     guidance = resolve_guidance(body.guidance, service.config, info, negative)
+    grammar = await _prepare(service, body)
     prompt = await asyncio.to_thread(render_chat, service.tokenizer, body.messages)
     reply = ChatFormat(
         info.model_name, service.token_text, logprobs=bool(body.logprobs), trace=guidance.trace
@@ -48,7 +50,9 @@ async def create_chat_completion(body: ChatRequest, http: HttpRequest, service: 
         longest = max(len(prompt), len(negative))
         sampling = chat_sampling(body, longest, info, service.config.sampling_defaults)
         selection, rejection = selection_of(body, guidance, info), rejection_of(body, guidance, info)
-        request = Request(reply.reply_id, tuple(prompt), sampling, guidance, rejection=rejection)
+        request = Request(
+            reply.reply_id, tuple(prompt), sampling, guidance, grammar=grammar, rejection=rejection
+        )
         generation = Generation(service.engine, [request])
     if body.stream:
         return EventStream(generation, reply, include_usage=body.wants_usage_chunk)
@@ -62,6 +66,7 @@ async def create_completion(body: CompletionRequest, http: HttpRequest, service:
     info = service.info
     negative = await asyncio.to_thread(negative_text, service.tokenizer, body)
     guidance = resolve_guidance(body.guidance, service.config, info, negative)
+    grammar = await _prepare(service, body)
     prompts = await asyncio.to_thread(_tokenise, service.tokenizer, body.prompt)
     longest = max(len(prompt) for prompt in (*prompts, negative))
     reply = CompletionFormat(
@@ -71,7 +76,14 @@ async def create_completion(body: CompletionRequest, http: HttpRequest, service:
         sampling = completion_sampling(body, longest, info, service.config.sampling_defaults)
         selection, rejection = selection_of(body, guidance, info), rejection_of(body, guidance, info)
         requests = [
-            Request(f"{reply.reply_id}-{index}", tuple(prompt), sampling, guidance, rejection=rejection)
+            Request(
+                f"{reply.reply_id}-{index}",
+                tuple(prompt),
+                sampling,
+                guidance,
+                grammar=grammar,
+                rejection=rejection,
+            )
             for index, prompt in enumerate(prompts)
         ]
         generation = Generation(service.engine, requests)
@@ -80,6 +92,14 @@ async def create_completion(body: CompletionRequest, http: HttpRequest, service:
     if body.stream:
         return EventStream(generation, reply, include_usage=body.wants_usage_chunk)
     return await whole_reply(http, generation, reply, selection)
+
+
+async def _prepare(service: Service, body: GenerationRequest) -> GrammarSpec | None:
+    """What the reply is held to, compiled."""
+    grammar = resolve_grammar(body)
+    if grammar is not None:
+        await service.engine.prepare(grammar)
+    return grammar
 
 
 def _tokenise(tokenizer: Tokenizer, prompts: list[str | list[int]]) -> list[list[int]]:

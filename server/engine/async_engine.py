@@ -7,11 +7,13 @@ import logging
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.failure import failed, shut_down
+from trimtab.server.engine.grammar import Grammar
 from trimtab.server.engine.host_memory import keep_freed_memory
 from trimtab.server.engine.request import (
     TERMINAL,
@@ -19,11 +21,13 @@ from trimtab.server.engine.request import (
     EngineUnavailableError,
     Event,
     Failed,
+    GrammarSpec,
     InvalidRequestError,
     Request,
 )
 
 logger = logging.getLogger(__name__)
+NUM_COMPILERS, MAX_COMPILING = 2, 32  # grammars at once, and with those that wait
 Status = Literal["starting", "ready", "stopping", "dead"]
 _UNAVAILABLE: dict[Status, str] = {
     "starting": "the engine is still loading",
@@ -35,6 +39,7 @@ _UNAVAILABLE: dict[Status, str] = {
 @dataclass(frozen=True, slots=True)
 class _Add:
     request: Request
+    grammar: Grammar | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +63,8 @@ class AsyncEngine:
         self._engine: Engine | None = None
         self._thread = threading.Thread(target=self._run, name="trimtab-engine", daemon=True)
         self._loaded = threading.Event()
+        self._compilers = ThreadPoolExecutor(NUM_COMPILERS, "trimtab-grammar")
+        self._compiling: set[Future[Grammar]] = set()
         self._is_over = False
         self.status: Status = "starting"
         self.error: BaseException | None = None
@@ -85,6 +92,7 @@ class AsyncEngine:
             self.status = "stopping" if self.status == "ready" else self.status
         self._end_all(shut_down)
         self._commands.put(None)
+        self._compilers.shutdown(wait=False)
         if self._thread.is_alive():
             self._thread.join(timeout)
 
@@ -98,15 +106,31 @@ class AsyncEngine:
     def info(self) -> EngineInfo:
         return self.engine.info
 
+    async def prepare(self, grammar: GrammarSpec) -> None:
+        """Compile a request's grammar before it is submitted, beside everything else that goes on.
+
+        Raises InvalidRequestError for one that cannot be served, EngineUnavailableError where too many wait.
+        """
+        if grammar in self.engine.grammars:
+            return
+        if len(self._compiling) >= MAX_COMPILING:
+            raise EngineUnavailableError("too many grammars are being compiled; try again in a moment")
+        compiling = self._compilers.submit(self.engine.grammars.compile, grammar)
+        self._compiling.add(compiling)
+        compiling.add_done_callback(self._compiling.discard)
+        await asyncio.wrap_future(compiling)
+
     def submit(self, request: Request) -> AsyncIterator[Event]:
-        """Queue a request; iterate over its events up to and including the terminal one.
+        """Queue a request, whose grammar was prepared; iterate over its events up to and including the
+        terminal one.
 
         Leaving the iteration early aborts the request. Raises InvalidRequestError at once for what can
         never be served, EngineUnavailableError when the engine is not ready.
         """
         self.engine.check(request)
+        grammar = None if request.grammar is None else self.engine.grammars.compile(request.grammar)
         events = self._open(request.request_id)
-        self._commands.put(_Add(request))
+        self._commands.put(_Add(request, grammar))
         return self._events(request.request_id, events)
 
     def abort(self, request_id: str) -> None:
@@ -166,16 +190,17 @@ class AsyncEngine:
             command = self._commands.get()
             is_idle = False
             if isinstance(command, _Add):
-                self._add(engine, command.request)
+                self._add(engine, command)
             elif isinstance(command, _Abort):
                 engine.abort(command.request_id)
 
-    def _add(self, engine: Engine, request: Request) -> None:
+    def _add(self, engine: Engine, command: _Add) -> None:
+        request_id = command.request.request_id
         try:
-            engine.add(request)
+            engine.add(command.request, command.grammar)
         except Exception as error:  # it was checked before: a fault of ours, and this request's alone
-            logger.error("request %s cannot be added", request.request_id, exc_info=error)
-            self._deliver([failed(request.request_id)])
+            logger.error("request %s cannot be added", request_id, exc_info=error)
+            self._deliver([failed(request_id)])
 
     def _deliver(self, events: list[Event]) -> None:
         """Hand a step's events to every loop that has requests; each picks out its own."""

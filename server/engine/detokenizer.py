@@ -298,3 +298,28 @@ def byte_piece(piece: str) -> int | None:
     """The byte that SentencePiece writes as <0x0A>; None for any other piece."""
     match = _BYTE_PIECE.fullmatch(piece)
     return None if match is None else int(match[1], 16)
+
+
+class TokenBytes(dict[int, bytes]):
+    """The bytes that each token writes, filled in as they are asked for; none for ids without a token.
+
+    Knows byte-level BPE and SentencePiece. Decoding one id with the tokenizer itself would drop leading
+    spaces and turn parts of characters into marks, so the vocabulary's pieces are read instead.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        """tokenizer: transformers' PreTrainedTokenizerBase."""
+        added = tokenizer.added_tokens_decoder.items()
+        super().__init__({token_id: str(token).encode() for token_id, token in added})
+        self._tokenizer = tokenizer
+        self._is_byte_level = "ByteLevel" in decoder_names(getattr(tokenizer, "backend_tokenizer", None))
+
+    def __missing__(self, token_id: int) -> bytes:
+        piece = self._tokenizer.convert_ids_to_tokens(token_id) or ""
+        self[token_id] = byte_level_bytes(piece) if self._is_byte_level else _sentence_bytes(piece)
+        return self[token_id]
+
+
+def _sentence_bytes(piece: str) -> bytes:
+    byte = byte_piece(piece)
+    return piece.replace("▁", " ").encode() if byte is None else bytes([byte])

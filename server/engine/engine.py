@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TypeVar
 
+import numpy as np
 import torch
 
 from trimtab.guidance.heads.bank import HeadBank
@@ -21,13 +22,14 @@ from trimtab.server.engine.block_manager import BlockManager
 from trimtab.server.engine.compiled_decode import CompiledDecode
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.failure import failed, is_device_fault
+from trimtab.server.engine.grammar import Grammar, Grammars
 from trimtab.server.engine.lane import Choice, Lane, Phase
 from trimtab.server.engine.live_request import LiveRequest
 from trimtab.server.engine.model_runner import Hidden, ModelRunner
 from trimtab.server.engine.policy import ServedPolicy
 from trimtab.server.engine.population import Population
 from trimtab.server.engine.rejection import Race, Scores
-from trimtab.server.engine.replies import Measured, new_replies
+from trimtab.server.engine.replies import Measured, Reply, new_replies
 from trimtab.server.engine.request import (
     Aborted,
     EngineInfo,
@@ -64,6 +66,7 @@ class Engine:
     ) -> None:
         """config: resolved. compiled: see ModelRunner."""
         self.policy, self.bank, self.config = policy, bank, config
+        self.grammars = Grammars(policy.tokenizer, policy.vocab_size, policy.eos_token_ids)
         num_blocks = resolve_num_blocks(config, policy, partial(measure_blocks, policy, bank, config))
         self.runner = ModelRunner(policy, config, num_blocks, bank.memory_sizes, compiled)
         self._live: dict[str, LiveRequest] = {}
@@ -87,22 +90,22 @@ class Engine:
     @property
     def info(self) -> EngineInfo:
         bank = self.bank
-        heads = zip(
-            bank.names, bank.has_advantage, bank.has_value, bank.has_reward, bank.manifests, strict=True
-        )
+        parts = (bank.has_advantage, bank.has_value, bank.has_reward)
+        heads = zip(bank.names, *parts, bank.manifests, bank.value_per_advantage, strict=True)
         return EngineInfo(
             model_name=self.policy.name,
             max_model_len=self._max_model_len,
             vocab_size=self.policy.vocab_size,
             eos_token_ids=self.policy.eos_token_ids,
             heads=tuple(
-                HeadInfo(name, a, v, r, manifest.trained_on, manifest.rows)
-                for name, a, v, r, manifest in heads
+                HeadInfo(name, a, v, r, manifest.trained_on, manifest.rows, slope)
+                for name, a, v, r, manifest, slope in heads
             ),
             created=int(time.time()),
             max_num_seqs=self.config.max_num_seqs,
             num_blocks=self.runner.cache.num_blocks - 1,
             block_size=self.config.block_size,
+            can_reason=self.policy.tags is not None,
         )
 
     @property
@@ -128,13 +131,15 @@ class Engine:
             what = "a weight times its head's scale is beyond what fp32 holds"
             raise InvalidRequestError(what, "guidance.heads")
 
-    def add(self, request: Request) -> None:
+    def add(self, request: Request, grammar: Grammar | None = None) -> None:
         """Queue a request. Raises InvalidRequestError at once for what can never be served; whatever is
-        raised, nothing of the request is left."""
+        raised, nothing of the request is left. grammar: the request's, if it is compiled already."""
         self.check(request)
         if request.request_id in self._live:
             raise InvalidRequestError(f"'{request.request_id}' is in use", "request_id")
-        live = self._new_live(request)
+        if grammar is None and request.grammar is not None:
+            grammar = self.grammars.compile(request.grammar)
+        live = self._new_live(request, grammar)
         try:
             self.scheduler.add(live.choices)
         except BaseException:
@@ -142,7 +147,7 @@ class Engine:
             raise
         self._live[request.request_id] = live
 
-    def _new_live(self, request: Request) -> LiveRequest:
+    def _new_live(self, request: Request, grammar: Grammar | None) -> LiveRequest:
         needs, guidance = RowNeeds.of(request, self.bank), request.guidance
         remembers = bool(needs.remembering)
         leader = Choice(request, 0, _new_lanes(request), remembers=remembers)
@@ -152,7 +157,8 @@ class Engine:
         ]
         choices = (leader, *others)
         seed, rejection = request.sampling.seed, request.rejection
-        replies = new_replies(request, self.policy.eos_token_ids, self.policy.text)
+        policy = self.policy
+        replies = new_replies(request, policy.eos_token_ids, policy.text, policy.tags, grammar)
         live = LiveRequest(
             request,
             choices,
@@ -220,7 +226,9 @@ class Engine:
     def _tell_state(self, live: LiveRequest, choice: Choice) -> None:
         state, seed, weights = self.runner.state, live.seed, live.head_weights
         if live.population is None:
-            state.admit(choice, seed, weights, live.replies[choice.index].kl)
+            tags = self.policy.tags
+            reasons = live.needs.reads_part and tags is not None and tags.reasons_after(choice.lane.tokens)
+            state.admit(choice, seed, weights, live.replies[choice.index].kl, reasons)
             return
         for lane, particle in zip(choice.lanes, live.population.particles, strict=True):
             state.admit_lane(choice, lane, seed, weights, particle.reply.kl)
@@ -246,12 +254,17 @@ class Engine:
         with torch.inference_mode():
             if any(self.bank.memory_sizes):
                 self._recall(step, hidden)
-            drawn = self.sampler.draw(hidden, needs, drawing) if drawing else None
+            drawn = self.sampler.draw(hidden, needs, drawing, self._masks(drawing)) if drawing else None
             rewards = self.sampler.judge(hidden, len(drawing), len(judging)) if judging else None
             slots = [row.lane.slot for row in measuring if row.lane.slot is not None]
             values = self.sampler.measure(hidden, len(drawing) + len(judging), slots) if slots else None
         device = self.policy.device
         return StepResult.send(drawing, needs, drawn, judging, rewards, measuring, values, device)
+
+    def _masks(self, drawing: Iterable[Row]) -> list[np.ndarray]:
+        """Of rows within a grammar, whose last tokens have been read; worked out while the device runs."""
+        replies = (self._live[row.choice.request.request_id].replies[row.choice.index] for row in drawing)
+        return [reply.grammar.mask() for reply in replies if reply.grammar is not None]
 
     def _recall(self, step: Step, hidden: Hidden) -> None:
         """Rows of replies that are computed again, as after a preemption."""
@@ -302,7 +315,7 @@ class Engine:
         choice, reply = row.choice, live.replies[row.choice.index]
         token_id = token.record.token_id
         if token_id < 0:
-            self._fail_poisoned(live)
+            self._fail_without_token(live, reply)
             return
         if not token.is_finite:
             self._fail_unmeasured(live)
@@ -416,7 +429,11 @@ class Engine:
             logger.exception("a choice of %s cannot be released", choice.request.request_id)
             choice.phase, self._is_suspect = Phase.DONE, True
 
-    def _fail_poisoned(self, live: LiveRequest) -> None:
+    def _fail_without_token(self, live: LiveRequest, reply: Reply) -> None:
+        if reply.grammar is not None and reply.grammar.problem:
+            message = f"the reply cannot go on within its grammar: {reply.grammar.problem}"
+            self._end(live, failed(live.request.request_id, message))
+            return
         self._scrub([live])
         self._end(live, failed(live.request.request_id, "the model produced no finite logits"))
 

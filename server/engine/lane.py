@@ -76,6 +76,8 @@ class Choice:
     num_run_tokens: what the model was run on for it so far.
     is_pool: each lane draws tokens of its own, all up to max_length, and there stands still. is_measuring:
     their last tokens are to be read for their values; awaits: they are being read.
+    awaits_draws: what its next token may be depends on the last one, so that none is drawn while the host
+    waits for another.
     """
 
     request: Request
@@ -98,6 +100,7 @@ class Choice:
     num_prompt_tokens: int = field(init=False)
     max_length: int = field(init=False)
     is_single: bool = field(init=False)
+    awaits_draws: bool = field(init=False)
 
     def __post_init__(self) -> None:
         self.lane = self.lanes[0]
@@ -109,6 +112,7 @@ class Choice:
             self.max_length = self.num_prompt_tokens
             self.stand_still_after(rule.block)
         self.is_single = len(self.lanes) == 1 and not self.read_at
+        self.awaits_draws = self.request.grammar is not None
 
     def start_over(self) -> None:
         """Wait to be computed from the first token, as after a preemption."""
@@ -149,4 +153,5 @@ class Choice:
     def can_draw(self) -> bool:
         if self.is_pool:
             return any(not lane.is_over and lane.length < self.max_length for lane in self.lanes)
-        return not self.is_reading and self.lane.length < self.max_length
+        is_due = not (self.awaits_draws and self.has_inflight)
+        return not self.is_reading and self.lane.length < self.max_length and is_due

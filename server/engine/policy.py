@@ -26,6 +26,7 @@ from trimtab.server.engine.attention.probe import probe_layers
 from trimtab.server.engine.detokenizer import TextDecoder
 from trimtab.server.engine.fast_modules import can_pack, pack_policy, packed_linear
 from trimtab.server.engine.kv_cache import LayerShape
+from trimtab.server.engine.reasoning import Tags, find_tags
 
 logger = logging.getLogger(__name__)
 DEFAULT_MAX_MODEL_LEN = 2048
@@ -55,6 +56,7 @@ class ServedPolicy:
     frozen: the policy as it was loaded, whose modules stay as they are. model: the same weights in modules
     of the engine's own.
     eos_token_ids: the tokens that end any reply.
+    tags: what the model thinks between, if it does.
     reply_end_id: the token that ends a reply, appended before a reward part reads it; None without one.
     has_linear_tail: logits are exactly `h Wᵀ` of what the body returns; otherwise they go through the model's
     own tail (softcap, scale, bias), and the model is always run to its end.
@@ -70,9 +72,11 @@ class ServedPolicy:
     has_linear_tail: bool = False
     packed_lm_head: Tensor | None = None
     text: TextDecoder = field(init=False)
+    tags: Tags | None = field(init=False)
 
     def __post_init__(self) -> None:
         self.text = TextDecoder(self.tokenizer)
+        self.tags = find_tags(self.tokenizer.added_tokens_decoder)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

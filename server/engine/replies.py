@@ -6,9 +6,11 @@ import copy
 import math
 from collections import deque
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from trimtab.server.engine.detokenizer import Detokenizer, TextDecoder
+from trimtab.server.engine.grammar import Grammar
+from trimtab.server.engine.reasoning import ReasoningFollower, Tags
 from trimtab.server.engine.rejection import Scores
 from trimtab.server.engine.request import (
     ChoiceDone,
@@ -39,8 +41,9 @@ class Measured:
 
 @dataclass(slots=True)
 class Reply:
-    """eos_token_ids: tokens that end any reply. stop_ids: those that the request's `stop` names. figures: see
-    GuidanceSummary.rule."""
+    """eos_token_ids: tokens that end any reply. stop_ids: those that the request's `stop` names. reasoning:
+    follows the reply where a trace was asked for. grammar: where the reply is in it, if it is held to one.
+    figures: see GuidanceSummary.rule."""
 
     request: Request
     index: int
@@ -48,6 +51,8 @@ class Reply:
     stop_ids: Collection[int]
     detokenizer: Detokenizer
     stop: StopMatcher
+    reasoning: ReasoningFollower | None = None
+    grammar: Grammar | None = None
     token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     kl: float = 0.0
@@ -56,6 +61,7 @@ class Reply:
     _flips: int = 0
     _value: Scores = ()
     _length: int = 0
+    _piece: str = ""
 
     @property
     def ended_with_eos(self) -> bool:
@@ -70,6 +76,12 @@ class Reply:
         self._flips += measured.flip
         self._value = measured.value
         text, offset = self._read(token_id)
+        if self.reasoning is not None and measured.record.trace is not None:
+            part = self.reasoning.take(token_id, self._piece, measured.value)
+            measured.record.trace = replace(measured.record.trace, part=part)
+        if self.finish_reason is None and self._ends_grammar(token_id):
+            self.finish_reason = "stop"
+            text += self._end()
         if self.finish_reason is None and len(self.token_ids) >= self.request.sampling.max_tokens:
             self.finish_reason = "length"
             text += self._end()
@@ -83,15 +95,18 @@ class Reply:
         other = copy.copy(self)
         other.token_ids = list(self.token_ids)
         other.detokenizer, other.stop = self.detokenizer.fork(), copy.copy(self.stop)
+        if self.reasoning is not None:
+            other.reasoning = replace(self.reasoning, steps=list(self.reasoning.steps))
         return other
 
     def _read(self, token_id: int) -> tuple[str, int]:
         """The text that can be emitted now, and where in the reply's text the token begins."""
         if self._is_end(token_id):
-            self.finish_reason = "stop"
+            self.finish_reason, self._piece = "stop", ""
             text = self._end()
             return text, self._length + len(text)
-        text, has_stopped = self.stop.push(self.detokenizer.push(token_id))
+        self._piece = self.detokenizer.push(token_id)
+        text, has_stopped = self.stop.push(self._piece)
         pending = self.detokenizer.pending
         if not has_stopped and pending and self.stop.would_stop(pending):
             more, has_stopped = self.stop.push(self.detokenizer.flush())
@@ -99,6 +114,13 @@ class Reply:
         if has_stopped:
             self.finish_reason = "stop"
         return text, self.detokenizer.offset
+
+    def _ends_grammar(self, token_id: int) -> bool:
+        """Whether nothing can follow this token but an end, which need not be drawn."""
+        if self.grammar is None:
+            return False
+        self.grammar.take(token_id)
+        return self.grammar.is_over
 
     def _is_end(self, token_id: int) -> bool:
         is_eos = token_id in self.eos_token_ids and not self.request.sampling.ignore_eos
@@ -126,14 +148,28 @@ class Reply:
             reward=reward,
             flips=self._flips,
             rule=self.figures,
+            steps=tuple(self.reasoning.steps) if self.reasoning else (),
         )
         return ChoiceDone(self.request.request_id, self.index, self.finish_reason, summary, num_tokens)
 
 
-def new_replies(request: Request, eos_token_ids: Collection[int], text: TextDecoder) -> tuple[Reply, ...]:
-    """Of all choices of a request, which share what its stop strings are compiled to."""
+def new_replies(
+    request: Request,
+    eos_token_ids: Collection[int],
+    text: TextDecoder,
+    tags: Tags | None = None,
+    grammar: Grammar | None = None,
+) -> tuple[Reply, ...]:
+    """Of all choices of a request, which share what its stop strings are compiled to. tags: the model's, if
+    it thinks between any. grammar: the request's, at its beginning."""
     stop = request.sampling.stop
     strings, stop_ids = StopStrings(stop), text.added_ids(stop)
+
+    def follower() -> ReasoningFollower | None:
+        if tags is None or not request.guidance.trace:
+            return None
+        return ReasoningFollower(tags, tags.reasons_after(request.prompt_token_ids))
+
     return tuple(
         Reply(
             request,
@@ -142,6 +178,8 @@ def new_replies(request: Request, eos_token_ids: Collection[int], text: TextDeco
             stop_ids,
             text.detokenizer(request.prompt_token_ids),
             StopMatcher(strings),
+            follower(),
+            None if grammar is None else grammar.copy(),
         )
         for index in range(request.sampling.n)
     )

@@ -7,12 +7,14 @@ adding a transport and nothing else.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any, Literal
 
-from trimtab.guidance.errors import RuleError
+from trimtab.guidance.controllers.base import Controller, HeadFacts
+from trimtab.guidance.errors import ControllerError, RuleError
 from trimtab.guidance.rules import Rule, Tilt
 from trimtab.guidance.rules import read_rule as _read_rule
 
@@ -27,9 +29,11 @@ MAX_REPETITION = 100.0  # and its inverse is the least
 MAX_STOPS = 64
 MAX_STOP_LENGTH = 256
 MAX_CACHE_SHARE = 0.5  # that one choice of several lanes may come to hold
+MAX_GRAMMAR_LENGTH = 2**16  # characters
 FinishReason = Literal["stop", "length", "rejected"]
 """rejected: it fell behind the others of its request (see Rejection)."""
 FailureReason = Literal["failed", "shutdown"]
+GrammarKind = Literal["json_schema", "regex", "choice", "grammar"]
 
 
 class InvalidRequestError(ValueError):
@@ -170,11 +174,15 @@ ROW_FLOATS = (
 @dataclass(frozen=True, slots=True)
 class Guidance:
     """Which heads steer, how hard, and by which rule. Strength 0 measures the named heads and steers nothing,
-    whatever a rule that reads values would do; a strength or weight below MIN_STRENGTH counts as 0."""
+    whatever a rule that reads values would do; a strength or weight below MIN_STRENGTH counts as 0.
+
+    controllers: what lessens the strength from token to token, at most one of a kind.
+    """
 
     strength: float = 0.0
     heads: tuple[tuple[str, float], ...] = ()
     trace: bool = False
+    controllers: tuple[Controller, ...] = ()
     rule: Rule = field(default_factory=Tilt)
 
     def __post_init__(self) -> None:
@@ -184,6 +192,8 @@ class Guidance:
             _check_number(weight, -MAX_STRENGTH, MAX_STRENGTH, f"guidance.heads.{name}", allowed)
         names = [name for name, _ in self.heads]
         _check(len(set(names)) == len(names), "guidance.heads", "names a head twice")
+        kinds = set(map(type, self.controllers))
+        _check(len(kinds) == len(self.controllers), "guidance", "holds two controllers of one kind")
         object.__setattr__(self, "strength", _settled(self.strength))
         object.__setattr__(self, "heads", tuple((name, _settled(weight)) for name, weight in self.heads))
         if self.rule.reads_values and not self.strength:
@@ -201,6 +211,24 @@ def read_rule(kind: str, options: Mapping[str, Any]) -> Rule:
 
 def _settled(number: float) -> float:
     return number if abs(number) >= MIN_STRENGTH else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class GrammarSpec:
+    """What a reply must be a text of, as the request wrote it.
+
+    kind: how to read `text`: as a JSON schema, a regular expression for the whole reply, a JSON list of
+    texts, or a grammar in EBNF (as llama.cpp writes it) or Lark. param: the field it came from, for errors.
+    """
+
+    kind: GrammarKind
+    text: str
+    param: str = field(default="grammar", compare=False)
+
+    def __post_init__(self) -> None:
+        _check(bool(self.text), self.param, "must not be empty")
+        what = f"has {len(self.text)} characters, of at most {MAX_GRAMMAR_LENGTH}; shorten it"
+        _check(len(self.text) <= MAX_GRAMMAR_LENGTH, self.param, what)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,13 +256,15 @@ class Rejection:
 @dataclass(frozen=True, slots=True)
 class Request:
     """end_token_id: put behind a reply that ended without one before it is judged; by default the policy's
-    own, of chats where it has a chat template. rejection: ends choices that fall behind the others."""
+    own, of chats where it has a chat template. grammar: what the reply must be a text of, if anything.
+    rejection: ends choices that fall behind the others."""
 
     request_id: str
     prompt_token_ids: tuple[int, ...]
     sampling: SamplingParams = field(default_factory=SamplingParams)
     guidance: Guidance = field(default_factory=Guidance)
     end_token_id: int | None = None
+    grammar: GrammarSpec | None = None
     rejection: Rejection | None = None
 
 
@@ -244,6 +274,7 @@ class TokenTrace:
 
     value: per head, in standard units of the policy's own replies, before this token.
     kl: nats of the tilt from the base. entropy: nats of the base.
+    part: reasoning or answer, of a model that thinks between tags.
     base_top: the three tokens the base preferred, with log-probabilities.
     """
 
@@ -254,6 +285,7 @@ class TokenTrace:
     base_logprob: float
     flip: bool
     base_top: tuple[tuple[int, float], ...]
+    part: str | None = None
 
 
 @dataclass(slots=True)  # not frozen: made for every token of every row, in a third of the time
@@ -267,16 +299,25 @@ class TokenRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class StepValue:
+    """What a step of the reasoning came to: per head, V after `num_tokens` tokens of the reply."""
+
+    num_tokens: int
+    value: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class GuidanceSummary:
     """Of one choice. kl: nats over the reply. value, reward: per named head, in standard units; a head
-    without the part has no entry. flips: tokens at which the tilt's argmax differed from the base's. rule:
-    what the rule reports of itself, by name."""
+    without the part has no entry. flips: tokens at which the tilt's argmax differed from the base's. steps:
+    of the reasoning, where a trace was asked for. rule: what the rule reports of itself, by name."""
 
     kl: float
     mean_strength: float
     value: tuple[tuple[str, float], ...]
     reward: tuple[tuple[str, float], ...]
     flips: int
+    steps: tuple[StepValue, ...] = ()
     rule: tuple[tuple[str, float], ...] = ()
 
 
@@ -376,7 +417,8 @@ TERMINAL = (Finished, Aborted, Failed)
 
 @dataclass(frozen=True, slots=True)
 class HeadInfo:
-    """rows: as what its training read prompts, chats or texts; None where that was not recorded."""
+    """rows: as what its training read prompts, chats or texts; None where that was not recorded.
+    value_per_advantage: see AdvantagePart; a head can hold a target where it is above 0."""
 
     name: str
     has_advantage: bool
@@ -384,12 +426,14 @@ class HeadInfo:
     has_reward: bool
     trained_on: str
     rows: str | None = None
+    value_per_advantage: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """max_model_len: tokens of prompt and reply together. created: Unix seconds. max_num_seqs, num_blocks,
-    block_size: lanes that can run at the same time, and the cache that they share."""
+    """max_model_len: tokens of prompt and reply together. created: Unix seconds. can_reason: the model thinks
+    between tags that are known. max_num_seqs, num_blocks, block_size: lanes that can run at the same time,
+    and the cache that they share."""
 
     model_name: str
     max_model_len: int
@@ -397,6 +441,7 @@ class EngineInfo:
     eos_token_ids: tuple[int, ...]
     heads: tuple[HeadInfo, ...]
     created: int
+    can_reason: bool = False
     max_num_seqs: int = 64
     num_blocks: int = 2**20
     block_size: int = 16
@@ -413,10 +458,13 @@ def check_request(request: Request, info: EngineInfo) -> None:
     highest = max((token for token, _ in request.sampling.logit_bias), default=0)
     _check(highest <= last, "logit_bias", f"token ids must be 0…{last}, got {highest}")
     _check_heads(request.guidance, info.heads)
+    goes_on = request.grammar is not None and request.sampling.ignore_eos
+    _check(not goes_on, "ignore_eos", "cannot go on where a grammar ends; leave it out")
     _check_rule(request, info)
     measured = {head.name for head in info.heads if head.has_value} & {n for n, _ in request.guidance.heads}
     for name, _ in request.rejection.weights if request.rejection else ():
         _check(name in measured, "speculative_rejection", f"no value of head '{name}' is measured")
+    _check_controllers(request.guidance, info)
 
 
 def _check_lengths(request: Request, limit: int) -> None:
@@ -505,6 +553,8 @@ def _blocks_of(request: Request, block_size: int) -> int:
 
 def _check_pool(request: Request) -> None:
     sampling, rule = request.sampling, request.guidance.rule
+    what = f"rule {rule.kind} draws several sequences at once, and a grammar holds one; leave one of them out"
+    _check(request.grammar is None, "guidance.rule", what)
     what = f"must be 1 with rule {rule.kind}, which returns one reply; leave best_of out, too"
     _check(sampling.n == 1, "n", what)
     what = f"must be above 0 with rule {rule.kind}, whose sequences are one and the same at 0"
@@ -512,3 +562,27 @@ def _check_pool(request: Request) -> None:
     is_exact = sampling.temperature == 1 and not sampling.truncates
     what = "tilt needs temperature 1, top_p 1, top_k 0 and min_p 0 with rule smc; use policy"
     _check(rule.kind != "smc" or not rule.tilts or is_exact, "guidance.rule.proposal", what)
+
+
+def _check_controllers(guidance: Guidance, info: EngineInfo) -> None:
+    if guidance.controllers and guidance.rule.kind != "tilt":
+        what = f"{guidance.rule.kind} takes no controllers; leave them out, or use tilt"
+        raise InvalidRequestError(what, "guidance.rule")
+    weights = dict(guidance.heads)
+    facts = {
+        head.name: HeadFacts(index, weights.get(head.name, 0.0), head.has_value, head.value_per_advantage)
+        for index, head in enumerate(info.heads)
+    }
+    with naming_controllers():
+        for controller in guidance.controllers:
+            controller.check(facts)
+            controller.check_model(info.can_reason)
+
+
+@contextmanager
+def naming_controllers() -> Iterator[None]:
+    """Within, what a controller refuses is a field of the request's guidance."""
+    try:
+        yield
+    except ControllerError as error:
+        raise InvalidRequestError(error.problem, f"guidance.{error.key}") from error

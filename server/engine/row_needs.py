@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from trimtab.guidance.controllers.base import Controller, HeadFacts
 from trimtab.guidance.rules import Contrast, Lookahead
 from trimtab.server.engine.request import Request
 
@@ -21,12 +22,15 @@ class RowNeeds:
     part, steering: those that carry a weight under a strength, remembering: measuring ones whose value does.
     contrast: of a row with a companion, or of whose tokens the implausible ones are left out. lookahead: of
     one whose likeliest tokens are tried. value_weights: of every head, for its value.
+    controls: of each controller, what its formula reads of the request; none where nothing steers.
     """
 
     measuring: tuple[int, ...]
     judging: tuple[int, ...]
     steering: tuple[int, ...]
     remembering: tuple[int, ...]
+    controls: Mapping[type[Controller], tuple[float, ...]]
+    has_mask: bool
     has_bias: bool
     has_penalties: bool
     truncates: bool
@@ -42,13 +46,15 @@ class RowNeeds:
         sampling, guidance = request.sampling, request.guidance
         named = {bank.names.index(name): weight for name, weight in guidance.heads}
         rule = guidance.rule
+        has_strength = guidance.strength and rule.tilts
+        steering = tuple(sorted(i for i, w in named.items() if w)) if has_strength else ()
         return cls(
             measuring=tuple(i for i in sorted(named) if bank.has_value[i]),
             judging=tuple(i for i in sorted(named) if bank.has_reward[i]),
-            steering=tuple(sorted(i for i, w in named.items() if w))
-            if guidance.strength and rule.tilts
-            else (),
+            steering=steering,
             remembering=tuple(i for i in sorted(named) if bank.memory_sizes[i]),
+            controls=_controls(request, bank) if steering else {},
+            has_mask=request.grammar is not None,
             has_bias=bool(sampling.logit_bias),
             has_penalties=sampling.has_penalties,
             truncates=sampling.truncates,
@@ -60,6 +66,22 @@ class RowNeeds:
             value_weights=tuple(named.get(i, 0.0) for i in range(len(bank.names))),
         )
 
+    @property
+    def reads_part(self) -> bool:
+        """Whether it matters if a token is part of the reasoning."""
+        return any(kind.READS_PART for kind in self.controls)
+
+
+def _controls(request: Request, bank: HeadBank) -> dict[type[Controller], tuple[float, ...]]:
+    """Behind the lengths of the prompt and of the longest reply, the controller's own numbers."""
+    weights = dict(request.guidance.heads)
+    facts = {
+        name: HeadFacts(i, weights.get(name, 0.0), bank.has_value[i], bank.value_per_advantage[i])
+        for i, name in enumerate(bank.names)
+    }
+    lengths = float(len(request.prompt_token_ids)), float(request.sampling.max_tokens)
+    return {type(c): (*lengths, *c.numbers(facts)) for c in request.guidance.controllers}
+
 
 @dataclass(frozen=True, slots=True)
 class BatchNeeds:
@@ -67,11 +89,13 @@ class BatchNeeds:
 
     guided: by heads or a rule. contrasted: those with a companion; plausible: with implausible tokens left
     out; looking: whose likeliest tokens are tried. active: heads that any row is steered by. remembering:
-    heads whose value remembers, with the rows that are measured by it.
+    heads whose value remembers, with the rows that are measured by it. controlled: the rows of each
+    controller.
     """
 
     guided: tuple[int, ...]
     active: tuple[int, ...]
+    masked: tuple[int, ...]
     penalised: tuple[int, ...]
     biases: bool
     top: tuple[int, ...]
@@ -80,6 +104,7 @@ class BatchNeeds:
     truncates: bool
     measures: bool
     remembering: Mapping[int, tuple[int, ...]]
+    controlled: Mapping[type[Controller], tuple[int, ...]]
     any_greedy: bool
     any_sampled: bool
     contrasted: tuple[int, ...]
@@ -92,6 +117,7 @@ class BatchNeeds:
         return cls(
             guided=tuple(i for i, need in rows if need.steering or need.lookahead or _has_companion(need)),
             active=tuple(sorted({head for need in needs for head in need.steering})),
+            masked=tuple(i for i, need in rows if need.has_mask),
             penalised=tuple(i for i, need in rows if need.has_penalties),
             biases=any(need.has_bias for need in needs),
             top=tuple(i for i, need in rows if need.num_top),
@@ -103,6 +129,10 @@ class BatchNeeds:
                 head: tuple(i for i, need in rows if head in need.remembering)
                 for head in sorted({head for need in needs for head in need.remembering})
             },
+            controlled={
+                kind: tuple(i for i, need in rows if kind in need.controls)
+                for kind in dict.fromkeys(kind for need in needs for kind in need.controls)
+            },
             any_greedy=any(need.is_greedy for need in needs),
             any_sampled=not all(need.is_greedy for need in needs),
             contrasted=tuple(i for i, need in rows if _has_companion(need)),
@@ -111,10 +141,15 @@ class BatchNeeds:
         )
 
     @property
+    def reads_part(self) -> bool:
+        return any(kind.READS_PART for kind in self.controlled)
+
+    @property
     def needs_logits(self) -> bool:
-        """Whether anything but a draw and its statistics is asked for, which takes logits in memory."""
-        asked = self.penalised or self.biases or self.top or self.traced or self.truncates
-        return bool(asked or self.contrasted or self.narrows)
+        """Whether anything but a draw and its statistics is asked for, which takes logits in memory. To solve
+        for a strength is to read them several times."""
+        edits = self.masked or self.penalised or self.biases or self.contrasted or self.narrows
+        return bool(edits or self.top or self.traced or self.truncates or self.controlled)
 
     @property
     def narrows(self) -> bool:

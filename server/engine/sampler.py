@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,12 +17,13 @@ from trimtab.guidance.rules.lookahead import lookahead_advantage
 from trimtab.kernels.dispatch import choose_head_path
 from trimtab.kernels.guided_head import guided_head
 from trimtab.kernels.guided_logits import GuidedDraw, guided_logits, tilted_logits
-from trimtab.kernels.penalties import add_bias, apply_penalties
+from trimtab.kernels.penalties import add_bias, apply_penalties, apply_token_mask
 from trimtab.kernels.truncate import Cuts
 from trimtab.kernels.wide_product import wide_product
 from trimtab.server.engine.batch import DrawInputs
 from trimtab.server.engine.compiled_decode import CompiledDecode
-from trimtab.server.engine.device_copy import float_tensor, index_tensor
+from trimtab.server.engine.control import Control, Drawing
+from trimtab.server.engine.device_copy import float_tensor, index_tensor, to_device
 from trimtab.server.engine.model_runner import Hidden
 from trimtab.server.engine.policy import ServedPolicy
 from trimtab.server.engine.row_needs import BatchNeeds, RowNeeds
@@ -40,12 +42,13 @@ class Drawn:
 
     statistics: f32[4 or 5, B]: logprob, base_logprob, kl, flip, and entropy where it was asked for.
     top_ids, top_logprobs: [T, k] of the tilt for `top_rows`; base_top_*: [M, 3] of the base for `traced`.
-    values: [B, H] in standard units, before the drawn token.
+    values: [B, H] in standard units, before the drawn token. strengths: f32[B], where a row is controlled.
     """
 
     tokens: Tensor
     statistics: Tensor
     values: Tensor | None
+    strengths: Tensor | None
     top_rows: Sequence[int]
     top_ids: Tensor | None
     top_logprobs: Tensor | None
@@ -106,8 +109,10 @@ class _Roster:
     """Everything about the drawing rows that stays while the same choices draw together, B rows.
 
     asked: what both draws are told of the rows, by their arguments' names; cuts: what the one that can
-    truncate is told besides.
+    truncate is told besides. beta: f32[B], what advantages are multiplied by, where any row is guided.
+    control: decides strengths, where any row has a controller.
     guided: i64[G], or None when every row is guided. advantage_row: i64[B], each row's place among them.
+    masked: i64[R], rows within a grammar.
     bias: see RowBias.gather. remembering: i64[R], the rows of each head whose value remembers, and the slots
     i64[R] where it does.
     """
@@ -115,9 +120,12 @@ class _Roster:
     needs: BatchNeeds
     settings: Settings
     asked: Mapping[str, Any]
+    beta: Tensor | None
     cuts: Mapping[str, Any]
+    control: Control | None
     guided: Tensor | None
     advantage_row: Tensor | None
+    masked: Tensor
     bias: tuple[Tensor, Tensor] | None
     penalised: _Penalised | None
     contrasted: _Contrasted | None
@@ -160,9 +168,16 @@ class Sampler:
         self._roster: _Roster | None = None
         self._roster_key: tuple[int, ...] = ()
 
-    def draw(self, hidden: Hidden, needs: Sequence[RowNeeds], rows: Sequence[Row] = ()) -> Drawn:
+    def draw(
+        self,
+        hidden: Hidden,
+        needs: Sequence[RowNeeds],
+        rows: Sequence[Row] = (),
+        masks: Sequence[np.ndarray] = (),
+    ) -> Drawn:
         """Draw a token for each row and write it to the step state. needs, rows: without padding; rows are
-        needed where any looks ahead."""
+        needed where any looks ahead. masks: i32[⌈V/32⌉] of each row within a grammar, see
+        `apply_token_mask`."""
         draws, num_rows = hidden.draws, len(hidden.draws.host_slots)
         num_outputs = max(num_rows, draws.first_companion + len(draws.companions) if draws.companions else 0)
         if num_outputs < len(hidden.h):
@@ -176,16 +191,20 @@ class Sampler:
             needs_logits=roster.needs.needs_logits or hidden.logits is not None,
             strict=self._is_strict,
         )
-        scores = entries = None
+        beta, scores, entries = roster.beta, None, None
         # Before the tokens are tried, whose values are those of a reply that has come this far.
         values = self._values(hidden.h[:num_rows], roster) if roster.needs.measures else None
         if path == "fused":
-            draw = self._draw_fused(hidden.h, draws, roster)
+            draw = self._draw_fused(hidden.h, draws, roster, beta)
         else:
             scores = self._score(hidden, roster)
+            if roster.needs.masked:
+                bitmask = to_device(np.stack(masks), self._state.device)
+                apply_token_mask(scores.z, roster.masked, bitmask)
             entries = self._penalise(scores.z, draws, roster)
             scores = self._look_ahead(self._narrow(scores, roster), rows, roster)
-            draw = _of_whole_base(self._draw(scores, draws, roster), scores.kept)
+            beta = self._controlled(beta, scores, values, draws, roster)
+            draw = _of_whole_base(self._draw(scores, draws, roster, beta), scores.kept)
         drawn = draw.token.clamp(min=0)
         self._state.last_tokens.index_copy_(0, draws.slots, drawn)
         if roster.contrasted is not None:
@@ -195,9 +214,11 @@ class Sampler:
             self._state.counts.add(
                 roster.penalised.counted, entries, drawn.index_select(0, roster.penalised.rows)
             )
+        if roster.needs.reads_part:
+            self._follow(drawn, draws)
         if roster.needs.guided or roster.needs.narrows:
-            self._state.spent_kl.index_add_(0, draws.slots, draw.kl)
-        return self._measure(draw, scores, values, roster)
+            self._state.spent_kl.index_add_(0, draws.slots, draw.kl.double())
+        return self._measure(draw, scores, values, beta, roster)
 
     def judge(self, hidden: Hidden, num_drawn: int, num_judged: int) -> Tensor:
         """Rewards [R, H] of the judged rows, which come after the drawing ones."""
@@ -244,10 +265,13 @@ class Sampler:
         return _Roster(
             batch,
             settings,
-            _asked(settings, batch, contrasted),
+            _asked(settings, batch),
+            _strengths(settings, batch, contrasted),
             {name: settings[name] for name in Cuts.__annotations__} if batch.truncates else {},
+            Control(batch.controlled, needs, device) if batch.controlled else None,
             guided,
             advantage_row,
+            index_tensor(batch.masked, device),
             self._state.biases.gather(draws.host_slots, self._policy.vocab_size) if batch.biases else None,
             self._new_penalised(draws, batch, settings) if batch.penalised else None,
             contrasted,
@@ -446,29 +470,68 @@ class Sampler:
             values[:, head] = self._step(head, h, memory)[0]
         return values
 
-    def _draw(self, scores: _Scores, draws: DrawInputs, roster: _Roster) -> GuidedDraw:
+    def _controlled(
+        self,
+        beta: Tensor | None,
+        scores: _Scores,
+        values: Tensor | None,
+        draws: DrawInputs,
+        roster: _Roster,
+    ) -> Tensor | None:
+        """The strengths that the rows' controllers leave of those that were asked for."""
+        if roster.control is None:
+            return beta
+        assert beta is not None
+        assert scores.advantage is not None
+        assert scores.advantage_row is not None
+        spent, reasons = (x.index_select(0, draws.slots) for x in (self._state.spent_kl, self._state.reasons))
+        columns = (scores.z, scores.advantage, scores.advantage_row)
+        return roster.control.strength(Drawing(beta, draws.positions, spent, reasons, values, *columns))
+
+    def _follow(self, drawn: Tensor, draws: DrawInputs) -> None:
+        """Rows enter and leave their reasoning."""
+        tags = self._policy.tags
+        if tags is not None:
+            reasons = self._state.reasons.index_select(0, draws.slots)
+            after = (drawn == tags.opening) | (reasons & (drawn != tags.closing))
+            self._state.reasons.index_copy_(0, draws.slots, after)
+
+    def _draw(self, scores: _Scores, draws: DrawInputs, roster: _Roster, beta: Tensor | None) -> GuidedDraw:
         return self._guided_logits(
             scores.z,
             positions=draws.positions,
             advantage=scores.advantage,
             advantage_row=scores.advantage_row,
+            beta=beta,
             want_entropy=bool(roster.needs.traced),
             **roster.asked,
             **roster.cuts,
         )
 
-    def _draw_fused(self, h: Tensor, draws: DrawInputs, roster: _Roster) -> GuidedDraw:
+    def _draw_fused(self, h: Tensor, draws: DrawInputs, roster: _Roster, beta: Tensor | None) -> GuidedDraw:
         """The same without logits in memory. Rows without guidance have zero columns."""
         weights, needs = roster.settings["head_weights"], roster.needs
         column = lowrank = None
         if needs.guided:
             column = self._bank.tied_column(h, weights, needs.active)
             lowrank = self._bank.lowrank_factors(h, weights, needs.active)
-        head = self._policy.lm_head
-        return guided_head(h, head, positions=draws.positions, column=column, lowrank=lowrank, **roster.asked)
+        return guided_head(
+            h,
+            self._policy.lm_head,
+            positions=draws.positions,
+            column=column,
+            lowrank=lowrank,
+            beta=beta,
+            **roster.asked,
+        )
 
     def _measure(
-        self, draw: GuidedDraw, scores: _Scores | None, values: Tensor | None, roster: _Roster
+        self,
+        draw: GuidedDraw,
+        scores: _Scores | None,
+        values: Tensor | None,
+        beta: Tensor | None,
+        roster: _Roster,
     ) -> Drawn:
         needs = roster.needs
         fields = [draw.logprob, draw.base_logprob, draw.kl, draw.flip]
@@ -477,7 +540,7 @@ class Sampler:
         top_logprobs = top_ids = base_logprobs = base_ids = None
         if needs.top:
             assert scores is not None
-            top_logprobs, top_ids = self._top_of_tilt(scores, roster)
+            top_logprobs, top_ids = _top_of_tilt(scores, beta, roster)
         if needs.traced:
             assert scores is not None
             base_logprobs, base_ids = _top(scores.z.index_select(0, roster.traced), NUM_BASE_TOP)
@@ -487,6 +550,7 @@ class Sampler:
             draw.token,
             torch.stack(fields),
             values,
+            beta if needs.controlled else None,
             needs.top,
             top_ids,
             top_logprobs,
@@ -512,22 +576,26 @@ class Sampler:
         values, memories = zip(*steps, strict=True)
         return torch.cat(values), torch.cat(memories)
 
-    def _top_of_tilt(self, scores: _Scores, roster: _Roster) -> tuple[Tensor, Tensor]:
-        tilted = scores.z.index_select(0, roster.top)
-        if scores.advantage is not None and scores.advantage_row is not None:
-            advantage_row = scores.advantage_row.index_select(0, roster.top)
-            beta = roster.asked["beta"].index_select(0, roster.top)
-            tilted = tilted_logits(tilted, scores.advantage, advantage_row, beta)
-        return _top(tilted, roster.needs.num_top)
+
+def _top_of_tilt(scores: _Scores, beta: Tensor | None, roster: _Roster) -> tuple[Tensor, Tensor]:
+    tilted = scores.z.index_select(0, roster.top)
+    if scores.advantage is not None and scores.advantage_row is not None:
+        assert beta is not None
+        advantage_row, beta = (x.index_select(0, roster.top) for x in (scores.advantage_row, beta))
+        tilted = tilted_logits(tilted, scores.advantage, advantage_row, beta)
+    return _top(tilted, roster.needs.num_top)
 
 
-def _asked(settings: Settings, needs: BatchNeeds, contrasted: _Contrasted | None) -> dict[str, Any]:
+def _strengths(settings: Settings, needs: BatchNeeds, contrasted: _Contrasted | None) -> Tensor | None:
     beta = settings["strength"] if needs.guided else None
     if beta is not None and contrasted is not None:  # its advantage holds the strength already
         beta = beta.index_fill(0, contrasted.rows, 1.0)
+    return beta
+
+
+def _asked(settings: Settings, needs: BatchNeeds) -> dict[str, Any]:
     return {
         **{name: settings[name] for name in ("seeds", "choices", "temperature")},
-        "beta": beta,
         "any_greedy": needs.any_greedy,
         "any_sampled": needs.any_sampled,
     }

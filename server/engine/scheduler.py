@@ -221,7 +221,8 @@ class Scheduler:
         lane = choice.lane
         length = len(lane.tokens) + lane.num_inflight
         is_decoding = choice.is_single and not choice.is_finishing and length - lane.num_computed == 1
-        return is_decoding and length < choice.max_length and self.blocks.append(lane)
+        is_due = not (choice.awaits_draws and lane.num_inflight)
+        return is_decoding and is_due and length < choice.max_length and self.blocks.append(lane)
 
     def _prefill(self, step: Step, prefilling: list[Choice], budget: int) -> None:
         spare = self._spare(prefilling, budget)

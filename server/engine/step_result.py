@@ -75,13 +75,18 @@ class StepResult:
         logprobs, base_logprobs, kls, flips, *others = drawn.statistics.tolist()
         entropies = others[0] if others else None
         values = drawn.values.tolist() if drawn.values is not None else None
+        strengths = drawn.strengths.tolist() if drawn.strengths is not None else None
         tops = _read_top(drawn.top_rows, drawn.top_ids, drawn.top_logprobs)
         base_tops = _read_top(drawn.traced, drawn.base_top_ids, drawn.base_top_logprobs)
         columns = (drawn.tokens.tolist(), logprobs, kls, flips)  # behind those of the rows padding's, if any
         rows = enumerate(zip(self.drawing, self.needs, *columns, strict=False))
         for i, (row, need, token, logprob, kl, flips_here) in rows:
-            is_steered = need.steering or need.lookahead
-            strength = row.choice.request.guidance.strength if is_steered else 0.0
+            if need.controls:
+                assert strengths is not None
+                strength = strengths[i]
+            else:
+                is_steered = need.steering or need.lookahead
+                strength = row.choice.request.guidance.strength if is_steered else 0.0
             value = tuple((head_names[j], values[i][j]) for j in need.measuring) if values else ()
             trace, flip = None, flips_here != 0
             if need.trace:

@@ -25,7 +25,7 @@ Pairs = tuple[tuple[int, float], ...]
 DRAWN = -1  # as a token's id: the one that was drawn last in its slot
 INTS = ("seeds", "choices", *ROW_INTS)
 FLOATS = (*ROW_FLOATS, "strength")
-"""Names of the columns that hold settings; those of the head weights and of spent_kl follow the floats."""
+"""Names of the columns that hold settings; those of the head weights follow the floats."""
 
 ALIGNED_ROWS = 4  # of 4 or 8 bytes make a multiple of 16, by which Triton tells its kernels apart
 Settings = Mapping[str, Tensor]
@@ -44,7 +44,10 @@ class StepState:
 
     last_tokens: the token drawn last in each slot, which the host may not have read yet. All others a step
     is fed come with it from the host.
-    spent_kl: f32[S + 1], nats of each slot's reply so far.
+    spent_kl: f64[S + 1], nats of each slot's reply so far: the very sum that the host keeps of it, so that a
+    reply goes on after a preemption as if there had been none.
+    reasons: bool[S + 1], whether a slot's next token is drawn within the reasoning; kept for the rows that a
+    controller asks it of.
     memories: f32[S + 1, size] of each head, what its value remembers of each slot's reply: 0 before the first
     state. size is 0 of a head without a memory.
     counts, biases: what penalties and logit_bias of the slots that have any go by.
@@ -70,19 +73,27 @@ class StepState:
             (num_slots, self.max_blocks), NULL_BLOCK, dtype=torch.long, device=device
         )
         self._ints = torch.zeros(len(INTS), num_slots, dtype=torch.long, device=device)
-        self._floats = torch.zeros(len(FLOATS) + num_heads + 1, num_slots, device=device)
-        self.spent_kl = self._floats[-1]
+        self._floats = torch.zeros(len(FLOATS) + num_heads, num_slots, device=device)
+        self.spent_kl = torch.zeros(num_slots, dtype=torch.float64, device=device)
+        self.reasons = torch.zeros(num_slots, dtype=torch.bool, device=device)
         self.memories = tuple(torch.zeros(num_slots, size, device=device) for size in memory_sizes)
         self.counts, self.biases = TokenCounts(device), RowBias(device)
         self.version = 0
         self._admissions: dict[int, _Admission] = {}
         self._forks: dict[int, int] = {}
 
-    def admit(self, choice: Choice, seed: int, head_weights: Sequence[float], spent_kl: float) -> None:
+    def admit(
+        self,
+        choice: Choice,
+        seed: int,
+        head_weights: Sequence[float],
+        spent_kl: float,
+        reasons: bool = False,
+    ) -> None:
         """Note everything that a step needs about a choice, for its lanes' slots."""
         for lane in choice.lanes:
             if not lane.is_companion:  # where nothing is drawn
-                self.admit_lane(choice, lane, seed, head_weights, spent_kl)
+                self.admit_lane(choice, lane, seed, head_weights, spent_kl, reasons=reasons)
 
     def admit_lane(
         self,
@@ -92,6 +103,7 @@ class StepState:
         head_weights: Sequence[float],
         spent_kl: float,
         parent: Lane | None = None,
+        reasons: bool = False,
     ) -> None:
         """The same for one of them. parent: whose reply it goes on with, and what values remember of it."""
         assert lane.slot is not None
@@ -102,6 +114,7 @@ class StepState:
             choice.request.guidance.strength,
             *head_weights,
             spent_kl,
+            float(reasons),
         )
         self._admissions[lane.slot] = _Admission(ints, floats)
         self._forks.pop(lane.slot, None)
@@ -139,8 +152,10 @@ class StepState:
         self.version += 1
         self._ints.index_copy_(1, arrived[2], arrived[3].view(len(INTS), -1))
         self._write_memories(arrived[2])
-        settings = arrived[4].view(torch.float64).float()
-        self._floats.index_copy_(1, arrived[2], settings.view(len(self._floats), -1))
+        settings = arrived[4].view(torch.float64).view(len(self._floats) + 2, -1)
+        self._floats.index_copy_(1, arrived[2], settings[:-2].float())
+        self.spent_kl.index_copy_(0, arrived[2], settings[-2])
+        self.reasons.index_copy_(0, arrived[2], settings[-1] > 0)
 
     def _write_memories(self, admitted: Tensor) -> None:
         forks, self._forks = self._forks, {}
@@ -158,7 +173,7 @@ class StepState:
         num_rows = len(slots)
         padded = F.pad(slots, (0, -num_rows % ALIGNED_ROWS), value=self.padding_slot)
         ints, floats = (part.index_select(1, padded)[:, :num_rows] for part in (self._ints, self._floats))
-        weights = floats[len(FLOATS) : -1].T.contiguous()
+        weights = floats[len(FLOATS) :].T.contiguous()
         columns = zip((*INTS, *FLOATS), (*ints.unbind(), *floats[: len(FLOATS)].unbind()), strict=True)
         return {**dict(columns), "head_weights": weights}
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from trimtab.guidance.controllers.base import Controller
+from trimtab.guidance.controllers.entropy_gate import EntropyGate
+from trimtab.guidance.controllers.max_kl import MaxKL
 from trimtab.guidance.heads.bank import HeadBank
 from trimtab.kernels.dispatch import MAX_FUSED_GUIDED_ROWS, MAX_FUSED_ROWS, Compilation, listen
 from trimtab.kernels.guided_head import ROW_TILES
@@ -25,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 GREEDY = {"sampled": 1.0, "greedy": 0.0}  # temperatures
 # What sends a batch past the fused head, each another program of the draw.
+CONTROLLERS = (MaxKL(1.0), EntropyGate(1.0))  # of all that there are, each has programs of one of these
 NEEDS_LOGITS = {"logprobs": {"logprobs": 1}, "truncated": {"top_p": 0.9, "top_k": 50, "min_p": 0.01}}
 
 
@@ -39,7 +45,8 @@ def warm_up(sampler: Sampler, policy: ServedPolicy, bank: HeadBank, state: StepS
         # All these rows share one slot, and the sampler goes on with what it knows of rows whose slots and
         # version stay.
         state.version += 1
-        sampler.draw(_padding(policy, state, rows), [needs] * rows)
+        masks = [np.full(-(-policy.vocab_size // 32), -1, np.int32)] * rows if needs.has_mask else ()
+        sampler.draw(_padding(policy, state, rows), [needs] * rows, masks=masks)
     listen(_log)
     return len(draws)
 
@@ -50,9 +57,13 @@ def _draws(bank: HeadBank, most: int) -> Iterator[tuple[int, RowNeeds]]:
         most_fused = min(most, MAX_FUSED_GUIDED_ROWS if steering else MAX_FUSED_ROWS)
         for rows in sorted({min(size, most_fused) for size in ROW_TILES}):
             yield rows, _needs(bank, SamplingParams(temperature=temperature), steering, trace=False)
+        if steering:
+            sampling = SamplingParams(temperature=temperature)
+            yield 1, _needs(bank, sampling, steering, trace=False, controllers=CONTROLLERS)
         for needs, trace in itertools.product(NEEDS_LOGITS.values(), (False, True)):
             sampling = SamplingParams(temperature=temperature, **needs)  # type: ignore[arg-type]
             yield 1, _needs(bank, sampling, steering, trace)
+    yield 1, dataclasses.replace(_needs(bank, SamplingParams(), (), trace=False), has_mask=True)
 
 
 def _steerings(bank: HeadBank) -> Iterator[tuple[str, ...]]:
@@ -66,9 +77,15 @@ def _steerings(bank: HeadBank) -> Iterator[tuple[str, ...]]:
             yield (*tied, *forms["lowrank"][:count])
 
 
-def _needs(bank: HeadBank, sampling: SamplingParams, steering: tuple[str, ...], trace: bool) -> RowNeeds:
+def _needs(
+    bank: HeadBank,
+    sampling: SamplingParams,
+    steering: tuple[str, ...],
+    trace: bool,
+    controllers: tuple[Controller, ...] = (),
+) -> RowNeeds:
     heads = tuple((name, 1.0) for name in steering)
-    guidance = Guidance(float(bool(heads)), heads, trace=trace)
+    guidance = Guidance(float(bool(heads)), heads, trace, controllers)
     return RowNeeds.of(Request("warm-up", (0,), sampling, guidance), bank)
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tqdm.auto import tqdm
 
+from trimtab.guidance.controllers.base import Controller
 from trimtab.guidance.evaluation.replies import Heads, MeasuredReply
 from trimtab.guidance.text.message import Prompt
 from trimtab.server.engine.engine import Engine
@@ -103,6 +104,7 @@ class SamplePlan:
     """How replies to prompts are drawn. heads: those that steer at `strength`.
 
     seed: of all; each prompt has noise of its own, whoever shares its batch.
+    controllers: what lessens the strength from token to token.
     measured: heads whose reward part reads every reply, whether they steer or not.
     bias: (token id, number) that is added to the policy's logits. trace: measure every token.
     """
@@ -114,6 +116,7 @@ class SamplePlan:
     seed: int = 0
     heads: Heads = ()
     strength: float = 0.0
+    controllers: tuple[Controller, ...] = ()
     measured: tuple[str, ...] = ()
     bias: tuple[tuple[int, float], ...] = ()
     trace: bool = False
@@ -130,7 +133,7 @@ class SamplePlan:
         )
         steering = dict(self.heads)
         watched = tuple((name, 0.0) for name in self.measured if name not in steering)
-        guidance = Guidance(self.strength, (*self.heads, *watched), trace=self.trace)
+        guidance = Guidance(self.strength, (*self.heads, *watched), self.trace, self.controllers)
         return Request(str(prompt.number), prompt.token_ids, sampling, guidance, prompt.end_id)
 
 

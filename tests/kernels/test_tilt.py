@@ -132,3 +132,16 @@ def test_rows_are_solved_alike_whoever_shares_their_batch():
     for size in (1, 2, 3, 7, 16, 17, 33):
         chosen = torch.randperm(64, generator=torch.Generator().manual_seed(size))[:size]
         assert torch.equal(solve(rows.rows(chosen)), whole[chosen])
+
+
+def test_a_row_alone_is_solved_to_the_bits_it_has_among_others():
+    """Also where a sum over it would be split among threads."""
+    rows = make_limits(3, 33_000)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        among = solve(rows)
+        alone = torch.cat([solve(rows.rows(torch.tensor([i]))) for i in range(3)])
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(alone, among)

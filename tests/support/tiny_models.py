@@ -66,12 +66,16 @@ def save_random_head(
     parts: str = "avr",
     scale: float = 1.0,
     value: ScalarPart | None = None,
+    slope: float | None = None,
 ) -> Path:
-    """A head of random weights for the model in `policy`. parts: any of a(dvantage), v(alue), r(eward)."""
+    """A head of random weights for the model in `policy`. parts: any of a(dvantage), v(alue), r(eward).
+    slope: its value_per_advantage."""
     model = AutoModelForCausalLM.from_pretrained(policy)
     identity = identify(model, AutoTokenizer.from_pretrained(policy), policy.name)
     kept = Parts(
-        advantage=AdvantagePart(form=form, rank=4, scale=scale) if "a" in parts else None,
+        advantage=(
+            AdvantagePart(form=form, rank=4, scale=scale, value_per_advantage=slope) if "a" in parts else None
+        ),
         value=(value or ScalarPart()) if "v" in parts else None,
         reward=ScalarPart(form="mlp", width=8) if "r" in parts else None,
     )

@@ -60,7 +60,7 @@ def _answer(session: ChatSession, console: Console, line: str) -> None:
 def _summary(session: ChatSession) -> str:
     summary = session.summary
     rewards = [f"{head} {reward:+.1f}" for head, reward in summary["reward"].items()]
-    steering = f"strength {summary['mean_strength']:g}, KL {summary['kl']:.1f} nats"
+    steering = f"strength {summary['mean_strength']:.3g}, KL {summary['kl']:.1f} nats"
     return ", ".join([steering, f"{summary['flips']} flips", *rewards])
 
 

@@ -9,13 +9,17 @@ from typing import Any
 
 import httpx
 
-from trimtab.guidance.errors import UserError
+from trimtab.guidance.controllers import parse_controllers, read_controllers, spellings
+from trimtab.guidance.errors import ControllerError, UserError
 from trimtab.server.flags import parse_number, parse_weights
 
 Json = dict[str, Any]
-HELP = """\
+HELP = f"""\
 /strength 2               how hard the heads steer: 0 is the plain model, negative is away from
 /heads kind=1,concise=0.5 which heads steer, with weights; /heads alone goes back to the server's default
+/control max_kl=0.05      what lessens the strength from token to token: one or more of
+                          {",".join(spellings())}
+                          /control alone takes it off
 /reset                    forget the conversation
 /help                     this list
 /quit                     leave (or Ctrl-D); Ctrl-C stops a reply"""
@@ -41,6 +45,7 @@ class ChatSession:
     model: Json
     strength: float | None = None
     heads: dict[str, float] | None = None
+    controllers: Json = field(default_factory=dict)
     messages: list[Json] = field(default_factory=list)
     summary: Json = field(default_factory=dict)
 
@@ -61,7 +66,8 @@ class ChatSession:
     def guidance(self) -> Json:
         """The next request's guidance: the knobs that were turned."""
         given = {"strength": self.strength, "heads": self.heads}
-        return {"trace": True} | {name: value for name, value in given.items() if value is not None}
+        turned = {name: value for name, value in given.items() if value is not None}
+        return {"trace": True} | turned | self.controllers
 
     @property
     def tinting_head(self) -> str | None:
@@ -81,6 +87,9 @@ class ChatSession:
                 self.heads = self._loaded(parse_weights(argument)) or None
                 weights = ", ".join(f"{head}={weight:g}" for head, weight in (self.heads or {}).items())
                 return f"heads {weights or 'by default'}"
+            case "control":
+                self.controllers = _controllers(argument)
+                return f"control {argument.strip() or 'off'}"
             case "reset":
                 self.messages.clear()
                 return "forgotten"
@@ -135,6 +144,16 @@ class ChatSession:
                         yield _unless_error(json.loads(data))["choices"][0]
         except httpx.TransportError as error:
             raise UserError(f"the server at {self.client.base_url} is gone: {error}") from error
+
+
+def _controllers(text: str) -> Json:
+    """As a request spells them. Raises UserError for what no server would take."""
+    try:
+        given = parse_controllers(text)
+        read_controllers(given)
+    except ControllerError as error:
+        raise UserError(str(error)) from error
+    return given
 
 
 def _raise_if_refused(response: httpx.Response) -> None:

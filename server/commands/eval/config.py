@@ -52,6 +52,9 @@ class EvalConfig:
     ones between, and a quarter above the most.
     steer: heads with weights, such as kind=1,concise=0.5, that make one curve together, in place of one
     for each head.
+    controllers: what lessens the strength from token to token, as `trimtab chat` spells it: each makes a
+    further curve of every head that it suits. Of `max_kl=0.01/0.05/0.2,strength=5` the points differ by the
+    setting with several values; of `entropy_gate=1,strength=2/4/8`, or without any, by the strength.
     group: heads that differ by the seed of their training alone, as one curve: NAME=HEAD,HEAD,… by the heads'
     names. The curve is their mean, and its intervals are over seeds and prompts.
     best_of: values of n at which the best-of-n curves have points; as many plain replies as the largest
@@ -104,6 +107,7 @@ class EvalConfig:
     proxy: str = ""
     strengths: tuple[float, ...] = ()
     steer: str = ""
+    controllers: tuple[str, ...] = ()
     group: tuple[str, ...] = ()
     best_of: tuple[int, ...] = (1, 2, 4, 8, 16)
     static_bias: str = ""
@@ -221,6 +225,7 @@ class EvalConfig:
             "static_bias": self.static_bias,
             "system_prompts": self.system_prompts,
             "activation_steering": self.activation_steering,
+            "controllers": self.controllers,
         }
         frontier_only |= {"group": self.group, "baseline": self.baseline, "external": self.external}
         unused = [name for name, value in frontier_only.items() if value]

@@ -28,6 +28,12 @@ from trimtab.server.commands.eval.bench import (
 )
 from trimtab.server.commands.eval.bias import STATIC_BIAS, bias_curve, find_bias
 from trimtab.server.commands.eval.config import EvalConfig
+from trimtab.server.commands.eval.controlled import (
+    Controlled,
+    controlled_curve,
+    controlled_heads,
+    read_controlled,
+)
 from trimtab.server.commands.eval.replies_file import shown, write_replies
 from trimtab.server.commands.eval.scores import PROXY, reward_name
 from trimtab.server.commands.eval.steering import ACTIVATION_STEERING, find_steering, steering_curve
@@ -55,7 +61,11 @@ def judge_frontier(materials: Materials) -> FrontierReport:
     groups = _groups(config, steering)
     numbers = {row: number for number, row in enumerate(judged.rows)}
     external = [load_external(path, numbers) for path in config.external]
-    _check_names(config, steering, groups, external)
+    controlled = {
+        each: controlled_heads(engine, steering, each) for each in map(read_controlled, config.controllers)
+    }
+    further = [each.name(name) for each, able in controlled.items() for name in able]
+    _check_names(config, steering, groups, [*further, *(one.name for one in external)])
     tuning = Tuning(config, engine, materials.features, judged, gold_head)
     bias = find_bias(config, engine, tuning)
     asked, activations = find_system_prompt(config, tuning), find_steering(config, tuning)
@@ -67,6 +77,8 @@ def judge_frontier(materials: Materials) -> FrontierReport:
         bench = replace(bench, own_kls=(point.points[0].kl.mean,))
     found = {name: _head_curve(bench, name, heads, materials) for name, heads in steering.items()}
     curves = _grouped(bench, {name: curve for name, (curve, _) in found.items()}, groups)
+    for each, able in controlled.items():
+        curves += [_controlled_curve(bench, name, heads, each, materials) for name, heads in able.items()]
     if bias is not None:
         curves.append(bias_curve(bench, bias.bias))
     if activations is not None:
@@ -143,11 +155,12 @@ def _check_names(
     config: EvalConfig,
     steering: Mapping[str, Heads],
     groups: Mapping[str, Sequence[str]],
-    external: Sequence[External],
+    further: Sequence[str],
 ) -> None:
-    """Raises UserError for two curves of one name, and for a baseline that there will not be."""
+    """Raises UserError for two curves of one name, and for a baseline that there will not be. further: curves
+    that are called so."""
     grouped = {head for heads in groups.values() for head in heads}
-    names = [*(name for name in steering if name not in grouped), *groups, *(one.name for one in external)]
+    names = [*(name for name in steering if name not in grouped), *groups, *further]
     names += [STATIC_BIAS] if config.static_bias else []
     names += [SYSTEM_PROMPT] if config.system_prompts else []
     names += [ACTIVATION_STEERING] if config.activation_steering else []
@@ -171,6 +184,15 @@ def _head_curve(bench: Bench, name: str, heads: Heads, materials: Materials) -> 
     points.sort(key=lambda point: point.knob)
     curve = Curve(name, "head", "strength", tuple(points), proxy=_proxy_of(bench, heads))
     return curve, _examples(bench, name, dict(sorted(firsts.items())))
+
+
+def _controlled_curve(
+    bench: Bench, name: str, heads: Heads, controlled: Controlled, materials: Materials
+) -> Curve:
+    strengths: tuple[float, ...] = ()
+    if not controlled.settings:
+        strengths = bench.config.strengths or _strengths(bench, heads, materials)
+    return controlled_curve(bench, name, heads, controlled, sorted(set(strengths)), _proxy_of(bench, heads))
 
 
 def _strengths(bench: Bench, heads: Heads, materials: Materials) -> tuple[float, ...]:

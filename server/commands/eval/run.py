@@ -71,7 +71,18 @@ def as_rich(table: Table) -> RichTable:
 
 def _subject(config: EvalConfig, engine_config: EngineConfig) -> Subject:
     shown: tuple[str, ...] = (
-        *("preferences", "prompts", "gold", "proxy", "strengths", "steer", "group", "best_of", "static_bias"),
+        *(
+            "preferences",
+            "prompts",
+            "gold",
+            "proxy",
+            "strengths",
+            "steer",
+            "controllers",
+            "group",
+            "best_of",
+            "static_bias",
+        ),
         *("rollouts", "bias_discount", "bias_shrinkage", "bias_tokens", "system_prompts"),
         *("activation_steering", "steering_layers", "steering_coefficients"),
         *("tuning_prompts", "tuning_replies"),

@@ -28,6 +28,7 @@ from trimtab.server.engine.request import (
     FailureReason,
     Finished,
     FinishReason,
+    GrammarSpec,
     GuidanceSummary,
     HeadInfo,
     InvalidRequestError,
@@ -43,7 +44,14 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 HEADS = {
-    "kind": HeadInfo("kind", has_advantage=True, has_value=True, has_reward=True, trained_on="pairs"),
+    "kind": HeadInfo(
+        "kind",
+        has_advantage=True,
+        has_value=True,
+        has_reward=True,
+        trained_on="pairs",
+        value_per_advantage=0.1,
+    ),
     "brief": HeadInfo("brief", has_advantage=True, has_value=False, has_reward=False, trained_on="pairs"),
     "meter": HeadInfo("meter", has_advantage=False, has_value=True, has_reward=False, trained_on="scores"),
 }
@@ -76,9 +84,13 @@ class EchoEngine:
     failure_reason: FailureReason = "failed"
     hold_after: int | None = None
     bug: Exception | None = None
+    prepared: list[GrammarSpec] = field(default_factory=list)
     submitted: list[Request] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
     running: dict[str, asyncio.Event] = field(default_factory=dict)
+
+    async def prepare(self, grammar: GrammarSpec) -> None:
+        self.prepared.append(grammar)
 
     def submit(self, request: Request) -> AsyncIterator[Event]:
         check_request(request, self.info)

@@ -89,7 +89,6 @@ CHAT: list[tuple[dict[str, Any], str, str]] = [
     ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x", "unknown field"),
     ({"tools": [{"type": "function"}]}, "tools", "not supported"),
     ({"tool_choice": "required"}, "tool_choice", "not supported"),
-    ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
     ({"audio": {"voice": "x"}}, "audio", "not supported"),
     ({"modalities": ["text", "audio"]}, "modalities", "not supported"),
     ({"reasoning_effort": "high"}, "reasoning_effort", "not supported"),

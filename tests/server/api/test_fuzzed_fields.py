@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tiny_models import SIZES, byte_tokenizer, save_random_head, save_random_model
 from transformers import LlamaConfig
 
+from trimtab.guidance.controllers import CONTROLLERS
 from trimtab.server.api.app import create_app
 from trimtab.server.api.config import ApiConfig
 from trimtab.server.api.protocol import ChatRequest, CompletionRequest, GuidanceFields
@@ -59,9 +60,28 @@ ODD = [
 scalars = st.sampled_from([*INTEGERS, *FLOATS, *RAW, *ODD, 1, 2, 3])
 biases = st.dictionaries(st.sampled_from(KEYS), scalars, max_size=3)
 weights = st.dictionaries(st.sampled_from(["kind", "brief", "other", "\ud800"]), scalars, max_size=2)
-guidances = st.fixed_dictionaries(
-    {}, optional=dict.fromkeys((*GuidanceFields.model_fields, *GuidanceFields.UNSUPPORTED), scalars)
-) | st.fixed_dictionaries({"strength": scalars, "heads": weights}, optional={"trace": st.just(True)})
+targets = st.fixed_dictionaries(
+    {}, optional={"head": st.sampled_from(["kind", "brief", "other", "\ud800"]) | scalars, "value": scalars}
+)
+schedules = st.fixed_dictionaries(
+    {}, optional={"kind": st.sampled_from(["constant", "warmup", "decay"]) | scalars, "tokens": scalars}
+)
+controls = dict.fromkeys(("max_kl", "kl_budget", "entropy_gate", "horizon"), scalars)
+controls |= {"target": targets | scalars, "schedule": schedules | scalars}
+guidances = (
+    st.fixed_dictionaries(
+        {}, optional=dict.fromkeys((*GuidanceFields.model_fields, *GuidanceFields.UNSUPPORTED), scalars)
+    )
+    | st.fixed_dictionaries({"strength": scalars, "heads": weights}, optional={"trace": st.just(True)})
+    | st.fixed_dictionaries({"strength": st.sampled_from([5, -5, 1e-6])}, optional=controls)
+)
+held = st.dictionaries(
+    st.sampled_from(["json", "regex", "choice", "grammar", "json_object", "x"]), scalars, max_size=2
+)
+formats = st.fixed_dictionaries(
+    {"type": st.sampled_from(["text", "json_object", "json_schema", 5])},
+    optional={"json_schema": scalars | st.fixed_dictionaries({"name": scalars, "schema": scalars})},
+)
 prompts = scalars | st.lists(scalars, max_size=3) | st.lists(st.lists(scalars, max_size=2), max_size=2)
 
 
@@ -70,6 +90,7 @@ def bodies(kind: type[Any], own: dict[str, Any]) -> st.SearchStrategy[dict[str, 
     names = [*kind.model_fields, *kind.UNSUPPORTED]
     strategies: dict[str, st.SearchStrategy[Any]] = dict.fromkeys(names, scalars)
     strategies |= {"logit_bias": biases | scalars, "guidance": guidances | scalars, **own}
+    strategies |= {"structured_outputs": held | scalars, "response_format": formats | scalars}
     few = st.lists(st.sampled_from(names), max_size=3, unique=True)
     return few.flatmap(lambda chosen: st.fixed_dictionaries({name: strategies[name] for name in chosen}))
 
@@ -97,7 +118,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AsyncEngine]:
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}>"
     tokenizer.save_pretrained(folder)
-    save_random_head(folder / "heads", folder, "kind", seed=1)
+    save_random_head(folder / "heads", folder, "kind", seed=1, slope=0.5)
     save_random_head(folder / "heads", folder, "brief", form="lowrank", seed=2)
     config = EngineConfig(
         folder, (folder / "heads/kind", folder / "heads/brief"), kv_cache_gib=0.01, max_model_len=32
@@ -169,11 +190,14 @@ def test_any_completion_is_served_or_refused_by_the_name_of_a_field(
 
 
 @pytest.mark.parametrize("value", [1e-45, 1e-46, 1e-40, 5e-324, 1e-7, 1e-6, 9.99e-7, 1e-3])
-@pytest.mark.parametrize("field", ["temperature", "top_p", "min_p", "strength", "weight", "bias"])
+@pytest.mark.parametrize(
+    "field",
+    ["temperature", "top_p", "min_p", "strength", "weight", "bias", "max_kl", "kl_budget", "entropy_gate"],
+)
 def test_the_smallest_numbers_are_served_with_finite_figures(
     engine: AsyncEngine, post: Poster, field: str, value: float
 ):
-    guidance = {
+    guidance: dict[str, Any] = {
         "strength": value if field == "strength" else 2,
         "heads": {"kind": value if field == "weight" else 1, "brief": 1},
         "trace": True,
@@ -181,6 +205,8 @@ def test_the_smallest_numbers_are_served_with_finite_figures(
     body: dict[str, Any] = {"prompt": "a", "max_tokens": 4, "seed": 1, "logprobs": 2, "guidance": guidance}
     if field == "bias":
         body["logit_bias"] = {"5": value}
+    elif field in CONTROLLERS:
+        guidance[field] = value
     elif field not in ("strength", "weight"):
         body[field] = value
     response = post("/v1/completions", write(body).encode())

@@ -7,6 +7,11 @@ from typing import Any
 
 import pytest
 
+from trimtab.guidance.controllers.entropy_gate import EntropyGate
+from trimtab.guidance.controllers.kl_budget import KLBudget
+from trimtab.guidance.controllers.max_kl import MaxKL
+from trimtab.guidance.controllers.schedule import Schedule
+from trimtab.guidance.controllers.target import Target
 from trimtab.guidance.errors import ConfigError
 from trimtab.guidance.rules import Lookahead, Smc
 from trimtab.server.api.config import ApiConfig, resolve_config
@@ -56,6 +61,23 @@ async def post(client, guidance: Any):
         ({"heads": {"meter": 1}, "strength": 0}, Guidance(0.0, (("meter", 1.0),))),
         ({"heads": {"kind": 1, "meter": 0}}, Guidance(1.0, (("kind", 1.0), ("meter", 0.0)))),
         ({"strength": None, "heads": None, "max_kl": None}, Guidance(0.5, (("kind", 1.0),))),
+        ({"max_kl": 0.5}, Guidance(1.0, (("kind", 1.0),), controllers=(MaxKL(0.5),))),
+        (
+            {"kl_budget": 5, "horizon": 8, "strength": -3},
+            Guidance(-3.0, (("kind", 1.0),), controllers=(KLBudget(5.0, 8),)),
+        ),
+        (
+            {"target": {"head": "kind", "value": -1}, "heads": {"kind": 2, "brief": 1}},
+            Guidance(1.0, (("kind", 2.0), ("brief", 1.0)), controllers=(Target("kind", -1.0),)),
+        ),
+        (
+            {"schedule": {"kind": "warmup", "tokens": 3}, "entropy_gate": 0, "strength": 0},
+            Guidance(0.0, (("kind", 1.0),), controllers=(Schedule("warmup", 3), EntropyGate(0.0))),
+        ),
+        (
+            {"schedule": {"kind": "constant", "tokens": None}},
+            Guidance(1.0, (("kind", 1.0),), controllers=(Schedule("constant"),)),
+        ),
     ],
 )
 async def test_what_is_left_out_follows_the_default_rules(make_engine, make_client, guidance, expected):
@@ -82,12 +104,6 @@ async def test_what_is_left_out_follows_the_default_rules(make_engine, make_clie
         ({"heads": {"bold": 1}, "strength": 0}, "guidance.heads.bold", "kind, brief, meter"),
         ({"heads": {"meter": 1}}, "guidance.heads.meter", "no advantage"),
         ({"vigour": 1}, "guidance.vigour", "unknown field"),
-        ({"max_kl": 0.5}, "guidance.max_kl", "not supported yet"),
-        ({"kl_budget": 5}, "guidance.kl_budget", "not supported yet"),
-        ({"target": {"head": "kind", "value": 1}}, "guidance.target", "not supported yet"),
-        ({"horizon": 8}, "guidance.horizon", "not supported yet"),
-        ({"schedule": {"kind": "warmup", "tokens": 3}}, "guidance.schedule", "not supported yet"),
-        ({"entropy_gate": 0.5}, "guidance.entropy_gate", "not supported yet"),
         ({"rule": "magic"}, "guidance.rule", "tilt, contrast"),
         ({"rule": 3}, "guidance.rule", ""),
         ({"rule": {}}, "guidance.rule.kind", "required"),
@@ -133,6 +149,54 @@ async def test_what_is_left_out_follows_the_default_rules(make_engine, make_clie
         ),
         ({"rule": "lookahead", "heads": {"brief": 1}}, "guidance.heads.brief", "no value"),
         ({"rule": "lookahead", "heads": {}}, "guidance.heads", "at least one"),
+        *(
+            ({name: bad}, f"guidance.{name}", "above 0")
+            for name in ("max_kl", "kl_budget")
+            for bad in (0, -1, 1e300)
+        ),
+        *(
+            ({name: bad}, f"guidance.{name}", says)
+            for name in ("max_kl", "kl_budget", "entropy_gate")
+            for bad, says in (("1", "number"), (True, "number"), (float("nan"), "finite"), ([1], "number"))
+        ),
+        ({"max_kl": 10**400}, "guidance.max_kl", ""),
+        ({"entropy_gate": -0.1}, "guidance.entropy_gate", "0…100"),
+        ({"entropy_gate": 101}, "guidance.entropy_gate", "0…100"),
+        ({"target": "kind"}, "guidance.target", "dictionary"),
+        ({"target": {"head": "kind"}}, "guidance.target.value", "is required"),
+        ({"target": {"value": 1}}, "guidance.target.head", "is required"),
+        ({"target": {"head": 3, "value": 1}}, "guidance.target.head", "string"),
+        ({"target": {"head": "kind", "value": "1"}}, "guidance.target.value", "number"),
+        ({"target": {"head": "kind", "value": float("inf")}}, "guidance.target.value", "finite"),
+        ({"target": {"head": "kind", "value": 1e300}}, "guidance.target.value", "-100…100"),
+        ({"target": {"head": "kind", "value": 1, "speed": 2}}, "guidance.target.speed", "unknown field"),
+        ({"target": {"head": "bold", "value": 1}}, "guidance.target.head", "kind, brief, meter"),
+        ({"target": {"head": "\ud800", "value": 1}}, "guidance.target.head", "Unicode"),
+        ({"target": {"head": "brief", "value": 1}}, "guidance.target.head", "has no value"),
+        ({"target": {"head": "meter", "value": 1}}, "guidance.target.head", "cannot hold a target"),
+        (
+            {"target": {"head": "kind", "value": 1}, "heads": {"brief": 1}},
+            "guidance.target.head",
+            "give it a weight in guidance.heads",
+        ),
+        ({"horizon": 8}, "guidance.horizon", "says nothing without kl_budget or target"),
+        ({"horizon": 8, "max_kl": 1}, "guidance.horizon", "says nothing without"),
+        *(
+            ({"horizon": bad, "kl_budget": 1}, "guidance.horizon", "1…4096")
+            for bad in (0, -1, 4097, 2**63, 10**400)
+        ),
+        ({"horizon": 1.5, "kl_budget": 1}, "guidance.horizon", "integer"),
+        ({"horizon": "8", "kl_budget": 1}, "guidance.horizon", "integer"),
+        ({"schedule": "warmup"}, "guidance.schedule", "dictionary"),
+        ({"schedule": {"kind": "cosine", "tokens": 3}}, "guidance.schedule.kind", "'warmup'"),
+        ({"schedule": {"tokens": 3}}, "guidance.schedule.kind", "is required"),
+        ({"schedule": {"kind": "warmup"}}, "guidance.schedule.tokens", "is required by warmup"),
+        ({"schedule": {"kind": "warmup", "tokens": 0}}, "guidance.schedule.tokens", "1…"),
+        ({"schedule": {"kind": "decay", "tokens": 2**31}}, "guidance.schedule.tokens", "1…"),
+        ({"schedule": {"kind": "decay", "tokens": True}}, "guidance.schedule.tokens", "integer"),
+        ({"schedule": {"kind": "constant", "tokens": 3}}, "guidance.schedule.tokens", "leave it out"),
+        ({"rule": "lookahead", "max_kl": 1}, "guidance.rule", "takes no controllers"),
+        ({"rule": "smc", "on": "all"}, "guidance.rule", "takes no controllers"),
         ({"trace": "yes"}, "guidance.trace", "boolean"),
         ("kind", "guidance", ""),
         (3, "guidance", ""),

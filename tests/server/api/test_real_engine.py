@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +20,7 @@ from transformers import LlamaConfig
 
 from trimtab.server.api.app import create_app
 from trimtab.server.api.config import ApiConfig
+from trimtab.server.engine import grammar as grammar_module
 from trimtab.server.engine.async_engine import AsyncEngine
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
@@ -166,6 +169,63 @@ def test_what_the_engine_refuses_arrives_as_a_400(client):
     assert response.json()["error"]["code"] == "context_length_exceeded"
     assert "502 tokens" in response.json()["error"]["message"]
     assert chat(client)["finish_reason"] == "length"
+
+
+WITHIN = {
+    "messages": MESSAGES,
+    "max_tokens": 60,
+    "seed": 1,
+    "structured_outputs": {"regex": "(é|[a-f]){3,9}-[0-9]{2}"},
+    "guidance": {"strength": 4, "heads": {"kind": 1, "brief": -0.5}, "trace": True},
+}
+
+
+def test_a_reply_within_a_grammar_is_the_same_streamed_and_whole(client):
+    whole = chat(client, ignore_eos=None, temperature=1, logprobs=True, top_logprobs=3, n=2, **WITHIN)
+    assert re.fullmatch("(é|[a-f]){3,9}-[0-9]{2}", whole["message"]["content"])
+    assert whole["finish_reason"] == "stop"
+    assert all(math.isfinite(entry["kl"]) for entry in whole["guidance"]["trace"])
+    body = {**WITHIN, "logprobs": True, "top_logprobs": 3, "n": 2, "stream": True}
+    with client.stream("POST", CHAT, json=body) as response:
+        mine = [c["choices"][0] for c in chunks(response) if c["choices"][0]["index"] == 0]
+    assert "".join(c["delta"].get("content", "") for c in mine) == whole["message"]["content"]
+    entries = [entry for c in mine for entry in (c["logprobs"] or {}).get("content", [])]
+    assert entries == whole["logprobs"]["content"]
+    assert mine[-1]["finish_reason"] == "stop"
+
+
+def test_a_grammar_that_does_not_compile_is_a_400_and_one_that_leads_nowhere_ends_alone(client):
+    refused = client.post(CHAT, json={**WITHIN, "structured_outputs": {"regex": "(a"}})
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "structured_outputs.regex"
+    assert "unclosed" in refused.json()["error"]["message"]
+    dead = {**WITHIN, "structured_outputs": {"grammar": 'start: "ab" <[257]> "c"'}}
+    failed = client.post(CHAT, json=dead)
+    assert (failed.status_code, failed.json()["error"]["code"]) == (500, "engine_failed")
+    assert "no token can come next" in failed.json()["error"]["message"]
+    with client.stream("POST", CHAT, json={**dead, "stream": True}) as response:
+        *_, last = chunks(response)
+    assert "no token can come next" in last["error"]["message"]
+    assert chat(client)["finish_reason"] == "length"
+
+
+def test_grammars_that_take_long_to_compile_keep_no_other_request_waiting(client, monkeypatch):
+    monkeypatch.setattr(grammar_module, "COMPILE_SECONDS", 1.0)
+    known = {"structured_outputs": {"choice": ["a"]}}
+    assert client.post(CHAT, json={"messages": MESSAGES, **known}).status_code == 200
+    slow = [{"type": "integer", "multipleOf": 99999989 + i} for i in range(4)]
+    with ThreadPoolExecutor(len(slow)) as pool:
+        sent = [
+            pool.submit(client.post, CHAT, json={**WITHIN, "structured_outputs": {"json": s}}) for s in slow
+        ]
+        time.sleep(0.1)
+        start = time.monotonic()
+        assert chat(client)["finish_reason"] == "length"
+        assert client.post(CHAT, json={"messages": MESSAGES, **known}).status_code == 200
+        assert time.monotonic() - start < 1.5
+        answers = [future.result() for future in sent]
+    assert {answer.status_code for answer in answers} == {400}
+    assert all("too long" in answer.json()["error"]["message"] for answer in answers)
 
 
 def test_a_client_that_leaves_frees_the_engine(start, monkeypatch):

@@ -89,6 +89,22 @@ def test_the_knobs_reach_the_next_request(session, server):
     assert server.asked[1]["guidance"] == {"trace": True, "strength": -2.5}
 
 
+def test_controllers_reach_the_next_request_as_the_api_spells_them(session, server):
+    session.command("/control target=kind:1.5, horizon=8,max_kl=0.1")
+    session.command("/strength 3")
+    list(session.say("hi"))
+    assert server.asked[0]["guidance"] == {
+        "trace": True,
+        "strength": 3.0,
+        "target": {"head": "kind", "value": 1.5},
+        "horizon": 8,
+        "max_kl": 0.1,
+    }
+    session.command("/control")
+    list(session.say("hi"))
+    assert server.asked[1]["guidance"] == {"trace": True, "strength": 3.0}
+
+
 def test_reset_forgets_the_conversation(session, server):
     list(session.say("hi"))
     session.command("/reset")
@@ -114,12 +130,22 @@ def test_what_the_server_refuses_is_told_and_not_remembered(session, server, sta
 
 
 @pytest.mark.parametrize(
-    "line", ["/strength much", "/strength", "/heads kind=x", "/heads nope=1", "/frobnicate"]
+    "line",
+    [
+        "/strength much",
+        "/strength",
+        "/heads kind=x",
+        "/heads nope=1",
+        "/frobnicate",
+        "/control much",
+        "/control max_kl=0",
+        "/control horizon=8",
+    ],
 )
 def test_a_command_that_is_not_understood_changes_nothing(session, line):
     with pytest.raises(UserError):
         session.command(line)
-    assert (session.strength, session.heads) == (None, None)
+    assert (session.strength, session.heads, session.controllers) == (None, None, {})
 
 
 def test_the_first_steering_head_with_a_value_tints(session):

@@ -44,7 +44,7 @@ SMALL = ("--max-tokens", "6", "--num-replies", "2", "--best-of", "1", "2", "3", 
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("eval")
     policy = save_random_model(LlamaConfig(**SIZES), folder / "tiny")
-    save_random_head(folder / "heads", policy, "a")
+    save_random_head(folder / "heads", policy, "a", slope=0.5)
     save_random_head(folder / "heads", policy, "b", form="lowrank", seed=1, parts="a")
     save_random_head(folder / "heads", policy, "judge", seed=2, parts="r")
     (folder / "counting_gold.py").write_text(GOLD)
@@ -131,6 +131,46 @@ def test_a_frontier_holds_every_head_beside_its_baselines(judge, folder: Path):
 
 
 GROUND = ("--prompts", "prompts.jsonl", "--gold", "counting_gold:vowels", "--strengths", "1", "2", *SMALL)
+
+
+def test_controllers_are_further_curves_of_the_heads_that_they_suit(judge):
+    capped, aimed, gated = "max_kl=0.01/0.001,strength=5", "target=a:1,strength=2/4", "entropy_gate=1"
+    code, report, _ = judge(*GROUND, "--controllers", capped, aimed, gated, heads=("a", "b"))
+    assert code == 0
+    found = curves(report)
+    assert {f"a {capped}", f"b {capped}", f"a {aimed}", f"a {gated}", f"b {gated}"} < set(found)
+    assert f"b {aimed}" not in found, "b has no value"
+    caps = found[f"a {capped}"]
+    assert (caps["knob"], [p["knob"] for p in caps["points"]]) == ("max_kl", [0, 0.001, 0.01])
+    for point in caps["points"][1:]:
+        assert 0 < point["kl"]["mean"] <= point["knob"] * point["length"] * 1.001
+    aims = found[f"a {aimed}"]
+    assert (aims["knob"], [p["knob"] for p in aims["points"]]) == ("strength", [0, 2, 4])
+    constant = {p["knob"]: p["kl"]["mean"] for p in found["a"]["points"]}
+    assert [p["knob"] for p in found[f"a {gated}"]["points"]] == list(constant)
+    assert aims["points"][1]["kl"]["mean"] <= constant[2]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("max_kl", "max_kl=VALUE"),
+        ("max_kl=0.1,max_kl=0.2", "once"),
+        ("cap=0.1", "no such controller"),
+        ("max_kl=0.1/x,strength=1", "max_kl: must be a number"),
+        ("max_kl=0.1/0.2", "add strength="),
+        ("max_kl=0.1/0.2,strength=1/2", "only one setting"),
+        ("strength=1/2", "names no controller"),
+        ("target=a:0/a:1,strength=1", "must be above 0"),
+        ("max_kl=0.1,strength=11", "-10…10"),
+        ("target=b:1", "'b' has no value"),
+    ],
+)
+def test_controllers_that_make_no_curve_are_refused_before_anything_is_sampled(judge, line: str, says: str):
+    code, _, last = judge(*GROUND, "--controllers", line, heads=("a", "b"))
+    assert code != 0
+    assert says in last
+    assert f"--controllers {line}: " in last
 
 
 def test_heads_of_one_group_are_one_curve_with_its_seeds_beside_it(judge):

@@ -12,6 +12,7 @@ import torch
 
 from trimtab.server.engine.async_engine import AsyncEngine
 from trimtab.server.engine.engine import Engine
+from trimtab.server.engine.grammar import Grammar
 from trimtab.server.engine.request import (
     TERMINAL,
     Aborted,
@@ -125,10 +126,10 @@ def test_a_dying_engine_ends_every_request_and_keeps_its_reason_to_the_log(
 def test_a_request_that_cannot_be_added_fails_alone(running: AsyncEngine, monkeypatch: pytest.MonkeyPatch):
     add = running.engine.add
 
-    def add_all_but_one(asked: Request) -> None:
+    def add_all_but_one(asked: Request, grammar: Grammar | None) -> None:
         if asked.request_id == "bad":
             raise KeyError("a secret")
-        add(asked)
+        add(asked, grammar)
 
     monkeypatch.setattr(running.engine, "add", add_all_but_one)
 
@@ -153,7 +154,7 @@ class StubEngine:
 
     def check(self, _: Request) -> None: ...
 
-    def add(self, request: Request) -> None:
+    def add(self, request: Request, grammar: Grammar | None) -> None:
         self.live.add(request.request_id)
 
     def abort(self, request_id: str) -> None:

@@ -11,6 +11,9 @@ import torch
 from tiny_models import SIZES, save_random_head, save_random_model
 from transformers import Gemma2Config, LlamaConfig, MistralConfig, PretrainedConfig
 
+from trimtab.guidance.controllers.entropy_gate import EntropyGate
+from trimtab.guidance.controllers.kl_budget import KLBudget
+from trimtab.guidance.controllers.max_kl import MaxKL
 from trimtab.guidance.errors import ModelError
 from trimtab.guidance.rules import Contrast, Lookahead, Smc
 from trimtab.server.engine import compiled_decode
@@ -21,6 +24,15 @@ from trimtab.server.engine.request import Guidance, Request, SamplingParams, Tok
 from trimtab.server.rollouts.sample import sample
 
 NUM_REQUESTS = 6
+KIND = (("kind", 1.0),)
+GUIDANCES = (
+    Guidance(),
+    Guidance(3.0, KIND, controllers=(MaxKL(0.1),)),
+    Guidance(-2.0, KIND, controllers=(KLBudget(0.5), EntropyGate(1.0))),
+    Guidance(rule=Contrast((7, 8, 9), gamma=2.0, alpha=0.01)),
+    Guidance(1.0, KIND, rule=Lookahead(4)),
+    Guidance(1.0, KIND, rule=Smc(particles=3, block=3)),
+)
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler: g++")
 WINDOW_AND_SOFTCAP = Gemma2Config(
     **SIZES,
@@ -32,29 +44,20 @@ WINDOW_AND_SOFTCAP = Gemma2Config(
 )
 
 
-HEADS = (("kind", 1.0),)
-RULES = {
-    3: Guidance(rule=Contrast((7, 8, 9), gamma=2.0, alpha=0.01)),
-    4: Guidance(1.0, HEADS, rule=Lookahead(4)),
-    5: Guidance(1.0, HEADS, rule=Smc(particles=3, block=3)),
-}
-
-
-def make_engine(folder: Path, compile: str, *heads: Path) -> Engine:
+def make_engine(folder: Path, compile: str, heads: tuple[Path, ...] = ()) -> Engine:
     return Engine.from_config(
         EngineConfig(folder, heads, max_num_seqs=NUM_REQUESTS, num_blocks=100, compile=compile)  # type: ignore[arg-type]
     )
 
 
-def complete(engine: Engine) -> list[list[TokenRecord]]:
-    """Replies of several lengths, so that rows leave one by one until one is alone; by rules where there is a
-    head."""
+def complete(engine: Engine, guidances: tuple[Guidance, ...] = (Guidance(),)) -> list[list[TokenRecord]]:
+    """Replies of several lengths, so that rows leave one by one until one is alone."""
     requests = []
     for i in range(NUM_REQUESTS):
         generator = torch.Generator().manual_seed(i)
         prompt = torch.randint(250, (3 + 5 * i,), generator=generator)
         sampling = SamplingParams(max_tokens=12 + 2 * i, temperature=i % 2, seed=i, ignore_eos=True)
-        guidance = RULES.get(i, Guidance()) if engine.bank.names else Guidance()
+        guidance = guidances[i % len(guidances)]
         requests.append(Request(str(i), tuple(prompt.tolist()), sampling, guidance))
     return [completion.tokens for completion in sample(engine, requests)]
 
@@ -65,8 +68,8 @@ def test_compiled_steps_draw_the_tokens_of_uncompiled_ones(
     config: PretrainedConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = save_random_model(config, tmp_path / "model")
-    head = save_random_head(tmp_path, folder, "kind", "lowrank")
-    expected = complete(make_engine(folder, "off", head))
+    heads = (save_random_head(tmp_path, folder, "kind", parts="av"),)
+    expected = complete(make_engine(folder, "off", heads), GUIDANCES)
     num_compiled = 0
     run = CompiledDecode.run
 
@@ -76,7 +79,7 @@ def test_compiled_steps_draw_the_tokens_of_uncompiled_ones(
         return run(self, *args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(CompiledDecode, "run", counted)
-    actual = complete(make_engine(folder, "on", head))
+    actual = complete(make_engine(folder, "on", heads), GUIDANCES)
     assert num_compiled > 20
     for want, got in zip(expected, actual, strict=True):
         assert [token.token_id for token in got] == [token.token_id for token in want]

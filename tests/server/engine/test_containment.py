@@ -20,7 +20,16 @@ from trimtab.server.engine.detokenizer import Detokenizer
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.failure import failed
 from trimtab.server.engine.replies import Reply
-from trimtab.server.engine.request import TERMINAL, Delta, Event, Failed, Guidance, Request, SamplingParams
+from trimtab.server.engine.request import (
+    TERMINAL,
+    Delta,
+    Event,
+    Failed,
+    GrammarSpec,
+    Guidance,
+    Request,
+    SamplingParams,
+)
 from trimtab.server.engine.step_result import StepResult
 
 Make = Callable[..., Engine]
@@ -66,7 +75,8 @@ def engine(request: pytest.FixtureRequest, make_engine: Make, heads: tuple[Path,
 
 
 def workload() -> list[Request]:
-    """Every kind of row: plain, steered, judged, penalised, traced, truncated, with stops, in choices."""
+    """Every kind of row: plain, steered, judged, penalised, traced, truncated, with stops, in choices, in a
+    grammar."""
     kind, both = Guidance(2.0, (("kind", 1.0),), trace=True), Guidance(-1.0, (("kind", 1.0), ("brief", 0.5)))
     options = [
         ({"temperature": 0}, Guidance()),
@@ -82,6 +92,7 @@ def workload() -> list[Request]:
             PROMPT[: 12 + i],
             SamplingParams(**{"max_tokens": 18, "seed": i, "ignore_eos": True, **sampling}),  # type: ignore[arg-type]
             guidance,
+            grammar=None if sampling.get("ignore_eos", True) else GrammarSpec("regex", "[a-z]{30}"),
         )
         for i, (sampling, guidance) in enumerate(options)
     ]

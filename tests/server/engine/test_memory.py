@@ -99,8 +99,9 @@ def test_the_warm_up_draws_every_kind_and_leaves_later_replies_as_they_are(
     )
     expected = sample(make_engine(heads=tuple(heads)), [request])[0]
     engine = make_engine(heads=tuple(heads))
-    # None, either or both heads, greedy or sampled: fused, then logits wanted or cut, each traced or not.
-    num_kinds = 4 * 2 * (1 + 2 * 2)
+    # None, either or both heads, greedy or sampled: fused, then logits wanted or cut, each traced or not;
+    # under controllers where a head steers; and one within a grammar.
+    num_kinds = 4 * 2 * (1 + 2 * 2) + 3 * 2 + 1
     assert warm_up(engine.sampler, engine.policy, engine.bank, engine.runner.state) == num_kinds
     found = sample(engine, [request])[0]
     assert (found.token_ids, found.summary) == (expected.token_ids, expected.summary)

@@ -349,6 +349,23 @@ def test_a_preempted_choice_that_is_to_be_judged_is_read_again_in_its_turn():
     assert shape(run(scheduler)) == [("earlier", 16)]
 
 
+def test_a_reply_within_a_grammar_waits_for_its_token_and_no_other_waits_with_it():
+    scheduler = make()
+    held, free = choice("held", 3, max_tokens=3), choice("free", 3, max_tokens=6)
+    held.awaits_draws = True
+    scheduler.add([held])
+    scheduler.add([free])
+    launched, shapes = run_only(scheduler), []
+    while scheduler:  # as the engine does on a GPU: a step is read once the next one is launched
+        step = run_only(scheduler)
+        shapes.append([name for name, _ in shape(step)])
+        for over in read(launched):
+            scheduler.finish(over)
+        launched = step
+    both = ["held", "free"]
+    assert shapes == [["free"], both, ["free"], both, ["free"]]
+
+
 def run_only(scheduler: Scheduler) -> Step:
     """A launched step of which nothing is read."""
     step = scheduler.schedule()

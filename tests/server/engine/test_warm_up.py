@@ -9,8 +9,12 @@ import pytest
 import torch
 
 from benchmarks.gpu.engine.subject import TOY_ENGINE_SIZES, Subject, random_prompts
+from trimtab.guidance.controllers.entropy_gate import EntropyGate
+from trimtab.guidance.controllers.kl_budget import KLBudget
+from trimtab.guidance.controllers.schedule import Schedule
 from trimtab.kernels.dispatch import Compilation
 from trimtab.kernels.guided_head import ROW_TILES
+from trimtab.server.engine import control as control_module
 from trimtab.server.engine import sampler as sampler_module
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.request import Guidance, Request, SamplingParams
@@ -50,6 +54,18 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> set[Program]:
         "choose_head_path",
         lambda rows, **given: choose(rows, **given | {"device_type": "cuda"}),
     )
+
+    def watch(name: str) -> Any:
+        function = getattr(control_module, name)
+
+        def watched(*args: Any, **given: Any) -> Any:
+            programs.add((name, *sorted(key for key, value in given.items() if value is not None)))
+            return function(*args, **given)
+
+        return watched
+
+    for name in ("solve_tilt", "base_statistics"):
+        monkeypatch.setattr(control_module, name, watch(name))
     monkeypatch.setattr(sampler_module, "guided_head", watch_fused)
     monkeypatch.setattr(sampler_module, "guided_logits", watch_logits)
     return programs
@@ -80,7 +96,9 @@ def requests(count: int, seed: int) -> list[Request]:
             ignore_eos=True,
             **draw.choice([{}, {}, {"top_p": 0.9}, {"top_k": 3}, {"logprobs": 2}, {"presence_penalty": 0.5}]),
         )
-        found.append(Request(str(i), prompt, sampling, Guidance(strength, heads, trace=draw.random() < 0.1)))
+        controllers = draw.choice([(), (), (KLBudget(1.0),), (EntropyGate(1.0), Schedule("decay", 3))])
+        guidance = Guidance(strength, heads, draw.random() < 0.1, controllers)
+        found.append(Request(str(i), prompt, sampling, guidance))
     return found
 
 

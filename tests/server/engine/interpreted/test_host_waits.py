@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,11 @@ from torch.utils._python_dispatch import _disable_current_modes
 from transformers import LlamaConfig
 from triton.runtime.interpreter import InterpretedFunction
 
+from trimtab.guidance.controllers.entropy_gate import EntropyGate
+from trimtab.guidance.controllers.kl_budget import KLBudget
+from trimtab.guidance.controllers.max_kl import MaxKL
+from trimtab.guidance.controllers.schedule import Schedule
+from trimtab.guidance.controllers.target import Target
 from trimtab.guidance.heads.bank import HeadBank
 from trimtab.guidance.heads.fingerprint import identify
 from trimtab.server.engine import sampler
@@ -21,12 +27,20 @@ from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.decode_graphs import HostWaitError, NoHostWaits
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.policy import load_served
-from trimtab.server.engine.request import Guidance, Request, SamplingParams
+from trimtab.server.engine.request import GrammarSpec, Guidance, Request, SamplingParams
 from trimtab.server.engine.scheduler import Step
 
 INDEXING = ("__getitem__", "__setitem__")
 READS = ("tolist", "item", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__")
 MIX = Guidance(1.5, (("kind", 1.0), ("concise", -0.5)))
+ALL_CONTROLLERS = (
+    MaxKL(0.1),
+    KLBudget(1.0),
+    Target("kind", 1.0),
+    Schedule("warmup", 2),
+    EntropyGate(0.5),
+)
+MASKED = "within a grammar"
 BATCHES: dict[str, list[tuple[SamplingParams, Guidance]]] = {
     "plain": [(SamplingParams(max_tokens=2), Guidance()), (SamplingParams(max_tokens=3), Guidance())],
     "guided and measured": [(SamplingParams(max_tokens=2), MIX), (SamplingParams(max_tokens=3), MIX)],
@@ -34,6 +48,10 @@ BATCHES: dict[str, list[tuple[SamplingParams, Guidance]]] = {
         (SamplingParams(max_tokens=2, temperature=0), Guidance()),
         (SamplingParams(max_tokens=3, n=2), MIX),
         (SamplingParams(max_tokens=2, logprobs=3), Guidance(0.0, MIX.heads, trace=True)),
+    ],
+    "controlled": [
+        (SamplingParams(max_tokens=2), replace(MIX, controllers=ALL_CONTROLLERS)),
+        (SamplingParams(max_tokens=1), replace(MIX, trace=True, controllers=ALL_CONTROLLERS[-1:])),
     ],
     "truncated": [
         (SamplingParams(max_tokens=2, top_p=0.9, top_k=7), MIX),
@@ -43,6 +61,7 @@ BATCHES: dict[str, list[tuple[SamplingParams, Guidance]]] = {
         (SamplingParams(max_tokens=2, frequency_penalty=1.0, logit_bias=((7, 3.0),)), MIX),
         (SamplingParams(max_tokens=2, repetition_penalty=1.2), Guidance()),
     ],
+    MASKED: [(SamplingParams(max_tokens=3, n=2), MIX), (SamplingParams(max_tokens=2), Guidance())],
 }
 
 
@@ -51,7 +70,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     root = tmp_path_factory.mktemp("engine")
     folder = save_random_model(LlamaConfig(**{**SIZES, "num_hidden_layers": 1}), root / "model")
     forms = {"kind": "tied", "concise": "lowrank"}
-    heads = tuple(save_random_head(root, folder, name, form) for name, form in forms.items())
+    heads = tuple(save_random_head(root, folder, name, form, slope=0.5) for name, form in forms.items())
     options = EngineConfig(
         folder, block_size=8, max_num_seqs=4, num_blocks=40, attention="triton", async_depth=1
     )
@@ -130,6 +149,7 @@ def test_no_launch_waits_for_the_device(
     monkeypatch.setattr(engine.scheduler, "schedule", guarded_schedule)
     monkeypatch.setattr(engine, "_run", guarded_run)
     for i, (sampling, guidance) in enumerate(BATCHES[name]):
-        engine.add(Request(str(i), tuple(range(40, 45 + i)), sampling, guidance))
+        grammar = GrammarSpec("regex", "[a-z]+") if name == MASKED else None
+        engine.add(Request(str(i), tuple(range(40, 45 + i)), sampling, guidance, grammar=grammar))
     while engine.has_work:
         engine.step()
