@@ -233,13 +233,12 @@ class Sampler:
 
     def recall(self, slot: int, h: Tensor, heads: Sequence[int]) -> None:
         """Let the slot's memories of these heads take in further states h [K, d] of its reply. Where the
-        engine is strict, one by one in a step's number of rows, as when they were drawn from."""
-        num_rows, size = (self._state.num_slots, 1) if self._is_strict else (1, len(h))
+        engine is strict, one by one, as when they were drawn from."""
         for head in heads:
             memory = self._state.memories[head]
-            after = memory[slot].expand(num_rows, -1)
-            for some in h.split(size):
-                after = self._bank.remember(head, some.expand(num_rows, -1, -1), after)
+            after = memory[slot][None]
+            for some in h.split(1 if self._is_strict else len(h)):
+                after = self._bank.remember(head, some[None], after)
             memory[slot].copy_(after[0])
 
     def _current_roster(self, draws: DrawInputs, needs: Sequence[RowNeeds]) -> _Roster:
@@ -462,9 +461,8 @@ class Sampler:
         return torch.cat(parts)
 
     def _values_of(self, h: Tensor, slots: Tensor, remembering: Iterable[int]) -> Tensor:
-        """f32[N, H] of replies that h [N, d] is behind, with what is remembered of them in these slots.
-        Under strict row by row, since what a product gives may depend on a row's place in it."""
-        values = torch.cat([self._bank.values(some) for some in h.split(1 if self._is_strict else len(h))])
+        """f32[N, H] of replies that h [N, d] is behind, with what is remembered of them in these slots."""
+        values = self._bank_values(h)
         for head in remembering:
             memory = self._state.memories[head].index_select(0, slots)
             values[:, head] = self._step(head, h, memory)[0]
@@ -559,8 +557,13 @@ class Sampler:
             base_logprobs,
         )
 
+    def _bank_values(self, h: Tensor) -> Tensor:
+        """HeadBank.values; under strict row by row, since what a product gives may depend on a row's place in
+        it."""
+        return torch.cat([self._bank.values(some) for some in h.split(1 if self._is_strict else len(h))])
+
     def _values(self, h: Tensor, roster: _Roster) -> Tensor:
-        values = self._bank.values(h)
+        values = self._bank_values(h)
         for head, (rows, slots) in roster.remembering.items():
             memory = self._state.memories[head]
             value, after = self._step(head, h.index_select(0, rows), memory.index_select(0, slots))
@@ -569,7 +572,7 @@ class Sampler:
         return values
 
     def _step(self, head: int, h: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """HeadBank.step; under strict row by row, see `_values_of`."""
+        """HeadBank.step; under strict row by row, see `_bank_values`."""
         if not self._is_strict:
             return self._bank.step(head, h, memory)
         steps = [self._bank.step(head, *row) for row in zip(h.split(1), memory.split(1), strict=True)]

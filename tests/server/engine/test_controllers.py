@@ -19,6 +19,7 @@ from trimtab.guidance.controllers.base import Controller, Heads, Limits, RowStat
 from trimtab.guidance.controllers.entropy_gate import EntropyGate
 from trimtab.guidance.controllers.kl_budget import KLBudget
 from trimtab.guidance.controllers.max_kl import MaxKL
+from trimtab.guidance.controllers.on import On
 from trimtab.guidance.controllers.schedule import Schedule
 from trimtab.guidance.controllers.target import Target
 from trimtab.guidance.heads.manifest import ScalarPart
@@ -46,6 +47,7 @@ ONES = {
     "target": Target("kind", 0.5),
     "schedule": Schedule("warmup", 6),
     "entropy_gate": EntropyGate(3.0),
+    "on": On("all"),
 }
 MIX = (("kind", 1.0), ("concise", -0.5))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
 import subprocess
@@ -20,6 +21,7 @@ import trained_tokenizers
 from tiny_models import EOS, byte_tokenizer, save_random_head
 
 from trimtab.guidance.heads.store import load_head
+from trimtab.guidance.rules import Blockwise, Contrast, Lookahead, Rule, Smc
 from trimtab.server.engine import grammar as grammar_module
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.detokenizer import TextDecoder
@@ -131,6 +133,34 @@ def test_every_reply_is_a_text_of_the_grammar_and_ends_by_itself(engine: Engine,
         assert is_right(reply.text), reply.text
     greedy = sample(engine, [request("greedy", spec, 3.0, temperature=0.0, top_p=0.5, frequency_penalty=1.0)])
     assert is_right(greedy[0].text)
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_rules_of_one_sequence_keep_to_the_grammar(engine: Engine, name: str):
+    spec, is_right = SPECS[name]
+    rules = {
+        "towards": Contrast(PROMPT[:7], gamma=3.0),
+        "away": Contrast(PROMPT[:7], gamma=-2.0, alpha=0.05),
+        "ahead": Lookahead(5),
+        "kept": Lookahead(3, others="keep"),
+    }
+    asked = [request(f"{seed}", spec, 2.0, seed=seed) for seed in range(2)]
+    for kind, rule in rules.items():
+        plain = request(kind, spec, 2.0, n=2)
+        asked.append(replace(plain, guidance=replace(plain.guidance, rule=rule)))
+    for reply in sample(engine, asked):
+        assert reply.finish_reason == "stop", reply.text
+        assert is_right(reply.text), reply.text
+        assert all(math.isfinite(t.logprob) and math.isfinite(t.trace.kl) for t in reply.tokens if t.trace)
+    assert engine.scheduler.blocks.num_free == engine.scheduler.blocks.num_usable
+
+
+@pytest.mark.parametrize("rule", [Blockwise(2), Smc(2)], ids=lambda rule: rule.kind)
+def test_rules_of_several_sequences_take_no_grammar(engine: Engine, rule: Rule):
+    plain = request("pool", SPECS["regex"][0], 1.0)
+    with pytest.raises(InvalidRequestError, match="grammar holds one") as error:
+        engine.add(replace(plain, guidance=replace(plain.guidance, rule=rule)))
+    assert error.value.param == "guidance.rule"
 
 
 def allowed_tokens(engine: Engine, spec: GrammarSpec, token_ids: list[int]) -> torch.Tensor:
