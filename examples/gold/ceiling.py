@@ -1,6 +1,6 @@
 """Ceiling of the gold task: tells what the best policy could score at a price.
 
-`python -m examples.gold.ceiling runs/gold/evaluation-iterated/replies.jsonl`
+`python -m examples.gold.ceiling runs/gold/ceiling.parquet`
 
 No policy scores more at its KL than a tilt of the plain one by the reward itself, π₀ e^{r/τ}. That tilt's
 score and KL are read from plain replies, weighted by e^{r/τ}; of few replies to a prompt both are too low.
@@ -8,7 +8,6 @@ score and KL are read from plain replies, weighted by e^{r/τ}; of few replies t
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
@@ -16,22 +15,20 @@ from pathlib import Path
 
 import numpy as np
 
+from trimtab.guidance.data.load import load_rollouts
 from trimtab.guidance.evaluation.table import Table, show
 from trimtab.guidance.statistics import Estimate, Floats, interval, resample_prompts
 
 KLS = (1.0, 2.0, 4.0)
-PLAIN, GOLD = "plain", "gold"
 _PRICES = np.geomspace(30, 0.2, 200)  # τ, gold per nat
 
 
 def load_rewards(replies: Path) -> Floats:
-    """Gold of the plain replies that `trimtab eval` has written, [prompts, replies to each]."""
-    by_prompt: defaultdict[int, list[float]] = defaultdict(list)
-    with replies.open(encoding="utf-8") as lines:
-        for line in lines:
-            row = json.loads(line)
-            if row["curve"] == PLAIN:
-                by_prompt[row["prompt"]].append(row["scores"][GOLD])
+    """Gold of scored rollouts, [prompts, replies to each]. Raises DataError where they cannot be read."""
+    by_prompt: defaultdict[object, list[float]] = defaultdict(list)
+    for row in load_rollouts(replies).rows:
+        assert row.reward is not None
+        by_prompt[row.prompt].append(row.reward)
     return np.array(list(by_prompt.values()), dtype=np.float64)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import fmean
 
-from examples.gold.iterated import LONG, ROUNDS, iterated_steps
+from examples.gold.iterated import LONG, REMEMBERING, ROUNDS, iterated_steps
 from examples.gold.recipes import ABLATIONS, METHODS, seeded, training_steps
 from examples.gold.task import (
     BY_REPLY,
@@ -106,7 +106,9 @@ def _ablation_evaluation(task: Task) -> Step:
 
 def _iterated_evaluation(task: Task) -> Step:
     """Heads that learned from what heads wrote, beside the reference, from three training seeds each."""
-    groups = {name: [seeded(name, seed) for seed in SEEDS] for name in (REFERENCE, ROUNDS[-1], LONG)}
+    groups = {
+        name: [seeded(name, seed) for seed in SEEDS] for name in (REFERENCE, ROUNDS[-1], REMEMBERING, LONG)
+    }
     out = "evaluation-iterated"
     return Step(
         out,

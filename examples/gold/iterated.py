@@ -20,19 +20,17 @@ from examples.gold.task import (
 ROUNDS = ("round1", "round2")
 """A round's folder of rollouts lies in that of the next, which therefore learns from the union."""
 STRENGTHS = ("0.5", "1", "2")
-LONG = "ppo-long"
-ITERATED = (*ROUNDS, LONG)
+REMEMBERING, LONG = "mc-gru", "ppo-long"
 
-_LEARNING: Command = (
-    *("--advantage.form", "lowrank", "--advantage.rank", "128"),
-    *("--held-out", "0.05"),
-)
+_LEARNING: Command = (*("--advantage.form", "lowrank", "--advantage.rank", "128"),)
 
 
 def iterated_steps(task: Task) -> Iterator[Step]:
     yield from _rounds(task)
     for seed in SEEDS:
-        yield _long(replace(task, seed=task.seed + seed), seeded(LONG, seed))
+        learner, start = replace(task, seed=task.seed + seed), seeded(REMEMBERING, seed)
+        yield _remembering(learner, start)
+        yield _long(learner, seeded(LONG, seed), start)
 
 
 def _folder(task: Task, number: int) -> str:
@@ -72,23 +70,41 @@ def _regression(folder: str) -> Command:
     """As the reference, but from the rollouts in the folder."""
     return (
         *("--rollouts", folder, "--steered", "learn", "--parts", "value", "advantage"),
+        *("--held-out", "0.05"),
         *("--advantage.loss", "monte_carlo", "--advantage.discount", "0.8", "--value.discount", "0.8"),
         *("--advantage.optimiser.epochs", "4", "--advantage.optimiser.learning-rate", "1e-3"),
     )
 
 
-def _long(task: Task, name: str) -> Step:
-    """Twenty iterations of 1024 replies at the price of two nats, where a nat more buys about 1.25 of gold;
-    rewards count undiscounted, and the value, not a discount, spares noise (λ = 0.9)."""
+def _remembering(task: Task, name: str) -> Step:
+    """As the reference, with a value that remembers the reply and forecasts all that is left of it."""
     return _head(
         task,
         name,
         (
+            *("--rollouts", task.at("replies.parquet"), "--features", task.at("features/replies")),
+            *("--parts", "value", "advantage", "--advantage.loss", "monte_carlo"),
+            *("--advantage.discount", "0.8", "--value.discount", "1", "--value.form", "gru"),
+            *("--value.optimiser.epochs", "2", "--advantage.optimiser.epochs", "4"),
+            *("--advantage.optimiser.learning-rate", "1e-3"),
+        ),
+    )
+
+
+def _long(task: Task, name: str, start: str) -> Step:
+    """From there, eight iterations of 1024 replies at the price of two nats, where a nat more buys about 1.25
+    of gold; rewards count undiscounted, and the value, not a discount, spares noise (λ = 0.9)."""
+    return _head(
+        task,
+        name,
+        (
+            *("--start-from", task.at(f"heads/{start}"), "--on-policy.start-strength", "0.7"),
             *("--prompts", task.at(TRAIN_PROMPTS), "--parts", "advantage", "--advantage.loss", "ppo"),
-            *("--on-policy.score", BY_TOKEN, "--on-policy.max-tokens", REPLY_TOKENS),
+            *("--value.form", "gru", "--on-policy.score", BY_TOKEN, "--on-policy.max-tokens", REPLY_TOKENS),
             *("--on-policy.max-num-seqs", "256", "--on-policy.num-prompts", "256", "--on-policy.lam", "0.9"),
             *("--advantage.tau", "1.25", "--advantage.optimiser.batch-size", "128"),
-            *("--advantage.optimiser.epochs", "9", "--advantage.optimiser.learning-rate", "4e-3"),
+            *("--advantage.optimiser.epochs", "3.6", "--advantage.optimiser.learning-rate", "2e-3"),
+            *("--held-out", "0.05"),
         ),
     )
 

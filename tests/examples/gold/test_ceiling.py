@@ -28,16 +28,9 @@ def test_few_replies_reach_no_high_price():
     assert ceiling(np.array([[0.0, 1.0]] * 3), (5.0,)) == [None]
 
 
-def test_only_plain_replies_are_read(tmp_path: Path):
-    rows = [
-        {"curve": curve, "prompt": prompt, "scores": {"gold": reward}}
-        for curve, prompt, reward in [
-            ("plain", 0, 1.0),
-            ("plain", 0, 2.0),
-            ("head", 0, 9.0),
-            ("plain", 1, 3.0),
-        ]
-    ] + [{"curve": "plain", "prompt": 1, "scores": {"gold": 4.0}}]
+def test_rewards_are_read_by_prompt(tmp_path: Path):
+    given = [("a", 1.0), ("a", 2.0), ("b", 3.0), ("b", 4.0)]
+    rows = [{"prompt": prompt, "completion": "x", "reward": reward} for prompt, reward in given]
     path = tmp_path / "replies.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert load_rewards(path).tolist() == [[1.0, 2.0], [3.0, 4.0]]
