@@ -1,6 +1,6 @@
 """Ceiling of the gold task: tells what the best policy could score at a price.
 
-`python -m examples.gold.ceiling runs/gold/ceiling.parquet`
+`python -m examples.gold.ceiling runs/gold/judge-plain.parquet`
 
 No policy scores more at its KL than a tilt of the plain one by the reward itself, π₀ e^{r/τ}. That tilt's
 score and KL are read from plain replies, weighted by e^{r/τ}; of few replies to a prompt both are too low.

@@ -41,7 +41,7 @@ def test_a_controller_is_a_file_a_test_and_a_field_of_its_name(name: str):
 
 
 def test_the_api_has_no_field_that_no_controller_reads():
-    others = {"strength", "heads", "trace", HORIZON}
+    others = {"strength", "heads", "trace", "rule", HORIZON}
     assert set(GuidanceFields.model_fields) - others == set(CONTROLLERS)
 
 
