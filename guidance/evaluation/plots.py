@@ -30,6 +30,8 @@ LINES: dict[CurveKind, dict[str, Any]] = {
 _PRICE = "KL from the policy (nats per reply, √ scale)"
 _MAX_WITH_KNOBS = 5
 _MAX_PANELS = 6
+_POINTS, _HANDLE_POINTS = 5.0, 42.0  # of a character of a legend, and of what stands beside its text
+_ROW_INCHES = 0.18  # of a legend, beyond the three rows that a figure has room for
 Read = Callable[[CurvePoint], float | None]
 Draw = Callable[[Theme], Figure]
 MEASURES: dict[str, Read] = {
@@ -317,11 +319,20 @@ def _share_legend(figure: Figure, panels: Sequence[Any], theme: Theme) -> None:
         handles, labels = axes.get_legend_handles_labels()
         for handle, label in zip(handles, labels, strict=True):
             shown.setdefault(label, handle)
+    columns = _columns(list(shown), 72 * figure.get_figwidth())
+    num_rows = -(-len(shown) // columns)
+    figure.set_figheight(figure.get_figheight() + _ROW_INCHES * max(num_rows - 3, 0))
     legend(
         figure,
         theme,
         handles=list(shown.values()),
         labels=list(shown),
         loc="outside lower center",
-        ncols=min(max(len(shown), 1), 4),
+        ncols=columns,
     )
+
+
+def _columns(labels: Sequence[str], width: float) -> int:
+    """Of a legend in so many points, 4 at most: what is wider than the figure is cut off."""
+    widest = max(map(len, labels), default=0)
+    return max(1, min(len(labels), 4, int(width / (_HANDLE_POINTS + _POINTS * widest))))

@@ -202,6 +202,16 @@ def test_a_plot_shows_the_seeds_of_a_group_lightly_and_best_of_n_beside_it():
     assert legend == ["mine (3 seeds)", "best-of-n by gold (at KL ≤)"]
 
 
+@pytest.mark.parametrize("length", [3, 20, 30, 45, 60])
+def test_no_legend_is_wider_than_its_picture(length: int):
+    curves = tuple(curve(f"{i} " + "n" * (length - 2), {0.0: 0.0, 1.0: 1.0}) for i in range(9))
+    figure = plot_scores(FrontierReport(NUM_PROMPTS, ("gold",), curves), LIGHT)
+    figure.draw_without_rendering()
+    extent = figure.legends[0].get_window_extent()
+    assert extent.x0 >= 0
+    assert extent.x1 <= figure.bbox.x1
+
+
 def test_two_groups_are_resampled_apart():
     """Seeds of two groups that score alike one by one, but have nothing in common beyond that."""
     groups = []
