@@ -27,12 +27,21 @@ class MixedError(ValueError):
     """Rows of several formats in one file: none of them is bad by itself."""
 
 
-class RuleError(ValueError):
-    """An option of a rule that cannot be meant. param: its name. problem: what is wrong, and the fix."""
+class SettingError(ValueError):
+    """A setting that cannot be meant, or done. key: as requests name it. problem: what is wrong, and the
+    fix."""
 
-    def __init__(self, param: str, problem: str) -> None:
-        super().__init__(f"{param}: {problem}")
-        self.param, self.problem = param, problem
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(f"{key}: {problem}")
+        self.key, self.problem = key, problem
+
+
+class RuleError(SettingError):
+    """An option of a rule."""
+
+
+class ControllerError(SettingError):
+    """A controller that is asked for what it, or the loaded heads, cannot do."""
 
 
 class UserError(Exception):
@@ -53,15 +62,6 @@ class ModelError(Exception):
 
 class ConfigError(ValueError):
     """Defaults that the loaded heads cannot honour. One line: what it is, and what to do."""
-
-
-class ControllerError(ValueError):
-    """A controller that is asked for what it, or the loaded heads, cannot do. key: the setting at fault, as
-    requests name it. problem: what is wrong with it, and the fix."""
-
-    def __init__(self, key: str, problem: str) -> None:
-        super().__init__(f"{key}: {problem}")
-        self.key, self.problem = key, problem
 
 
 def first_line(error: BaseException) -> str:

@@ -32,6 +32,7 @@ _BASE += ("losses",)
 _UP_TO_FEATURES = (*_BASE, "heads", "policy", "data", "features")
 GUIDANCE = {
     "errors": (),
+    "ranges": (),
     "files": ("errors",),
     "text": ("errors",),
     "config_file": ("errors", "files"),
@@ -41,8 +42,8 @@ GUIDANCE = {
     "gguf": ("errors", "files"),
     "model_names": ("errors", "gguf"),
     "losses": (),
-    "controllers": ("errors",),
-    "rules": ("errors",),
+    "controllers": ("errors", "ranges"),
+    "rules": ("errors", "ranges"),
     "heads": _BASE,
     "policy": ("errors", "text", "locate", "model_names", "heads"),
     "data": (*_BASE, "heads", "policy"),
@@ -71,7 +72,7 @@ OTHER_PARTS = {
     "guidance": ("kernels",),
     "guidance/losses": (),
     "server": ("kernels", "guidance"),
-    "server/api": ("guidance/errors", "guidance/text", "guidance/controllers"),
+    "server/api": ("guidance/errors", "guidance/ranges", "guidance/text", "guidance/controllers"),
     "benchmarks": _ALL_BUT_COMMANDS,
     "examples": _ALL_BUT_COMMANDS,
 }

@@ -9,10 +9,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import TYPE_CHECKING, ClassVar
 
 from trimtab.guidance.errors import ControllerError
+from trimtab.guidance.ranges import is_integer_in, is_number_in, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,26 +96,17 @@ class Controller(ABC):
 
 def check_number(value: object, key: str, low: float, high: float, *, above: bool = False) -> None:
     """Raises ControllerError unless low ≤ value ≤ high; above: low < value. nan is in no range."""
-    is_number = isinstance(value, Real) and not isinstance(value, bool)
-    ok = is_number and low <= value <= high and not (above and value == low)  # type: ignore[operator]
+    ok = is_number_in(value, low, high) and not (above and value == low)
     allowed = f"above {low:g} and at most {high:g}" if above else f"{low:g}…{high:g}"
     if not ok:
-        raise ControllerError(key, f"must be a number {allowed}, got {_shown(value)}")
+        raise ControllerError(key, f"must be a number {allowed}, got {shown(value)}")
 
 
 def check_integer(value: object, key: str, low: int, high: int) -> None:
     """Raises ControllerError unless value is an integer in low…high."""
-    is_integer = isinstance(value, Integral) and not isinstance(value, bool)
-    if not (is_integer and low <= value <= high):  # type: ignore[operator]
-        raise ControllerError(key, f"must be an integer in {low}…{high}, got {_shown(value)}")
+    if not is_integer_in(value, low, high):
+        raise ControllerError(key, f"must be an integer in {low}…{high}, got {shown(value)}")
 
 
 def check_horizon(value: object) -> None:
     check_integer(value, "horizon", 1, MAX_HORIZON)
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, int) and abs(value) >= 10**40:  # of more than 4300 digits Python writes none
-        return "an integer of more than 40 digits"
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"

@@ -27,6 +27,10 @@ from trimtab.guidance.heads.store import load_head
 from trimtab.kernels.value_adapter import value_adapter
 from trimtab.kernels.wide_product import wide_product
 
+WHOLE = 32
+"""Ranks are padded to multiples of it: of so many columns a CPU's product gives every row the same bits,
+wherever it stands; of fewer, or of some that are left over, it need not."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Adapters:
@@ -34,7 +38,7 @@ class _Adapters:
 
     members: tuple[int, ...]
     index: Tensor  # i64[H'], the members on the device
-    down: Tensor  # [H', r, d], ranks padded with zeros to the largest
+    down: Tensor  # [H', r, d], ranks padded with zeros to the largest, and that to a multiple of WHOLE
     up: Tensor | None  # [H', d, r] of tied heads
     activations: tuple[str, ...]
 
@@ -53,14 +57,14 @@ class _Scalars:
     """Values (or rewards) of all heads in standard units: linear ones in one product, the rest one by one.
     Those that remember are read by `step`, and nan otherwise."""
 
-    weight: Tensor  # f32[max(H, 2), d], zero where a head has no linear part
+    weight: Tensor  # f32[H, d], zero where a head has no linear part
     bias: Tensor  # f32[H], nan where a head has no linear part
     others: tuple[tuple[int, Scalar, float, float], ...]  # index, part, mean, std
     remembering: Mapping[int, tuple[Remembering, float, float]]  # by index
 
     def __call__(self, h: Tensor) -> Tensor:
         h = h.float()
-        out = (h @ self.weight.T)[:, : len(self.bias)] + self.bias  # [B, H]
+        out = h @ self.weight.T + self.bias  # [B, H]
         for index, part, mean, std in self.others:
             out[:, index] = (part(h) - mean) / std
         return out
@@ -262,7 +266,7 @@ def _stack(
     chosen = [(index, a) for index, a in enumerate(advantages) if isinstance(a, form)]
     if not chosen:
         return None
-    rank = max(a.down.shape[0] for _, a in chosen)
+    rank = -(-max(a.down.shape[0] for _, a in chosen) // WHOLE) * WHOLE
     down = torch.stack([_pad(a.down, 0, rank) for _, a in chosen])
     up = torch.stack([_pad(a.up, 1, rank) for _, a in chosen]) if form is TiedAdvantage else None
     members = tuple(index for index, _ in chosen)
@@ -286,8 +290,7 @@ def _gather(
     hidden_size: int,
     device: torch.device | str,
 ) -> _Scalars:
-    # With one column a product rounds a row by its place, see _read_out.
-    weight = torch.zeros(max(len(parts), 2), hidden_size, device=device)
+    weight = torch.zeros(len(parts), hidden_size, device=device)
     bias = torch.full((len(parts),), math.nan, device=device)
     others, remembering = [], {}
     for index, (part, manifest) in enumerate(zip(parts, manifests, strict=True)):

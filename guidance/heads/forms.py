@@ -83,12 +83,6 @@ class LinearScalar(nn.Module):
         return h @ self.weight + self.bias
 
 
-def _read_out(hidden: Tensor, weight: Tensor) -> Tensor:
-    """w · hidden [...]. A product of matrix and vector would round a row by its place, which strict serving
-    must not do."""
-    return (hidden * weight).sum(-1)
-
-
 class MlpScalar(nn.Module):
     """w · φ(down h + down_bias) + b."""
 
@@ -101,7 +95,7 @@ class MlpScalar(nn.Module):
         self.activation = ACTIVATIONS[part.activation]
 
     def forward(self, h: Tensor) -> Tensor:
-        return _read_out(self.activation(h @ self.down.T + self.down_bias), self.weight) + self.bias
+        return self.activation(h @ self.down.T + self.down_bias) @ self.weight + self.bias
 
 
 class _Hidden(nn.Module):
@@ -195,12 +189,12 @@ class RememberingScalar(nn.Module):
 
     def forward(self, h: Tensor, lengths: Tensor) -> Tensor:
         """[N] of h [N, d]; see _Remembering."""
-        return _read_out(self.inner(h, lengths), self.weight) + self.bias
+        return self.inner(h, lengths) @ self.weight + self.bias
 
     def step(self, h: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """[B] of h [B, d], and the state after it."""
         hidden, state = self.inner.step(h, state)
-        return _read_out(hidden, self.weight) + self.bias, state
+        return hidden @ self.weight + self.bias, state
 
 
 class BinnedScalar(nn.Module):

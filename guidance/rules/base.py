@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import ClassVar
 
 from trimtab.guidance.errors import RuleError
+from trimtab.guidance.ranges import is_integer_in, is_number_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +47,12 @@ class Rule:
 
 
 def check_integer(name: str, value: object, low: int, high: int) -> None:
-    is_integer = isinstance(value, Integral) and not isinstance(value, bool)
-    if not (is_integer and low <= value <= high):  # type: ignore[operator]
+    if not is_integer_in(value, low, high):
         raise RuleError(name, f"must be an integer, {low}…{high}")
 
 
 def check_number(name: str, value: object, low: float, high: float) -> None:
-    """Refuses nan, which is in no range."""
-    is_number = isinstance(value, Real) and not isinstance(value, bool)
-    if not (is_number and low <= value <= high and math.isfinite(value)):  # type: ignore[operator,arg-type]
+    if not is_number_in(value, low, high):
         raise RuleError(name, f"must be a number, {low:g}…{high:g}")
 
 

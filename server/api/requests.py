@@ -9,6 +9,7 @@ from typing import Any
 
 from trimtab.guidance.controllers import read_controllers
 from trimtab.guidance.errors import ChatTemplateError
+from trimtab.guidance.ranges import shown
 from trimtab.guidance.text.message import template_role
 from trimtab.guidance.text.render import encode_chat
 from trimtab.server.api.config import ApiConfig
@@ -31,7 +32,6 @@ from trimtab.server.engine.request import (
     SamplingParams,
     naming_controllers,
     read_rule,
-    shown,
 )
 
 COMPLETION_MAX_TOKENS = 16

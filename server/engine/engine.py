@@ -28,7 +28,7 @@ from trimtab.server.engine.live_request import LiveRequest
 from trimtab.server.engine.model_runner import Hidden, ModelRunner
 from trimtab.server.engine.policy import ServedPolicy
 from trimtab.server.engine.population import Population
-from trimtab.server.engine.rejection import Race, Scores
+from trimtab.server.engine.rejection import Race
 from trimtab.server.engine.replies import Measured, Reply, new_replies
 from trimtab.server.engine.request import (
     Aborted,
@@ -39,6 +39,7 @@ from trimtab.server.engine.request import (
     HeadInfo,
     InvalidRequestError,
     Request,
+    Scores,
     check_request,
 )
 from trimtab.server.engine.row_needs import RowNeeds

@@ -12,9 +12,8 @@ from itertools import takewhile
 
 from trimtab.guidance.rules import PoolRule
 from trimtab.guidance.rules.pool import Standing
-from trimtab.server.engine.rejection import Scores
 from trimtab.server.engine.replies import Measured, Reply
-from trimtab.server.engine.request import Delta, Guidance
+from trimtab.server.engine.request import Delta, Guidance, Scores
 
 Uniform = Callable[[int], float]
 """A number in (0, 1) for the n-th use of chance."""

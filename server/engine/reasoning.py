@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
 
-from trimtab.server.engine.request import StepValue
+from trimtab.server.engine.request import Scores, StepValue
 
-Scores = tuple[tuple[str, float], ...]
 Part = Literal["reasoning", "answer"]
 KNOWN = (
     ("<think>", "</think>"),

@@ -11,9 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from trimtab.server.engine.lane import Choice, Phase
-from trimtab.server.engine.request import Rejection
-
-Scores = tuple[tuple[str, float], ...]
+from trimtab.server.engine.request import Rejection, Scores
 
 
 @dataclass(slots=True)

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field, replace
 from trimtab.server.engine.detokenizer import Detokenizer, TextDecoder
 from trimtab.server.engine.grammar import Grammar
 from trimtab.server.engine.reasoning import ReasoningFollower, Tags
-from trimtab.server.engine.rejection import Scores
 from trimtab.server.engine.request import (
     ChoiceDone,
     Delta,
     FinishReason,
     GuidanceSummary,
     Request,
+    Scores,
     TokenRecord,
 )
 

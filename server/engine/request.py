@@ -10,11 +10,11 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from numbers import Integral, Real
 from typing import Any, Literal
 
 from trimtab.guidance.controllers.base import Controller, HeadFacts
 from trimtab.guidance.errors import ControllerError, RuleError
+from trimtab.guidance.ranges import is_integer_in, is_number_in, shown
 from trimtab.guidance.rules import Rule, Tilt
 from trimtab.guidance.rules import read_rule as _read_rule
 
@@ -30,6 +30,8 @@ MAX_STOPS = 64
 MAX_STOP_LENGTH = 256
 MAX_CACHE_SHARE = 0.5  # that one choice of several lanes may come to hold
 MAX_GRAMMAR_LENGTH = 2**16  # characters
+Scores = tuple[tuple[str, float], ...]
+"""A number for each of some heads, by name."""
 FinishReason = Literal["stop", "length", "rejected"]
 """rejected: it fell behind the others of its request (see Rejection)."""
 FailureReason = Literal["failed", "shutdown"]
@@ -53,30 +55,17 @@ class EngineUnavailableError(RuntimeError):
     """The engine is still loading, stops, or has died; the message says which."""
 
 
-def shown(value: object) -> str:
-    """A value as an error quotes it: in a line, whatever its length."""
-    if isinstance(value, int) and abs(value) >= 10**40:  # of more than 4300 digits Python writes none
-        return f"an integer of about {int(value.bit_length() * 0.30103) + 1} digits"
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"
-
-
 def _check(ok: bool, param: str, problem: str) -> None:
     if not ok:
         raise InvalidRequestError(problem, param)
 
 
 def _check_integer(value: object, low: int, high: int | None, param: str, allowed: str) -> None:
-    is_integer = isinstance(value, Integral) and not isinstance(value, bool)
-    ok = is_integer and low <= value and (high is None or value <= high)  # type: ignore[operator]
-    _check(ok, param, f"must be {allowed}, got {shown(value)}")
+    _check(is_integer_in(value, low, high), param, f"must be {allowed}, got {shown(value)}")
 
 
 def _check_number(value: object, low: float, high: float, param: str, allowed: str) -> None:
-    """Refuses nan, which is in no range."""
-    is_number = isinstance(value, Real) and not isinstance(value, bool)
-    ok = is_number and low <= value <= high  # type: ignore[operator]
-    _check(ok, param, f"must be {allowed}, got {shown(value)}")
+    _check(is_number_in(value, low, high), param, f"must be {allowed}, got {shown(value)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +194,7 @@ def read_rule(kind: str, options: Mapping[str, Any]) -> Rule:
     try:
         return _read_rule(kind, options)
     except RuleError as error:
-        param = "guidance.rule" if error.param == "kind" else f"guidance.rule.{error.param}"
+        param = "guidance.rule" if error.key == "kind" else f"guidance.rule.{error.key}"
         raise InvalidRequestError(error.problem, param) from error
 
 
@@ -278,7 +267,7 @@ class TokenTrace:
     base_top: the three tokens the base preferred, with log-probabilities.
     """
 
-    value: tuple[tuple[str, float], ...]
+    value: Scores
     kl: float
     strength: float
     entropy: float
@@ -303,7 +292,7 @@ class StepValue:
     """What a step of the reasoning came to: per head, V after `num_tokens` tokens of the reply."""
 
     num_tokens: int
-    value: tuple[tuple[str, float], ...]
+    value: Scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,11 +303,11 @@ class GuidanceSummary:
 
     kl: float
     mean_strength: float
-    value: tuple[tuple[str, float], ...]
-    reward: tuple[tuple[str, float], ...]
+    value: Scores
+    reward: Scores
     flips: int
     steps: tuple[StepValue, ...] = ()
-    rule: tuple[tuple[str, float], ...] = ()
+    rule: Scores = ()
 
 
 @dataclass(slots=True)  # not frozen: made for every token of every row, in a third of the time

@@ -222,9 +222,7 @@ class Sampler:
 
     def judge(self, hidden: Hidden, num_drawn: int, num_judged: int) -> Tensor:
         """Rewards [R, H] of the judged rows, which come after the drawing ones."""
-        if self._is_strict:
-            return self._bank.rewards(hidden.h)[num_drawn : num_drawn + num_judged]
-        return self._bank.rewards(hidden.h[num_drawn : num_drawn + num_judged])
+        return self._read(self._bank.rewards, hidden.h[num_drawn : num_drawn + num_judged])
 
     def measure(self, hidden: Hidden, num_before: int, slots: Sequence[int]) -> Tensor:
         """Values [M, H] of the rows in these slots, which come after others. Nothing is remembered."""
@@ -462,7 +460,7 @@ class Sampler:
 
     def _values_of(self, h: Tensor, slots: Tensor, remembering: Iterable[int]) -> Tensor:
         """f32[N, H] of replies that h [N, d] is behind, with what is remembered of them in these slots."""
-        values = self._bank_values(h)
+        values = self._read(self._bank.values, h)
         for head in remembering:
             memory = self._state.memories[head].index_select(0, slots)
             values[:, head] = self._step(head, h, memory)[0]
@@ -557,13 +555,13 @@ class Sampler:
             base_logprobs,
         )
 
-    def _bank_values(self, h: Tensor) -> Tensor:
-        """HeadBank.values; under strict row by row, since what a product gives may depend on a row's place in
-        it."""
-        return torch.cat([self._bank.values(some) for some in h.split(1 if self._is_strict else len(h))])
+    def _read(self, scalars: Callable[[Tensor], Tensor], h: Tensor) -> Tensor:
+        """Values or rewards at h [B, d]; under strict row by row, since what a product gives may depend on a
+        row's place in it."""
+        return torch.cat([scalars(some) for some in h.split(1 if self._is_strict else len(h))])
 
     def _values(self, h: Tensor, roster: _Roster) -> Tensor:
-        values = self._bank_values(h)
+        values = self._read(self._bank.values, h)
         for head, (rows, slots) in roster.remembering.items():
             memory = self._state.memories[head]
             value, after = self._step(head, h.index_select(0, rows), memory.index_select(0, slots))
@@ -572,7 +570,7 @@ class Sampler:
         return values
 
     def _step(self, head: int, h: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """HeadBank.step; under strict row by row, see `_bank_values`."""
+        """HeadBank.step; under strict row by row, see `_read`."""
         if not self._is_strict:
             return self._bank.step(head, h, memory)
         steps = [self._bank.step(head, *row) for row in zip(h.split(1), memory.split(1), strict=True)]

@@ -159,6 +159,8 @@ class StepState:
 
     def _write_memories(self, admitted: Tensor) -> None:
         forks, self._forks = self._forks, {}
+        if not any(memory.shape[1] for memory in self.memories):
+            return
         targets, parents = (index_tensor(list(part), self.device) for part in (forks, forks.values()))
         for memory in self.memories:
             if memory.shape[1]:

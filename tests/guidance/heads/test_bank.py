@@ -202,3 +202,25 @@ def advantage_of(bank: HeadBank, h: Tensor, lm_head: Tensor, weights: Tensor) ->
     inner, up = bank.lowrank_factors(h, weights, active)
     torch.testing.assert_close(inner @ up.T, lowrank)
     return column @ lm_head.T + lowrank
+
+
+@pytest.mark.parametrize("form", ["tied", "lowrank"])
+@pytest.mark.parametrize("rank", [1, 7, 12, 24, 48, 64])
+def test_no_bit_of_an_advantage_depends_on_the_row_that_it_is_computed_in(form: str, rank: int):
+    generator, size = torch.Generator().manual_seed(0), 64
+    parts = Parts(AdvantagePart(form, rank, "silu"))  # type: ignore[arg-type]
+    head = Head(parts, size, V).requires_grad_(False)
+    for parameter in head.parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    bank = HeadBank([(head, Manifest("one", parts, size, V, BASE))], size, device="cpu")
+    compute = bank.tied_column if form == "tied" else bank.lowrank_advantage
+    mine = torch.randn(1, size, generator=generator)
+    for num_rows in (3, 5, 9, 17, 33):
+        others = torch.randn(num_rows - 1, size, generator=generator)
+        found = set()
+        for place in range(num_rows):
+            h = torch.cat([others[:place], mine, others[place:]])
+            advantage = compute(h, torch.ones(num_rows, 1), (0,))
+            assert advantage is not None
+            found.add(tuple(advantage[place].tolist()))
+        assert len(found) == 1

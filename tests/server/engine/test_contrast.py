@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rule_requests import PROMPT, one, request
 from tiny_models import save_random_head
 from transformers import AutoModelForCausalLM
 
@@ -15,16 +16,13 @@ from trimtab.guidance.rules import Contrast
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.request import (
-    Completion,
     Finished,
     Guidance,
     InvalidRequestError,
-    Request,
-    SamplingParams,
 )
 from trimtab.server.rollouts.sample import sample
 
-PROMPT, OTHER = tuple(range(40, 60)), (9, 8, 7, 6, 5, 4, 3)
+OTHER = (9, 8, 7, 6, 5, 4, 3)
 Make = Callable[..., Engine]
 
 
@@ -33,18 +31,9 @@ def head(llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_random_head(tmp_path_factory.mktemp("heads"), llama_folder, "kind", "lowrank")
 
 
-def request(name: str, guidance: Guidance, **sampling: object) -> Request:
-    options = {"max_tokens": 12, "seed": 3, "ignore_eos": True, **sampling}
-    return Request(name, PROMPT, SamplingParams(**options), guidance)  # type: ignore[arg-type]
-
-
 def contrasted(gamma: float = 2.0, alpha: float = 0.0, strength: float = 0.0, **more: object) -> Guidance:
     rule = Contrast(OTHER, gamma=gamma, alpha=alpha)
     return Guidance(strength, (("kind", 1.0),) if strength else (), rule=rule, **more)  # type: ignore[arg-type]
-
-
-def one(engine: Engine, guidance: Guidance, **sampling: object) -> Completion:
-    return sample(engine, [request("one", guidance, **sampling)])[0]
 
 
 def logits_of(engine: Engine, prompt: tuple[int, ...], tokens: list[int]) -> torch.Tensor:

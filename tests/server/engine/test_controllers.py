@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from preemptions import watch_preemptions
 from tiny_models import SIZES, save_random_head, save_random_model
 from transformers import LlamaConfig
 
@@ -36,7 +37,6 @@ from trimtab.server.engine.request import (
     SamplingParams,
     TokenTrace,
 )
-from trimtab.server.engine.scheduler import Step
 from trimtab.server.rollouts.sample import sample
 
 PROMPT = tuple(range(40, 60))
@@ -272,27 +272,13 @@ def test_controlled_replies_do_not_depend_on_engine_options(
     name: str, make_engine: Callable[..., Engine], folders: tuple[Path, ...], replies: list[Completion]
 ):
     engine = make_engine(heads=folders, **OPTIONS[name])
-    preempted = watch(engine)
+    preempted = watch_preemptions(engine)
     got = sample(engine, batch(max_tokens=20, n=2))
     assert [reply.token_ids for reply in got] == [reply.token_ids for reply in replies]
     for ours, theirs in zip(got, replies, strict=True):
         assert ours.summary.kl == pytest.approx(theirs.summary.kl, rel=1e-3, abs=1e-5)
         assert ours.summary.mean_strength == pytest.approx(theirs.summary.mean_strength, rel=1e-2, abs=1e-5)
     assert bool(preempted) == (name == "preempted")
-
-
-def watch(engine: Engine) -> set[str]:
-    """Fills with the names of requests that are preempted."""
-    preempted: set[str] = set()
-    schedule = engine.scheduler.schedule
-
-    def watched() -> Step:
-        step = schedule()
-        preempted.update(choice.request.request_id for choice in step.preempted)
-        return step
-
-    engine.scheduler.schedule = watched  # type: ignore[method-assign]
-    return preempted
 
 
 def test_strength_0_is_plain_whatever_controls_it(shared: Engine):
@@ -361,7 +347,7 @@ def test_under_strict_no_bit_depends_on_batchmates_or_preemptions(tmp_path: Path
     targets["all"] = request("all", guided(*ONES.values()), max_tokens=20)
     targets["down"] = request("down", guided(KLBudget(0.8), strength=-3.0), max_tokens=30)
     alone = {name: bits(sample(engine, [target])[0]) for name, target in targets.items()}
-    preempted = watch(engine)
+    preempted = watch_preemptions(engine)
     long = [request(f"long {each.request_id}", each.guidance, max_tokens=40) for each in batch()[:4]]
     budgets = ("kl_budget", "down")
     rest = [target for name, target in targets.items() if name not in budgets]
@@ -369,7 +355,7 @@ def test_under_strict_no_bit_depends_on_batchmates_or_preemptions(tmp_path: Path
         for choice in sample(engine, made):
             if choice.request.request_id in targets:
                 assert bits(choice) == alone[choice.request.request_id]
-    assert preempted & set(budgets)
+    assert {choice.request.request_id for choice in preempted} & set(budgets)
 
 
 def test_a_new_controller_needs_no_line_elsewhere(shared: Engine):

@@ -18,6 +18,7 @@ import pytest
 import text_tokenizers
 import torch
 import trained_tokenizers
+from preemptions import watch_preemptions
 from tiny_models import EOS, byte_tokenizer, save_random_head
 
 from trimtab.guidance.heads.store import load_head
@@ -248,16 +249,7 @@ def test_replies_do_not_depend_on_pipelining_and_preemption(
 ):
     expected = [(reply.text, reply.token_ids) for reply in sample(engine, mixed())]
     other = make_engine(heads=heads, **options)
-    preempted = 0
-    schedule = other.scheduler.schedule
-
-    def watched():  # type: ignore[no-untyped-def]
-        nonlocal preempted
-        step = schedule()
-        preempted += sum(choice.request.grammar is not None for choice in step.preempted)
-        return step
-
-    other.scheduler.schedule = watched  # type: ignore[method-assign]
+    preempted = watch_preemptions(other, lambda choice: choice.request.grammar is not None)
     assert [(reply.text, reply.token_ids) for reply in sample(other, mixed())] == expected
     assert bool(preempted) == ("num_blocks" in options)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rule_requests import PROMPT, one, request, save_valued_heads
 from tiny_models import save_random_head
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -18,16 +19,12 @@ from trimtab.guidance.rules import Contrast, Lookahead
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.request import (
-    Completion,
     Finished,
     Guidance,
     InvalidRequestError,
-    Request,
-    SamplingParams,
 )
 from trimtab.server.rollouts.sample import sample
 
-PROMPT = tuple(range(40, 61))
 Make = Callable[..., Engine]
 PARTS = {
     "kind": ScalarPart("linear"),
@@ -39,25 +36,13 @@ PARTS = {
 @pytest.fixture(scope="module")
 def folders(llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("heads")
-    made = {
-        name: save_random_head(folder, llama_folder, name, "lowrank", seed, value=part)
-        for seed, (name, part) in enumerate(PARTS.items())
-    }
+    made = save_valued_heads(folder, llama_folder, PARTS)
     return made | {"mute": save_random_head(folder, llama_folder, "mute", parts="a")}
 
 
 def ahead(strength: float, heads: str = "kind", k: int = 10, **options: object) -> Guidance:
     weights = tuple((name, 1.0 - i / 4) for i, name in enumerate(heads.split()))
     return Guidance(strength, weights, trace=True, rule=Lookahead(k, **options))  # type: ignore[arg-type]
-
-
-def request(name: str, guidance: Guidance, **sampling: object) -> Request:
-    options = {"max_tokens": 12, "seed": 3, "ignore_eos": True, **sampling}
-    return Request(name, PROMPT, SamplingParams(**options), guidance)  # type: ignore[arg-type]
-
-
-def one(engine: Engine, guidance: Guidance, **sampling: object) -> Completion:
-    return sample(engine, [request("one", guidance, **sampling)])[0]
 
 
 @torch.inference_mode()

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from preemptions import watch_preemptions
+from rule_requests import PROMPT, one, request, save_valued_heads
 from tiny_models import EOS, save_random_head
 from transformers import AutoModelForCausalLM
 
@@ -25,13 +27,9 @@ from trimtab.server.engine.request import (
     Finished,
     Guidance,
     InvalidRequestError,
-    Request,
-    SamplingParams,
 )
-from trimtab.server.engine.scheduler import Step
 from trimtab.server.rollouts.sample import sample
 
-PROMPT = tuple(range(40, 61))
 Make = Callable[..., Engine]
 PARTS = {"kind": ScalarPart("linear"), "gru": ScalarPart("gru", 8, units=6)}
 
@@ -39,10 +37,7 @@ PARTS = {"kind": ScalarPart("linear"), "gru": ScalarPart("gru", 8, units=6)}
 @pytest.fixture(scope="module")
 def folders(llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("heads")
-    made = {
-        name: save_random_head(folder, llama_folder, name, "lowrank", seed, value=part)
-        for seed, (name, part) in enumerate(PARTS.items())
-    }
+    made = save_valued_heads(folder, llama_folder, PARTS)
     return made | {"gauge": save_random_head(folder, llama_folder, "gauge", parts="v", seed=4)}
 
 
@@ -54,15 +49,6 @@ def blockwise(strength: float = 1.0, head: str = "kind", **options: object) -> G
 def smc(strength: float = 1.0, head: str = "kind", **options: object) -> Guidance:
     rule = Smc(**{"particles": 4, "block": 5, **options})  # type: ignore[arg-type]
     return Guidance(strength, ((head, 1.0),), rule=rule)
-
-
-def request(name: str, guidance: Guidance, prompt: Sequence[int] = PROMPT, **sampling: object) -> Request:
-    options = {"max_tokens": 12, "seed": 3, "ignore_eos": True, **sampling}
-    return Request(name, tuple(prompt), SamplingParams(**options), guidance)  # type: ignore[arg-type]
-
-
-def one(engine: Engine, guidance: Guidance, **sampling: object) -> Completion:
-    return sample(engine, [request("one", guidance, **sampling)])[0]
 
 
 class Values:
@@ -228,14 +214,7 @@ def test_replies_are_their_own_in_any_batch_and_nothing_is_left(
     kind: str,
 ):
     engine, expected = make_engine(heads=tuple(folders.values()), **way), alone[kind]
-    preempted, schedule = [], engine.scheduler.schedule
-
-    def watched() -> Step:
-        step = schedule()
-        preempted.extend(choice for choice in step.preempted if choice.is_pool)
-        return step
-
-    engine.scheduler.schedule = watched  # type: ignore[method-assign]
+    preempted = watch_preemptions(engine, lambda choice: choice.is_pool)
     got = sample(engine, [request(str(i), guidance, **SAMPLING[kind]) for i, guidance in enumerate(MIX)])
     assert bool(preempted) == ("num_blocks" in way) or kind == "ending"
     assert [completion.token_ids for completion in got] == [each.token_ids for each in expected]

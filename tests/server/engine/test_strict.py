@@ -6,14 +6,17 @@ import random
 from pathlib import Path
 
 import pytest
+import torch
+from preemptions import watch_preemptions
 from tiny_models import SIZES, save_random_head, save_random_model
 from transformers import Gemma2Config, LlamaConfig, PretrainedConfig, Qwen3Config
 
 from trimtab.guidance.heads.manifest import ScalarPart
+from trimtab.server.engine.batch import DrawInputs
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
+from trimtab.server.engine.model_runner import Hidden
 from trimtab.server.engine.request import Completion, Guidance, Request, SamplingParams
-from trimtab.server.engine.scheduler import Step
 from trimtab.server.rollouts.sample import sample
 
 PROMPT = tuple(range(40, 75))
@@ -84,22 +87,29 @@ def test_a_seeded_reply_is_bitwise_the_same_whoever_shares_its_batch(engine: Eng
     alone = bits(sample(engine, [target(guidance)])[0])
     again = bits(sample(engine, [target(guidance)])[0])
     assert again == alone, "with its prompt in the prefix cache"
-    preempted: set[str] = set()
-    schedule = engine.scheduler.schedule
-
-    def watched() -> Step:
-        step = schedule()
-        preempted.update(choice.request.request_id for choice in step.preempted)
-        return step
-
-    engine.scheduler.schedule = watched  # type: ignore[method-assign]
+    preempted = watch_preemptions(engine)
     for seed in range(4):
         rng = random.Random(seed)
         made = batchmates(rng, 1 + 3 * seed)
         made.insert(rng.randrange(len(made)), target(guidance))
         (mine,) = (c for c in sample(engine, made) if c.request.request_id == "target")
         assert bits(mine) == alone
-    assert "target" in preempted
+    assert "target" in {choice.request.request_id for choice in preempted}
+
+
+@pytest.mark.parametrize("engine", ["llama"], indirect=True)
+def test_no_bit_of_a_reward_depends_on_the_row_that_it_is_read_from(engine: Engine):
+    draws = DrawInputs(torch.empty(0), torch.empty(0), [], [])
+    generator = torch.Generator().manual_seed(0)
+    size = engine.policy.lm_head.shape[1]
+    mine = torch.randn(1, size, generator=generator)
+    alone = engine.sampler.judge(Hidden(mine, None, draws), 0, 1).tolist()
+    for num_rows in (2, 3, 5, 7, 9, 17, 33, 65):
+        h = torch.randn(num_rows, size, generator=generator)
+        for place in range(num_rows):
+            judged = torch.cat([h[:place], mine, h[place:]])
+            found = engine.sampler.judge(Hidden(judged, None, draws), 0, len(judged))
+            assert found[place : place + 1].tolist() == alone
 
 
 def test_strict_and_usual_replies_agree(engine: Engine):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from preemptions import watch_preemptions
 from tiny_models import save_random_head
 
 from trimtab.guidance.heads.forms import along
@@ -90,14 +91,7 @@ def check(engine: Engine, folders: dict[str, Path], reply: Completion) -> None:
 @pytest.mark.parametrize("way", WAYS)
 def test_every_value_is_that_of_the_reply_read_at_once(way: str, make_engine: Make, folders: dict[str, Path]):
     engine = make_engine(heads=tuple(folders.values()), **WAYS[way])
-    preempted, schedule = [], engine.scheduler.schedule
-
-    def watched() -> Step:
-        step = schedule()
-        preempted.extend(choice for choice in step.preempted if choice.remembers and choice.num_drawn)
-        return step
-
-    engine.scheduler.schedule = watched  # type: ignore[method-assign]
+    preempted = watch_preemptions(engine, lambda choice: choice.remembers and choice.num_drawn)
     replies = sample(engine, mixed())
     assert bool(preempted) == ("num_blocks" in WAYS[way])
     engine.policy.use_attention("eager")
