@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,11 +125,12 @@ def selection_of(body: GenerationRequest, guidance: Guidance, info: EngineInfo) 
     if body.stream:
         name = "majority" if body.majority is not None else "best_of"
         raise InvalidRequestError("the best reply is known once all are there; leave stream out", name)
-    weights = _weights(guidance, info)
+    judging = [head.name for head in info.heads if head.has_reward or head.has_value]
+    weights = _weights(guidance, judging)
     if not weights and (body.majority is None or body.majority.weighted):
         name = "best_of" if body.majority is None else "majority.weighted"
         what = "needs a head with a reward or a value part, named in guidance.heads with a weight"
-        raise InvalidRequestError(f"{what}; loaded heads: {_judging(info) or 'none has one'}", name)
+        raise InvalidRequestError(f"{what}; loaded heads: {', '.join(judging) or 'none has one'}", name)
     pattern, is_weighted = None, False
     if body.majority is not None:
         pattern, is_weighted = _compiled(body.majority), bool(body.majority.weighted)
@@ -141,26 +142,17 @@ def rejection_of(body: GenerationRequest, guidance: Guidance, info: EngineInfo) 
     asked = body.speculative_rejection
     if asked is None:
         return None
-    has_value = {head.name: head.has_value for head in info.heads}
-    weights = tuple((name, weight) for name, weight in _signed(guidance) if weight and has_value.get(name))
+    weights = _weights(guidance, [head.name for head in info.heads if head.has_value])
     if not weights:
         what = "needs a head with a value part, named in guidance.heads with a weight"
         raise InvalidRequestError(what, "speculative_rejection")
     return Rejection(weights, asked.every, 0.5 if asked.share is None else asked.share, body.n or 1)
 
 
-def _signed(guidance: Guidance) -> Weights:
+def _weights(guidance: Guidance, judging: Collection[str]) -> Weights:
+    """Of the heads that can judge; a negative strength turns them round."""
     sign = -1.0 if guidance.strength < 0 else 1.0
-    return tuple((name, sign * weight) for name, weight in guidance.heads)
-
-
-def _weights(guidance: Guidance, info: EngineInfo) -> Weights:
-    judging = {head.name for head in info.heads if head.has_reward or head.has_value}
-    return tuple((name, weight) for name, weight in _signed(guidance) if weight and name in judging)
-
-
-def _judging(info: EngineInfo) -> str:
-    return ", ".join(head.name for head in info.heads if head.has_reward or head.has_value)
+    return tuple((name, sign * weight) for name, weight in guidance.heads if weight and name in judging)
 
 
 def _compiled(fields: MajorityFields) -> Any:

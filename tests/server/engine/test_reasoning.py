@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from tokenizers import AddedToken
 from transformers import LlamaConfig
 
 from trimtab.guidance.controllers.on import On
+from trimtab.guidance.rules import Smc
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.reasoning import ReasoningFollower, Tags, find_tags
@@ -147,6 +149,20 @@ def test_a_preempted_reply_goes_on_in_its_part(folder):
 def test_steps_are_told_with_the_values_of_the_trace(folder):
     engine = engine_of(folder)
     [reply] = run(engine, thinking(engine, "a", "all", begun=True))
+    assert reply.summary.steps
+    for step in reply.summary.steps:
+        assert step.value == reply.tokens[step.num_tokens].trace.value
+
+
+def test_particles_of_a_pool_are_followed_each_by_itself(folder):
+    engine = engine_of(folder)
+    plain = thinking(engine, "a", "all", begun=True)
+    guidance = Guidance(1.0, (("kind", 1.0),), True, rule=Smc(particles=4, block=6, resample=1.0))
+    [reply] = run(engine, replace(plain, guidance=guidance))
+    reasons = True
+    for token in reply.tokens:
+        assert token.trace.part == ("reasoning" if reasons else "answer")
+        reasons = engine.policy.tags.after(token.token_id, reasons)
     assert reply.summary.steps
     for step in reply.summary.steps:
         assert step.value == reply.tokens[step.num_tokens].trace.value
