@@ -213,7 +213,8 @@ def plot_steps(found: StepsReport, theme: Theme) -> Figure:
 def _coloured(frontier: FrontierReport, theme: Theme) -> Iterator[tuple[Curve, str]]:
     """Best-of-n by gold, which the others are read against, in the colour of the text."""
     others = [c for c in frontier.curves if c.kind != "best_of_n" or c.proxy not in frontier.gold]
-    colours = {curve.name: theme.colours[i % len(theme.colours)] for i, curve in enumerate(others)}
+    free = [colour for colour in theme.colours if colour != theme.text]
+    colours = {curve.name: free[i % len(free)] for i, curve in enumerate(others)}
     for curve in frontier.curves:
         yield curve, colours.get(curve.name, theme.text)
 

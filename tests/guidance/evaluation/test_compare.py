@@ -212,6 +212,15 @@ def test_no_legend_is_wider_than_its_picture(length: int):
     assert extent.x1 <= figure.bbox.x1
 
 
+def test_no_other_curve_has_the_colour_of_best_of_n():
+    curves = tuple(curve(str(i), {0.0: 0.0, 1.0: 1.0}) for i in range(10))
+    figure = plot_scores(FrontierReport(NUM_PROMPTS, ("gold",), (*curves, best_of_three())), LIGHT)
+    *others, best = [bars.lines[0].get_color() for bars in figure.axes[0].containers]
+    assert best == LIGHT.text
+    assert len(set(others)) == 10
+    assert LIGHT.text not in others
+
+
 def test_two_groups_are_resampled_apart():
     """Seeds of two groups that score alike one by one, but have nothing in common beyond that."""
     groups = []
