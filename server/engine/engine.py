@@ -264,7 +264,9 @@ class Engine:
 
     def _masks(self, drawing: Iterable[Row]) -> list[np.ndarray]:
         """Of rows within a grammar, whose last tokens have been read; worked out while the device runs."""
-        replies = (self._live[row.choice.request.request_id].replies[row.choice.index] for row in drawing)
+        replies = (
+            self._live[row.choice.request.request_id].reply_in(row.choice, row.lane) for row in drawing
+        )
         return [reply.grammar.mask() for reply in replies if reply.grammar is not None]
 
     def _recall(self, step: Step, hidden: Hidden) -> None:
@@ -313,7 +315,7 @@ class Engine:
             self._fail_unmeasured(live)
 
     def _take(self, live: LiveRequest, row: Row, token: Measured) -> None:
-        choice, reply = row.choice, live.replies[row.choice.index]
+        choice, reply = row.choice, live.reply_in(row.choice, row.lane)
         token_id = token.record.token_id
         if token_id < 0:
             self._fail_without_token(live, reply)

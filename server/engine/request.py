@@ -542,8 +542,6 @@ def _blocks_of(request: Request, block_size: int) -> int:
 
 def _check_pool(request: Request) -> None:
     sampling, rule = request.sampling, request.guidance.rule
-    what = f"rule {rule.kind} draws several sequences at once, and a grammar holds one; leave one of them out"
-    _check(request.grammar is None, "guidance.rule", what)
     what = f"must be 1 with rule {rule.kind}, which returns one reply; leave best_of out, too"
     _check(sampling.n == 1, "n", what)
     what = f"must be above 0 with rule {rule.kind}, whose sequences are one and the same at 0"
