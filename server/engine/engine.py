@@ -225,14 +225,15 @@ class Engine:
         step.rows = [row for row in step.rows if row.choice.phase is not Phase.DONE]
 
     def _tell_state(self, live: LiveRequest, choice: Choice) -> None:
-        state, seed, weights = self.runner.state, live.seed, live.head_weights
-        if live.population is None:
-            tags = self.policy.tags
-            reasons = live.needs.reads_part and tags is not None and tags.reasons_after(choice.lane.tokens)
-            state.admit(choice, seed, weights, live.replies[choice.index].kl, reasons)
-            return
-        for lane, particle in zip(choice.lanes, live.population.particles, strict=True):
-            state.admit_lane(choice, lane, seed, weights, particle.reply.kl)
+        for lane in choice.lanes:
+            if not lane.is_companion:  # where nothing is drawn
+                self._tell_lane(live, choice, lane)
+
+    def _tell_lane(self, live: LiveRequest, choice: Choice, lane: Lane, parent: Lane | None = None) -> None:
+        """parent: whose reply the lane goes on with."""
+        tags, spent = self.policy.tags, live.reply_in(choice, lane).kl
+        reasons = live.needs.reads_part and tags is not None and tags.reasons_after(lane.tokens)
+        self.runner.state.admit_lane(choice, lane, live.seed, live.head_weights, spent, parent, reasons)
 
     def _launch(self, step: Step) -> bool:
         try:
@@ -377,10 +378,9 @@ class Engine:
         assert isinstance(rule, PoolRule)
         self.scheduler.refork(choice, parents, rule.block)
         for lane, place in zip(choice.lanes, parents, strict=True):
-            parent, particle = choice.lanes[place], population.particles[lane.index]
+            parent = choice.lanes[place]
             if parent is not lane and lane.slot is not None:
-                spent = particle.reply.kl
-                self.runner.state.admit_lane(choice, lane, live.seed, live.head_weights, spent, parent)
+                self._tell_lane(live, choice, lane, parent)
         self._pending_events.extend(population.take_common())
 
     def _close(self, live: LiveRequest, choice: Choice) -> None:
