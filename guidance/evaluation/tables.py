@@ -79,6 +79,7 @@ def _scores(frontier: FrontierReport) -> Table:
             ("≤ " if curve.is_bound and point.kl.mean else "") + _kl(point, curve),
             *(_score(point, name) for name in names),
             _win_rate(point, frontier.gold),
+            number(point.cost, ".1f"),
         )
         for curve in frontier.curves
         for point in curve.points
@@ -86,12 +87,13 @@ def _scores(frontier: FrontierReport) -> Table:
     return Table(
         "frontier",
         "Frontier: what each nat buys",
-        ("curve", "knob", "KL (nats per reply)", *names, "wins over plain"),
+        ("curve", "knob", "KL (nats per reply)", *names, "wins over plain", "cost"),
         tuple(rows),
         f"{frontier.num_prompts} prompts; means with 95 % intervals by bootstrap over prompts, and over "
         "training seeds where there are several. Best-of-n: KL is the bound log n - (n-1)/n, scores are "
         "over all subsets of one set of plain replies. A win is over the plain reply of the same prompt and "
-        "random numbers; best-of-n's is over a plain reply that it did not choose from.",
+        "random numbers; best-of-n's is over a plain reply that it did not choose from. Cost: tokens "
+        "that the model was run on for each token of a reply.",
     )
 
 
