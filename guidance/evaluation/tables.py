@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trimtab.guidance.evaluation.comparison_tables import equal_kl_tables
+from trimtab.guidance.evaluation.comparison_tables import equal_price_tables
 from trimtab.guidance.evaluation.curve import Curve, CurvePoint
 from trimtab.guidance.evaluation.report import EvaluationReport, FrontierReport
 from trimtab.guidance.evaluation.steps import FALL, StepsReport
@@ -28,7 +28,7 @@ def all_tables(report: EvaluationReport) -> list[Table]:
 def frontier_tables(frontier: FrontierReport) -> list[Table]:
     """Scores against price, what it cost in variety, curves at equal KL, and where gold turns."""
     tables = [_scores(frontier), _glance(frontier), _variety(frontier)]
-    tables += equal_kl_tables(frontier)
+    tables += equal_price_tables(frontier)
     if frontier.overoptimisation:
         tables.append(_overoptimisation(frontier))
     return tables

@@ -12,6 +12,7 @@ from trimtab.guidance.evaluation.baselines.best_of_n import best_of_n
 from trimtab.guidance.evaluation.baselines.external import External, load_external
 from trimtab.guidance.evaluation.compare import at_equal_kl
 from trimtab.guidance.evaluation.curve import Curve, strengths_for
+from trimtab.guidance.evaluation.equal_cost import at_equal_cost
 from trimtab.guidance.evaluation.overoptimisation import find_overoptimisation
 from trimtab.guidance.evaluation.replies import Heads, MeasuredReply
 from trimtab.guidance.evaluation.report import Example, FrontierReport
@@ -282,6 +283,7 @@ def _report(
         gold=gold,
         curves=tuple(curves),
         at_kl=compared.found,
+        at_cost=at_equal_cost(curves, gold, judging),
         unreached=compared.unreached,
         num_comparisons=compared.num_comparisons,
         baseline=baseline,

@@ -194,6 +194,15 @@ def test_rules_are_further_curves_with_what_they_cost_in_tokens(judge):
     assert chosen[2]["kl"]["mean"] > plain[2]["kl"]["mean"] > 0
     assert chosen[1]["cost"] == pytest.approx(2 * cost, rel=0.3)
     assert f"b {best} by gold" in found
+    beside = {(row["curve"], row["knob"]): row for row in report["frontier"]["at_cost"]}
+    assert not {curve for curve, _ in beside} & {"a", "b", "best-of-n by gold"}, (
+        "they cost no more than plain"
+    )
+    row = beside[f"a {best} by gold", 2]
+    assert set(row["above"]) == {"gold", "a reward"}
+    assert row["above"]["gold"]["low"] <= row["above_alone"]["gold"]["low"]
+    costs = [point["cost"] for point in found["best-of-n by gold"]["points"]]
+    assert costs == sorted(costs)
 
 
 @pytest.mark.parametrize(
