@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from trimtab.guidance.evaluation.curve import Curve, CurvePoint, Judging
+from trimtab.guidance.evaluation.seed_group import seed_weights
 from trimtab.guidance.statistics import Estimate, Floats, interval, simultaneous
 
 _NO_MORE = 1.25
@@ -43,8 +44,8 @@ def at_equal_cost(curves: Sequence[Curve], scores: Sequence[str], judging: Judgi
         lines = [line for rival in rivals if (line := _line(rival, score, judging)) is not None]
         least = min((line.costs[0] for line in lines), default=np.inf)
         for curve in curves:
-            for point in curve.points if curve.kind != "best_of_n" else ():
-                column = _column(point, score, judging)
+            for i, point in enumerate(curve.points if curve.kind != "best_of_n" else ()):
+                column = _mean_column(curve, i, score, judging)
                 if column is None or point.cost is None or point.cost < _NO_MORE * least:
                     continue
                 estimate = interval(float(column[0]), column[1:])
@@ -89,6 +90,21 @@ def _line(curve: Curve, score: str, judging: Judging) -> _Line | None:
     usable.sort(key=lambda pair: pair[0])
     costs, columns = zip(*usable, strict=True)
     return _Line(curve.proxy or curve.name, np.array(costs), np.stack(columns, 1))
+
+
+def _mean_column(curve: Curve, index: int, score: str, judging: Judging) -> Floats | None:
+    """Of a point; of several training seeds, the mean of theirs. [1 + R]"""
+    if not curve.members:
+        return _column(curve.points[index], score, judging)
+    ordered = [sorted(member.points, key=lambda point: point.knob)[index] for member in curve.members]
+    columns = [_column(point, score, judging) for point in ordered]
+    known = [column for column in columns if column is not None]
+    if len(known) < len(columns):
+        return None
+    weights = seed_weights(curve.name, len(known), judging)
+    even = np.full((1, len(known)), 1 / len(known))
+    found: Floats = (np.concatenate([even, weights]) * np.stack(known, 1)).sum(1)
+    return found
 
 
 def _column(point: CurvePoint, score: str, judging: Judging) -> Floats | None:

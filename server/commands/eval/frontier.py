@@ -83,8 +83,11 @@ def judge_frontier(materials: Materials) -> FrontierReport:
     curves = _grouped(bench, {name: curve for name, (curve, _) in found.items()}, groups)
     other = None if asked is None else behind_wording(bench, asked.wording)
     for each, heads_by_name in zip(variants, able, strict=True):
-        for name, heads in heads_by_name.items():
-            curves += _variant_curves(bench, name, heads, each, materials, other)
+        by_head = {
+            name: _variant_curves(bench, name, heads, each, materials, other)
+            for name, heads in heads_by_name.items()
+        }
+        curves += _grouped_variant(bench, by_head, groups)
     if bias is not None:
         curves.append(bias_curve(bench, bias.bias))
     if activations is not None:
@@ -235,6 +238,21 @@ def _grouped(bench: Bench, curves: Mapping[str, Curve], groups: Mapping[str, Seq
         else curves[name]
         for name in names
     ]
+
+
+def _grouped_variant(
+    bench: Bench, by_head: Mapping[str, Sequence[Curve]], groups: Mapping[str, Sequence[str]]
+) -> list[Curve]:
+    """The same of a variant's curves, by the heads' names, where it suits all of a group's heads."""
+    whole = {name: heads for name, heads in groups.items() if set(heads) <= by_head.keys()}
+    found: list[Curve] = []
+    for alike in zip(*by_head.values(), strict=True):
+        curves = dict(zip(by_head, alike, strict=True))
+        for curve in _grouped(bench, curves, whole):
+            first = whole.get(curve.name, ("",))[0]
+            said = curves[first].name.removeprefix(first) if first else ""
+            found.append(replace(curve, name=curve.name + said))
+    return found
 
 
 def _external_curve(bench: Bench, external: External) -> Curve:

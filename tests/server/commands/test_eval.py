@@ -226,6 +226,18 @@ def test_rules_that_make_no_curve_are_refused_before_anything_is_sampled(judge, 
     assert f"--rules {line}: " in last
 
 
+def test_rules_of_a_group_are_one_curve_too(judge):
+    line = "tilt,strength=1/2,best_of=2"
+    code, report, last = judge(*GROUND, "--group", "both=a,b", "--rules", line, heads=("a", "b"))
+    assert code == 0, last
+    curve = curves(report)[f"both {line} by gold"]
+    assert [member["name"] for member in curve["members"]] == [f"a {line} by gold", f"b {line} by gold"]
+    rows = [row for row in report["frontier"]["at_cost"] if row["curve"] == curve["name"]]
+    assert [row["knob"] for row in rows] == [1, 2]
+    means = [point["scores"]["gold"]["estimate"]["mean"] for point in curve["points"][1:]]
+    assert [row["estimate"]["mean"] for row in rows] == pytest.approx(means)
+
+
 def test_heads_of_one_group_are_one_curve_with_its_seeds_beside_it(judge):
     code, report, _ = judge(*GROUND, "--group", "both=a,b", heads=("a", "b"))
     assert code == 0
