@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from examples.gold.iterated import REMEMBERING
 from examples.gold.recipes import seeded
 from examples.gold.task import (
     BY_REPLY,
     JUDGE_PROMPTS,
-    REFERENCE,
     REPLY_TOKENS,
     SEEDS,
     Command,
@@ -18,8 +18,8 @@ from examples.gold.task import (
 )
 
 HEAD = "whole"
-"""The reference's advantage, with a value of what the whole reply will earn: of a value of what is left,
-which rules by value would set beside what is written, nothing is left at the end."""
+"""REMEMBERING's advantage, with a value of what the whole reply will earn. By one of what is left to earn, no
+reply could be ranked at its end: then nothing is left."""
 BEST_OF = ("1", "2", "4", "8", "16")
 RULES = (
     "tilt,strength=0.5,best_of=1/2/4/8",
@@ -36,7 +36,7 @@ RULES = (
 
 def steered_steps(task: Task) -> Iterator[Step]:
     for seed in SEEDS:
-        yield _head(replace(task, seed=task.seed + seed), seeded(HEAD, seed), seeded(REFERENCE, seed))
+        yield _head(replace(task, seed=task.seed + seed), seeded(HEAD, seed), seeded(REMEMBERING, seed))
     names = [seeded(HEAD, seed) for seed in SEEDS]
     out = "evaluation-rules"
     command: Command = (
@@ -50,7 +50,7 @@ def steered_steps(task: Task) -> Iterator[Step]:
 
 
 def _head(task: Task, name: str, start: str) -> Step:
-    """judged: the reference's replies with one reward each, told at the end."""
+    """From replies with one reward each, told at the end."""
     return Step(
         name,
         (
