@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -52,6 +53,11 @@ class Rule:
         """Whether it adds scores of its own to the logits, with or without heads. Controllers then lessen
         both by the same share."""
         return bool(self.companion)
+
+    def reply_kl(self, kl: float, figures: Mapping[str, float]) -> float:
+        """Nats of a reply from the policy, in the mean over replies or a bound on that. kl: of what its
+        tokens were drawn from. figures: what the rule reported."""
+        return kl
 
 
 def check_integer(name: str, value: object, low: int, high: int) -> None:
