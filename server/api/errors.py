@@ -124,7 +124,7 @@ def _writable(text: str) -> str:
     return cut.encode(errors="backslashreplace").decode()
 
 
-_PLAIN_WORDS = {"extra_forbidden": "unknown field; remove it", "missing": "is required"}
+_PLAIN_WORDS = {"missing": "is required"}
 
 
 def _invalid_body(errors: Sequence[Mapping[str, Any]]) -> ApiError:

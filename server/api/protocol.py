@@ -1,18 +1,20 @@
 """Protocol: declares and checks the bodies that requests may carry.
 
 Types are strict, unknown fields are refused, and NaN and infinity are no numbers. Null means "left out".
-Ranges are checked where the engine's own dataclasses are built, so each limit exists once. OpenAI fields
-that we do not implement are refused by name unless they say what would happen anyway (`UNSUPPORTED`).
+Ranges are checked where the engine's own dataclasses are built, so each limit exists once. Fields that we do
+not implement are refused by name unless they ask for nothing (see trimtab.server.api.neutral).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from trimtab.guidance.controllers import CONTROLLERS, HORIZON
+from trimtab.server.api import neutral
 from trimtab.server.engine.request import InvalidRequestError
 
 MAX_PROMPTS = 2048
@@ -23,23 +25,36 @@ class StrictModel(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 
-    UNSUPPORTED: ClassVar[Mapping[str, tuple[object, ...]]] = {}
-    """Fields we do not implement, each with the values besides null that ask for nothing."""
+    NEUTRAL: ClassVar[neutral.Harmless] = {}
+    OFF: ClassVar[Mapping[str, tuple[object, object]]] = {}
 
     @model_validator(mode="before")
     @classmethod
-    def _refuse_unsupported(cls, data: Any) -> Any:
+    def _keep_what_is_asked(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
-        for name, harmless in cls.UNSUPPORTED.items():
-            if not any(_is_same(data.get(name), value) for value in (None, *harmless)):
-                raise InvalidRequestError("not supported yet; leave it out", name)
-        return {name: value for name, value in data.items() if name not in cls.UNSUPPORTED}
+        kept, known = {}, _names(cls)
+        for name, value in data.items():
+            if value is None:
+                continue
+            if name in cls.NEUTRAL:
+                if not neutral.asks_for_nothing(value, cls.NEUTRAL[name]):
+                    raise InvalidRequestError(neutral.refusal(cls.NEUTRAL[name]), name)
+            elif name in known or cls.model_config["extra"] == "allow":
+                written, meant = cls.OFF.get(name, (None, None))
+                kept[name] = meant if neutral.asks_for_nothing(value, (written,)) else value
+            else:
+                named = name.encode(
+                    errors="backslashreplace"
+                ).decode()  # pydantic cannot write half a character
+                raise InvalidRequestError(neutral.unknown(named, [*known, *cls.NEUTRAL]), named)
+        return kept
 
 
-def _is_same(given: object, harmless: object) -> bool:
-    """Equal and of one type: in Python True is 1, and 0.0 is False."""
-    return type(given) is type(harmless) and given == harmless
+@cache
+def _names(kind: type[BaseModel]) -> dict[str, None]:
+    """Of the fields, as they are sent."""
+    return dict.fromkeys(field.alias or name for name, field in kind.model_fields.items())
 
 
 def _check_unicode(text: str) -> str:
@@ -57,6 +72,8 @@ UnicodeText = Annotated[str, AfterValidator(_check_unicode)]
 class TextPart(StrictModel):
     """The one kind of content part that is supported."""
 
+    NEUTRAL = neutral.TEXT_PART
+
     type: Literal["text"]
     text: UnicodeText
 
@@ -68,14 +85,7 @@ def _as_parts(content: Any) -> Any:
 class Message(StrictModel):
     """`developer` is OpenAI's newer word for `system` and is read as that."""
 
-    UNSUPPORTED = {
-        "name": (),
-        "refusal": (),
-        "audio": (),
-        "function_call": (),
-        "tool_calls": ([],),
-        "annotations": ([],),
-    }
+    NEUTRAL = neutral.MESSAGE
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[list[TextPart], BeforeValidator(_as_parts)]
@@ -89,7 +99,7 @@ class Message(StrictModel):
 class StreamOptions(StrictModel):
     """include_usage: a last chunk with the token counts."""
 
-    UNSUPPORTED = {"include_obfuscation": (False,)}
+    NEUTRAL = neutral.STREAM_OPTIONS
 
     include_usage: bool | None = None
 
@@ -193,12 +203,7 @@ JsonSchema = Annotated[Any, AfterValidator(_check_schema)]
 class StructuredOutputs(StrictModel):
     """vLLM's `structured_outputs`: one of its keys."""
 
-    UNSUPPORTED = {
-        "structural_tag": (),
-        "whitespace_pattern": (),
-        "disable_any_whitespace": (False,),
-        "disable_additional_properties": (False,),
-    }
+    NEUTRAL = neutral.STRUCTURED_OUTPUTS
 
     json_: Annotated[JsonSchema | None, Field(alias="json")] = None
     regex: UnicodeText | None = None
@@ -234,11 +239,12 @@ def _as_stop_list(stop: Any) -> Any:
 class GenerationRequest(StrictModel):
     """What chat and completions share.
 
-    `model` may be left out: a server has one. `user` is accepted because it is, by OpenAI's definition, a
-    label without effect on the reply. `guided_…` are vLLM's older names of what `structured_outputs` holds.
+    `model` may be left out: a server has one. `guided_…` are vLLM's older names of what `structured_outputs`
+    holds.
     """
 
-    UNSUPPORTED = {"metadata": ({},), "service_tier": ("auto", "default"), "store": (False,)}
+    NEUTRAL = neutral.GENERATION
+    OFF = neutral.OFF
 
     model: str | None = None
     temperature: float | None = None
@@ -259,7 +265,6 @@ class GenerationRequest(StrictModel):
     repetition_penalty: float | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    user: str | None = None
     guidance: GuidanceFields | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
@@ -281,7 +286,7 @@ class GenerationRequest(StrictModel):
 
     @model_validator(mode="after")
     def _stream_options_need_a_stream(self) -> GenerationRequest:
-        if self.stream_options is not None and not self.stream:
+        if self.wants_usage_chunk and not self.stream:
             raise InvalidRequestError("is only allowed with stream: true", "stream_options")
         return self
 
@@ -298,24 +303,7 @@ class GenerationRequest(StrictModel):
 class ChatRequest(GenerationRequest):
     """The body of POST /v1/chat/completions."""
 
-    UNSUPPORTED = {
-        **GenerationRequest.UNSUPPORTED,
-        "audio": (),
-        "function_call": ("none",),
-        "functions": ([],),
-        "modalities": (["text"],),
-        "moderation": (),
-        "parallel_tool_calls": (True, False),
-        "prediction": (),
-        "prompt_cache_key": (),
-        "prompt_cache_retention": (),
-        "reasoning_effort": ("none",),
-        "safety_identifier": (),
-        "tool_choice": ("none", "auto"),
-        "tools": ([],),
-        "verbosity": (),
-        "web_search_options": (),
-    }
+    NEUTRAL = neutral.CHAT
 
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: int | None = None
@@ -323,16 +311,15 @@ class ChatRequest(GenerationRequest):
     top_logprobs: int | None = None
 
     @model_validator(mode="after")
-    def _one_limit_and_logprobs_before_top_logprobs(self) -> ChatRequest:
-        if self.max_tokens is not None and self.max_completion_tokens is not None:
-            raise InvalidRequestError("is the old name of max_completion_tokens; give one", "max_tokens")
-        if self.top_logprobs is not None and not self.logprobs:
+    def _logprobs_before_top_logprobs(self) -> ChatRequest:
+        if self.top_logprobs and not self.logprobs:
             raise InvalidRequestError("is only allowed with logprobs: true", "top_logprobs")
         return self
 
     @property
     def engine_fields(self) -> Mapping[str, str]:
-        limit = "max_tokens" if self.max_tokens is not None else "max_completion_tokens"
+        is_old = self.max_completion_tokens is None and self.max_tokens is not None
+        limit = "max_tokens" if is_old else "max_completion_tokens"
         return {"prompt": "messages", "max_tokens": limit, "logprobs": "top_logprobs"}
 
 
@@ -360,11 +347,7 @@ class CompletionRequest(GenerationRequest):
     prompt: a list of prompts, each text or token ids, whichever of OpenAI's four forms was sent.
     """
 
-    UNSUPPORTED = {
-        **GenerationRequest.UNSUPPORTED,
-        "echo": (False,),
-        "suffix": ("",),
-    }
+    NEUTRAL = neutral.COMPLETION
 
     prompt: Annotated[Any, AfterValidator(_as_prompt_list)]
     logprobs: int | None = None

@@ -53,7 +53,7 @@ def chat_sampling(
 
     Raises InvalidRequestError for a value out of range.
     """
-    asked = body.max_tokens if body.max_tokens is not None else body.max_completion_tokens
+    asked = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     room = _room(prompt_length, info)
     usual = min(defaults.max_new_tokens or room, room)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None

@@ -70,7 +70,7 @@ controls = dict.fromkeys(("max_kl", "kl_budget", "entropy_gate", "horizon"), sca
 controls |= {"target": targets | scalars, "schedule": schedules | scalars}
 guidances = (
     st.fixed_dictionaries(
-        {}, optional=dict.fromkeys((*GuidanceFields.model_fields, *GuidanceFields.UNSUPPORTED), scalars)
+        {}, optional=dict.fromkeys((*GuidanceFields.model_fields, *GuidanceFields.NEUTRAL), scalars)
     )
     | st.fixed_dictionaries({"strength": scalars, "heads": weights}, optional={"trace": st.just(True)})
     | st.fixed_dictionaries({"strength": st.sampled_from([5, -5, 1e-6])}, optional=controls)
@@ -87,7 +87,7 @@ prompts = scalars | st.lists(scalars, max_size=3) | st.lists(st.lists(scalars, m
 
 def bodies(kind: type[Any], own: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
     """Most often one field out of line, so that what lies behind the first check is reached."""
-    names = [*kind.model_fields, *kind.UNSUPPORTED]
+    names = [*kind.model_fields, *kind.NEUTRAL]
     strategies: dict[str, st.SearchStrategy[Any]] = dict.fromkeys(names, scalars)
     strategies |= {"logit_bias": biases | scalars, "guidance": guidances | scalars, **own}
     strategies |= {"structured_outputs": held | scalars, "response_format": formats | scalars}
