@@ -25,6 +25,7 @@ def create_waiting_app() -> FastAPI:
     app.state.service = None
     install_error_handlers(app)
     app.include_router(routes.router)
+    app.state.routes = routes.router.routes  # for whoever asks for another
     return app
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -108,10 +109,25 @@ def install_error_handlers(app: FastAPI) -> None:
 async def _respond(request: Request, error: Exception) -> Response:
     """Logs the engine's failures; what we did not foresee is raised on by Starlette and logged there."""
     described = describe(error)
+    if isinstance(error, HTTPException) and error.status_code in (404, 405):
+        described = replace(described, message=_what_exists(request), code=_NO_ROUTE[error.status_code])
     if isinstance(error, EngineFailedError):
         logger.error("%s: %s", request.url.path, error)
     headers = RETRY_LATER if described.status == 503 else getattr(error, "headers", None)
     return JSONResponse(described.body, described.status, headers=headers)
+
+
+_NO_ROUTE = {404: "route_not_found", 405: "method_not_allowed"}
+_MAX_PATH = 100  # characters of it that are said again
+
+
+def _what_exists(request: Request) -> str:
+    """Method and path that were asked for, as they were sent, and what there is at that path, or at all."""
+    routes = [route for route in request.app.state.routes if isinstance(route, APIRoute)]
+    here = [route for route in routes if route.path_regex.match(request.url.path)]
+    names = ", ".join(f"{'/'.join(sorted(route.methods))} {route.path}" for route in here or routes)
+    asked = request.scope.get("raw_path", b"").decode("latin-1")[:_MAX_PATH]
+    return f"{request.method} {asked}: no such route; there is {names}"
 
 
 async def _nobody_listens(request: Request, error: Exception) -> Response:

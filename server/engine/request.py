@@ -467,15 +467,15 @@ def check_request(request: Request, info: EngineInfo) -> None:
 def _check_lengths(request: Request, limit: int) -> None:
     num_prompt, max_tokens = len(request.prompt_token_ids), request.sampling.max_tokens
     _check(num_prompt > 0, "prompt", "has no tokens; give at least one")
+    most = f"this model's maximum context length is {limit} tokens"  # words that clients look for
     if num_prompt >= limit:
         raise ContextLengthError(
-            f"has {num_prompt} tokens, the model's context is {limit} for prompt and reply; shorten it",
-            "prompt",
+            f"{most} for prompt and reply, the prompt has {num_prompt}; shorten it", "prompt"
         )
     if num_prompt + max_tokens > limit:
         raise ContextLengthError(
-            f"{shown(max_tokens)} tokens after a prompt of {num_prompt} exceed the model's context of "
-            f"{limit}; ask for at most {limit - num_prompt}",
+            f"{most}; {shown(max_tokens)} after a prompt of {num_prompt} are more; ask for at most "
+            f"{limit - num_prompt}",
             "max_tokens",
         )
 

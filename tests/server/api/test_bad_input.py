@@ -225,7 +225,7 @@ async def test_a_prompt_that_is_too_long_is_refused_with_both_numbers(client):
         ("/v1/completions", {"prompt": "a" * 100}, "prompt"),
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a" * 83}]}, "messages"),
     ):
-        says = "has 100 tokens, the model's context is 100"
+        says = "this model's maximum context length is 100 tokens for prompt and reply, the prompt has 100"
         await assert_refused(client, path, body, 400, param, says, "context_length_exceeded")
 
 
@@ -253,11 +253,27 @@ async def test_a_reply_of_any_length_is_refused_with_the_room_there_is(client, d
     )
 
 
-async def test_unknown_routes_and_methods_are_refused_in_the_same_shape(client):
-    await assert_refused(client, "/v1/embeddings", {}, 404, None, "Not Found")
-    response = await client.get("/v1/completions")
-    assert response.status_code == 405
-    assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+@pytest.mark.parametrize(
+    ("method", "path", "status", "says"),
+    [
+        (
+            "POST",
+            "/v1/embeddings",
+            404,
+            "POST /v1/embeddings: no such route; there is POST /v1/chat/completions, ",
+        ),
+        ("GET", "/v1/completions", 405, "GET /v1/completions: no such route; there is POST /v1/completions"),
+        ("BREW", "/health", 405, "BREW /health: no such route; there is GET /health"),
+        ("GET", "/" + "x" * 3000, 404, "x: no such route; there is POST /v1/chat/completions, "),
+        ("GET", "/%0d%0aforged", 404, "GET /%0d%0aforged: no such route"),
+    ],
+)
+async def test_an_unknown_route_is_told_what_exists(client, method, path, status, says):
+    response = await client.request(method, path)
+    error = response.json()["error"]
+    assert (response.status_code, error["type"], error["param"]) == (status, "invalid_request_error", None)
+    assert error["code"] == ("route_not_found" if status == 404 else "method_not_allowed")
+    assert says in error["message"]
 
 
 async def test_chat_without_a_template_is_refused_and_completions_go_on(make_engine, make_client):
