@@ -125,7 +125,7 @@ def _what_exists(request: Request) -> str:
     """Method and path that were asked for, as they were sent, and what there is at that path, or at all."""
     routes = [route for route in request.app.state.routes if isinstance(route, APIRoute)]
     here = [route for route in routes if route.path_regex.match(request.url.path)]
-    names = ", ".join(f"{'/'.join(sorted(route.methods))} {route.path}" for route in here or routes)
+    names = ", ".join(f"{'/'.join(sorted(route.methods or ()))} {route.path}" for route in here or routes)
     asked = request.scope.get("raw_path", b"").decode("latin-1")[:_MAX_PATH]
     return f"{request.method} {asked}: no such route; there is {names}"
 

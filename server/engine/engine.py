@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from trimtab.guidance.heads.bank import HeadBank
 from trimtab.guidance.policy import Policy
@@ -28,6 +29,7 @@ from trimtab.server.engine.live_request import LiveRequest
 from trimtab.server.engine.model_runner import Hidden, ModelRunner
 from trimtab.server.engine.policy import ServedPolicy
 from trimtab.server.engine.population import Population
+from trimtab.server.engine.reading import GivenToken, Reader, given_tokens
 from trimtab.server.engine.rejection import Race
 from trimtab.server.engine.replies import Measured, Reply, new_replies
 from trimtab.server.engine.request import (
@@ -43,7 +45,7 @@ from trimtab.server.engine.request import (
     check_request,
 )
 from trimtab.server.engine.row_needs import RowNeeds
-from trimtab.server.engine.sampler import Sampler
+from trimtab.server.engine.sampler import Drawn, Sampler
 from trimtab.server.engine.scheduler import Purpose, Row, Scheduler, Step
 from trimtab.server.engine.startup import load, measure_blocks, resolve_num_blocks
 from trimtab.server.engine.state_recorder import StateRecorder
@@ -151,7 +153,7 @@ class Engine:
     def _new_live(self, request: Request, grammar: Grammar | None) -> LiveRequest:
         needs, guidance = RowNeeds.of(request, self.bank), request.guidance
         remembers = bool(needs.remembering)
-        leader = Choice(request, 0, _new_lanes(request), remembers=remembers)
+        leader = Choice(request, 0, _new_lanes(request), remembers=remembers, read_at=_read_at(request))
         num_choices = 1 if guidance.rule.is_pool else request.sampling.n
         others = [
             Choice(request, i, _new_lanes(request), leader, remembers=remembers)
@@ -255,14 +257,24 @@ class Engine:
         if self._recorder is not None:
             self._recorder.take([*drawing, *judging], hidden.h)
         with torch.inference_mode():
-            if any(self.bank.memory_sizes):
-                self._recall(step, hidden)
+            given, given_needs, read = self._read(step, hidden)
             drawn = self.sampler.draw(hidden, needs, drawing, self._masks(drawing)) if drawing else None
             rewards = self.sampler.judge(hidden, len(drawing), len(judging)) if judging else None
             slots = [row.lane.slot for row in measuring if row.lane.slot is not None]
             values = self.sampler.measure(hidden, len(drawing) + len(judging), slots) if slots else None
-        device = self.policy.device
-        return StepResult.send(drawing, needs, drawn, judging, rewards, measuring, values, device)
+        return StepResult.send(
+            drawing,
+            needs,
+            drawn,
+            judging,
+            rewards,
+            measuring,
+            values,
+            given,
+            given_needs,
+            read,
+            self.policy.device,
+        )
 
     def _masks(self, drawing: Iterable[Row]) -> list[np.ndarray]:
         """Of rows within a grammar, whose last tokens have been read; worked out while the device runs."""
@@ -271,21 +283,33 @@ class Engine:
         )
         return [reply.grammar.mask() for reply in replies if reply.grammar is not None]
 
-    def _recall(self, step: Step, hidden: Hidden) -> None:
-        """Rows of replies that are computed again, as after a preemption."""
-        rows = [row for row in step.rows if row.purpose is Purpose.PREFILL and row.output_positions]
+    def _read(self, step: Step, hidden: Hidden) -> tuple[list[GivenToken], list[RowNeeds], Drawn | None]:
+        """What is read and not drawn from: replies that are given; and for a value that remembers, those that
+        are computed again, as after a preemption."""
+        kinds = (Purpose.PREFILL, Purpose.FEATURES)
+        rows = [row for row in step.rows if row.purpose in kinds and row.output_positions]
         parts = hidden.features.split([len(row.output_positions) for row in rows])
+        given, needs, states = list[GivenToken](), list[RowNeeds](), list[Tensor]()
         for row, h in zip(rows, parts, strict=True):
-            assert row.lane.slot is not None
-            needs = self._live[row.choice.request.request_id].needs
-            self.sampler.recall(row.lane.slot, h, needs.remembering)
+            need = self._live[row.choice.request.request_id].needs
+            if row.purpose is Purpose.FEATURES:
+                tokens = given_tokens(row)
+                given += tokens
+                needs += [need] * len(tokens)
+                states.append(h)
+            else:
+                assert row.lane.slot is not None
+                self.sampler.recall(row.lane.slot, h, need.remembering)
+        return given, needs, self.reader.read(torch.cat(states), given, needs) if given else None
 
     def _postprocess(self, result: StepResult) -> None:
         try:
             rewards, values = list(result.read_rewards()), list(result.read_values())
             draws = list(result.read_draws(self.bank.names))
+            given = list(result.read_given(self.bank.names))
         except Exception as error:
-            rows = (*result.judging, *result.measuring, *result.drawing)
+            reading = (token.row for token in result.given)
+            rows = (*result.judging, *result.measuring, *result.drawing, *reading)
             self._contain(error, {row.choice.request.request_id for row in rows})
             return
         for row, reward in rewards:
@@ -298,6 +322,9 @@ class Engine:
             is_past_its_end = row.choice.is_finishing or row.lane.is_over
             if row.choice.phase is not Phase.DONE and not is_past_its_end:
                 self._process(row, self._take, token)
+        for place, token in given:
+            if place.row.choice.phase is not Phase.DONE and not place.row.choice.is_finishing:
+                self._process(place.row, partial(self._hear, index=place.index), token)
 
     def _process(self, row: Row, work: Callable[[LiveRequest, Row, Read], None], read: Read) -> None:
         """What is done for one row alone, and fails for its request alone."""
@@ -338,6 +365,18 @@ class Engine:
             live.race.take(choice, len(reply.token_ids), token.value)
         if live.race is not None:
             self._reject(live, live.race.behind())
+
+    def _hear(self, live: LiveRequest, row: Row, token: Measured, index: int) -> None:
+        """One token of a reply that is given; of one that is computed again, some were heard before."""
+        reply = live.replies[row.choice.index]
+        if token.record.token_id < 0:
+            self._fail_without_token(live, reply)
+        elif not token.is_finite:
+            self._fail_unmeasured(live)
+        elif index == len(reply.token_ids):
+            self._pending_events.append(reply.push(token))
+            if reply.finish_reason is not None:
+                self._close(live, row.choice)
 
     def _grow(self, population: Population, row: Row, token: Measured) -> None:
         """One token of one lane of a pool; all are measured once none can draw any more."""
@@ -485,6 +524,7 @@ class Engine:
         self.sampler = Sampler(
             self.policy, self.bank, state, config.strict, compiled, probe=self.runner.probe
         )
+        self.reader = Reader(self.policy, self.bank, state, self.sampler.project)
         state.forget_notes()
         choices = [choice for live in self._live.values() for choice in live.choices]
         self.scheduler.resume(choice for choice in choices if choice.phase is not Phase.DONE)
@@ -497,10 +537,18 @@ class Engine:
 def _new_lanes(request: Request) -> tuple[Lane, ...]:
     """Of one choice: the lane that is drawn from and the companion that its rule asks for, or a pool."""
     rule, prompt = request.guidance.rule, request.prompt_token_ids
+    if request.given:
+        return (Lane([*prompt, *request.given]),)
     if rule.is_pool:
         return tuple(Lane(list(prompt), index=index) for index in range(rule.num_lanes))
     lane, companion = Lane(list(prompt), num_probes=rule.num_probes), rule.companion
     return (lane, Lane(list(companion), is_companion=True)) if companion else (lane,)
+
+
+def _read_at(request: Request) -> Sequence[int]:
+    """Where the tokens of a given reply are predicted: from the last of the prompt on."""
+    first = len(request.prompt_token_ids) - 1
+    return range(first, first + len(request.given))
 
 
 def _uniform(seed: int, number: int) -> float:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from trimtab.guidance.controllers import CONTROLLERS
 from trimtab.guidance.controllers.base import Controller, HeadFacts
 from trimtab.guidance.errors import ControllerError, RuleError
 from trimtab.guidance.ranges import is_integer_in, is_number_in, shown
@@ -246,7 +247,10 @@ class Rejection:
 class Request:
     """end_token_id: put behind a reply that ended without one before it is judged; by default the policy's
     own, of chats where it has a chat template. grammar: what the reply must be a text of, if anything.
-    rejection: ends choices that fall behind the others."""
+    rejection: ends choices that fall behind the others.
+    given: the reply, of max_tokens tokens, where it is given: nothing is drawn, and its tokens are told of as
+    if they had been. logit_bias and penalties, which are for draws, are no part of that.
+    """
 
     request_id: str
     prompt_token_ids: tuple[int, ...]
@@ -255,6 +259,14 @@ class Request:
     end_token_id: int | None = None
     grammar: GrammarSpec | None = None
     rejection: Rejection | None = None
+    given: tuple[int, ...] = ()
+
+
+def reading_of(request_id: str, prompt: Sequence[int], given: Sequence[int], **other: Any) -> Request:
+    """A request whose reply is given. other: fields of Request, and logprobs of its SamplingParams."""
+    logprobs = other.pop("logprobs", None)
+    sampling = SamplingParams(max_tokens=len(given), temperature=0, ignore_eos=True, logprobs=logprobs)
+    return Request(request_id, tuple(prompt), sampling, given=tuple(given), **other)
 
 
 @dataclass(frozen=True, slots=True)
@@ -455,6 +467,8 @@ def check_request(request: Request, info: EngineInfo) -> None:
     highest = max((token for token, _ in request.sampling.logit_bias), default=0)
     _check(highest <= last, "logit_bias", f"token ids must be 0…{last}, got {highest}")
     _check_heads(request.guidance, info.heads)
+    if request.given:
+        _check_given(request, last)
     goes_on = request.grammar is not None and request.sampling.ignore_eos
     _check(not goes_on, "ignore_eos", "cannot go on where a grammar ends; leave it out")
     _check_rule(request, info)
@@ -478,6 +492,19 @@ def _check_lengths(request: Request, limit: int) -> None:
             f"{limit - num_prompt}",
             "max_tokens",
         )
+
+
+def _check_given(request: Request, last: int) -> None:
+    """What steers a given reply is the same at each of its tokens: a strength, and heads."""
+    assert len(request.given) == request.sampling.max_tokens
+    assert request.sampling.n == 1
+    assert request.grammar is None
+    _check(_are_ids(request.given, last), "prompt", f"token ids must be 0…{last}")
+    rule, what = request.guidance.rule, "is for draws; tokens that are given are told of without it"
+    _check(isinstance(rule, Tilt), "guidance.rule", what)
+    for controller in request.guidance.controllers:
+        name = next(name for name, kind in CONTROLLERS.items() if isinstance(controller, kind))
+        raise InvalidRequestError(what, f"guidance.{name}")
 
 
 def _are_ids(tokens: Sequence[int], last: int) -> bool:

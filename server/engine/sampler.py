@@ -386,10 +386,10 @@ class Sampler:
             # Where a row of logits is no multiple of 16 bytes, four are: a kernel is compiled once more for
             # a pointer that is none.
             padding = h[:0] if self._policy.vocab_size % 4 == 0 else h[:1].expand(-len(h) % 4, -1)
-            both = self._project(torch.cat([h, padding, column.to(h.dtype)]))
+            both = self.project(torch.cat([h, padding, column.to(h.dtype)]))
             z, tied = both[: len(h)], both[len(h) + len(padding) :]
         else:
-            z, tied = logits.float(), self._project(column.to(h.dtype))
+            z, tied = logits.float(), self.project(column.to(h.dtype))
         lowrank = self._bank.lowrank_advantage(h_guided, weights, needs.active)
         advantage = tied if lowrank is None else lowrank if tied is None else tied + lowrank
         if advantage is None and roster.control is not None:
@@ -397,9 +397,9 @@ class Sampler:
         return _Scores(z, advantage, roster.advantage_row)
 
     def _policy_logits(self, h: Tensor, logits: Tensor | None) -> Tensor:
-        return self._project(h) if logits is None else logits.float()
+        return self.project(h) if logits is None else logits.float()
 
-    def _project(self, columns: Tensor) -> Tensor:
+    def project(self, columns: Tensor) -> Tensor:
         """columns [N, d] times the output embedding, f32[N, V]."""
         if columns.is_cuda:
             return wide_product(columns, self._policy.lm_head)

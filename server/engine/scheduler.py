@@ -160,6 +160,7 @@ class Scheduler:
         A token still in flight was drawn past the end; whoever reads it discards it.
         """
         lane = choice.lane
+        choice.read_at = ()
         for companion in choice.lanes[1:]:
             self._release_lane(companion)
         choice.lanes = (lane,)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from trimtab.server.engine.device_copy import HostCopies
+from trimtab.server.engine.reading import GivenToken
 from trimtab.server.engine.replies import Measured
 from trimtab.server.engine.request import TokenRecord, TokenTrace
 from trimtab.server.engine.row_needs import RowNeeds
@@ -23,7 +24,7 @@ TopTokens = tuple[tuple[int, float], ...]
 @dataclass(frozen=True, slots=True)
 class StepResult:
     """drawing, judging, measuring: the rows behind `drawn`, `rewards` [R, H] and `values` [M, H], in order.
-    Tensors are on the host, and may be read once `copies` have arrived."""
+    given: the tokens behind `read`. Tensors are on the host, and may be read once `copies` have arrived."""
 
     drawing: Sequence[Row]
     needs: Sequence[RowNeeds]
@@ -32,6 +33,9 @@ class StepResult:
     rewards: Tensor | None
     measuring: Sequence[Row]
     values: Tensor | None
+    given: Sequence[GivenToken]
+    given_needs: Sequence[RowNeeds]
+    read: Drawn | None
     copies: HostCopies
 
     @classmethod
@@ -44,15 +48,31 @@ class StepResult:
         rewards: Tensor | None,
         measuring: Sequence[Row],
         values: Tensor | None,
+        given: Sequence[GivenToken],
+        given_needs: Sequence[RowNeeds],
+        read: Drawn | None,
         device: torch.device,
     ) -> StepResult:
         """Queue the copies to the host behind the step, without waiting for it."""
         copies = HostCopies(device)
         if copies.are_async:
             drawn = None if drawn is None else _add_all(copies, drawn)
+            read = None if read is None else _add_all(copies, read)
             rewards = None if rewards is None else copies.add(rewards)
             values = None if values is None else copies.add(values)
-        return cls(drawing, needs, drawn, judging, rewards, measuring, values, copies.seal())
+        return cls(
+            drawing,
+            needs,
+            drawn,
+            judging,
+            rewards,
+            measuring,
+            values,
+            given,
+            given_needs,
+            read,
+            copies.seal(),
+        )
 
     def read_rewards(self) -> Iterator[tuple[Row, list[float]]]:
         """Each judged row with its reward per loaded head, in standard units. Waits for the device."""
@@ -68,33 +88,46 @@ class StepResult:
 
     def read_draws(self, head_names: Sequence[str]) -> Iterator[tuple[Row, Measured]]:
         """Each drawing row with its token. Waits for the device."""
-        drawn = self.drawn
-        if drawn is None:
-            return
-        self.copies.wait()
-        logprobs, base_logprobs, kls, flips, *others = drawn.statistics.tolist()
-        entropies = others[0] if others else None
-        values = drawn.values.tolist() if drawn.values is not None else None
-        strengths = drawn.strengths.tolist() if drawn.strengths is not None else None
-        tops = _read_top(drawn.top_rows, drawn.top_ids, drawn.top_logprobs)
-        base_tops = _read_top(drawn.traced, drawn.base_top_ids, drawn.base_top_logprobs)
-        columns = (drawn.tokens.tolist(), logprobs, kls, flips)  # behind those of the rows padding's, if any
-        rows = enumerate(zip(self.drawing, self.needs, *columns, strict=False))
-        for i, (row, need, token, logprob, kl, flips_here) in rows:
-            strength = 0.0
-            if need.steering or need.lookahead:
-                strength = row.choice.request.guidance.strength
-            if strength and need.controls:
-                assert strengths is not None
-                strength = strengths[i]
-            value = tuple((head_names[j], values[i][j]) for j in need.measuring) if values else ()
-            trace, flip = None, flips_here != 0
-            if need.trace:
-                assert entropies is not None
-                trace = TokenTrace(value, kl, strength, entropies[i], base_logprobs[i], flip, base_tops[i])
-            top = tops[i][: need.num_top] if need.num_top else ()
-            record = TokenRecord(token, logprob, top, trace)
-            yield row, Measured(record, kl, strength, flip, value, base_logprobs[i])
+        if self.drawn is not None:
+            self.copies.wait()
+            yield from zip(
+                self.drawing, _measured(self.drawing, self.needs, self.drawn, head_names), strict=True
+            )
+
+    def read_given(self, head_names: Sequence[str]) -> Iterator[tuple[GivenToken, Measured]]:
+        """Each token of given replies, as if it had been drawn. Waits for the device."""
+        if self.read is not None:
+            self.copies.wait()
+            rows = [token.row for token in self.given]
+            yield from zip(self.given, _measured(rows, self.given_needs, self.read, head_names), strict=True)
+
+
+def _measured(
+    drawing: Sequence[Row], needs: Sequence[RowNeeds], drawn: Drawn, head_names: Sequence[str]
+) -> Iterator[Measured]:
+    logprobs, base_logprobs, kls, flips, *others = drawn.statistics.tolist()
+    entropies = others[0] if others else None
+    values = drawn.values.tolist() if drawn.values is not None else None
+    strengths = drawn.strengths.tolist() if drawn.strengths is not None else None
+    tops = _read_top(drawn.top_rows, drawn.top_ids, drawn.top_logprobs)
+    base_tops = _read_top(drawn.traced, drawn.base_top_ids, drawn.base_top_logprobs)
+    columns = (drawn.tokens.tolist(), logprobs, kls, flips)  # behind those of the rows padding's, if any
+    rows = enumerate(zip(drawing, needs, *columns, strict=False))
+    for i, (row, need, token, logprob, kl, flips_here) in rows:
+        strength = 0.0
+        if need.steering or need.lookahead:
+            strength = row.choice.request.guidance.strength
+        if strength and need.controls:
+            assert strengths is not None
+            strength = strengths[i]
+        value = tuple((head_names[j], values[i][j]) for j in need.measuring) if values else ()
+        trace, flip = None, flips_here != 0
+        if need.trace:
+            assert entropies is not None
+            trace = TokenTrace(value, kl, strength, entropies[i], base_logprobs[i], flip, base_tops[i])
+        top = tops[i][: need.num_top] if need.num_top else ()
+        record = TokenRecord(token, logprob, top, trace)
+        yield Measured(record, kl, strength, flip, value, base_logprobs[i])
 
 
 def _add_all(copies: HostCopies, drawn: Drawn) -> Drawn:
