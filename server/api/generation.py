@@ -74,12 +74,17 @@ class Generation:
     Choices are numbered over all prompts: the i-th choice of prompt p has index p·n + i.
     """
 
-    def __init__(self, engine: EngineClient, requests: Sequence[Request]) -> None:
-        """Submits them all, or none: raises InvalidRequestError when the engine refuses one."""
+    def __init__(
+        self, engine: EngineClient, requests: Sequence[Request], before: Usage | None = None
+    ) -> None:
+        """Submits them all, or none: raises InvalidRequestError when the engine refuses one.
+
+        before: what was computed for them beforehand.
+        """
         self._engine, self._requests = engine, tuple(requests)
         self._n = requests[0].sampling.n
         self._running: dict[str, AsyncIterator[Event]] = {}
-        self.usage = Usage()
+        self.usage = Usage(computed=0 if before is None else before.computed)
         try:
             for request in requests:
                 self._running[request.request_id] = engine.submit(request)

@@ -79,7 +79,6 @@ CHAT: Harmless = {
 COMPLETION: Harmless = {
     **GENERATION,
     "add_special_tokens": (True,),
-    "echo": (False,),
     "prompt_embeds": (),
     "suffix": ("",),
 }

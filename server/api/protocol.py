@@ -268,6 +268,7 @@ class GenerationRequest(StrictModel):
     guidance: GuidanceFields | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
+    prompt_logprobs: int | None = None
     guided_json: JsonSchema | None = None
     guided_regex: UnicodeText | None = None
     guided_choice: Choices | None = None
@@ -288,6 +289,12 @@ class GenerationRequest(StrictModel):
     def _stream_options_need_a_stream(self) -> GenerationRequest:
         if self.wants_usage_chunk and not self.stream:
             raise InvalidRequestError("is only allowed with stream: true", "stream_options")
+        return self
+
+    @model_validator(mode="after")
+    def _prompt_logprobs_come_with_a_whole_reply(self) -> GenerationRequest:
+        if self.prompt_logprobs is not None and self.stream:
+            raise InvalidRequestError("is not told in streams; leave one of them out", "prompt_logprobs")
         return self
 
     @property
@@ -351,3 +358,17 @@ class CompletionRequest(GenerationRequest):
 
     prompt: Annotated[Any, AfterValidator(_as_prompt_list)]
     logprobs: int | None = None
+    echo: bool | None = None
+
+    @model_validator(mode="after")
+    def _no_tokens_only_where_a_prompt_is_told_of(self) -> CompletionRequest:
+        if self.max_tokens != 0:
+            return self
+        if not self.echo and self.prompt_logprobs is None:
+            what = "must be at least 1, or 0 with echo or prompt_logprobs; got 0"
+            raise InvalidRequestError(what, "max_tokens")
+        asked = {"n": (self.n or 1) > 1, "best_of": (self.best_of or 1) > 1, "stream": self.stream}
+        for name, is_asked in asked.items():
+            if is_asked:
+                raise InvalidRequestError("is for replies, and max_tokens is 0; leave one of them out", name)
+        return self

@@ -6,21 +6,16 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from trimtab.server.api.generation import Usage
+from trimtab.server.api.readings.prompts import PromptReading
 from trimtab.server.api.selection import Chosen
-from trimtab.server.api.tokens import TokenText
+from trimtab.server.api.tokens import TokenText, jsonable_logprob
 from trimtab.server.engine.request import ChoiceDone, Completion, Delta, GuidanceSummary, TokenRecord
 
 Json = dict[str, Any]
-_LEAST_LOGPROB = -9999.0  # OpenAI's stand-in for minus infinity
-
-
-def jsonable_logprob(logprob: float) -> float:
-    """nats, with minus infinity replaced by what JSON can write."""
-    return max(logprob, _LEAST_LOGPROB)
 
 
 def summary_json(summary: GuidanceSummary) -> Json:
@@ -154,6 +149,14 @@ class ChatFormat(ReplyFormat):
     id_prefix = "chatcmpl"
     object_name = "chat.completion"
     chunk_object_name = "chat.completion.chunk"
+    prompt: PromptReading | None = None
+    num_prompt_top = 0
+
+    def reply(self, chosen: Sequence[Chosen], usage: Usage) -> Json:
+        reply = super().reply(chosen, usage)
+        if self.prompt is None:
+            return reply
+        return {**reply, "prompt_logprobs": self.prompt.entries(self.num_prompt_top, self.token_text)}
 
     def choice(self, index: int, completion: Completion) -> Json:
         return {
@@ -193,23 +196,65 @@ def _chunk(index: int, delta: Json, logprobs: Json | None = None, finish_reason:
 
 
 class CompletionFormat(ReplyFormat):
-    """`text`, with log-probabilities in columns."""
+    """`text`, with log-probabilities in columns.
+
+    echoed: the prompts, where they are to come before their replies. prompts: those of which
+    `prompt_logprobs` are told. num_echo_top, num_prompt_top: so many of the likeliest tokens beside each.
+    num_choices: replies to each prompt.
+    """
 
     id_prefix = "cmpl"
     object_name = "text_completion"
     chunk_object_name = "text_completion"
+    echoed: Sequence[PromptReading] = ()
+    prompts: Sequence[PromptReading] = ()
+    num_echo_top = 0
+    num_prompt_top = 0
+    num_choices = 1
 
     def choice(self, index: int, completion: Completion) -> Json:
+        choice = self._reply_alone(index, completion)
+        if self.echoed:
+            echo = self._echo(index)
+            choice["text"] = echo["text"] + choice["text"]
+            choice["logprobs"] = _joined(echo["logprobs"], choice["logprobs"], len(echo["text"]))
+        if self.prompts:
+            prompt = self.prompts[index // self.num_choices]
+            choice["prompt_logprobs"] = prompt.entries(self.num_prompt_top, self.token_text)
+        return choice
+
+    def _echo(self, index: int) -> Json:
+        """The prompt as a part of the reply."""
+        prompt = self.echoed[index // self.num_choices]
+        if not self.logprobs:
+            return _choice(index, prompt.text)
+        first = self.token_text.text(prompt.token_ids[0])
+        tokens = [
+            replace(token, top_logprobs=token.top_logprobs[: self.num_echo_top])
+            for token in prompt.read_tokens
+        ]
+        columns = self.logprobs_json(tokens, prompt.offsets[1:])
+        nothing: Json = {
+            "tokens": [first],
+            "token_logprobs": [None],
+            "top_logprobs": [None],
+            "text_offset": [0],
+        }
+        return _choice(index, prompt.text, _joined(nothing, columns, 0))
+
+    def _reply_alone(self, index: int, completion: Completion) -> Json:
         # Tokens of a stop string are reported, and their text is cut.
         offsets = [min(offset, len(completion.text)) for offset in completion.offsets]
         logprobs = self.logprobs_or_none(completion.tokens, offsets)
         return _choice(index, completion.text, logprobs, completion.finish_reason)
 
-    def opening(self, index: int) -> None:
-        return None
+    def opening(self, index: int) -> Json | None:
+        return self._echo(index) if self.echoed else None
 
     def delta(self, index: int, event: Delta) -> Json:
-        return _choice(index, event.text, self.logprobs_or_none(event.tokens, event.offsets))
+        before = len(self.echoed[index // self.num_choices].text) if self.echoed else 0
+        offsets = [before + offset for offset in event.offsets]
+        return _choice(index, event.text, self.logprobs_or_none(event.tokens, offsets))
 
     def closing(self, index: int, event: ChoiceDone) -> Json:
         return _choice(index, "", finish_reason=event.finish_reason)
@@ -224,6 +269,14 @@ class CompletionFormat(ReplyFormat):
             columns["token_logprobs"].append(logprob)
             columns["top_logprobs"].append(top | {text: logprob})
         return columns
+
+
+def _joined(columns: Json | None, more: Json | None, shift: int) -> Json | None:
+    """One after the other. shift: how much further the second ones' tokens begin in the text."""
+    if columns is None or more is None:
+        return columns or more
+    moved = {**more, "text_offset": [offset + shift for offset in more["text_offset"]]}
+    return {name: [*columns[name], *moved[name]] for name in columns}
 
 
 def _choice(index: int, text: str, logprobs: Json | None = None, finish_reason: str | None = None) -> Json:

@@ -65,10 +65,11 @@ def completion_sampling(
 ) -> SamplingParams:
     """Without a limit the reply has at most 16 tokens, as OpenAI's reference says. Raises like chat_sampling.
 
-    prompt_length: of the longest prompt.
+    prompt_length: of the longest prompt. Of no tokens all else is checked.
     """
     usual = min(COMPLETION_MAX_TOKENS, _room(prompt_length, info))
-    return _sampling(body, defaults, usual if body.max_tokens is None else body.max_tokens, body.logprobs)
+    max_tokens = usual if body.max_tokens is None else body.max_tokens or 1
+    return _sampling(body, defaults, max_tokens, body.logprobs)
 
 
 def _room(prompt_length: int, info: EngineInfo) -> int:

@@ -11,8 +11,15 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from trimtab.server.api.errors import RETRY_LATER, naming
-from trimtab.server.api.generation import Generation
+from trimtab.server.api.generation import Generation, Usage
 from trimtab.server.api.protocol import ChatRequest, CompletionRequest, GenerationRequest
+from trimtab.server.api.readings.prompts import (
+    PromptReading,
+    unfollowed,
+    usage_of,
+    whole_prompt,
+)
+from trimtab.server.api.readings.read import read_prompts
 from trimtab.server.api.replies import ChatFormat, CompletionFormat, Json
 from trimtab.server.api.requests import (
     chat_sampling,
@@ -28,7 +35,7 @@ from trimtab.server.api.service import Service, ready_service, why_not_ready
 from trimtab.server.api.streaming import EventStream, whole_reply
 from trimtab.server.api.strict_json import StrictJsonRoute
 from trimtab.server.api.tokens import Tokenizer
-from trimtab.server.engine.request import GrammarSpec, Request
+from trimtab.server.engine.request import GrammarSpec, Guidance, Request, check_request
 
 router = APIRouter(route_class=StrictJsonRoute)
 ReadyService = Annotated[Service, Depends(ready_service)]
@@ -53,7 +60,15 @@ async def create_chat_completion(body: ChatRequest, http: HttpRequest, service: 
         request = Request(
             reply.reply_id, tuple(prompt), sampling, guidance, grammar=grammar, rejection=rejection
         )
-        generation = Generation(service.engine, [request])
+        usage = None
+        if body.prompt_logprobs is not None:
+            check_request(request, info)
+            asked = [PromptReading("", request.prompt_token_ids)]
+            (reply.prompt,), usage = await read_prompts(
+                http, service, reply.reply_id, asked, guidance, body.prompt_logprobs
+            )
+            reply.num_prompt_top = body.prompt_logprobs
+        generation = Generation(service.engine, [request], usage)
     if body.stream:
         return EventStream(generation, reply, include_usage=body.wants_usage_chunk)
     return await whole_reply(http, generation, reply, selection)
@@ -68,13 +83,17 @@ async def create_completion(body: CompletionRequest, http: HttpRequest, service:
     guidance = resolve_guidance(body.guidance, service.config, info, negative)
     grammar = await _prepare(service, body)
     prompts = await asyncio.to_thread(_tokenise, service.tokenizer, body.prompt)
-    longest = max(len(prompt) for prompt in (*prompts, negative))
     reply = CompletionFormat(
         info.model_name, service.token_text, logprobs=body.logprobs is not None, trace=guidance.trace
     )
+    reply.num_choices = body.n or 1
+    if any(isinstance(prompt, str) for prompt in body.prompt):
+        service.head_rows.meet("text", (name for name, _ in guidance.heads))
     with naming(body.engine_fields):
+        longest = max(len(prompt) for prompt in (*prompts, negative))
         sampling = completion_sampling(body, longest, info, service.config.sampling_defaults)
         selection, rejection = selection_of(body, guidance, info), rejection_of(body, guidance, info)
+        followed = prompts if body.max_tokens != 0 else []
         requests = [
             Request(
                 f"{reply.reply_id}-{index}",
@@ -84,14 +103,44 @@ async def create_completion(body: CompletionRequest, http: HttpRequest, service:
                 grammar=grammar,
                 rejection=rejection,
             )
-            for index, prompt in enumerate(prompts)
+            for index, prompt in enumerate(followed)
         ]
-        generation = Generation(service.engine, requests)
-    if any(isinstance(prompt, str) for prompt in body.prompt):
-        service.head_rows.meet("text", (name for name, _ in guidance.heads))
+        usage = await _read_prompts(http, service, body, reply, prompts, guidance, requests)
+        if not requests:
+            read = reply.echoed or reply.prompts
+            return JSONResponse(reply.reply(unfollowed(read), usage_of(read, usage)))
+        generation = Generation(service.engine, requests, usage)
     if body.stream:
         return EventStream(generation, reply, include_usage=body.wants_usage_chunk)
     return await whole_reply(http, generation, reply, selection)
+
+
+async def _read_prompts(
+    http: HttpRequest,
+    service: Service,
+    body: CompletionRequest,
+    reply: CompletionFormat,
+    prompts: list[list[int]],
+    guidance: Guidance,
+    requests: list[Request],
+) -> Usage | None:
+    """Tells the reply's format of the prompts, where they are asked for."""
+    if not body.echo and body.prompt_logprobs is None:
+        return None
+    for request in requests or map(whole_prompt, prompts):
+        check_request(request, service.info)
+    texts = await asyncio.to_thread(_texts, service.tokenizer, body.prompt)
+    asked = [PromptReading(text, tuple(ids)) for text, ids in zip(texts, prompts, strict=True)]
+    usage = None
+    if body.prompt_logprobs is not None or body.logprobs is not None:
+        num_top = max(body.logprobs or 0, body.prompt_logprobs or 0)
+        field = "logprobs" if num_top == body.logprobs else "prompt_logprobs"
+        asked, usage = await read_prompts(http, service, reply.reply_id, asked, guidance, num_top, field)
+    if body.echo:
+        reply.echoed, reply.num_echo_top = asked, body.logprobs or 0
+    if body.prompt_logprobs is not None:
+        reply.prompts, reply.num_prompt_top = asked, body.prompt_logprobs
+    return usage
 
 
 async def _prepare(service: Service, body: GenerationRequest) -> GrammarSpec | None:
@@ -104,6 +153,10 @@ async def _prepare(service: Service, body: GenerationRequest) -> GrammarSpec | N
 
 def _tokenise(tokenizer: Tokenizer, prompts: list[str | list[int]]) -> list[list[int]]:
     return [tokenizer.encode(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+
+
+def _texts(tokenizer: Tokenizer, prompts: list[str | list[int]]) -> list[str]:
+    return [prompt if isinstance(prompt, str) else tokenizer.decode(prompt) for prompt in prompts]
 
 
 @router.get("/v1/models")

@@ -41,12 +41,13 @@ async def whole_reply(
     """selection: which of the replies are returned; by default all. Raises ClientDisconnect when the client
     leaves before the reply is whole."""
     with generation:
-        completions = await _while_connected(request, generation)
+        completions = await gather_while_connected(request, generation)
     chosen = [Chosen(c) for c in completions] if selection is None else await selection.choose(completions)
     return JSONResponse(reply.reply(chosen, generation.usage))
 
 
-async def _while_connected(request: Request, generation: Generation) -> list[Completion]:
+async def gather_while_connected(request: Request, generation: Generation) -> list[Completion]:
+    """All replies. Raises ClientDisconnect when the client leaves before."""
     gathering = asyncio.create_task(generation.gather())
     leaving = asyncio.create_task(_disconnected(request))
     try:

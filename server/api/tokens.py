@@ -6,6 +6,13 @@ from typing import Any, Protocol
 
 from trimtab.server.engine.detokenizer import TokenBytes
 
+_LEAST_LOGPROB = -9999.0  # OpenAI's stand-in for minus infinity
+
+
+def jsonable_logprob(logprob: float) -> float:
+    """nats, with minus infinity replaced by what JSON can write."""
+    return max(logprob, _LEAST_LOGPROB)
+
 
 class Tokenizer(Protocol):
     """The part of transformers' PreTrainedTokenizerBase that the API uses."""
@@ -15,6 +22,8 @@ class Tokenizer(Protocol):
     special_tokens_map: Any
 
     def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, token_ids: list[int]) -> str: ...
 
     def convert_ids_to_tokens(self, ids: int) -> str | None: ...
 

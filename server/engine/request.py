@@ -482,6 +482,8 @@ def _check_lengths(request: Request, limit: int) -> None:
     num_prompt, max_tokens = len(request.prompt_token_ids), request.sampling.max_tokens
     _check(num_prompt > 0, "prompt", "has no tokens; give at least one")
     most = f"this model's maximum context length is {limit} tokens"  # words that clients look for
+    if request.given and num_prompt + max_tokens > limit:
+        raise ContextLengthError(f"{most}, the text has {num_prompt + max_tokens}; shorten it", "prompt")
     if num_prompt >= limit:
         raise ContextLengthError(
             f"{most} for prompt and reply, the prompt has {num_prompt}; shorten it", "prompt"

@@ -71,7 +71,8 @@ def make_tokenizer(chat_template: str | None = TEMPLATE) -> PreTrainedTokenizerF
 
 @dataclass
 class EchoEngine:
-    """Answers with the prompt's own tokens, one per step; choice i leaves out the first i.
+    """Answers with what is given, or with the prompt's own tokens, one per step; choice i leaves out the
+    first i.
 
     fail_after: ends requests with Failed after so many tokens. hold_after: never goes on after so many.
     bug: raised instead of the first token.
@@ -108,7 +109,7 @@ class EchoEngine:
         name, sampling = request.request_id, request.sampling
         stopped = self.running[name]
         for index in range(sampling.n):
-            reply = request.prompt_token_ids[index:][: sampling.max_tokens]
+            reply = (request.given or request.prompt_token_ids[index:])[: sampling.max_tokens]
             for position, token in enumerate(reply):
                 if self.bug is not None:
                     raise self.bug
@@ -123,7 +124,7 @@ class EchoEngine:
                     yield Aborted(name)
                     return
                 yield self._delta(request, index, position, token)
-            limited = len(request.prompt_token_ids[index:]) > sampling.max_tokens
+            limited = request.given or len(request.prompt_token_ids[index:]) > sampling.max_tokens
             yield self._choice_done(request, index, len(reply), "length" if limited else "stop")
         del self.running[name]
         yield Finished(name, len(request.prompt_token_ids), 2, sampling.n * len(reply))

@@ -1,0 +1,1 @@
+"""Readings: tell what the policy and the heads say of texts that are given."""
