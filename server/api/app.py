@@ -8,6 +8,7 @@ from trimtab.server.api import routes
 from trimtab.server.api.config import ApiConfig, resolve_config
 from trimtab.server.api.errors import install_error_handlers
 from trimtab.server.api.generation import EngineClient
+from trimtab.server.api.readings import routes as readings
 from trimtab.server.api.service import HeadRows, Service
 from trimtab.server.api.tokens import Tokenizer, TokenText
 
@@ -24,8 +25,9 @@ def create_waiting_app() -> FastAPI:
     app = FastAPI(title="Trimtab", docs_url="/docs", redoc_url=None)
     app.state.service = None
     install_error_handlers(app)
-    app.include_router(routes.router)
-    app.state.routes = routes.router.routes  # for whoever asks for another
+    for router in (routes.router, readings.router):
+        app.include_router(router)
+    app.state.routes = [*routes.router.routes, *readings.router.routes]  # for whoever asks for another
     return app
 
 

@@ -15,8 +15,8 @@ ANYTHING: tuple[object, ...] = ("anything",)
 Harmless = Mapping[str, tuple[object, ...]]
 """Fields that we do not implement, with the values that ask for nothing; without any, all are demands."""
 
-GENERATION: Harmless = {
-    # OpenAI's labels and hints
+LABELS: Harmless = {
+    # OpenAI's
     "metadata": ANYTHING,
     "prediction": ANYTHING,
     "prompt_cache_key": ANYTHING,
@@ -27,10 +27,14 @@ GENERATION: Harmless = {
     "store": ANYTHING,
     "user": ANYTHING,
     "verbosity": ANYTHING,
-    # peers' labels and hints
+    # peers'
     "cache_prompt": ANYTHING,
     "guided_decoding_backend": ANYTHING,
     "request_id": ANYTHING,
+}
+
+GENERATION: Harmless = {
+    **LABELS,
     # peers' demands, each with its neutral value
     "allowed_token_ids": (),
     "cache_salt": (),

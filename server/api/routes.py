@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import asdict
-from typing import Annotated
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as version_of
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
@@ -31,14 +32,13 @@ from trimtab.server.api.requests import (
     resolve_guidance,
 )
 from trimtab.server.api.selection import rejection_of, selection_of
-from trimtab.server.api.service import Service, ready_service, why_not_ready
+from trimtab.server.api.service import ReadyService, Service, why_not_ready
 from trimtab.server.api.streaming import EventStream, whole_reply
 from trimtab.server.api.strict_json import StrictJsonRoute
 from trimtab.server.api.tokens import Tokenizer
 from trimtab.server.engine.request import GrammarSpec, Guidance, Request, check_request
 
 router = APIRouter(route_class=StrictJsonRoute)
-ReadyService = Annotated[Service, Depends(ready_service)]
 
 
 @router.post("/v1/chat/completions")
@@ -186,6 +186,17 @@ def _model(service: Service) -> Json:
     }
 
 
+@router.get("/version")
+async def version() -> Json:
+    """The server's; of a checkout that is not installed it is not known."""
+    try:
+        return {"version": version_of("trimtab")}
+    except PackageNotFoundError:
+        return {"version": "unknown"}
+
+
+@router.get("/ping")
+@router.post("/ping")
 @router.get("/health")
 async def health(http: HttpRequest) -> JSONResponse:
     """Whether requests can be served now."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Annotated
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from starlette.requests import Request
 
 from trimtab.guidance.text.prompt_form import Form, mismatch
@@ -82,3 +83,6 @@ def ready_service(request: Request) -> Service:
         raise NotReadyError(reason)
     service: Service = request.app.state.service
     return service
+
+
+ReadyService = Annotated[Service, Depends(ready_service)]

@@ -463,12 +463,12 @@ def check_request(request: Request, info: EngineInfo) -> None:
     """
     _check_lengths(request, info.max_model_len)
     last = info.vocab_size - 1
-    _check(_are_ids(request.prompt_token_ids, last), "prompt", f"token ids must be 0…{last}")
+    check_ids(request.prompt_token_ids + request.given, info, "prompt")
     highest = max((token for token, _ in request.sampling.logit_bias), default=0)
     _check(highest <= last, "logit_bias", f"token ids must be 0…{last}, got {highest}")
     _check_heads(request.guidance, info.heads)
     if request.given:
-        _check_given(request, last)
+        _check_given(request)
     goes_on = request.grammar is not None and request.sampling.ignore_eos
     _check(not goes_on, "ignore_eos", "cannot go on where a grammar ends; leave it out")
     _check_rule(request, info)
@@ -476,6 +476,15 @@ def check_request(request: Request, info: EngineInfo) -> None:
     for name, _ in request.rejection.weights if request.rejection else ():
         _check(name in measured, "speculative_rejection", f"no value of head '{name}' is measured")
     _check_controllers(request.guidance, info)
+
+
+def check_ids(tokens: Sequence[int], info: EngineInfo, param: str) -> None:
+    """Raise InvalidRequestError for what are no ids of this vocabulary. param: the field they stand in."""
+    _check(
+        not tokens or _are_ids(tokens, info.vocab_size - 1),
+        param,
+        f"token ids must be 0…{info.vocab_size - 1}",
+    )
 
 
 def _check_lengths(request: Request, limit: int) -> None:
@@ -496,12 +505,11 @@ def _check_lengths(request: Request, limit: int) -> None:
         )
 
 
-def _check_given(request: Request, last: int) -> None:
+def _check_given(request: Request) -> None:
     """What steers a given reply is the same at each of its tokens: a strength, and heads."""
     assert len(request.given) == request.sampling.max_tokens
     assert request.sampling.n == 1
     assert request.grammar is None
-    _check(_are_ids(request.given, last), "prompt", f"token ids must be 0…{last}")
     rule, what = request.guidance.rule, "is for draws; tokens that are given are told of without it"
     _check(isinstance(rule, Tilt), "guidance.rule", what)
     for controller in request.guidance.controllers:

@@ -316,3 +316,21 @@ def test_a_race_beside_others_leaves_no_blocks_behind(start):
     wait_until(lambda: not engine.engine.has_work)
     blocks = engine.engine.scheduler.blocks
     assert blocks.num_free == blocks.num_usable
+
+
+def test_a_score_an_echo_and_a_reply_agree(client):
+    guidance = {"strength": 2, "heads": {"kind": 1, "brief": -0.5}}
+    body = {"prompt": "once", "completion": " upon a time", "guidance": guidance}
+    score = client.post("/v1/score", json=body).json()
+    said = "".join(token["token"] for token in score["tokens"][:-1])
+    assert said == " upon a time"
+    ask = {"echo": True, "logprobs": 0, "max_tokens": 0, "prompt": "once upon a time", "guidance": guidance}
+    echo = client.post("/v1/completions", json=ask).json()["choices"][0]["logprobs"]
+    logprobs = [token["logprob"] for token in score["tokens"][:-1]]
+    assert echo["token_logprobs"][4:] == pytest.approx(logprobs, abs=1e-4)
+    assert score["kl"] == pytest.approx(sum(token["kl"] for token in score["tokens"]))
+    assert set(score["reward"]) == {"kind", "brief"}
+    ask |= {"prompt": "once upon a tim", "max_tokens": 1}
+    whole = client.post("/v1/completions", json={**ask, "prompt_logprobs": 1}).json()["choices"][0]
+    assert whole["logprobs"]["token_logprobs"][1:-1] == pytest.approx(echo["token_logprobs"][1:-1], abs=1e-4)
+    assert len(whole["prompt_logprobs"]) == len(ask["prompt"])

@@ -1,0 +1,103 @@
+"""Routes of given texts: answer POST /v1/score, /tokenize and /detokenize, GET /tokenizer_info."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from dataclasses import replace
+
+from fastapi import APIRouter
+from starlette.requests import Request as HttpRequest
+
+from trimtab.guidance.errors import DataError, PolicyError
+from trimtab.guidance.text.encoding import EncodedReply, ReplyEncoder
+from trimtab.guidance.text.message import Message as TextMessage
+from trimtab.server.api.errors import naming
+from trimtab.server.api.generation import Generation
+from trimtab.server.api.protocol import DetokenizeRequest, ScoreRequest, TokenizeRequest
+from trimtab.server.api.replies import Json, summary_json, trace_json, usage_json
+from trimtab.server.api.requests import render_chat, resolve_guidance
+from trimtab.server.api.service import ReadyService, Service
+from trimtab.server.api.streaming import gather_while_connected
+from trimtab.server.api.strict_json import StrictJsonRoute
+from trimtab.server.api.tokens import Tokenizer
+from trimtab.server.engine.request import InvalidRequestError, check_ids, reading_of
+
+router = APIRouter(route_class=StrictJsonRoute)
+
+
+@router.post("/v1/score")
+async def score(body: ScoreRequest, http: HttpRequest, service: ReadyService) -> Json:
+    """What the heads and the policy say of a reply that is given; nothing is sampled."""
+    service.check_model(body.model)
+    guidance = replace(resolve_guidance(body.guidance, service.config, service.info), trace=True)
+    encoded = await asyncio.to_thread(_encode, service, body)
+    name = f"score-{uuid.uuid4().hex}"
+    with naming(body.engine_fields):
+        request = reading_of(name, encoded.prompt_ids, encoded.reply_ids, guidance=guidance)
+        generation = Generation(service.engine, [request])
+    with generation:
+        (reply,) = await gather_while_connected(http, generation)
+    return {
+        "id": name,
+        "object": "score",
+        "created": int(time.time()),
+        "model": service.info.model_name,
+        **summary_json(reply.summary),
+        "tokens": trace_json(reply.tokens, service.token_text),
+        "usage": usage_json(generation.usage),
+    }
+
+
+def _encode(service: Service, body: ScoreRequest) -> EncodedReply:
+    """As training reads them: the reply with its end."""
+    prompt: str | tuple[TextMessage, ...]
+    if body.messages is not None:
+        prompt = tuple(TextMessage(message.role, message.text) for message in body.messages[:-1])
+        reply, field = body.messages[-1].text, "messages"
+    else:
+        prompt, reply, field = body.prompt or "", body.completion or "", "prompt"
+    encoder = ReplyEncoder(
+        service.tokenizer,
+        "chat" if body.messages is not None else "text",
+        end_ids=service.info.eos_token_ids,
+    )
+    try:
+        return encoder.encode(prompt, reply)
+    except (DataError, PolicyError) as error:
+        raise InvalidRequestError(str(error), field) from error
+
+
+@router.post("/tokenize")
+async def tokenize(body: TokenizeRequest, service: ReadyService) -> Json:
+    """The tokens of a text, or of a conversation as its template writes it."""
+    service.check_model(body.model)
+    ids = await asyncio.to_thread(_tokenise, service.tokenizer, body)
+    texts = [service.token_text.text(token) for token in ids] if body.return_token_strs else None
+    info = service.info
+    return {"count": len(ids), "max_model_len": info.max_model_len, "tokens": ids, "token_strs": texts}
+
+
+def _tokenise(tokenizer: Tokenizer, body: TokenizeRequest) -> list[int]:
+    if body.messages is not None:
+        return render_chat(tokenizer, body.messages)
+    ids: list[int] = tokenizer(body.prompt or "", add_special_tokens=body.add_special_tokens is not False)[
+        "input_ids"
+    ]
+    return ids
+
+
+@router.post("/detokenize")
+async def detokenize(body: DetokenizeRequest, service: ReadyService) -> Json:
+    """The text of tokens."""
+    service.check_model(body.model)
+    check_ids(body.tokens, service.info, "tokens")
+    return {"prompt": await asyncio.to_thread(service.tokenizer.decode, body.tokens)}
+
+
+@router.get("/tokenizer_info")
+async def tokenizer_info(service: ReadyService) -> Json:
+    """The special tokens, and the chat template."""
+    special = {name: str(token) for name, token in service.tokenizer.special_tokens_map.items()}
+    return {**special, "chat_template": service.tokenizer.chat_template}
