@@ -236,9 +236,9 @@ class TextDecoder:
         reader = self._backend or self._tokenizer
         return lambda ids: reader.decode(ids, skip_special_tokens=True)
 
-    def added_ids(self, texts: Iterable[str]) -> frozenset[int]:
-        """Ids of the added tokens, special ones among them, that these texts exactly are."""
-        return frozenset(self._added[text] for text in texts if text in self._added)
+    def added_ids(self, texts: Iterable[str]) -> dict[int, str]:
+        """The added tokens, special ones among them, that these texts exactly are: id → text."""
+        return {self._added[text]: text for text in texts if text in self._added}
 
     @cached_property
     def _pieces(self) -> _Pieces:

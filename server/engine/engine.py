@@ -23,6 +23,7 @@ from trimtab.server.engine.block_manager import BlockManager
 from trimtab.server.engine.compiled_decode import CompiledDecode
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.failure import failed, is_device_fault
+from trimtab.server.engine.forbidden import Forbidden
 from trimtab.server.engine.grammar import Grammar, Grammars
 from trimtab.server.engine.lane import Choice, Lane, Phase
 from trimtab.server.engine.live_request import LiveRequest
@@ -172,6 +173,9 @@ class Engine:
             seed if seed is not None else secrets.randbits(64) - 2**63,
             None if rejection is None else Race(rejection, choices),
         )
+        if request.sampling.forbids and not request.given:
+            ends = {*policy.eos_token_ids, *replies[0].stop_ids}
+            live.forbidden = Forbidden(request.sampling, tuple(ends), policy.vocab_size)
         if isinstance(guidance.rule, PoolRule):
             live.population = Population(replies[0], guidance, partial(_uniform, live.seed))
         return live
@@ -277,11 +281,10 @@ class Engine:
         )
 
     def _masks(self, drawing: Iterable[Row]) -> list[np.ndarray]:
-        """Of rows within a grammar, whose last tokens have been read; worked out while the device runs."""
-        replies = (
-            self._live[row.choice.request.request_id].reply_in(row.choice, row.lane) for row in drawing
-        )
-        return [reply.grammar.mask() for reply in replies if reply.grammar is not None]
+        """Of rows that have any; worked out while the device runs. Where they depend on a row's last tokens,
+        these have been read."""
+        lives = ((self._live[row.choice.request.request_id], row) for row in drawing)
+        return [live.mask(row) for live, row in lives if live.needs.has_mask]
 
     def _read(self, step: Step, hidden: Hidden) -> tuple[list[GivenToken], list[RowNeeds], Drawn | None]:
         """What is read and not drawn from: replies that are given; and for a value that remembers, those that

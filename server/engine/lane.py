@@ -114,7 +114,7 @@ class Choice:
             self.max_length = self.num_prompt_tokens
             self.stand_still_after(rule.block)
         self.is_single = len(self.lanes) == 1 and not self.read_at
-        self.awaits_draws = self.request.grammar is not None
+        self.awaits_draws = self.request.grammar is not None or bool(self.request.sampling.bad_words)
 
     def start_over(self) -> None:
         """Wait to be computed from the first token, as after a preemption."""

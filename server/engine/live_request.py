@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
+from trimtab.server.engine.forbidden import Forbidden
 from trimtab.server.engine.lane import Choice, Lane, Phase
 from trimtab.server.engine.population import Population
 from trimtab.server.engine.rejection import Race
 from trimtab.server.engine.replies import Reply
 from trimtab.server.engine.request import Finished, Request
 from trimtab.server.engine.row_needs import RowNeeds
+from trimtab.server.engine.scheduler import Row
 
 
 @dataclass(slots=True, eq=False)
 class LiveRequest:
-    """population: of a rule with several sequences, until one of them is the reply."""
+    """population: of a rule with several sequences, until one of them is the reply. forbidden: where any
+    tokens are."""
 
     request: Request
     choices: tuple[Choice, ...]
@@ -24,6 +29,15 @@ class LiveRequest:
     seed: int
     race: Race | None = None
     population: Population | None = None
+    forbidden: Forbidden | None = None
+
+    def mask(self, row: Row) -> np.ndarray:
+        """i32[⌈V/32⌉], see `apply_token_mask`: what may be drawn behind a row of a request that has masks."""
+        reply = self.reply_in(row.choice, row.lane)
+        if reply.grammar is not None:
+            return reply.grammar.mask()
+        assert self.forbidden is not None
+        return self.forbidden.mask(row.end - row.choice.num_prompt_tokens, reply.token_ids)
 
     def reply_in(self, choice: Choice, lane: Lane) -> Reply:
         """What is drawn in that lane."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from trimtab.server.engine.detokenizer import Detokenizer, TextDecoder
@@ -41,20 +41,21 @@ class Measured:
 
 @dataclass(slots=True)
 class Reply:
-    """eos_token_ids: tokens that end any reply. stop_ids: those that the request's `stop` names. reasoning:
-    follows the reply where a trace was asked for. grammar: where the reply is in it, if it is held to one.
-    figures: see GuidanceSummary.rule."""
+    """eos_token_ids: tokens that end any reply. stop_ids: those that the request names, as it does.
+    reasoning: follows the reply where a trace was asked for. grammar: where the reply is in it, if it is held
+    to one. figures: see GuidanceSummary.rule."""
 
     request: Request
     index: int
     eos_token_ids: Collection[int]
-    stop_ids: Collection[int]
+    stop_ids: Mapping[int, str | int]
     detokenizer: Detokenizer
     stop: StopMatcher
     reasoning: ReasoningFollower | None = None
     grammar: Grammar | None = None
     token_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
     kl: float = 0.0
     figures: Scores = ()
     _strength_sum: float = 0.0
@@ -105,17 +106,27 @@ class Reply:
         """The text that can be emitted now, and where in the reply's text the token begins."""
         if self._is_end(token_id):
             self.finish_reason, self._piece = "stop", ""
-            text = self._end()
+            self.stop_reason = self.stop_ids.get(token_id)
+            text = self.detokenizer.push(token_id) if self._shows_end(token_id) else ""
+            text = self._end(text)
             return text, self._length + len(text)
         self._piece = self.detokenizer.push(token_id)
+        if len(self.token_ids) <= self.request.sampling.min_tokens:
+            return self._piece, self.detokenizer.offset
         text, has_stopped = self.stop.push(self._piece)
         pending = self.detokenizer.pending
         if not has_stopped and pending and self.stop.would_stop(pending):
             more, has_stopped = self.stop.push(self.detokenizer.flush())
             text += more
         if has_stopped:
-            self.finish_reason = "stop"
+            self._has_met_stop()
         return text, self.detokenizer.offset
+
+    def _shows_end(self, token_id: int) -> bool:
+        return self.request.sampling.include_stop_str_in_output and token_id in self.stop_ids
+
+    def _has_met_stop(self) -> None:
+        self.finish_reason, self.stop_reason = "stop", self.stop.met
 
     def _ends_grammar(self, token_id: int) -> bool:
         """Whether nothing can follow this token but an end, which need not be drawn."""
@@ -128,11 +139,11 @@ class Reply:
         is_eos = token_id in self.eos_token_ids and not self.request.sampling.ignore_eos
         return is_eos or token_id in self.stop_ids
 
-    def _end(self) -> str:
-        """What was held back, up to a stop string in it."""
-        text, has_stopped = self.stop.push(self.detokenizer.flush())
+    def _end(self, last: str = "") -> str:
+        """The last token's text and what was held back, up to a stop string in it."""
+        text, has_stopped = self.stop.push(last + self.detokenizer.flush())
         if has_stopped:
-            self.finish_reason = "stop"
+            self._has_met_stop()
         return text + self.stop.flush()
 
     def reject(self, num_run: int) -> ChoiceDone:
@@ -159,6 +170,7 @@ class Reply:
             summary,
             num_tokens,
             num_run,
+            self.stop_reason,
         )
 
 
@@ -171,8 +183,9 @@ def new_replies(
 ) -> tuple[Reply, ...]:
     """Of all choices of a request, which share what its stop strings are compiled to. tags: the model's, if
     it thinks between any. grammar: the request's, at its beginning."""
-    stop = request.sampling.stop
-    strings, stop_ids = StopStrings(stop), text.added_ids(stop)
+    sampling = request.sampling
+    strings = StopStrings(sampling.stop)
+    stop_ids = {token_id: token_id for token_id in sampling.stop_token_ids} | text.added_ids(sampling.stop)
 
     def follower() -> ReasoningFollower | None:
         if tags is None or not request.guidance.trace:
@@ -186,7 +199,7 @@ def new_replies(
             eos_token_ids,
             stop_ids,
             text.detokenizer(request.prompt_token_ids),
-            StopMatcher(strings),
+            StopMatcher(strings, keeps=sampling.include_stop_str_in_output),
             follower(),
             None if grammar is None else grammar.copy(),
         )
@@ -197,12 +210,14 @@ def new_replies(
 class StopMatcher:
     """Cuts one choice's text at the first stop string, holding back any end that may become one.
 
-    Where several end at the same character, the longest is cut.
+    Where several end at the same character, the longest is cut. keeps: the text ends behind the stop string.
+    met: which it was.
     """
 
-    def __init__(self, strings: StopStrings | Sequence[str]) -> None:
+    def __init__(self, strings: StopStrings | Sequence[str], *, keeps: bool = False) -> None:
         self._strings = strings if isinstance(strings, StopStrings) else StopStrings(strings)
-        self._state, self._held = 0, ""
+        self._state, self._held, self._keeps = 0, "", keeps
+        self.met: str | None = None
 
     def push(self, text: str) -> tuple[str, bool]:
         """(text that is safe to emit, whether a stop string was met)."""
@@ -213,7 +228,9 @@ class StopMatcher:
         for end in range(len(self._held) - len(text) + 1, len(self._held) + 1):
             self._state = strings.step(self._state, self._held[end - 1])
             if strings.matches[self._state]:
-                safe, self._held = self._held[: end - strings.matches[self._state]], ""
+                start = end - strings.matches[self._state]
+                self.met = self._held[start:end]
+                safe, self._held = self._held[: end if self._keeps else start], ""
                 return safe, True
         cut = len(self._held) - strings.depths[self._state]
         safe, self._held = self._held[:cut], self._held[cut:]

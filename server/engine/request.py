@@ -29,6 +29,7 @@ MAX_LOGIT_BIAS = 2**16
 MAX_REPETITION = 100.0  # and its inverse is the least
 MAX_STOPS = 64
 MAX_STOP_LENGTH = 256
+MAX_BAD_WORDS = 64  # of MAX_STOP_LENGTH tokens
 MAX_CACHE_SHARE = 0.5  # that one choice of several lanes may come to hold
 MAX_GRAMMAR_LENGTH = 2**16  # characters
 Scores = tuple[tuple[str, float], ...]
@@ -83,6 +84,10 @@ class SamplingParams:
     stop: strings that end the reply and are removed from it; one that is exactly a special token ends it at
     that token. At most MAX_STOPS, of MAX_STOP_LENGTH characters.
     logit_bias: (token, bias) pairs of distinct tokens, at most MAX_LOGIT_BIAS.
+    stop_token_ids: tokens that end the reply, at most MAX_STOPS.
+    include_stop_str_in_output: what ends the reply is the last of its text, but for special tokens.
+    min_tokens: before so many no token is drawn that would end the reply, and no stop string counts.
+    bad_words: tokens, in the ways in which a word may be written, that never follow each other.
     """
 
     max_tokens: int = 16
@@ -99,6 +104,10 @@ class SamplingParams:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
+    stop_token_ids: tuple[int, ...] = ()
+    include_stop_str_in_output: bool = False
+    min_tokens: int = 0
+    bad_words: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         _check_integer(self.max_tokens, 1, None, "max_tokens", "at least 1")
@@ -120,6 +129,9 @@ class SamplingParams:
         )
         self._check_stop()
         self._check_logit_bias()
+        most = self.max_tokens
+        _check_integer(self.min_tokens, 0, most, "min_tokens", f"0 to what max_tokens is, {shown(most)}")
+        self._check_bad_words()
         if self.temperature < MIN_TEMPERATURE:
             object.__setattr__(self, "temperature", 0.0)
 
@@ -130,6 +142,17 @@ class SamplingParams:
         what = f"has a string of {longest} characters, of at most {MAX_STOP_LENGTH}"
         _check(longest <= MAX_STOP_LENGTH, "stop", what)
 
+        num_ids = len(self.stop_token_ids)
+        _check(num_ids <= MAX_STOPS, "stop_token_ids", f"has {num_ids} tokens, of at most {MAX_STOPS}")
+
+    def _check_bad_words(self) -> None:
+        num_words, longest = len(self.bad_words), max(map(len, self.bad_words), default=0)
+        most = 2 * MAX_BAD_WORDS  # each in two ways
+        _check(num_words <= most, "bad_words", f"has too many words, of at most {MAX_BAD_WORDS}")
+        _check(all(self.bad_words), "bad_words", "must not contain a word without tokens")
+        what = f"has a word of {longest} tokens, of at most {MAX_STOP_LENGTH}"
+        _check(longest <= MAX_STOP_LENGTH, "bad_words", what)
+
     def _check_logit_bias(self) -> None:
         given, param = self.logit_bias, "logit_bias"
         _check(len(given) <= MAX_LOGIT_BIAS, param, f"has {len(given)} tokens, of at most {MAX_LOGIT_BIAS}")
@@ -139,6 +162,11 @@ class SamplingParams:
                 what = f"token {shown(token)} must be an id with a bias of -100…100, got {shown(bias)}"
                 raise InvalidRequestError(what, param)
         _check(len({token for token, _ in given}) == len(given), param, "names a token twice")
+
+    @property
+    def forbids(self) -> bool:
+        """Whether tokens may be forbidden at some draws."""
+        return bool(self.min_tokens or self.bad_words)
 
     @property
     def has_penalties(self) -> bool:
@@ -341,6 +369,7 @@ class Delta:
 class ChoiceDone:
     """One choice has ended; the request goes on until its last choice has. Not a terminal event.
 
+    stop_reason: what ended the reply, if that is a string or a token which the request names.
     num_run: tokens that the model was run on for the reply, without the prompt's but its last: in companion
     lanes, probes and forks too, and what had to be computed again. Of particles that are all returned the
     first one has what all took.
@@ -352,6 +381,7 @@ class ChoiceDone:
     summary: GuidanceSummary
     num_tokens: int
     num_run: int = 0
+    stop_reason: str | int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -390,7 +420,7 @@ class Failed:
 class Completion:
     """One choice's reply, gathered from its events by whoever waits for the whole of it.
 
-    offsets: see Delta. num_run, finish_reason, summary: there once the choice has ended.
+    offsets: see Delta. num_run, finish_reason, stop_reason, summary: there once the choice has ended.
     """
 
     request: Request
@@ -399,6 +429,7 @@ class Completion:
     tokens: list[TokenRecord] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
     num_run: int = 0
+    stop_reason: str | int | None = None
     finish_reason: FinishReason = field(init=False)
     summary: GuidanceSummary = field(init=False)
 
@@ -409,7 +440,7 @@ class Completion:
             self.offsets.extend(event.offsets)
         else:
             self.finish_reason, self.summary = event.finish_reason, event.summary
-            self.num_run = event.num_run
+            self.num_run, self.stop_reason = event.num_run, event.stop_reason
 
     @property
     def token_ids(self) -> list[int]:
@@ -469,6 +500,10 @@ def check_request(request: Request, info: EngineInfo) -> None:
     _check_heads(request.guidance, info.heads)
     if request.given:
         _check_given(request)
+    check_ids(request.sampling.stop_token_ids, info, "stop_token_ids")
+    for name in ("min_tokens", "bad_words") if request.grammar is not None else ():
+        what = "is not for replies within a grammar, which alone says what may come; leave it out"
+        _check(not getattr(request.sampling, name), name, what)
     goes_on = request.grammar is not None and request.sampling.ignore_eos
     _check(not goes_on, "ignore_eos", "cannot go on where a grammar ends; leave it out")
     _check_rule(request, info)

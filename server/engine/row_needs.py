@@ -59,7 +59,7 @@ class RowNeeds:
             steering=steering,
             remembering=tuple(i for i in sorted(named) if bank.memory_sizes[i]),
             controls=_controls(request, bank) if acts else {},
-            has_mask=request.grammar is not None,
+            has_mask=request.grammar is not None or sampling.forbids,
             has_bias=bool(sampling.logit_bias),
             has_penalties=sampling.has_penalties,
             truncates=sampling.truncates,
