@@ -35,7 +35,7 @@ Scores = tuple[tuple[str, float], ...]
 FinishReason = Literal["stop", "length", "rejected"]
 """rejected: it fell behind the others of its request (see Rejection)."""
 FailureReason = Literal["failed", "shutdown"]
-GrammarKind = Literal["json_schema", "regex", "choice", "grammar"]
+GrammarKind = Literal["json_schema", "regex", "choice", "grammar", "lark_over_schemas"]
 
 
 class InvalidRequestError(ValueError):
@@ -207,7 +207,9 @@ class GrammarSpec:
     """What a reply must be a text of, as the request wrote it.
 
     kind: how to read `text`: as a JSON schema, a regular expression for the whole reply, a JSON list of
-    texts, or a grammar in EBNF (as llama.cpp writes it) or Lark. param: the field it came from, for errors.
+    texts, a grammar in EBNF (as llama.cpp writes it) or Lark, or `{"lark": text, "schemas": [[name, param,
+    schema], …]}`, a grammar in Lark that has JSON schemas as `@name`. param: the field it came from, for
+    errors; a schema's own for what is wrong with that.
     """
 
     kind: GrammarKind
