@@ -28,6 +28,7 @@ from trimtab.server.api.service import Service, ready_service, why_not_ready
 from trimtab.server.api.streaming import EventStream, whole_reply
 from trimtab.server.api.strict_json import StrictJsonRoute
 from trimtab.server.api.tokens import Tokenizer
+from trimtab.server.api.tools.use import ToolUse, tool_use
 from trimtab.server.engine.request import GrammarSpec, Request
 
 router = APIRouter(route_class=StrictJsonRoute)
@@ -39,12 +40,14 @@ async def create_chat_completion(body: ChatRequest, http: HttpRequest, service: 
     """A chat reply, whole or as server-sent events."""
     service.check_model(body.model)
     info = service.info
-    negative = await asyncio.to_thread(negative_chat, service.tokenizer, body)
+    use = tool_use(body, service.call_format)
+    tools = [] if use is None else use.templated
+    negative = await asyncio.to_thread(negative_chat, service.tokenizer, body, tools)
     guidance = resolve_guidance(body.guidance, service.config, info, negative)
-    grammar = await _prepare(service, body)
-    prompt = await asyncio.to_thread(render_chat, service.tokenizer, body.messages)
+    grammar = await _prepare(service, body, use)
+    prompt = await asyncio.to_thread(render_chat, service.tokenizer, body.messages, tools)
     reply = ChatFormat(
-        info.model_name, service.token_text, logprobs=bool(body.logprobs), trace=guidance.trace
+        info.model_name, service.token_text, logprobs=bool(body.logprobs), trace=guidance.trace, tools=use
     )
     with naming(body.engine_fields):
         longest = max(len(prompt), len(negative))
@@ -94,9 +97,13 @@ async def create_completion(body: CompletionRequest, http: HttpRequest, service:
     return await whole_reply(http, generation, reply, selection)
 
 
-async def _prepare(service: Service, body: GenerationRequest) -> GrammarSpec | None:
+async def _prepare(
+    service: Service, body: GenerationRequest, use: ToolUse | None = None
+) -> GrammarSpec | None:
     """What the reply is held to, compiled."""
     grammar = resolve_grammar(body)
+    if use is not None:
+        grammar = use.grammar(grammar)
     if grammar is not None:
         await service.engine.prepare(grammar)
     return grammar
