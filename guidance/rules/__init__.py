@@ -10,16 +10,29 @@ from trimtab.guidance.errors import RuleError
 from trimtab.guidance.rules.base import Rule
 from trimtab.guidance.rules.blockwise import Blockwise
 from trimtab.guidance.rules.contrast import Contrast
+from trimtab.guidance.rules.expert import Expert
 from trimtab.guidance.rules.lookahead import Lookahead
 from trimtab.guidance.rules.pool import PoolRule
 from trimtab.guidance.rules.smc import Smc
 from trimtab.guidance.rules.tilt import Tilt
 
-__all__ = ["RULES", "Blockwise", "Contrast", "Lookahead", "PoolRule", "Rule", "Smc", "Tilt", "read_rule"]
+__all__ = [
+    "RULES",
+    "Blockwise",
+    "Contrast",
+    "Expert",
+    "Lookahead",
+    "PoolRule",
+    "Rule",
+    "Smc",
+    "Tilt",
+    "read_rule",
+]
 
 RULES: dict[str, type[Rule]] = {
     "tilt": Tilt,
     "contrast": Contrast,
+    "expert": Expert,
     "lookahead": Lookahead,
     "blockwise": Blockwise,
     "smc": Smc,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -44,6 +45,16 @@ class Rule:
     def companion(self) -> tuple[int, ...]:
         """The prompt of a second lane that gives logits and receives the drawn token; () for none."""
         return ()
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """Names of further models that are run over the lane's tokens beside the policy."""
+        return ()
+
+    @property
+    def log_alpha(self) -> float:
+        """Tokens less likely than the likeliest by more than this are left out; −inf leaves out none."""
+        return -math.inf
 
 
 def check_integer(name: str, value: object, low: int, high: int) -> None:

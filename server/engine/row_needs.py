@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from trimtab.guidance.controllers.base import Controller, HeadFacts
-from trimtab.guidance.rules import Contrast, Lookahead
+from trimtab.guidance.rules import Contrast, Expert, Lookahead
 from trimtab.server.engine.request import Request
 
 if TYPE_CHECKING:
@@ -20,8 +21,8 @@ class RowNeeds:
 
     Heads are columns of the bank. measuring: named heads with a value part, judging: those with a reward
     part, steering: those that carry a weight under a strength, remembering: measuring ones whose value does.
-    contrast: of a row with a companion, or of whose tokens the implausible ones are left out. lookahead: of
-    one whose likeliest tokens are tried. value_weights: of every head, for its value.
+    contrast: of a row with a companion. expert: of one that further models have a part in. log_alpha: see
+    Rule. lookahead: of a row whose likeliest tokens are tried. value_weights: of every head, for its value.
     controls: of each controller, what its formula reads of the request; none where nothing steers.
     """
 
@@ -38,6 +39,8 @@ class RowNeeds:
     num_top: int
     trace: bool
     contrast: Contrast | None = None
+    expert: Expert | None = None
+    log_alpha: float = -math.inf
     lookahead: Lookahead | None = None
     value_weights: tuple[float, ...] = ()
 
@@ -61,7 +64,9 @@ class RowNeeds:
             is_greedy=sampling.temperature == 0,
             num_top=sampling.logprobs or 0,
             trace=guidance.trace,
-            contrast=rule if isinstance(rule, Contrast) else None,
+            contrast=rule if isinstance(rule, Contrast) and rule.companion else None,
+            expert=rule if isinstance(rule, Expert) and rule.experts else None,
+            log_alpha=rule.log_alpha,
             lookahead=rule if isinstance(rule, Lookahead) else None,
             value_weights=tuple(named.get(i, 0.0) for i in range(len(bank.names))),
         )
@@ -87,10 +92,10 @@ def _controls(request: Request, bank: HeadBank) -> dict[type[Controller], tuple[
 class BatchNeeds:
     """What rows that are drawn together ask of the sampler. guided … traced: the rows that ask for each.
 
-    guided: by heads or a rule. contrasted: those with a companion; plausible: with implausible tokens left
-    out; looking: whose likeliest tokens are tried. active: heads that any row is steered by. remembering:
-    heads whose value remembers, with the rows that are measured by it. controlled: the rows of each
-    controller.
+    guided: by heads or a rule. contrasted: those with a companion; advised: with experts; plausible: with
+    implausible tokens left out; looking: whose likeliest tokens are tried. active: heads that any row is
+    steered by. remembering: heads whose value remembers, with the rows that are measured by it. controlled:
+    the rows of each controller.
     """
 
     guided: tuple[int, ...]
@@ -108,6 +113,7 @@ class BatchNeeds:
     any_greedy: bool
     any_sampled: bool
     contrasted: tuple[int, ...]
+    advised: tuple[int, ...]
     plausible: tuple[int, ...]
     looking: tuple[int, ...]
 
@@ -115,7 +121,9 @@ class BatchNeeds:
     def of(cls, needs: Sequence[RowNeeds]) -> BatchNeeds:
         rows = list(enumerate(needs))
         return cls(
-            guided=tuple(i for i, need in rows if need.steering or need.lookahead or _has_companion(need)),
+            guided=tuple(
+                i for i, need in rows if need.steering or need.lookahead or need.contrast or need.expert
+            ),
             active=tuple(sorted({head for need in needs for head in need.steering})),
             masked=tuple(i for i, need in rows if need.has_mask),
             penalised=tuple(i for i, need in rows if need.has_penalties),
@@ -135,8 +143,9 @@ class BatchNeeds:
             },
             any_greedy=any(need.is_greedy for need in needs),
             any_sampled=not all(need.is_greedy for need in needs),
-            contrasted=tuple(i for i, need in rows if _has_companion(need)),
-            plausible=tuple(i for i, need in rows if need.contrast and need.contrast.alpha),
+            contrasted=tuple(i for i, need in rows if need.contrast),
+            advised=tuple(i for i, need in rows if need.expert),
+            plausible=tuple(i for i, need in rows if need.log_alpha > -math.inf),
             looking=tuple(i for i, need in rows if need.lookahead),
         )
 
@@ -148,14 +157,11 @@ class BatchNeeds:
     def needs_logits(self) -> bool:
         """Whether anything but a draw and its statistics is asked for, which takes logits in memory. To solve
         for a strength is to read them several times."""
-        edits = self.masked or self.penalised or self.biases or self.contrasted or self.narrows
-        return bool(edits or self.top or self.traced or self.truncates or self.controlled)
+        edits = self.masked or self.penalised or self.biases or self.narrows
+        has_others = self.contrasted or self.advised
+        return bool(edits or has_others or self.top or self.traced or self.truncates or self.controlled)
 
     @property
     def narrows(self) -> bool:
         """Whether a row's rule leaves out tokens of the base, which costs it KL."""
         return bool(self.plausible or self.looking)
-
-
-def _has_companion(need: RowNeeds) -> bool:
-    return need.contrast is not None and bool(need.contrast.companion)

@@ -142,7 +142,7 @@ class Scheduler:
         for row in step.rows:
             lane = row.lane
             lane.num_computed = row.start + row.num_tokens
-            row.choice.num_run_tokens += row.num_tokens
+            row.choice.num_run_tokens += row.num_tokens * row.choice.num_models
             if row.purpose is Purpose.MEASURE:
                 row.choice.is_measuring, row.choice.awaits = False, True
             if row.purpose is Purpose.DRAW:
