@@ -25,7 +25,7 @@ def must_be_local(path: str | Path) -> bool:
         return True
     if isinstance(path, Path) or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise PolicyError(
-            f"model '{name}' is not a folder here; give --model a folder that holds config.json"
+            f"model '{name}' is not a folder here; name a folder that holds config.json"
         )
     try:
         HfApi().model_info(name, timeout=HUB_TIMEOUT)
