@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -55,6 +56,11 @@ class Rule:
     def log_alpha(self) -> float:
         """Tokens less likely than the likeliest by more than this are left out; −inf leaves out none."""
         return -math.inf
+
+    def reply_kl(self, kl: float, figures: Mapping[str, float]) -> float:
+        """Nats of a reply from the policy, in the mean over replies or a bound on that. kl: of what its
+        tokens were drawn from. figures: what the rule reported."""
+        return kl
 
 
 def check_integer(name: str, value: object, low: int, high: int) -> None:

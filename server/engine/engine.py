@@ -405,7 +405,7 @@ class Engine:
 
     def _reject(self, live: LiveRequest, behind: Sequence[Choice]) -> None:
         for choice in behind:
-            self._pending_events.append(live.replies[choice.index].reject())
+            self._pending_events.append(live.replies[choice.index].reject(choice.num_run_for_reply))
             self._finish(choice)
 
     def _put_end(self, live: LiveRequest, choice: Choice) -> bool:
@@ -419,7 +419,7 @@ class Engine:
         return True
 
     def _complete(self, live: LiveRequest, choice: Choice, reward: Scores) -> None:
-        self._pending_events.append(live.replies[choice.index].done(reward))
+        self._pending_events.append(live.replies[choice.index].done(choice.num_run_for_reply, reward))
         self._finish(choice)
         if live.is_done:
             self._end(live, live.finished())

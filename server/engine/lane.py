@@ -76,7 +76,9 @@ class Choice:
     whole reply, nothing is drawn, and the choice is over once the last of them is computed.
     remembers: a value of its heads remembers the reply: where that is computed again, its h is asked for.
     is_short: whether one step could hold what the choice has to compute before it draws (see Scheduler).
-    num_run_tokens: what the model was run on for it so far. num_models: those that each token is run through.
+    num_models: those that each token is run through. num_run_tokens: what they were run on for it so far.
+    num_run_for_reply: of these, from the last of the prompt on, which the first token is drawn behind:
+    without companions, experts, probes and forks one for each token.
     is_pool: each lane draws tokens of its own, all up to max_length, and there stands still. is_measuring:
     their last tokens are to be read for their values; awaits: they are being read.
     awaits_draws: what its next token may be depends on the last one, so that none is drawn while the host
@@ -96,6 +98,7 @@ class Choice:
     num_preemptions: int = 0
     is_short: bool = True
     num_run_tokens: int = 0
+    num_run_for_reply: int = 0
     is_pool: bool = field(init=False)
     is_measuring: bool = False
     awaits: bool = False
@@ -134,6 +137,14 @@ class Choice:
         """Leading tokens of one of its lanes that the leader's has as well, and can be forked with."""
         extra = len(lane.tokens) - len(self.lane.tokens) if lane.is_companion else 0
         return self.num_prompt_tokens - 1 + extra
+
+    def count_run(self, lane: Lane, start: int, num_tokens: int) -> None:
+        """The models are run on so many tokens of a lane, from this position on."""
+        self.num_run_tokens += num_tokens * self.num_models
+        of_prompt = (
+            0 if start > self.num_prompt_tokens and lane is self.lane else self.num_shared(lane) - start
+        )
+        self.num_run_for_reply += (num_tokens - min(max(of_prompt, 0), num_tokens)) * self.num_models
 
     def stand_still_after(self, num_tokens: int) -> None:
         """A pool's lanes draw so many more tokens, at most to the reply's limit."""

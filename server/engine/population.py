@@ -26,11 +26,9 @@ class Particle:
     reply: Reply
     deltas: list[Delta] = field(default_factory=list)
     standing: Standing = field(default_factory=Standing)
-    first_score: float | None = None
 
     def fork(self) -> Particle:
-        standing = dataclasses.replace(self.standing)
-        return Particle(self.reply.fork(), list(self.deltas), standing, self.first_score)
+        return Particle(self.reply.fork(), list(self.deltas), dataclasses.replace(self.standing))
 
 
 class Population:
@@ -52,8 +50,8 @@ class Population:
     def grow(self, index: int, token: Measured) -> bool:
         """Take a particle's next token. Whether it was the last one."""
         particle = self.particles[index]
-        if particle.first_score is None:
-            particle.first_score = particle.standing.score = self._score(token.value)
+        if particle.standing.start is None:
+            particle.standing.start = particle.standing.score = self._score(token.value)
         particle.deltas.append(particle.reply.push(token))
         if self._rule.tilts:
             particle.standing.log_ratio += token.base_logprob - token.record.logprob

@@ -328,13 +328,18 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class ChoiceDone:
-    """One choice has ended; the request goes on until its last choice has. Not a terminal event."""
+    """One choice has ended; the request goes on until its last choice has. Not a terminal event.
+
+    num_run: tokens that the model was run on for the reply, without the prompt's but its last: in companion
+    lanes, probes and forks too, and what had to be computed again.
+    """
 
     request_id: str
     index: int
     finish_reason: FinishReason
     summary: GuidanceSummary
     num_tokens: int
+    num_run: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,7 +378,7 @@ class Failed:
 class Completion:
     """One choice's reply, gathered from its events by whoever waits for the whole of it.
 
-    offsets: see Delta. finish_reason, summary: there once the choice has ended.
+    offsets: see Delta. num_run, finish_reason, summary: there once the choice has ended.
     """
 
     request: Request
@@ -381,6 +386,7 @@ class Completion:
     text: str = ""
     tokens: list[TokenRecord] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
+    num_run: int = 0
     finish_reason: FinishReason = field(init=False)
     summary: GuidanceSummary = field(init=False)
 
@@ -391,6 +397,7 @@ class Completion:
             self.offsets.extend(event.offsets)
         else:
             self.finish_reason, self.summary = event.finish_reason, event.summary
+            self.num_run = event.num_run
 
     @property
     def token_ids(self) -> list[int]:

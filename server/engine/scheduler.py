@@ -142,11 +142,11 @@ class Scheduler:
         for row in step.rows:
             lane = row.lane
             lane.num_computed = row.start + row.num_tokens
-            row.choice.num_run_tokens += row.num_tokens * row.choice.num_models
+            row.choice.count_run(lane, row.start, row.num_tokens)
             if row.purpose is Purpose.MEASURE:
                 row.choice.is_measuring, row.choice.awaits = False, True
             if row.purpose is Purpose.DRAW:
-                row.choice.num_run_tokens += len(lane.scratch)
+                row.choice.count_run(lane, lane.num_computed, len(lane.scratch))
                 lane.num_inflight += 1
             if lane.num_computed // self.blocks.block_size > len(lane.chain):
                 self.blocks.register(lane)
