@@ -50,13 +50,12 @@ def steered_steps(task: Task) -> Iterator[Step]:
 
 
 def _head(task: Task, name: str, start: str) -> Step:
-    """From replies with one reward each, told at the end."""
     return Step(
         name,
         (
             *("train", *task.common, "--name", name, "--start-from", task.at(f"heads/{start}")),
-            *("--rollouts", task.at("judged.parquet"), "--features", task.at("features/replies")),
-            *("--parts", "value", "--value.form", "gru", "--value.discount", "1"),
+            *("--rollouts", task.at("replies.parquet"), "--features", task.at("features/replies")),
+            *("--reward-from", "reply", "--parts", "value", "--value.form", "gru", "--value.discount", "1"),
             *("--value.optimiser.epochs", "6"),
             *("--head-folder", task.at(f"heads/{name}"), "--run-folder", task.at(f"runs/{name}")),
         ),
