@@ -28,7 +28,7 @@ class Expert(Rule):
     et al. 2024, arXiv 2402.02992), `(1 − α) z + α z⁺` between an untuned policy and a tuned one and beyond;
     with α below 0, away from a weaker model, contrastive decoding (S. O'Brien and M. Lewis 2023, arXiv
     2309.09117). As a tilt of the base it has the advantage `α(z⁺ − z⁻)`, so KL is counted from the policy,
-    and heads tilt it further.
+    and heads tilt it further; controllers lessen the whole of it, as that of Contrast.
 
     Of the likely tokens alone where `alpha` is not 0: `{a: π₀(a) ≥ alpha · max π₀}`; see Contrast.
 

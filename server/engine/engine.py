@@ -237,14 +237,15 @@ class Engine:
         step.rows = [row for row in step.rows if row.choice.phase is not Phase.DONE]
 
     def _tell_state(self, live: LiveRequest, choice: Choice) -> None:
-        state, seed, weights = self.runner.state, live.seed, live.head_weights
-        if live.population is None:
-            tags = self.policy.tags
-            reasons = live.needs.reads_part and tags is not None and tags.reasons_after(choice.lane.tokens)
-            state.admit(choice, seed, weights, live.replies[choice.index].kl, reasons)
-            return
-        for lane, particle in zip(choice.lanes, live.population.particles, strict=True):
-            state.admit_lane(choice, lane, seed, weights, particle.reply.kl)
+        for lane in choice.lanes:
+            if not lane.is_companion:  # where nothing is drawn
+                self._tell_lane(live, choice, lane)
+
+    def _tell_lane(self, live: LiveRequest, choice: Choice, lane: Lane, parent: Lane | None = None) -> None:
+        """parent: whose reply the lane goes on with."""
+        tags, spent = self.policy.tags, live.reply_in(choice, lane).kl
+        reasons = live.needs.reads_part and tags is not None and tags.reasons_after(lane.tokens)
+        self.runner.state.admit_lane(choice, lane, live.seed, live.head_weights, spent, parent, reasons)
 
     def _launch(self, step: Step) -> bool:
         try:
@@ -277,7 +278,9 @@ class Engine:
 
     def _masks(self, drawing: Iterable[Row]) -> list[np.ndarray]:
         """Of rows within a grammar, whose last tokens have been read; worked out while the device runs."""
-        replies = (self._live[row.choice.request.request_id].replies[row.choice.index] for row in drawing)
+        replies = (
+            self._live[row.choice.request.request_id].reply_in(row.choice, row.lane) for row in drawing
+        )
         return [reply.grammar.mask() for reply in replies if reply.grammar is not None]
 
     def _recall(self, step: Step, hidden: Hidden) -> None:
@@ -326,7 +329,7 @@ class Engine:
             self._fail_unmeasured(live)
 
     def _take(self, live: LiveRequest, row: Row, token: Measured) -> None:
-        choice, reply = row.choice, live.replies[row.choice.index]
+        choice, reply = row.choice, live.reply_in(row.choice, row.lane)
         token_id = token.record.token_id
         if token_id < 0:
             self._fail_without_token(live, reply)
@@ -388,10 +391,9 @@ class Engine:
         assert isinstance(rule, PoolRule)
         self.scheduler.refork(choice, parents, rule.block)
         for lane, place in zip(choice.lanes, parents, strict=True):
-            parent, particle = choice.lanes[place], population.particles[lane.index]
+            parent = choice.lanes[place]
             if parent is not lane and lane.slot is not None:
-                spent = particle.reply.kl
-                self.runner.state.admit_lane(choice, lane, live.seed, live.head_weights, spent, parent)
+                self._tell_lane(live, choice, lane, parent)
         self._pending_events.extend(population.take_common())
 
     def _close(self, live: LiveRequest, choice: Choice) -> None:

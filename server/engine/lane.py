@@ -166,7 +166,7 @@ class Choice:
 
     @property
     def can_draw(self) -> bool:
-        if self.is_pool:
-            return any(not lane.is_over and lane.length < self.max_length for lane in self.lanes)
-        is_due = not (self.awaits_draws and self.has_inflight)
-        return not self.is_reading and self.lane.length < self.max_length and is_due
+        if self.is_reading or (self.awaits_draws and self.has_inflight):
+            return False
+        lanes = self.lanes if self.is_pool else (self.lane,)
+        return any(not lane.is_over and lane.length < self.max_length for lane in lanes)

@@ -97,6 +97,8 @@ class Reply:
         other.detokenizer, other.stop = self.detokenizer.fork(), copy.copy(self.stop)
         if self.reasoning is not None:
             other.reasoning = replace(self.reasoning, steps=list(self.reasoning.steps))
+        if self.grammar is not None:
+            other.grammar = self.grammar.copy()
         return other
 
     def _read(self, token_id: int) -> tuple[str, int]:

@@ -7,7 +7,7 @@ adding a transport and nothing else.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -575,8 +575,6 @@ def _blocks_of(request: Request, block_size: int) -> int:
 
 def _check_pool(request: Request) -> None:
     sampling, rule = request.sampling, request.guidance.rule
-    what = f"rule {rule.kind} draws several sequences at once, and a grammar holds one; leave one of them out"
-    _check(request.grammar is None, "guidance.rule", what)
     what = f"must be 1 with rule {rule.kind}, which returns one reply; leave best_of out, too"
     _check(sampling.n == 1, "n", what)
     what = f"must be above 0 with rule {rule.kind}, whose sequences are one and the same at 0"
@@ -587,18 +585,29 @@ def _check_pool(request: Request) -> None:
 
 
 def _check_controllers(guidance: Guidance, info: EngineInfo) -> None:
-    if guidance.controllers and guidance.rule.kind != "tilt":
-        what = f"{guidance.rule.kind} takes no controllers; leave them out, or use tilt"
-        raise InvalidRequestError(what, "guidance.rule")
-    weights = dict(guidance.heads)
-    facts = {
-        head.name: HeadFacts(index, weights.get(head.name, 0.0), head.has_value, head.value_per_advantage)
-        for index, head in enumerate(info.heads)
-    }
+    rule = guidance.rule
+    what = (
+        "draws by the policy, without a strength that controllers could lessen; use tilt, or leave them out"
+    )
+    is_tilted = rule.tilts or not rule.is_pool
+    _check(is_tilted or not guidance.controllers, "guidance.rule.proposal", what)
+    heads = ((head.name, head.has_value, head.value_per_advantage) for head in info.heads)
+    facts = head_facts(guidance, heads)
     with naming_controllers():
         for controller in guidance.controllers:
+            controller.check_rule(rule.kind, rule.adds_scores)
             controller.check(facts)
             controller.check_model(info.can_reason)
+
+
+def head_facts(guidance: Guidance, heads: Iterable[tuple[str, bool, float | None]]) -> dict[str, HeadFacts]:
+    """What a request's controllers may know. heads: of all that are loaded, in order, the name, whether it
+    has a value, and its value_per_advantage."""
+    weights, adds_values = dict(guidance.heads), guidance.rule.adds_values
+    return {
+        name: HeadFacts(i, weights.get(name, 0.0), has_value, 1.0 if adds_values and has_value else slope)
+        for i, (name, has_value, slope) in enumerate(heads)
+    }
 
 
 @contextmanager

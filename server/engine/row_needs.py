@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from trimtab.guidance.controllers.base import Controller, HeadFacts
+from trimtab.guidance.controllers.base import Controller
 from trimtab.guidance.rules import Contrast, Expert, Lookahead
-from trimtab.server.engine.request import Request
+from trimtab.server.engine.request import Request, head_facts
 
 if TYPE_CHECKING:
     from trimtab.guidance.heads.bank import HeadBank
@@ -24,6 +24,7 @@ class RowNeeds:
     contrast: of a row with a companion. expert: of one that further models have a part in. log_alpha: see
     Rule. lookahead: of a row whose likeliest tokens are tried. value_weights: of every head, for its value.
     controls: of each controller, what its formula reads of the request; none where nothing steers.
+    shares: its β is a share of all that is added, the heads' strength included: 1, or less by a controller.
     """
 
     measuring: tuple[int, ...]
@@ -43,6 +44,7 @@ class RowNeeds:
     log_alpha: float = -math.inf
     lookahead: Lookahead | None = None
     value_weights: tuple[float, ...] = ()
+    shares: bool = False
 
     @classmethod
     def of(cls, request: Request, bank: HeadBank) -> RowNeeds:
@@ -51,12 +53,14 @@ class RowNeeds:
         rule = guidance.rule
         has_strength = guidance.strength and rule.tilts
         steering = tuple(sorted(i for i, w in named.items() if w)) if has_strength else ()
+        narrows = rule.log_alpha > -math.inf
+        acts = bool(steering or rule.adds_scores or rule.adds_values or narrows)
         return cls(
             measuring=tuple(i for i in sorted(named) if bank.has_value[i]),
             judging=tuple(i for i in sorted(named) if bank.has_reward[i]),
             steering=steering,
             remembering=tuple(i for i in sorted(named) if bank.memory_sizes[i]),
-            controls=_controls(request, bank) if steering else {},
+            controls=_controls(request, bank) if acts else {},
             has_mask=request.grammar is not None,
             has_bias=bool(sampling.logit_bias),
             has_penalties=sampling.has_penalties,
@@ -69,7 +73,12 @@ class RowNeeds:
             log_alpha=rule.log_alpha,
             lookahead=rule if isinstance(rule, Lookahead) else None,
             value_weights=tuple(named.get(i, 0.0) for i in range(len(bank.names))),
+            shares=rule.adds_scores or (narrows and not steering),
         )
+
+    @property
+    def is_guided(self) -> bool:
+        return bool(self.steering or self.lookahead or self.controls or self.contrast or self.expert)
 
     @property
     def reads_part(self) -> bool:
@@ -79,11 +88,8 @@ class RowNeeds:
 
 def _controls(request: Request, bank: HeadBank) -> dict[type[Controller], tuple[float, ...]]:
     """Behind the lengths of the prompt and of the longest reply, the controller's own numbers."""
-    weights = dict(request.guidance.heads)
-    facts = {
-        name: HeadFacts(i, weights.get(name, 0.0), bank.has_value[i], bank.value_per_advantage[i])
-        for i, name in enumerate(bank.names)
-    }
+    heads = zip(bank.names, bank.has_value, bank.value_per_advantage, strict=True)
+    facts = head_facts(request.guidance, heads)
     lengths = float(len(request.prompt_token_ids)), float(request.sampling.max_tokens)
     return {type(c): (*lengths, *c.numbers(facts)) for c in request.guidance.controllers}
 
@@ -92,10 +98,10 @@ def _controls(request: Request, bank: HeadBank) -> dict[type[Controller], tuple[
 class BatchNeeds:
     """What rows that are drawn together ask of the sampler. guided … traced: the rows that ask for each.
 
-    guided: by heads or a rule. contrasted: those with a companion; advised: with experts; plausible: with
-    implausible tokens left out; looking: whose likeliest tokens are tried. active: heads that any row is
-    steered by. remembering: heads whose value remembers, with the rows that are measured by it. controlled:
-    the rows of each controller.
+    guided: by heads, a rule or a controller. contrasted: those with a companion; advised: with experts;
+    plausible: with implausible tokens left out; looking: whose likeliest tokens are tried. active: heads that
+    any row is steered by. remembering: heads whose value remembers, with the rows that are measured by it.
+    controlled: the rows of each controller.
     """
 
     guided: tuple[int, ...]
@@ -116,14 +122,13 @@ class BatchNeeds:
     advised: tuple[int, ...]
     plausible: tuple[int, ...]
     looking: tuple[int, ...]
+    shares: tuple[int, ...]
 
     @classmethod
     def of(cls, needs: Sequence[RowNeeds]) -> BatchNeeds:
         rows = list(enumerate(needs))
         return cls(
-            guided=tuple(
-                i for i, need in rows if need.steering or need.lookahead or need.contrast or need.expert
-            ),
+            guided=tuple(i for i, need in rows if need.is_guided),
             active=tuple(sorted({head for need in needs for head in need.steering})),
             masked=tuple(i for i, need in rows if need.has_mask),
             penalised=tuple(i for i, need in rows if need.has_penalties),
@@ -147,6 +152,7 @@ class BatchNeeds:
             advised=tuple(i for i, need in rows if need.expert),
             plausible=tuple(i for i, need in rows if need.log_alpha > -math.inf),
             looking=tuple(i for i, need in rows if need.lookahead),
+            shares=tuple(i for i, need in rows if need.shares and need.is_guided),
         )
 
     @property
@@ -157,11 +163,17 @@ class BatchNeeds:
     def needs_logits(self) -> bool:
         """Whether anything but a draw and its statistics is asked for, which takes logits in memory. To solve
         for a strength is to read them several times."""
-        edits = self.masked or self.penalised or self.biases or self.narrows
+        edits = self.masked or self.penalised or self.biases or self.narrowed
         has_others = self.contrasted or self.advised
         return bool(edits or has_others or self.top or self.traced or self.truncates or self.controlled)
 
     @property
-    def narrows(self) -> bool:
-        """Whether a row's rule leaves out tokens of the base, which costs it KL."""
-        return bool(self.plausible or self.looking)
+    def narrowed(self) -> tuple[int, ...]:
+        """Rows whose rule leaves out tokens of the base, which costs them KL."""
+        return tuple(sorted({*self.plausible, *self.looking}))
+
+    @property
+    def released(self) -> tuple[int, ...]:
+        """Those of them that have all tokens again where controllers leave no strength."""
+        controlled = {row for rows in self.controlled.values() for row in rows}
+        return tuple(row for row in self.narrowed if row in controlled)

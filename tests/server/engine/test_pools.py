@@ -6,6 +6,7 @@ import itertools
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,9 @@ from rule_requests import PROMPT, one, request, save_valued_heads
 from tiny_models import EOS, save_random_head
 from transformers import AutoModelForCausalLM
 
+from trimtab.guidance.controllers.base import Controller
+from trimtab.guidance.controllers.kl_budget import KLBudget
+from trimtab.guidance.controllers.max_kl import MaxKL
 from trimtab.guidance.heads.forms import along
 from trimtab.guidance.heads.manifest import ScalarPart
 from trimtab.guidance.heads.store import load_head
@@ -118,16 +122,25 @@ def test_a_beam_keeps_several_and_returns_the_best(make_engine: Make, folders: d
 ALLOWED = (93, 143, 160, 229)  # about as likely, and of values apart
 
 
-@pytest.mark.parametrize(("proposal", "resample"), [("policy", 0.0), ("policy", 0.8), ("tilt", 1.0)])
+@pytest.mark.parametrize(
+    ("proposal", "resample", "controllers"),
+    [("policy", 0.0, ()), ("policy", 0.8, ()), ("tilt", 1.0, ()), ("tilt", 1.0, (KLBudget(0.02, 1),))],
+)
 def test_smc_estimates_its_target_without_bias(
-    make_engine: Make, folders: dict[str, Path], proposal: str, resample: float
+    make_engine: Make,
+    folders: dict[str, Path],
+    proposal: str,
+    resample: float,
+    controllers: tuple[Controller, ...],
 ):
-    """E[Ẑ 1{y}] = π₀(y) exp(β(V(y) − V(prompt))) for every reply y, whatever the number of particles."""
+    """E[Ẑ 1{y}] = π₀(y) exp(β(V(y) − V(prompt))) for every reply y, whatever the number of particles and
+    whatever strength each token was drawn at."""
     strength, num_runs = 0.6, 192
     engine = make_engine(heads=tuple(folders.values()), max_num_seqs=48)
     value = Values(engine, folders["kind"])
     bias = tuple((token, -100.0) for token in range(260) if token not in ALLOWED)
     guidance = smc(strength, block=1, proposal=proposal, resample=resample, particles=3)
+    guidance = replace(guidance, controllers=controllers)
     runs = [request(str(i), guidance, max_tokens=2, seed=i, logit_bias=bias) for i in range(num_runs)]
     done = sample(engine, runs)
     mass = {tuple(y): 0.0 for y in itertools.product(ALLOWED, repeat=2)}
@@ -176,6 +189,7 @@ MIX = [
     blockwise(-1.0, "gru", candidates=3, keep=2, block=4, proposal="tilt"),
     Guidance(2.0, (("kind", 1.0),), rule=Lookahead(4)),
     blockwise(1.0, "gauge", block=3),
+    replace(smc(3.0, block=4, proposal="tilt", resample=1.0), controllers=(KLBudget(0.4, 8), MaxKL(0.1))),
 ]
 WAYS: list[dict[str, object]] = [
     {"async_depth": 1},
@@ -224,11 +238,13 @@ def test_replies_are_their_own_in_any_batch_and_nothing_is_left(
     engine, expected = make_engine(heads=tuple(folders.values()), **way), alone[kind]
     preempted = watch_preemptions(engine, lambda choice: choice.is_pool)
     got = sample(engine, [request(str(i), guidance, **SAMPLING[kind]) for i, guidance in enumerate(MIX)])
+    assert 0 < got[-1].summary.kl <= 0.4
     assert bool(preempted) == ("num_blocks" in way) or kind == "ending"
     assert [completion.token_ids for completion in got] == [each.token_ids for each in expected]
     for ours, theirs in zip(got, expected, strict=True):
         assert ours.text == theirs.text
         assert dict(ours.summary.rule) == pytest.approx(dict(theirs.summary.rule), abs=1e-3)
+        assert ours.summary.kl == pytest.approx(theirs.summary.kl, rel=1e-3, abs=1e-5)
         assert dict(ours.summary.reward) == pytest.approx(dict(theirs.summary.reward), abs=1e-3)
     assert engine.scheduler.blocks.num_free == engine.scheduler.blocks.num_usable
     assert len(engine.scheduler._free_slots) == engine.config.max_num_seqs
