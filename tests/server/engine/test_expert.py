@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -19,7 +21,15 @@ from trimtab.guidance.heads.store import load_head
 from trimtab.guidance.rules import Expert
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
-from trimtab.server.engine.request import Delta, Failed, Finished, Guidance, InvalidRequestError, Request
+from trimtab.server.engine.request import (
+    Delta,
+    Failed,
+    Finished,
+    GrammarSpec,
+    Guidance,
+    InvalidRequestError,
+    Request,
+)
 from trimtab.server.engine.startup import run_largest_step
 from trimtab.server.rollouts.sample import sample
 
@@ -217,6 +227,18 @@ def test_choices_share_their_prompt_and_usage_counts_every_model(make: Make, fol
     assert done["n"].num_completion_tokens == 24
     assert done["n"].num_computed_tokens == 3 * (len(PROMPT) + 1 + 2 * 11)
     assert done["one"].num_computed_tokens == 2 * (len(PROMPT) + 11)
+
+
+def test_experts_keep_to_a_grammar(engine: Engine):
+    spec = GrammarSpec("regex", "[a-z]{3}-[0-9]{2,4}")
+    guidances = [*WAYS, advised("bad", "good", 10.0), advised("good", "bad", 3.0, alpha=0.5)]
+    asked = [
+        dataclasses.replace(request(str(i), each, ignore_eos=False), grammar=spec)
+        for i, each in enumerate(guidances)
+    ]
+    for reply in sample(engine, asked):
+        assert re.fullmatch("[a-z]{3}-[0-9]{2,4}", reply.text), reply.text
+        assert math.isfinite(reply.summary.kl)
 
 
 def test_an_aborted_or_failed_reply_leaves_nothing_to_others(make: Make):
