@@ -50,9 +50,11 @@ class Blockwise(PoolRule):
             counts[growing[i % len(growing)]] += 1
         return spread(best, counts)
 
-    def pick(self, pool: Sequence[Standing], uniform: float, figures: dict[str, float]) -> int:
+    def pick(
+        self, pool: Sequence[Standing], num: int, uniform: float, figures: dict[str, float]
+    ) -> dict[int, dict[str, float]]:
         self._bound(pool, figures)
-        return _best(pool)[0]
+        return {_best(pool)[0]: figures}
 
     def reply_kl(self, kl: float, figures: Mapping[str, float]) -> float:
         return kl + figures.get("kl_bound", 0.0)

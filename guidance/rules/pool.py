@@ -70,9 +70,16 @@ class PoolRule(Rule):
         """Which sequence each goes on as; one that others go on as goes on as itself. figures: what is
         reported of the reply, kept from one call to the next. uniform: in (0, 1)."""
 
+    @property
+    def nums_of_replies(self) -> tuple[int, ...]:
+        """How many of its sequences can be asked for, by `n`."""
+        return (1,)
+
     @abstractmethod
-    def pick(self, pool: Sequence[Standing], uniform: float, figures: dict[str, float]) -> int:
-        """The sequence that is the reply, once all are over."""
+    def pick(
+        self, pool: Sequence[Standing], num: int, uniform: float, figures: dict[str, float]
+    ) -> dict[int, dict[str, float]]:
+        """The sequences that are the replies, so many, once all are over, and what is reported of each."""
 
 
 def spread(survivors: Sequence[int], counts: Sequence[int]) -> list[int]:

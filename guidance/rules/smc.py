@@ -16,7 +16,8 @@ class Smc(PoolRule):
     """Sequential Monte Carlo for `π₀(y) exp(β(V(y) − V(prompt))) / Z`, V the heads' weighted values and β the
     strength. After each block a particle's weight is multiplied by `exp(β ΔV)`, and by `π₀/π_β` of its tokens
     where the tilt drew them; where the effective sample size `(Σw)²/Σw²` falls below a share of their number,
-    all are resampled, systematically, and weigh alike again. One particle is the reply, drawn by weight.
+    all are resampled, systematically, and weigh alike again. One particle is the reply, drawn by weight; or,
+    where as many replies are asked for as there are particles, all are, each with its `weight` among them.
 
     A. Lew et al. 2023 (arXiv 2306.03081); S. Zhao et al. 2024, twisted SMC (arXiv 2404.17546), whose twists
     are values; arXiv 2604.16453.
@@ -55,12 +56,21 @@ class Smc(PoolRule):
             each.log_weight = 0.0
         return spread(places, counts)
 
-    def pick(self, pool: Sequence[Standing], uniform: float, figures: dict[str, float]) -> int:
+    @property
+    def nums_of_replies(self) -> tuple[int, ...]:
+        return 1, self.particles
+
+    def pick(
+        self, pool: Sequence[Standing], num: int, uniform: float, figures: dict[str, float]
+    ) -> dict[int, dict[str, float]]:
         self._weigh(pool, figures)
         self._settle(pool, figures)
-        picked = _drawn(normalised([each.log_weight for each in pool]), uniform)
-        figures["kl_bound"] = pool[picked].growth - figures["log_normaliser"]
-        return picked
+        weights = normalised([each.log_weight for each in pool])
+        bounds = [{**figures, "kl_bound": each.growth - figures["log_normaliser"]} for each in pool]
+        if num == 1:
+            picked = _drawn(weights, uniform)
+            return {picked: bounds[picked]}
+        return {i: {**bounds[i], "weight": weight} for i, weight in enumerate(weights)}
 
     def reply_kl(self, kl: float, figures: Mapping[str, float]) -> float:
         return figures["kl_bound"]

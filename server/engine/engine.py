@@ -164,9 +164,10 @@ class Engine:
         remembers = bool(needs.remembering)
         root = self.experts.root(guidance.rule.experts)
         leader = Choice(request, 0, _new_lanes(request, root), remembers=remembers)
+        num_choices = 1 if guidance.rule.is_pool else request.sampling.n
         others = [
             Choice(request, i, _new_lanes(request, root), leader, remembers=remembers)
-            for i in range(1, request.sampling.n)
+            for i in range(1, num_choices)
         ]
         choices = (leader, *others)
         seed, rejection = request.sampling.seed, request.rejection
@@ -379,12 +380,17 @@ class Engine:
         if not population.is_over:
             self._sift(live, population, choice)
         if population.is_over:
-            index = population.pick()
-            live.replies = (population.particles[index].reply,)
-            self._pending_events.extend(population.particles[index].deltas)
-            live.population = None
-            self.scheduler.settle(choice, choice.lanes[index])
-            self._close(live, choice)
+            self._settle(live, population, choice)
+
+    def _settle(self, live: LiveRequest, population: Population, choice: Choice) -> None:
+        """All of a pool's replies are complete; those that are returned are choices by themselves."""
+        places = population.pick()
+        self._pending_events.extend(population.take_rest(places))
+        live.replies = tuple(population.particles[place].reply for place in places)
+        live.choices = self.scheduler.settle(choice, [choice.lanes[place] for place in places])
+        live.population = None
+        for each in live.choices:
+            self._close(live, each)
 
     def _sift(self, live: LiveRequest, population: Population, choice: Choice) -> None:
         parents, rule = population.sift(), live.request.guidance.rule

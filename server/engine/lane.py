@@ -146,6 +146,18 @@ class Choice:
         )
         self.num_run_for_reply += (num_tokens - min(max(of_prompt, 0), num_tokens)) * self.num_models
 
+    def settle(self, lanes: Sequence[Lane]) -> list[Choice]:
+        """Of a pool, go on as the first of these lanes alone. A choice for each of the others."""
+        first, *others = lanes
+        choices = [
+            Choice(self.request, index, (lane,), remembers=self.remembers, phase=self.phase)
+            for index, lane in enumerate(others, 1)
+        ]
+        self.lane, self.lanes, self.awaits = first, (first,), False
+        for choice in (self, *choices):
+            choice.is_pool = choice.lane.is_over = choice.lane.is_closed = False
+        return choices
+
     def stand_still_after(self, num_tokens: int) -> None:
         """A pool's lanes draw so many more tokens, at most to the reply's limit."""
         longest = self.num_prompt_tokens + self.request.sampling.max_tokens

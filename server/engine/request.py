@@ -15,7 +15,7 @@ from typing import Any, Literal
 from trimtab.guidance.controllers.base import Controller, HeadFacts
 from trimtab.guidance.errors import ControllerError, RuleError
 from trimtab.guidance.ranges import is_integer_in, is_number_in, shown
-from trimtab.guidance.rules import Expert, Rule, Tilt
+from trimtab.guidance.rules import Expert, PoolRule, Rule, Tilt
 from trimtab.guidance.rules import read_rule as _read_rule
 from trimtab.guidance.rules.expert import POLICY
 
@@ -331,7 +331,8 @@ class ChoiceDone:
     """One choice has ended; the request goes on until its last choice has. Not a terminal event.
 
     num_run: tokens that the model was run on for the reply, without the prompt's but its last: in companion
-    lanes, probes and forks too, and what had to be computed again.
+    lanes, probes and forks too, and what had to be computed again. Of particles that are all returned the
+    first one has what all took.
     """
 
     request_id: str
@@ -526,8 +527,8 @@ def _check_rule(request: Request, info: EngineInfo) -> None:
         _check_experts(request, rule, info.experts)
     if rule.num_lanes == 1 and not rule.num_probes:
         return
-    if rule.is_pool:
-        _check_pool(request)
+    if isinstance(rule, PoolRule):
+        _check_pool(request, rule)
     param = f"guidance.rule.{rule.wide}"
     other = rule.companion
     if other:
@@ -573,10 +574,12 @@ def _blocks_of(request: Request, block_size: int) -> int:
     return own + forks + rule.num_probes
 
 
-def _check_pool(request: Request) -> None:
-    sampling, rule = request.sampling, request.guidance.rule
-    what = f"must be 1 with rule {rule.kind}, which returns one reply; leave best_of out, too"
-    _check(sampling.n == 1, "n", what)
+def _check_pool(request: Request, rule: PoolRule) -> None:
+    sampling = request.sampling
+    what = f"must be {' or '.join(map(str, rule.nums_of_replies))} with rule {rule.kind}, and best_of alike"
+    _check(sampling.n in rule.nums_of_replies, "n", what)
+    what = f"is not for rule {rule.kind}, which drops sequences by itself; leave it out"
+    _check(request.rejection is None, "speculative_rejection", what)
     what = f"must be above 0 with rule {rule.kind}, whose sequences are one and the same at 0"
     _check(sampling.temperature > 0, "temperature", what)
     is_exact = sampling.temperature == 1 and not sampling.truncates
