@@ -22,9 +22,8 @@ WEAK = 1e-3  # nats of E_β[βĀ] below which a KL is taken from its expansion
 TINY = 1e-30
 
 # Numbers that the reference works on at a time, from the first reading to the last, while they stay in a
-# core's cache. A row that is long enough for torch to split its sums among threads is always a part by
-# itself, so that no row's bits depend on the others.
-PART = 2**16 - 1
+# core's cache; but never fewer rows than there are threads.
+PART = 2**16
 
 # One program per row, since rows are solved in different numbers of evaluations.
 BLOCK_V, NUM_WARPS = 4096, 16
@@ -150,8 +149,8 @@ class _Part:
         centred = centred - centred[:, :1]
         probabilities, top = z.softmax(1), z.amax(1)
         total = probabilities.amax(1).reciprocal_()
-        centred -= (probabilities * centred).sum(1, keepdim=True)
-        variance = probabilities.mul_(centred).mul_(centred).sum(1)
+        centred -= _sum(probabilities * centred)[:, None]
+        variance = _sum(probabilities.mul_(centred).mul_(centred))
         return cls(z, centred), torch.stack([top, total, variance], 1)
 
     def measure(self, beta: Tensor) -> Tensor:
@@ -159,17 +158,27 @@ class _Part:
         guided = torch.addcmul(self.z, self.centred, beta[:, None])
         probabilities, top = guided.softmax(1), guided.amax(1)
         total = probabilities.amax(1).reciprocal_()
-        first = probabilities.mul_(self.centred).sum(1)
-        second = probabilities.mul_(self.centred).sum(1)
+        first = _sum(probabilities.mul_(self.centred))
+        second = _sum(probabilities.mul_(self.centred))
         return torch.stack([top, total, first, second], 1)
 
     def only(self, places: Sequence[int]) -> _Part:
-        return self if len(places) == len(self.z) else _Part(self.z[places], self.centred[places])
+        if len(places) == len(self.z):
+            return self
+        kept = torch.tensor(places, device=self.z.device)
+        return _Part(_rows_of(self.z, kept), _rows_of(self.centred, kept))
 
 
 def _rows_of(values: Tensor, rows: Tensor) -> Tensor:
-    """[N, V]; a single one, which of a large vocabulary each is, without a copy."""
+    """[N, V]; a single one without a copy."""
     return values.narrow(0, int(rows), 1) if len(rows) == 1 else values.index_select(0, rows)
+
+
+def _sum(values: Tensor) -> Tensor:
+    """Σ of each row, [N]. Of several rows torch gives each to one thread; a long one alone it would split
+    among them, to other bits, and so it gets company."""
+    is_split = len(values) == 1 and torch.get_num_threads() > 1
+    return values.expand(2, -1).sum(1)[:1] if is_split else values.sum(1)
 
 
 def _solve(part: _Part, measured: Tensor, searches: Sequence[_Search]) -> None:
@@ -199,7 +208,7 @@ def _reference(
     rows = ((b > 0) & (torch.minimum(kl_cap, lift) < torch.inf)).nonzero()[:, 0]
     asked = torch.stack([b, strength.sign(), kl_cap, lift], 1)[rows]
     searches = [_Search(*row) for row in asked.tolist()]
-    places, size = advantage_row[rows], max(1, PART // logits.shape[1])
+    places, size = advantage_row[rows], max(torch.get_num_threads(), PART // logits.shape[1])
     for start in range(0, len(rows), size):
         mine = slice(start, start + size)
         _solve(*_Part.read(logits, advantage, rows[mine], places[mine]), searches[mine])
