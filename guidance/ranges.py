@@ -1,4 +1,4 @@
-"""Ranges of settings: checks that a value is a number within bounds, and quotes one that is not."""
+"""Ranges of settings: reads a value, checks that it is a number within bounds, and quotes one that is not."""
 
 from __future__ import annotations
 
@@ -15,6 +15,16 @@ def is_number_in(value: object, low: float, high: float) -> bool:
     """nan is in no range, and no bool is a number."""
     is_number = isinstance(value, Real) and not isinstance(value, bool)
     return is_number and low <= value <= high  # type: ignore[operator]
+
+
+def read_setting(text: str) -> int | float | str:
+    """A value as it is written on a command line: a number where it is one."""
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            continue
+    return text
 
 
 def shown(value: object) -> str:

@@ -18,6 +18,7 @@ from trimtab.guidance.controllers.on import On
 from trimtab.guidance.controllers.schedule import Schedule
 from trimtab.guidance.controllers.target import Target
 from trimtab.guidance.errors import ControllerError
+from trimtab.guidance.ranges import read_setting
 
 CONTROLLERS: dict[str, type[Controller]] = {
     "max_kl": MaxKL,
@@ -88,7 +89,7 @@ def parse_controllers(text: str) -> dict[str, Any]:
         if name not in (*CONTROLLERS, HORIZON):
             raise ControllerError(name, f"no such controller; there are {', '.join(CONTROLLERS)}, {HORIZON}")
         keys = keys_of(CONTROLLERS[name]) if name in CONTROLLERS else (name,)
-        values = [_parsed(part.strip()) for part in value.split(":")]
+        values = [read_setting(part.strip()) for part in value.split(":")]
         if not sign or len(values) > len(keys):
             raise ControllerError(name, f"write {_spelling(name, keys)}")
         if name in found:
@@ -107,12 +108,3 @@ def spellings() -> tuple[str, ...]:
 
 def _spelling(name: str, keys: Sequence[str]) -> str:
     return f"{name}={':'.join(key.upper() for key in keys)}"
-
-
-def _parsed(text: str) -> Any:
-    for number in (int, float):
-        try:
-            return number(text)
-        except ValueError:
-            continue
-    return text

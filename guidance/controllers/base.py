@@ -23,7 +23,7 @@ MAX_HORIZON = 4096
 @dataclass(frozen=True, slots=True)
 class HeadFacts:
     """What a controller may know of a loaded head. index: its column among the values. weight: the request's;
-    0 of a head that it does not name. value_per_advantage: see AdvantagePart."""
+    0 of a head that it does not name. value_per_advantage: see AdvantagePart; 1 where a rule adds values."""
 
     index: int
     weight: float
@@ -38,8 +38,9 @@ Heads = Mapping[str, HeadFacts]
 class RowState:
     """What is known of a controller's rows [R] before their next token, on the device.
 
-    strength: f64, the request's. num_drawn: f64, t, tokens that the reply has. num_left: f64, max_tokens − t,
-    at least 1. spent: f64, nats of the reply so far.
+    strength: f64, the request's; 1 where a rule adds scores of its own, of which β is a share. num_drawn:
+    f64, t, tokens that the reply has. num_left: f64, max_tokens − t, at least 1. spent: f64, nats of the
+    reply so far.
     values: f32[R, H], the unguided V(s) in standard units; nan of heads that the request does not name, and
     None where no row is measured. entropy: f32, nats of the base; None where no controller reads it. reasons:
     bool, whether the token is drawn within the reasoning; None where no controller reads it.
@@ -83,6 +84,9 @@ class Controller(ABC):
 
     def check_model(self, can_reason: bool) -> None:  # noqa: B027 (most work with any model)
         """Raise ControllerError for what the model cannot do. can_reason: it thinks between tags."""
+
+    def check_rule(self, kind: str, adds_scores: bool) -> None:  # noqa: B027 (most work with any rule)
+        """Raise ControllerError for a rule that it cannot control. adds_scores: see Rule."""
 
     @abstractmethod
     def numbers(self, heads: Heads) -> tuple[float, ...]:

@@ -62,6 +62,11 @@ class Target(Controller):
                 key, f"{self.head!r} must steer to hold a target: give it a weight in guidance.heads"
             )
 
+    def check_rule(self, kind: str, adds_scores: bool) -> None:
+        if adds_scores:
+            what = f"cannot be held by rule {kind}, whose scores lift no value by a slope that is known"
+            raise ControllerError("target", f"{what}; leave it out, or use tilt")
+
     def numbers(self, heads: Heads) -> tuple[float, ...]:
         head = heads[self.head]
         assert head.value_per_advantage is not None

@@ -72,6 +72,7 @@ class CurvePoint:
     flip_rate: float | None = None
     perplexity: float | None = None
     entropy: float | None = None
+    cost: float | None = None
     variety: Variety | None = None
     samples: PointSamples | None = field(default=None, repr=False, compare=False, metadata=UNSEEN)
 
@@ -141,6 +142,7 @@ def judge_point(
         flip_rate=None if math.isnan(logprob) else sum(reply.flips for reply in replies) / num_tokens,
         perplexity=_perplexity(sum(reply.base_logprob for reply in replies), num_tokens),
         entropy=None if math.isnan(logprob) else -logprob / num_tokens,
+        cost=sum(reply.num_run for reply in replies) / num_tokens or None,
         variety=measure_variety(replies, per_prompt=judging.variety_replies, seed=judging.seed),
         samples=PointSamples(kl, by_score, wins, tuple(replies), scores),
     )

@@ -17,6 +17,7 @@ from trimtab.guidance.evaluation.report import EvaluationReport, FrontierReport
 from trimtab.guidance.evaluation.steps import NUM_PLACES, StepsReport
 from trimtab.guidance.evaluation.sycophancy import SycophancyReport
 from trimtab.guidance.plot_style import Theme, bars, dress, legend, new_figure
+from trimtab.guidance.statistics import Estimate
 
 LINES: dict[CurveKind, dict[str, Any]] = {
     "head": {"linestyle": "-", "marker": "o"},
@@ -28,6 +29,7 @@ LINES: dict[CurveKind, dict[str, Any]] = {
 }
 
 _PRICE = "KL from the policy (nats per reply, √ scale)"
+_COST = "tokens computed for each token of a reply"
 _MAX_WITH_KNOBS = 5
 _MAX_PANELS = 6
 _POINTS, _HANDLE_POINTS = 5.0, 42.0  # of a character of a legend, and of what stands beside its text
@@ -75,6 +77,9 @@ def all_pictures(report: EvaluationReport) -> list[Picture]:
             ),
             Picture("variety", "variety", "Variety and fluency against KL.", partial(plot_variety, frontier)),
         ]
+        if frontier.at_cost:
+            caption = "Scores against the tokens that the model was run on, with 95 % intervals."
+            pictures.append(Picture("cost", "equal-cost", caption, partial(plot_cost, frontier)))
         if frontier.overoptimisation:
             caption = "Gold and proxy against √KL; the dotted line marks gold's highest point."
             draw = partial(plot_overoptimisation, frontier)
@@ -104,6 +109,30 @@ def plot_scores(frontier: FrontierReport, theme: Theme) -> Figure:
         dress(axes, theme, x=_PRICE, y="", title=_title(name, frontier))
     _share_legend(figure, panels, theme)
     return figure
+
+
+def plot_cost(frontier: FrontierReport, theme: Theme) -> Figure:
+    """A panel per gold score: every point against what it costs in tokens; a tilt stands at 1."""
+    names = [name for name in frontier.gold if _holders(frontier, name)][:_MAX_PANELS]
+    figure, panels = _panels(theme, len(names), height=4.2)
+    for axes, name in zip(panels, names, strict=False):
+        for curve, colour in _coloured(frontier, theme):
+            found = [(p.cost, e) for p in curve.points if p.cost and (e := _estimate(p, name)) is not None]
+            if found:
+                costs, estimates = zip(*sorted(found, key=lambda pair: pair[0]), strict=True)
+                style = {"markersize": 4.5, "linewidth": 1.4, "elinewidth": 0.8, "capsize": 2}
+                style |= LINES[curve.kind]
+                means = [e.mean for e in estimates]
+                axes.errorbar(costs, means, bars(estimates), color=colour, label=curve.name, **style)
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:g}")
+        dress(axes, theme, x=_COST, y="", title=_title(name, frontier))
+    _share_legend(figure, panels, theme)
+    return figure
+
+
+def _estimate(point: CurvePoint, name: str) -> Estimate | None:
+    return point.scores[name].estimate if name in point.scores else None
 
 
 def plot_variety(frontier: FrontierReport, theme: Theme) -> Figure:

@@ -30,7 +30,8 @@ class MeasuredReply:
     kl: nats over the reply, of what was sampled from to the base.
     flips: tokens at which the two preferred different ones. logprob, base_logprob: of the drawn tokens under
     the two, summed; nan where it was not measured. rewards: by head, in standard units.
-    finish_reason: "stop" or "length"."""
+    finish_reason: "stop" or "length". num_run: tokens that the model was run on for it, the prompt's left
+    out; 0 where that is unknown."""
 
     prompt: int
     text: str
@@ -42,6 +43,7 @@ class MeasuredReply:
     base_logprob: float = math.nan
     rewards: dict[str, float] = field(default_factory=dict)
     sample: int = 0
+    num_run: int = 0
 
 
 Heads = tuple[tuple[str, float], ...]

@@ -13,6 +13,7 @@ from trimtab.guidance.evaluation.baselines.static_bias import BiasTrial
 from trimtab.guidance.evaluation.baselines.system_prompt import WordingTrial
 from trimtab.guidance.evaluation.compare import AtKl, Unreached
 from trimtab.guidance.evaluation.curve import Curve
+from trimtab.guidance.evaluation.equal_cost import AtCost
 from trimtab.guidance.evaluation.overoptimisation import Overoptimisation
 from trimtab.guidance.evaluation.preferences import PreferenceReport
 from trimtab.guidance.evaluation.steps import StepsReport
@@ -42,7 +43,8 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class FrontierReport:
-    """gold: the scores that nobody was trained on, by name. at_kl: curves at equal price. baseline: the
+    """gold: the scores that nobody was trained on, by name. at_kl: curves at equal price. at_cost: points
+    that cost more tokens than plain replies, beside best-of-n at equal cost. baseline: the
     curve that they are compared with there. problems: replies that could not be scored, and what was skipped.
     unreached: curves that do not come so far as one of the prices. num_comparisons: over which the intervals
     of the differences hold at once. bias_trials: settings of the static bias, as the tuning prompts ranked
@@ -52,6 +54,7 @@ class FrontierReport:
     gold: tuple[str, ...]
     curves: tuple[Curve, ...]
     at_kl: tuple[AtKl, ...] = ()
+    at_cost: tuple[AtCost, ...] = ()
     baseline: str | None = None
     overoptimisation: tuple[Overoptimisation, ...] = ()
     examples: tuple[Example, ...] = ()

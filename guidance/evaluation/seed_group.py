@@ -64,6 +64,7 @@ def _mean_point(points: Sequence[CurvePoint], weights: Floats, judging: Judging)
         flip_rate=_mean(point.flip_rate for point in points),
         perplexity=_mean(point.perplexity for point in points),
         entropy=_mean(point.entropy for point in points),
+        cost=_mean(point.cost for point in points),
         variety=_mean_variety([point.variety for point in points]),
         samples=PointSamples(
             _pooled([one.kl for one in known]),

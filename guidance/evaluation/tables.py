@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trimtab.guidance.evaluation.comparison_tables import equal_kl_tables
+from trimtab.guidance.evaluation.comparison_tables import equal_price_tables
 from trimtab.guidance.evaluation.curve import Curve, CurvePoint
 from trimtab.guidance.evaluation.report import EvaluationReport, FrontierReport
 from trimtab.guidance.evaluation.steps import FALL, StepsReport
@@ -28,7 +28,7 @@ def all_tables(report: EvaluationReport) -> list[Table]:
 def frontier_tables(frontier: FrontierReport) -> list[Table]:
     """Scores against price, what it cost in variety, curves at equal KL, and where gold turns."""
     tables = [_scores(frontier), _glance(frontier), _variety(frontier)]
-    tables += equal_kl_tables(frontier)
+    tables += equal_price_tables(frontier)
     if frontier.overoptimisation:
         tables.append(_overoptimisation(frontier))
     return tables
@@ -79,6 +79,7 @@ def _scores(frontier: FrontierReport) -> Table:
             ("≤ " if curve.is_bound and point.kl.mean else "") + _kl(point, curve),
             *(_score(point, name) for name in names),
             _win_rate(point, frontier.gold),
+            number(point.cost, ".1f"),
         )
         for curve in frontier.curves
         for point in curve.points
@@ -86,12 +87,13 @@ def _scores(frontier: FrontierReport) -> Table:
     return Table(
         "frontier",
         "Frontier: what each nat buys",
-        ("curve", "knob", "KL (nats per reply)", *names, "wins over plain"),
+        ("curve", "knob", "KL (nats per reply)", *names, "wins over plain", "cost"),
         tuple(rows),
         f"{frontier.num_prompts} prompts; means with 95 % intervals by bootstrap over prompts, and over "
         "training seeds where there are several. Best-of-n: KL is the bound log n - (n-1)/n, scores are "
         "over all subsets of one set of plain replies. A win is over the plain reply of the same prompt and "
-        "random numbers; best-of-n's is over a plain reply that it did not choose from.",
+        "random numbers; best-of-n's is over a plain reply that it did not choose from. Cost: tokens "
+        "that the model was run on for each token of a reply.",
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import Any
 
 from trimtab.guidance.errors import RuleError
+from trimtab.guidance.ranges import read_setting
 from trimtab.guidance.rules.base import Rule
 from trimtab.guidance.rules.blockwise import Blockwise
 from trimtab.guidance.rules.contrast import Contrast
@@ -15,7 +16,18 @@ from trimtab.guidance.rules.pool import PoolRule
 from trimtab.guidance.rules.smc import Smc
 from trimtab.guidance.rules.tilt import Tilt
 
-__all__ = ["RULES", "Blockwise", "Contrast", "Lookahead", "PoolRule", "Rule", "Smc", "Tilt", "read_rule"]
+__all__ = [
+    "RULES",
+    "Blockwise",
+    "Contrast",
+    "Lookahead",
+    "PoolRule",
+    "Rule",
+    "Smc",
+    "Tilt",
+    "parse_rule",
+    "read_rule",
+]
 
 RULES: dict[str, type[Rule]] = {
     "tilt": Tilt,
@@ -24,6 +36,9 @@ RULES: dict[str, type[Rule]] = {
     "blockwise": Blockwise,
     "smc": Smc,
 }
+
+
+PROMPT = "negative_prompt"
 
 
 def read_rule(kind: str, options: Mapping[str, Any]) -> Rule:
@@ -36,3 +51,20 @@ def read_rule(kind: str, options: Mapping[str, Any]) -> Rule:
         if name not in known:
             raise RuleError(name, f"{kind} has no such option; it has {', '.join(known) or 'none'}")
     return rule(**options)
+
+
+def parse_rule(text: str) -> tuple[str, dict[str, Any]]:
+    """A kind and options as read_rule takes them, of a line such as `smc,particles=8`; `negative_prompt` is
+    the last, and goes to the end of the line, commas included.
+
+    Raises RuleError for one that cannot be read; whether it is in range, read_rule says.
+    """
+    before, sign, prompt = text.partition(f"{PROMPT}=")
+    kind, *entries = [part.strip() for part in before.split(",")]
+    options: dict[str, Any] = {}
+    for entry in filter(None, entries):
+        name, is_given, value = (part.strip() for part in entry.partition("="))
+        if not is_given or name in options:
+            raise RuleError(name, f"write {name}=VALUE, once")
+        options[name] = read_setting(value)
+    return kind, options | ({PROMPT: prompt.strip()} if sign else {})

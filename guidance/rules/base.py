@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,13 +15,15 @@ class Rule:
     """How scores become the next token. A rule's fields are its options, under their names in a request.
 
     kind: its name in RULES. reads_values: it is the heads' values that steer, times strength, so that
-    strength 0 is no rule at all. num_lanes: sequences of one choice that run together. num_probes: tokens
-    that are tried at each draw. wide: the option that lanes or probes are counted by.
+    strength 0 is no rule at all. adds_values: what it adds to the logits are values themselves, times
+    strength. num_lanes: sequences of one choice that run together. num_probes: tokens that are tried at each
+    draw. wide: the option that lanes or probes are counted by.
     """
 
     kind: ClassVar[str]
     wide: ClassVar[str]
     reads_values: ClassVar[bool] = False
+    adds_values: ClassVar[bool] = False
 
     @property
     def num_lanes(self) -> int:
@@ -44,6 +47,17 @@ class Rule:
     def companion(self) -> tuple[int, ...]:
         """The prompt of a second lane that gives logits and receives the drawn token; () for none."""
         return ()
+
+    @property
+    def adds_scores(self) -> bool:
+        """Whether it adds scores of its own to the logits, with or without heads. Controllers then lessen
+        both by the same share."""
+        return bool(self.companion)
+
+    def reply_kl(self, kl: float, figures: Mapping[str, float]) -> float:
+        """Nats of a reply from the policy, in the mean over replies or a bound on that. kl: of what its
+        tokens were drawn from. figures: what the rule reported."""
+        return kl
 
 
 def check_integer(name: str, value: object, low: int, high: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -23,7 +23,8 @@ class Blockwise(PoolRule):
 
     Cost: K tokens, and one more a block, for each token of the reply. With `keep` 1 a reply is within
     `log K − (K − 1)/K` nats a block of what draws the blocks (`kl_bound`; A. Beirami et al. 2024, arXiv
-    2401.01879), which the summary's KL does not count.
+    2401.01879), else within `log K` (no reply is K times likelier for each block), which the summary's KL
+    does not count.
 
     candidates: K. block: m. keep: how many go on. proposal: what draws a block.
     """
@@ -49,15 +50,21 @@ class Blockwise(PoolRule):
             counts[growing[i % len(growing)]] += 1
         return spread(best, counts)
 
-    def pick(self, pool: Sequence[Standing], uniform: float, figures: dict[str, float]) -> int:
+    def pick(
+        self, pool: Sequence[Standing], num: int, uniform: float, figures: dict[str, float]
+    ) -> dict[int, dict[str, float]]:
         self._bound(pool, figures)
-        return _best(pool)[0]
+        return {_best(pool)[0]: figures}
+
+    def reply_kl(self, kl: float, figures: Mapping[str, float]) -> float:
+        return kl + figures.get("kl_bound", 0.0)
 
     def _bound(self, pool: Sequence[Standing], figures: dict[str, float]) -> None:
         """Of one more choice, where there is one: sequences may all be the same that a sifting has left."""
-        if self.keep == 1 and len({each.score for each in pool}) > 1:
+        if len({each.score for each in pool}) > 1:
             num = len(pool)
-            figures["kl_bound"] = figures.get("kl_bound", 0.0) + math.log(num) - (num - 1) / num
+            spared = (num - 1) / num if self.keep == 1 else 0.0
+            figures["kl_bound"] = figures.get("kl_bound", 0.0) + math.log(num) - spared
 
 
 def _best(pool: Sequence[Standing]) -> list[int]:

@@ -22,10 +22,13 @@ class Contrast(Rule):
 
     G. Sanchez et al., "Stay on topic with Classifier-Free Guidance" (2023, arXiv 2306.17806); transformers
     calls γ `guidance_scale`. As a tilt of the base p_c it has the advantage `(γ − 1)(log p_c − log p_u)`, so
-    KL is counted from p_c, bias and penalties included, and heads tilt it further.
+    KL is counted from p_c, bias and penalties included, and heads tilt it further. Controllers lessen the
+    whole of it, `b ((γ − 1)(log p_c − log p_u) + strength · A)` with b of 1 or less, so that a limit of KL is
+    one of the KL that is reported.
 
     Of the likely tokens alone where `alpha` is not 0: `{a: p_c(a) ≥ α max p_c}`, the plausibility constraint
-    of X. L. Li et al., "Contrastive Decoding" (2022, arXiv 2210.15097).
+    of X. L. Li et al., "Contrastive Decoding" (2022, arXiv 2210.15097). What it costs counts for a limit of
+    KL, and where controllers leave b = 0 it does not hold.
 
     Cost: a second lane, so two tokens are computed for each one drawn, and the other prompt.
 

@@ -23,6 +23,10 @@ class Lookahead(Rule):
     (S. Han et al. 2024, arXiv 2405.06639) do one reply at a time: here the k tokens of all replies in a batch
     are one forward pass, over keys and values that are there already.
 
+    Controllers lessen β, and nothing is dropped where they leave none. What dropping costs counts for a limit
+    of KL: where that alone passes it, nothing is dropped either. A target reads what is added as it is: V in
+    standard units.
+
     Cost: k + 1 tokens are computed for each one drawn.
 
     k: how many tokens are tried. others: `drop` draws among these alone, `keep` leaves the others at the
@@ -35,6 +39,7 @@ class Lookahead(Rule):
     kind: ClassVar[str] = "lookahead"
     wide: ClassVar[str] = "k"
     reads_values: ClassVar[bool] = True
+    adds_values: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_integer("k", self.k, 1, MAX_PROBES)

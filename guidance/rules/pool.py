@@ -19,16 +19,23 @@ PROPOSALS = ("policy", "tilt")
 class Standing:
     """One sequence of a pool as it stands still.
 
-    score: β times the heads' weighted values, in standard units, of all its tokens. gain: what that has grown
-    by since the pool stood still last, from the prompt's end on. log_ratio: Σ log π₀ − log π_β of the tokens
-    drawn since, 0 where the policy draws. log_weight: what a rule keeps of it. is_over: its reply has ended.
+    score: β times the heads' weighted values, in standard units, of all its tokens. start: of none of them,
+    at the prompt's end. gain: what the score has grown by since the pool stood still last. log_ratio:
+    Σ log π₀ − log π_β of the tokens drawn since, 0 where the policy draws. log_weight: what a rule keeps of
+    it. is_over: its reply has ended.
     """
 
     score: float = 0.0
+    start: float | None = None
     gain: float = 0.0
     log_ratio: float = 0.0
     log_weight: float = 0.0
     is_over: bool = False
+
+    @property
+    def growth(self) -> float:
+        """Of the score, over the whole reply."""
+        return self.score - (self.start or 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +70,16 @@ class PoolRule(Rule):
         """Which sequence each goes on as; one that others go on as goes on as itself. figures: what is
         reported of the reply, kept from one call to the next. uniform: in (0, 1)."""
 
+    @property
+    def nums_of_replies(self) -> tuple[int, ...]:
+        """How many of its sequences can be asked for, by `n`."""
+        return (1,)
+
     @abstractmethod
-    def pick(self, pool: Sequence[Standing], uniform: float, figures: dict[str, float]) -> int:
-        """The sequence that is the reply, once all are over."""
+    def pick(
+        self, pool: Sequence[Standing], num: int, uniform: float, figures: dict[str, float]
+    ) -> dict[int, dict[str, float]]:
+        """The sequences that are the replies, so many, once all are over, and what is reported of each."""
 
 
 def spread(survivors: Sequence[int], counts: Sequence[int]) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,14 +16,18 @@ class Smc(PoolRule):
     """Sequential Monte Carlo for `π₀(y) exp(β(V(y) − V(prompt))) / Z`, V the heads' weighted values and β the
     strength. After each block a particle's weight is multiplied by `exp(β ΔV)`, and by `π₀/π_β` of its tokens
     where the tilt drew them; where the effective sample size `(Σw)²/Σw²` falls below a share of their number,
-    all are resampled, systematically, and weigh alike again. One particle is the reply, drawn by weight.
+    all are resampled, systematically, and weigh alike again. One particle is the reply, drawn by weight; or,
+    where as many replies are asked for as there are particles, all are, each with its `weight` among them.
 
     A. Lew et al. 2023 (arXiv 2306.03081); S. Zhao et al. 2024, twisted SMC (arXiv 2404.17546), whose twists
     are values; arXiv 2604.16453.
 
     Cost: as many tokens as particles, and one more of each a block, for each token of the reply. The summary
     has `log_normaliser`, an estimate of log Z that is unbiased before the logarithm, `ess` (the least there
-    was, of the particles' number) and `resamplings`.
+    was, of the particles' number), `resamplings`, and `kl_bound`, `β(V(y) − V(prompt)) − log Z` as estimated:
+    over many replies its mean is not below their KL from the policy. (The estimate being unbiased, all that
+    was drawn, weighed by `Z exp(−β(V(y) − V(prompt)))`, is a law under which y is the policy's; from that
+    law the KL is the mean of `kl_bound`, and the KL of y alone is no greater.)
 
     resample: the share. proposal: what draws the particles; `tilt` needs temperature 1 and no truncation, or
     its correction would be of another distribution.
@@ -52,16 +56,24 @@ class Smc(PoolRule):
             each.log_weight = 0.0
         return spread(places, counts)
 
-    def pick(self, pool: Sequence[Standing], uniform: float, figures: dict[str, float]) -> int:
+    @property
+    def nums_of_replies(self) -> tuple[int, ...]:
+        return 1, self.particles
+
+    def pick(
+        self, pool: Sequence[Standing], num: int, uniform: float, figures: dict[str, float]
+    ) -> dict[int, dict[str, float]]:
         self._weigh(pool, figures)
         self._settle(pool, figures)
-        below = 0.0
         weights = normalised([each.log_weight for each in pool])
-        for i, weight in enumerate(weights):
-            below += weight
-            if uniform < below:
-                return i
-        return max(range(len(pool)), key=weights.__getitem__)  # the weights fall short of 1 by their rounding
+        bounds = [{**figures, "kl_bound": each.growth - figures["log_normaliser"]} for each in pool]
+        if num == 1:
+            picked = _drawn(weights, uniform)
+            return {picked: bounds[picked]}
+        return {i: {**bounds[i], "weight": weight} for i, weight in enumerate(weights)}
+
+    def reply_kl(self, kl: float, figures: Mapping[str, float]) -> float:
+        return figures["kl_bound"]
 
     def _weigh(self, pool: Sequence[Standing], figures: dict[str, float]) -> None:
         for each in pool:
@@ -76,6 +88,15 @@ class Smc(PoolRule):
         top = max(each.log_weight for each in pool)
         mean = sum(math.exp(each.log_weight - top) for each in pool) / len(pool)
         figures["log_normaliser"] += top + math.log(mean)
+
+
+def _drawn(weights: Sequence[float], uniform: float) -> int:
+    below = 0.0
+    for i, weight in enumerate(weights):
+        below += weight
+        if uniform < below:
+            return i
+    return max(range(len(weights)), key=weights.__getitem__)  # the weights fall short of 1 by their rounding
 
 
 def normalised(log_weights: Sequence[float]) -> list[float]:

@@ -338,8 +338,10 @@ class TrainConfig(RowLimits):
     features: a folder that `trimtab features` wrote; by default the policy runs over all replies first.
     stream: compute features anew each time they are read, and keep none: slow, but needs no memory or
     disk for them. By default they are kept in memory, or read from --features.
-    reward_from: where the rewards of rollouts come from: their own `columns`, the `head`'s reward part,
-    or (`auto`) their own columns where there are any, else the head.
+    reward_from: where the rewards of rollouts come from: their own `columns`; `reply`, these, but all that
+    tokens earned at the reply's end, so that a value forecasts the whole reply at every position, as rules
+    that rank sequences by it need (blockwise, smc), and not what is left; the `head`'s reward part; or
+    (`auto`) their own columns where there are any, else the head.
     trained_on: one line for the manifest; by default it names the files and counts the rows.
     held_out: share of the prompts, 0 to 1, that is kept from training, and on which the head is judged.
     precision: `bf16` and `fp16` round what heads compute while they are trained; `no`, and `auto`,
@@ -372,7 +374,7 @@ class TrainConfig(RowLimits):
     start_from: Path | None = None
     features: Path | None = None
     stream: bool = False
-    reward_from: Literal["auto", "columns", "head"] = "auto"
+    reward_from: Literal["auto", "columns", "reply", "head"] = "auto"
     trained_on: str = ""
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)

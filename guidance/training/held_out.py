@@ -170,7 +170,7 @@ def value_per_advantage(values: Sequence[Tensor], centred: Tensor) -> float | No
 
 def reads_columns(items: Sequence[RolloutItem], config: TrainConfig) -> bool:
     """Whether the rewards are those of the rollouts' own columns."""
-    return config.reward_from == "columns" or (
+    return config.reward_from in ("columns", "reply") or (
         config.reward_from == "auto" and any(item.is_rewarded for item in items)
     )
 
@@ -185,7 +185,8 @@ def reward_rollouts(
             reward them.
     """
     if reads_columns(items, config):
-        return _scored(items, config)
+        scored = _scored(items, config)
+        return [_told_at_the_end(item) for item in scored] if config.reward_from == "reply" else scored
     if head.reward is None:
         raise DataError(
             "rollouts have no reward and the head has no reward part: score them (trimtab rollouts "
@@ -195,6 +196,10 @@ def reward_rollouts(
     return [
         replace(item, reward=reward, token_rewards=None) for item, reward in zip(items, rewards, strict=True)
     ]
+
+
+def _told_at_the_end(item: RolloutItem) -> RolloutItem:
+    return replace(item, reward=sum(item.rewards()), token_rewards=None)
 
 
 def _scored(items: Sequence[RolloutItem], config: TrainConfig) -> list[RolloutItem]:

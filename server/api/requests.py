@@ -169,8 +169,8 @@ def resolve_guidance(
     fields: GuidanceFields | None, config: ApiConfig, info: EngineInfo, negative: Sequence[int] = ()
 ) -> Guidance:
     """No object: the server's default. Left-out heads: the default head. Left-out strength: 1 if heads, a
-    controller or a rule that reads values are given, else the server's default. Nothing merges with anything
-    else. A rule that does not read values needs no head.
+    rule that reads values, or a controller of what heads add are given, else the server's default. Nothing
+    merges with anything else. A rule that does not read values needs no head.
 
     config: resolved. negative: token ids of the rule's other prompt.
     Raises InvalidRequestError for a number out of range, and for heads that are neither named nor to be had
@@ -186,7 +186,8 @@ def resolve_guidance(
     rule = read_rule("tilt" if fields.rule is None else fields.rule.kind, options)
     strength = fields.strength
     if strength is None:
-        is_steered = fields.heads is not None or controllers or rule.reads_values
+        is_controlled = controllers and not rule.adds_scores
+        is_steered = fields.heads is not None or is_controlled or rule.reads_values
         strength = 1.0 if is_steered else config.default_strength
     if fields.heads is not None:
         heads = tuple(fields.heads.items())

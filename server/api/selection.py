@@ -44,8 +44,8 @@ class Selection:
     Best-of-n: by the score Σ wᵢ rᵢ over the heads, r a head's reward, or the last of its values where it
     has no reward part; negated under a negative strength. Among equals the earlier one.
     Self-consistency (Wang et al., arXiv 2203.11171): by the votes for their answers first. A vote weighs 1,
-    or e^score where they are weighted (the verifier-weighted vote of Li et al., arXiv 2206.02336). A reply
-    without an answer has no vote.
+    or what a particle weighs, times e^score where they are weighted (the verifier-weighted vote of Li et al.,
+    arXiv 2206.02336). A reply without an answer has no vote.
 
     num_kept: replies to a prompt that are returned, of num_sampled. pattern: what finds the answer, the last
     match's first group or the whole of it.
@@ -93,9 +93,10 @@ class Selection:
         return [Vote(answer, sums[answer], sums[answer] / total) for answer in answers]
 
     def _weight(self, completion: Completion) -> float:
+        weight = dict(completion.summary.rule).get("weight", 1.0)
         if not self.is_weighted:
-            return 1.0
-        return math.exp(max(-_MAX_EXPONENT, min(self.score(completion), _MAX_EXPONENT)))
+            return weight
+        return weight * math.exp(max(-_MAX_EXPONENT, min(self.score(completion), _MAX_EXPONENT)))
 
 
 def _answer(pattern: Any, text: str) -> str | None:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from trimtab.guidance.controllers.base import Controller, RowState
-from trimtab.kernels.base_statistics import base_statistics
 from trimtab.kernels.tilt import solve_tilt
 from trimtab.server.engine.device_copy import index_tensor, to_device
 from trimtab.server.engine.row_needs import RowNeeds
@@ -32,14 +31,17 @@ class _Controlled:
 class Drawing:
     """What controllers read of B rows that draw: the strengths f32[B] that were asked for, the positions
     i64[B] that are drawn, the nats f64[B] that were spent, whether reasoning is drawn, bool[B], and
-    the values f32[B, H], None where none is measured. z: f32[B, V] of the base, advantage f32[G, V] and
-    advantage_row i64[B], see solve_tilt."""
+    the values f32[B, H], None where none is measured. entropy: nats f32[B] of the base; None where no
+    controller reads it. kept: f32[B], log of the base's mass on the tokens that rules have left; None for all
+    of it. z: f32[B, V] of the base on these, advantage f32[G, V] and advantage_row i64[B], see solve_tilt."""
 
     strength: Tensor
     positions: Tensor
     spent: Tensor
     reasons: Tensor
     values: Tensor | None
+    entropy: Tensor | None
+    kept: Tensor | None
     z: Tensor
     advantage: Tensor
     advantage_row: Tensor
@@ -55,17 +57,16 @@ class Control:
         device: torch.device,
     ) -> None:
         self._controllers = [_on_device(kind, rows, needs, device) for kind, rows in controlled.items()]
-        self._reads_entropy = any(kind.READS_ENTROPY for kind in controlled)
+        self.reads_entropy = any(kind.READS_ENTROPY for kind in controlled)
 
     def strength(self, drawing: Drawing) -> Tensor:
         """β f32[B] of every row, as it was asked for where none controls it. The host waits for nothing that
         the draw does not wait for."""
         beta_max = drawing.strength.abs()
         kl_cap, lift = torch.full_like(beta_max, torch.inf), torch.full_like(beta_max, torch.inf)
-        entropy = base_statistics(drawing.z, want_entropy=True).entropy if self._reads_entropy else None
         is_capped = False
         for each in self._controllers:
-            limits = each.kind.limits(each.numbers, _state(each, drawing, entropy))
+            limits = each.kind.limits(each.numbers, _state(each, drawing))
             _lower(beta_max, each.rows, limits.beta_max)
             _lower(kl_cap, each.rows, limits.kl_cap)
             _lower(lift, each.rows, limits.lift)
@@ -73,6 +74,8 @@ class Control:
         strength = beta_max.copysign(drawing.strength)
         if not is_capped:
             return strength
+        if drawing.kept is not None:  # a tilt within what is left has less to spend
+            kl_cap += drawing.kept
         return solve_tilt(
             drawing.z,
             drawing.advantage,
@@ -91,7 +94,7 @@ def _on_device(
     return _Controlled(kind, index_tensor(rows, device), start, max_tokens, numbers)
 
 
-def _state(each: _Controlled, drawing: Drawing, entropy: Tensor | None) -> RowState:
+def _state(each: _Controlled, drawing: Drawing) -> RowState:
     def pick(of_all: Tensor) -> Tensor:
         return of_all.index_select(0, each.rows)
 
@@ -102,7 +105,7 @@ def _state(each: _Controlled, drawing: Drawing, entropy: Tensor | None) -> RowSt
         num_left=each.max_tokens - num_drawn,
         spent=pick(drawing.spent),
         values=None if drawing.values is None else pick(drawing.values),
-        entropy=None if entropy is None else pick(entropy),
+        entropy=None if drawing.entropy is None else pick(drawing.entropy),
         reasons=pick(drawing.reasons) if each.kind.READS_PART else None,
     )
 

@@ -152,9 +152,10 @@ class Engine:
         needs, guidance = RowNeeds.of(request, self.bank), request.guidance
         remembers = bool(needs.remembering)
         leader = Choice(request, 0, _new_lanes(request), remembers=remembers)
+        num_choices = 1 if guidance.rule.is_pool else request.sampling.n
         others = [
             Choice(request, i, _new_lanes(request), leader, remembers=remembers)
-            for i in range(1, request.sampling.n)
+            for i in range(1, num_choices)
         ]
         choices = (leader, *others)
         seed, rejection = request.sampling.seed, request.rejection
@@ -225,14 +226,15 @@ class Engine:
         step.rows = [row for row in step.rows if row.choice.phase is not Phase.DONE]
 
     def _tell_state(self, live: LiveRequest, choice: Choice) -> None:
-        state, seed, weights = self.runner.state, live.seed, live.head_weights
-        if live.population is None:
-            tags = self.policy.tags
-            reasons = live.needs.reads_part and tags is not None and tags.reasons_after(choice.lane.tokens)
-            state.admit(choice, seed, weights, live.replies[choice.index].kl, reasons)
-            return
-        for lane, particle in zip(choice.lanes, live.population.particles, strict=True):
-            state.admit_lane(choice, lane, seed, weights, particle.reply.kl)
+        for lane in choice.lanes:
+            if not lane.is_companion:  # where nothing is drawn
+                self._tell_lane(live, choice, lane)
+
+    def _tell_lane(self, live: LiveRequest, choice: Choice, lane: Lane, parent: Lane | None = None) -> None:
+        """parent: whose reply the lane goes on with."""
+        tags, spent = self.policy.tags, live.reply_in(choice, lane).kl
+        reasons = live.needs.reads_part and tags is not None and tags.reasons_after(lane.tokens)
+        self.runner.state.admit_lane(choice, lane, live.seed, live.head_weights, spent, parent, reasons)
 
     def _launch(self, step: Step) -> bool:
         try:
@@ -264,7 +266,9 @@ class Engine:
 
     def _masks(self, drawing: Iterable[Row]) -> list[np.ndarray]:
         """Of rows within a grammar, whose last tokens have been read; worked out while the device runs."""
-        replies = (self._live[row.choice.request.request_id].replies[row.choice.index] for row in drawing)
+        replies = (
+            self._live[row.choice.request.request_id].reply_in(row.choice, row.lane) for row in drawing
+        )
         return [reply.grammar.mask() for reply in replies if reply.grammar is not None]
 
     def _recall(self, step: Step, hidden: Hidden) -> None:
@@ -313,7 +317,7 @@ class Engine:
             self._fail_unmeasured(live)
 
     def _take(self, live: LiveRequest, row: Row, token: Measured) -> None:
-        choice, reply = row.choice, live.replies[row.choice.index]
+        choice, reply = row.choice, live.reply_in(row.choice, row.lane)
         token_id = token.record.token_id
         if token_id < 0:
             self._fail_without_token(live, reply)
@@ -363,22 +367,26 @@ class Engine:
         if not population.is_over:
             self._sift(live, population, choice)
         if population.is_over:
-            index = population.pick()
-            live.replies = (population.particles[index].reply,)
-            self._pending_events.extend(population.particles[index].deltas)
-            live.population = None
-            self.scheduler.settle(choice, choice.lanes[index])
-            self._close(live, choice)
+            self._settle(live, population, choice)
+
+    def _settle(self, live: LiveRequest, population: Population, choice: Choice) -> None:
+        """All of a pool's replies are complete; those that are returned are choices by themselves."""
+        places = population.pick()
+        self._pending_events.extend(population.take_rest(places))
+        live.replies = tuple(population.particles[place].reply for place in places)
+        live.choices = self.scheduler.settle(choice, [choice.lanes[place] for place in places])
+        live.population = None
+        for each in live.choices:
+            self._close(live, each)
 
     def _sift(self, live: LiveRequest, population: Population, choice: Choice) -> None:
         parents, rule = population.sift(), live.request.guidance.rule
         assert isinstance(rule, PoolRule)
         self.scheduler.refork(choice, parents, rule.block)
         for lane, place in zip(choice.lanes, parents, strict=True):
-            parent, particle = choice.lanes[place], population.particles[lane.index]
+            parent = choice.lanes[place]
             if parent is not lane and lane.slot is not None:
-                spent = particle.reply.kl
-                self.runner.state.admit_lane(choice, lane, live.seed, live.head_weights, spent, parent)
+                self._tell_lane(live, choice, lane, parent)
         self._pending_events.extend(population.take_common())
 
     def _close(self, live: LiveRequest, choice: Choice) -> None:
@@ -392,7 +400,7 @@ class Engine:
 
     def _reject(self, live: LiveRequest, behind: Sequence[Choice]) -> None:
         for choice in behind:
-            self._pending_events.append(live.replies[choice.index].reject())
+            self._pending_events.append(live.replies[choice.index].reject(choice.num_run_for_reply))
             self._finish(choice)
 
     def _put_end(self, live: LiveRequest, choice: Choice) -> bool:
@@ -406,7 +414,7 @@ class Engine:
         return True
 
     def _complete(self, live: LiveRequest, choice: Choice, reward: Scores) -> None:
-        self._pending_events.append(live.replies[choice.index].done(reward))
+        self._pending_events.append(live.replies[choice.index].done(choice.num_run_for_reply, reward))
         self._finish(choice)
         if live.is_done:
             self._end(live, live.finished())

@@ -73,7 +73,8 @@ class Choice:
     whole reply, nothing is drawn, and the choice is over once the last of them is computed.
     remembers: a value of its heads remembers the reply: where that is computed again, its h is asked for.
     is_short: whether one step could hold what the choice has to compute before it draws (see Scheduler).
-    num_run_tokens: what the model was run on for it so far.
+    num_run_tokens: what the model was run on for it so far. num_run_for_reply: of these, from the last of the
+    prompt on, which the first token is drawn behind: without companions, probes and forks one for each token.
     is_pool: each lane draws tokens of its own, all up to max_length, and there stands still. is_measuring:
     their last tokens are to be read for their values; awaits: they are being read.
     awaits_draws: what its next token may be depends on the last one, so that none is drawn while the host
@@ -93,6 +94,7 @@ class Choice:
     num_preemptions: int = 0
     is_short: bool = True
     num_run_tokens: int = 0
+    num_run_for_reply: int = 0
     is_pool: bool = field(init=False)
     is_measuring: bool = False
     awaits: bool = False
@@ -131,6 +133,26 @@ class Choice:
         extra = len(lane.tokens) - len(self.lane.tokens) if lane.is_companion else 0
         return self.num_prompt_tokens - 1 + extra
 
+    def count_run(self, lane: Lane, start: int, num_tokens: int) -> None:
+        """The model is run on so many tokens of a lane, from this position on."""
+        self.num_run_tokens += num_tokens
+        of_prompt = (
+            0 if start > self.num_prompt_tokens and lane is self.lane else self.num_shared(lane) - start
+        )
+        self.num_run_for_reply += num_tokens - min(max(of_prompt, 0), num_tokens)
+
+    def settle(self, lanes: Sequence[Lane]) -> list[Choice]:
+        """Of a pool, go on as the first of these lanes alone. A choice for each of the others."""
+        first, *others = lanes
+        choices = [
+            Choice(self.request, index, (lane,), remembers=self.remembers, phase=self.phase)
+            for index, lane in enumerate(others, 1)
+        ]
+        self.lane, self.lanes, self.awaits = first, (first,), False
+        for choice in (self, *choices):
+            choice.is_pool = choice.lane.is_over = choice.lane.is_closed = False
+        return choices
+
     def stand_still_after(self, num_tokens: int) -> None:
         """A pool's lanes draw so many more tokens, at most to the reply's limit."""
         longest = self.num_prompt_tokens + self.request.sampling.max_tokens
@@ -151,7 +173,7 @@ class Choice:
 
     @property
     def can_draw(self) -> bool:
-        if self.is_pool:
-            return any(not lane.is_over and lane.length < self.max_length for lane in self.lanes)
-        is_due = not (self.awaits_draws and self.has_inflight)
-        return not self.is_reading and self.lane.length < self.max_length and is_due
+        if self.is_reading or (self.awaits_draws and self.has_inflight):
+            return False
+        lanes = self.lanes if self.is_pool else (self.lane,)
+        return any(not lane.is_over and lane.length < self.max_length for lane in lanes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trimtab.server.engine.lane import Choice, Phase
+from trimtab.server.engine.lane import Choice, Lane, Phase
 from trimtab.server.engine.population import Population
 from trimtab.server.engine.rejection import Race
 from trimtab.server.engine.replies import Reply
@@ -24,6 +24,12 @@ class LiveRequest:
     seed: int
     race: Race | None = None
     population: Population | None = None
+
+    def reply_in(self, choice: Choice, lane: Lane) -> Reply:
+        """What is drawn in that lane."""
+        if self.population is not None:
+            return self.population.particles[lane.index].reply
+        return self.replies[choice.index]
 
     @property
     def is_done(self) -> bool:

@@ -5,9 +5,8 @@ What all of them have in common is certain, and can be sent.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 
 from trimtab.guidance.rules import PoolRule
@@ -26,11 +25,9 @@ class Particle:
     reply: Reply
     deltas: list[Delta] = field(default_factory=list)
     standing: Standing = field(default_factory=Standing)
-    first_score: float | None = None
 
     def fork(self) -> Particle:
-        standing = dataclasses.replace(self.standing)
-        return Particle(self.reply.fork(), list(self.deltas), standing, self.first_score)
+        return Particle(self.reply.fork(), list(self.deltas), replace(self.standing))
 
 
 class Population:
@@ -41,6 +38,7 @@ class Population:
         self._rule, self._uniform = guidance.rule, uniform
         self._weights = {name: guidance.strength * weight for name, weight in guidance.heads}
         self._figures: dict[str, float] = {}
+        self._num_replies = reply.request.sampling.n
         self._num_uses = 0
         self.particles = [Particle(reply.fork()) for _ in range(self._rule.num_lanes)]
         self.awaited: set[int] = set()
@@ -52,8 +50,8 @@ class Population:
     def grow(self, index: int, token: Measured) -> bool:
         """Take a particle's next token. Whether it was the last one."""
         particle = self.particles[index]
-        if particle.first_score is None:
-            particle.first_score = particle.standing.score = self._score(token.value)
+        if particle.standing.start is None:
+            particle.standing.start = particle.standing.score = self._score(token.value)
         particle.deltas.append(particle.reply.push(token))
         if self._rule.tilts:
             particle.standing.log_ratio += token.base_logprob - token.record.logprob
@@ -78,20 +76,27 @@ class Population:
         ]
         return parents
 
-    def pick(self) -> int:
-        """The place of the reply, once all are over; what the rule reports is noted in it."""
+    def pick(self) -> list[int]:
+        """The places of the replies, once all are over; what the rule reports is noted in them."""
         standings = [particle.standing for particle in self.particles]
-        index = self._rule.pick(standings, self._next_uniform(), self._figures)
-        self.particles[index].reply.figures = tuple(self._figures.items())
-        return index
+        picked = self._rule.pick(standings, self._num_replies, self._next_uniform(), self._figures)
+        for index, (place, figures) in enumerate(picked.items()):
+            reply = self.particles[place].reply
+            reply.index, reply.figures = index, tuple(figures.items())
+        return list(picked)
 
-    def take_common(self) -> Sequence[Delta]:
-        """Deltas that all particles begin with, which are not kept."""
+    def take_rest(self, places: Sequence[int]) -> list[Delta]:
+        """Deltas of the replies in these places that have not been taken."""
+        deltas = [self.particles[place].deltas for place in places]
+        return [replace(delta, index=index) for index, own in enumerate(deltas) for delta in own]
+
+    def take_common(self) -> list[Delta]:
+        """Deltas that all particles begin with, which are not kept: of every reply."""
         together = zip(*(particle.deltas for particle in self.particles), strict=False)
         common = [same[0] for same in takewhile(lambda each: all(d is each[0] for d in each), together)]
         for particle in self.particles:
             del particle.deltas[: len(common)]
-        return common
+        return [replace(delta, index=index) for index in range(self._num_replies) for delta in common]
 
     def _score(self, values: Scores) -> float:
         return sum(self._weights[name] * value for name, value in values if self._weights[name])

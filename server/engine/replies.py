@@ -97,6 +97,8 @@ class Reply:
         other.detokenizer, other.stop = self.detokenizer.fork(), copy.copy(self.stop)
         if self.reasoning is not None:
             other.reasoning = replace(self.reasoning, steps=list(self.reasoning.steps))
+        if self.grammar is not None:
+            other.grammar = self.grammar.copy()
         return other
 
     def _read(self, token_id: int) -> tuple[str, int]:
@@ -133,12 +135,12 @@ class Reply:
             self.finish_reason = "stop"
         return text + self.stop.flush()
 
-    def reject(self) -> ChoiceDone:
+    def reject(self, num_run: int) -> ChoiceDone:
         """The reply ends here, unfinished: it fell behind."""
         self.finish_reason = "rejected"
-        return self.done()
+        return self.done(num_run)
 
-    def done(self, reward: Scores = ()) -> ChoiceDone:
+    def done(self, num_run: int, reward: Scores = ()) -> ChoiceDone:
         assert self.finish_reason is not None
         num_tokens = len(self.token_ids)
         summary = GuidanceSummary(
@@ -150,7 +152,14 @@ class Reply:
             rule=self.figures,
             steps=tuple(self.reasoning.steps) if self.reasoning else (),
         )
-        return ChoiceDone(self.request.request_id, self.index, self.finish_reason, summary, num_tokens)
+        return ChoiceDone(
+            self.request.request_id,
+            self.index,
+            self.finish_reason,
+            summary,
+            num_tokens,
+            num_run,
+        )
 
 
 def new_replies(

@@ -7,7 +7,7 @@ adding a transport and nothing else.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from typing import Any, Literal
 from trimtab.guidance.controllers.base import Controller, HeadFacts
 from trimtab.guidance.errors import ControllerError, RuleError
 from trimtab.guidance.ranges import is_integer_in, is_number_in, shown
-from trimtab.guidance.rules import Rule, Tilt
+from trimtab.guidance.rules import PoolRule, Rule, Tilt
 from trimtab.guidance.rules import read_rule as _read_rule
 
 MAX_STRENGTH = 10.0
@@ -327,13 +327,19 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class ChoiceDone:
-    """One choice has ended; the request goes on until its last choice has. Not a terminal event."""
+    """One choice has ended; the request goes on until its last choice has. Not a terminal event.
+
+    num_run: tokens that the model was run on for the reply, without the prompt's but its last: in companion
+    lanes, probes and forks too, and what had to be computed again. Of particles that are all returned the
+    first one has what all took.
+    """
 
     request_id: str
     index: int
     finish_reason: FinishReason
     summary: GuidanceSummary
     num_tokens: int
+    num_run: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,7 +378,7 @@ class Failed:
 class Completion:
     """One choice's reply, gathered from its events by whoever waits for the whole of it.
 
-    offsets: see Delta. finish_reason, summary: there once the choice has ended.
+    offsets: see Delta. num_run, finish_reason, summary: there once the choice has ended.
     """
 
     request: Request
@@ -380,6 +386,7 @@ class Completion:
     text: str = ""
     tokens: list[TokenRecord] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
+    num_run: int = 0
     finish_reason: FinishReason = field(init=False)
     summary: GuidanceSummary = field(init=False)
 
@@ -390,6 +397,7 @@ class Completion:
             self.offsets.extend(event.offsets)
         else:
             self.finish_reason, self.summary = event.finish_reason, event.summary
+            self.num_run = event.num_run
 
     @property
     def token_ids(self) -> list[int]:
@@ -507,8 +515,8 @@ def _check_rule(request: Request, info: EngineInfo) -> None:
         raise InvalidRequestError(what, "guidance.heads")
     if rule.num_lanes == 1 and not rule.num_probes:
         return
-    if rule.is_pool:
-        _check_pool(request)
+    if isinstance(rule, PoolRule):
+        _check_pool(request, rule)
     param = f"guidance.rule.{rule.wide}"
     other = rule.companion
     if other:
@@ -540,12 +548,12 @@ def _blocks_of(request: Request, block_size: int) -> int:
     return own + forks + rule.num_probes
 
 
-def _check_pool(request: Request) -> None:
-    sampling, rule = request.sampling, request.guidance.rule
-    what = f"rule {rule.kind} draws several sequences at once, and a grammar holds one; leave one of them out"
-    _check(request.grammar is None, "guidance.rule", what)
-    what = f"must be 1 with rule {rule.kind}, which returns one reply; leave best_of out, too"
-    _check(sampling.n == 1, "n", what)
+def _check_pool(request: Request, rule: PoolRule) -> None:
+    sampling = request.sampling
+    what = f"must be {' or '.join(map(str, rule.nums_of_replies))} with rule {rule.kind}, and best_of alike"
+    _check(sampling.n in rule.nums_of_replies, "n", what)
+    what = f"is not for rule {rule.kind}, which drops sequences by itself; leave it out"
+    _check(request.rejection is None, "speculative_rejection", what)
     what = f"must be above 0 with rule {rule.kind}, whose sequences are one and the same at 0"
     _check(sampling.temperature > 0, "temperature", what)
     is_exact = sampling.temperature == 1 and not sampling.truncates
@@ -554,18 +562,29 @@ def _check_pool(request: Request) -> None:
 
 
 def _check_controllers(guidance: Guidance, info: EngineInfo) -> None:
-    if guidance.controllers and guidance.rule.kind != "tilt":
-        what = f"{guidance.rule.kind} takes no controllers; leave them out, or use tilt"
-        raise InvalidRequestError(what, "guidance.rule")
-    weights = dict(guidance.heads)
-    facts = {
-        head.name: HeadFacts(index, weights.get(head.name, 0.0), head.has_value, head.value_per_advantage)
-        for index, head in enumerate(info.heads)
-    }
+    rule = guidance.rule
+    what = (
+        "draws by the policy, without a strength that controllers could lessen; use tilt, or leave them out"
+    )
+    is_tilted = rule.tilts or not rule.is_pool
+    _check(is_tilted or not guidance.controllers, "guidance.rule.proposal", what)
+    heads = ((head.name, head.has_value, head.value_per_advantage) for head in info.heads)
+    facts = head_facts(guidance, heads)
     with naming_controllers():
         for controller in guidance.controllers:
+            controller.check_rule(rule.kind, rule.adds_scores)
             controller.check(facts)
             controller.check_model(info.can_reason)
+
+
+def head_facts(guidance: Guidance, heads: Iterable[tuple[str, bool, float | None]]) -> dict[str, HeadFacts]:
+    """What a request's controllers may know. heads: of all that are loaded, in order, the name, whether it
+    has a value, and its value_per_advantage."""
+    weights, adds_values = dict(guidance.heads), guidance.rule.adds_values
+    return {
+        name: HeadFacts(i, weights.get(name, 0.0), has_value, 1.0 if adds_values and has_value else slope)
+        for i, (name, has_value, slope) in enumerate(heads)
+    }
 
 
 @contextmanager

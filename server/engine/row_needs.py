@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from trimtab.guidance.controllers.base import Controller, HeadFacts
+from trimtab.guidance.controllers.base import Controller
 from trimtab.guidance.rules import Contrast, Lookahead
-from trimtab.server.engine.request import Request
+from trimtab.server.engine.request import Request, head_facts
 
 if TYPE_CHECKING:
     from trimtab.guidance.heads.bank import HeadBank
@@ -23,6 +23,7 @@ class RowNeeds:
     contrast: of a row with a companion, or of whose tokens the implausible ones are left out. lookahead: of
     one whose likeliest tokens are tried. value_weights: of every head, for its value.
     controls: of each controller, what its formula reads of the request; none where nothing steers.
+    shares: its β is a share of all that is added, the heads' strength included: 1, or less by a controller.
     """
 
     measuring: tuple[int, ...]
@@ -40,6 +41,7 @@ class RowNeeds:
     contrast: Contrast | None = None
     lookahead: Lookahead | None = None
     value_weights: tuple[float, ...] = ()
+    shares: bool = False
 
     @classmethod
     def of(cls, request: Request, bank: HeadBank) -> RowNeeds:
@@ -48,12 +50,15 @@ class RowNeeds:
         rule = guidance.rule
         has_strength = guidance.strength and rule.tilts
         steering = tuple(sorted(i for i, w in named.items() if w)) if has_strength else ()
+        contrast = rule if isinstance(rule, Contrast) else None
+        narrows = contrast is not None and contrast.alpha > 0
+        acts = bool(steering or rule.adds_scores or rule.adds_values or narrows)
         return cls(
             measuring=tuple(i for i in sorted(named) if bank.has_value[i]),
             judging=tuple(i for i in sorted(named) if bank.has_reward[i]),
             steering=steering,
             remembering=tuple(i for i in sorted(named) if bank.memory_sizes[i]),
-            controls=_controls(request, bank) if steering else {},
+            controls=_controls(request, bank) if acts else {},
             has_mask=request.grammar is not None,
             has_bias=bool(sampling.logit_bias),
             has_penalties=sampling.has_penalties,
@@ -61,10 +66,15 @@ class RowNeeds:
             is_greedy=sampling.temperature == 0,
             num_top=sampling.logprobs or 0,
             trace=guidance.trace,
-            contrast=rule if isinstance(rule, Contrast) else None,
+            contrast=contrast,
             lookahead=rule if isinstance(rule, Lookahead) else None,
             value_weights=tuple(named.get(i, 0.0) for i in range(len(bank.names))),
+            shares=rule.adds_scores or (narrows and not steering),
         )
+
+    @property
+    def is_guided(self) -> bool:
+        return bool(self.steering or self.lookahead or self.controls or _has_companion(self))
 
     @property
     def reads_part(self) -> bool:
@@ -74,11 +84,8 @@ class RowNeeds:
 
 def _controls(request: Request, bank: HeadBank) -> dict[type[Controller], tuple[float, ...]]:
     """Behind the lengths of the prompt and of the longest reply, the controller's own numbers."""
-    weights = dict(request.guidance.heads)
-    facts = {
-        name: HeadFacts(i, weights.get(name, 0.0), bank.has_value[i], bank.value_per_advantage[i])
-        for i, name in enumerate(bank.names)
-    }
+    heads = zip(bank.names, bank.has_value, bank.value_per_advantage, strict=True)
+    facts = head_facts(request.guidance, heads)
     lengths = float(len(request.prompt_token_ids)), float(request.sampling.max_tokens)
     return {type(c): (*lengths, *c.numbers(facts)) for c in request.guidance.controllers}
 
@@ -87,10 +94,10 @@ def _controls(request: Request, bank: HeadBank) -> dict[type[Controller], tuple[
 class BatchNeeds:
     """What rows that are drawn together ask of the sampler. guided … traced: the rows that ask for each.
 
-    guided: by heads or a rule. contrasted: those with a companion; plausible: with implausible tokens left
-    out; looking: whose likeliest tokens are tried. active: heads that any row is steered by. remembering:
-    heads whose value remembers, with the rows that are measured by it. controlled: the rows of each
-    controller.
+    guided: by heads, a rule or a controller. contrasted: those with a companion; plausible: with implausible
+    tokens left out; looking: whose likeliest tokens are tried. active: heads that any row is steered by.
+    remembering: heads whose value remembers, with the rows that are measured by it. controlled: the rows of
+    each controller.
     """
 
     guided: tuple[int, ...]
@@ -110,12 +117,13 @@ class BatchNeeds:
     contrasted: tuple[int, ...]
     plausible: tuple[int, ...]
     looking: tuple[int, ...]
+    shares: tuple[int, ...]
 
     @classmethod
     def of(cls, needs: Sequence[RowNeeds]) -> BatchNeeds:
         rows = list(enumerate(needs))
         return cls(
-            guided=tuple(i for i, need in rows if need.steering or need.lookahead or _has_companion(need)),
+            guided=tuple(i for i, need in rows if need.is_guided),
             active=tuple(sorted({head for need in needs for head in need.steering})),
             masked=tuple(i for i, need in rows if need.has_mask),
             penalised=tuple(i for i, need in rows if need.has_penalties),
@@ -138,6 +146,7 @@ class BatchNeeds:
             contrasted=tuple(i for i, need in rows if _has_companion(need)),
             plausible=tuple(i for i, need in rows if need.contrast and need.contrast.alpha),
             looking=tuple(i for i, need in rows if need.lookahead),
+            shares=tuple(i for i, need in rows if need.shares and need.is_guided),
         )
 
     @property
@@ -148,13 +157,19 @@ class BatchNeeds:
     def needs_logits(self) -> bool:
         """Whether anything but a draw and its statistics is asked for, which takes logits in memory. To solve
         for a strength is to read them several times."""
-        edits = self.masked or self.penalised or self.biases or self.contrasted or self.narrows
+        edits = self.masked or self.penalised or self.biases or self.contrasted or self.narrowed
         return bool(edits or self.top or self.traced or self.truncates or self.controlled)
 
     @property
-    def narrows(self) -> bool:
-        """Whether a row's rule leaves out tokens of the base, which costs it KL."""
-        return bool(self.plausible or self.looking)
+    def narrowed(self) -> tuple[int, ...]:
+        """Rows whose rule leaves out tokens of the base, which costs them KL."""
+        return tuple(sorted({*self.plausible, *self.looking}))
+
+    @property
+    def released(self) -> tuple[int, ...]:
+        """Those of them that have all tokens again where controllers leave no strength."""
+        controlled = {row for rows in self.controlled.values() for row in rows}
+        return tuple(row for row in self.narrowed if row in controlled)
 
 
 def _has_companion(need: RowNeeds) -> bool:

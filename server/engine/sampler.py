@@ -14,6 +14,7 @@ from torch import Tensor
 from trimtab.guidance.heads.bank import HeadBank
 from trimtab.guidance.rules.contrast import contrast_advantage, implausible
 from trimtab.guidance.rules.lookahead import lookahead_advantage
+from trimtab.kernels.base_statistics import base_statistics
 from trimtab.kernels.dispatch import choose_head_path
 from trimtab.kernels.guided_head import guided_head
 from trimtab.kernels.guided_logits import GuidedDraw, guided_logits, tilted_logits
@@ -42,7 +43,8 @@ class Drawn:
 
     statistics: f32[4 or 5, B]: logprob, base_logprob, kl, flip, and entropy where it was asked for.
     top_ids, top_logprobs: [T, k] of the tilt for `top_rows`; base_top_*: [M, 3] of the base for `traced`.
-    values: [B, H] in standard units, before the drawn token. strengths: f32[B], where a row is controlled.
+    values: [B, H] in standard units, before the drawn token. strengths: f32[B] of the heads, where a row is
+    controlled.
     """
 
     tokens: Tensor
@@ -110,7 +112,8 @@ class _Roster:
 
     asked: what both draws are told of the rows, by their arguments' names; cuts: what the one that can
     truncate is told besides. beta: f32[B], what advantages are multiplied by, where any row is guided.
-    control: decides strengths, where any row has a controller.
+    control: decides strengths, where any row has a controller. shares: i64[R], see RowNeeds. narrowed,
+    released: i64[R], see BatchNeeds.
     guided: i64[G], or None when every row is guided. advantage_row: i64[B], each row's place among them.
     masked: i64[R], rows within a grammar.
     bias: see RowBias.gather. remembering: i64[R], the rows of each head whose value remembers, and the slots
@@ -123,6 +126,9 @@ class _Roster:
     beta: Tensor | None
     cuts: Mapping[str, Any]
     control: Control | None
+    shares: Tensor
+    narrowed: Tensor
+    released: Tensor
     guided: Tensor | None
     advantage_row: Tensor | None
     masked: Tensor
@@ -202,9 +208,12 @@ class Sampler:
                 bitmask = to_device(np.stack(masks), self._state.device)
                 apply_token_mask(scores.z, roster.masked, bitmask)
             entries = self._penalise(scores.z, draws, roster)
+            entropy = _entropy_of_base(scores.z, roster)
+            whole = scores.z.index_select(0, roster.released)
             scores = self._look_ahead(self._narrow(scores, roster), rows, roster)
-            beta = self._controlled(beta, scores, values, draws, roster)
-            draw = _of_whole_base(self._draw(scores, draws, roster, beta), scores.kept)
+            beta = self._controlled(beta, scores, entropy, values, draws, roster)
+            scores = _release(scores, whole, beta, roster)
+            draw = _of_whole_base(self._draw(scores, draws, roster, beta), scores, entropy, roster)
         drawn = draw.token.clamp(min=0)
         self._state.last_tokens.index_copy_(0, draws.slots, drawn)
         if roster.contrasted is not None:
@@ -216,7 +225,7 @@ class Sampler:
             )
         if roster.needs.reads_part:
             self._follow(drawn, draws)
-        if roster.needs.guided or roster.needs.narrows:
+        if roster.needs.guided or roster.needs.narrowed:
             self._state.spent_kl.index_add_(0, draws.slots, draw.kl.double())
         return self._measure(draw, scores, values, beta, roster)
 
@@ -258,14 +267,18 @@ class Sampler:
             advantage_row = index_tensor(places, device)
             guided = None if len(batch.guided) == num_rows else index_tensor(batch.guided, device)
         settings = self._state.settings(draws.slots)
+        shares = index_tensor(batch.shares, device)
         contrasted = self._new_contrasted(draws, batch, needs, settings)
         return _Roster(
             batch,
             settings,
             _asked(settings, batch),
-            _strengths(settings, batch, contrasted),
+            _strengths(settings, batch, shares),
             {name: settings[name] for name in Cuts.__annotations__} if batch.truncates else {},
             Control(batch.controlled, needs, device) if batch.controlled else None,
+            shares,
+            index_tensor(batch.narrowed, device),
+            index_tensor(batch.released, device),
             guided,
             advantage_row,
             index_tensor(batch.masked, device),
@@ -379,6 +392,8 @@ class Sampler:
             z, tied = logits.float(), self._project(column.to(h.dtype))
         lowrank = self._bank.lowrank_advantage(h_guided, weights, needs.active)
         advantage = tied if lowrank is None else lowrank if tied is None else tied + lowrank
+        if advantage is None and roster.control is not None:
+            advantage = z.new_zeros(len(needs.guided), z.shape[1])
         return _Scores(z, advantage, roster.advantage_row)
 
     def _policy_logits(self, h: Tensor, logits: Tensor | None) -> Tensor:
@@ -470,6 +485,7 @@ class Sampler:
         self,
         beta: Tensor | None,
         scores: _Scores,
+        entropy: Tensor | None,
         values: Tensor | None,
         draws: DrawInputs,
         roster: _Roster,
@@ -481,8 +497,10 @@ class Sampler:
         assert scores.advantage is not None
         assert scores.advantage_row is not None
         spent, reasons = (x.index_select(0, draws.slots) for x in (self._state.spent_kl, self._state.reasons))
-        columns = (scores.z, scores.advantage, scores.advantage_row)
-        return roster.control.strength(Drawing(beta, draws.positions, spent, reasons, values, *columns))
+        columns = (scores.kept, scores.z, scores.advantage, scores.advantage_row)
+        return roster.control.strength(
+            Drawing(beta, draws.positions, spent, reasons, values, entropy, *columns)
+        )
 
     def _follow(self, drawn: Tensor, draws: DrawInputs) -> None:
         """Rows enter and leave their reasoning."""
@@ -546,7 +564,7 @@ class Sampler:
             draw.token,
             torch.stack(fields),
             values,
-            beta if needs.controlled else None,
+            _of_heads(beta, roster) if needs.controlled else None,
             needs.top,
             top_ids,
             top_logprobs,
@@ -587,11 +605,38 @@ def _top_of_tilt(scores: _Scores, beta: Tensor | None, roster: _Roster) -> tuple
     return _top(tilted, roster.needs.num_top)
 
 
-def _strengths(settings: Settings, needs: BatchNeeds, contrasted: _Contrasted | None) -> Tensor | None:
-    beta = settings["strength"] if needs.guided else None
-    if beta is not None and contrasted is not None:  # its advantage holds the strength already
-        beta = beta.index_fill(0, contrasted.rows, 1.0)
-    return beta
+def _strengths(settings: Settings, needs: BatchNeeds, shares: Tensor) -> Tensor | None:
+    return settings["strength"].index_fill(0, shares, 1.0) if needs.guided else None
+
+
+def _of_heads(beta: Tensor | None, roster: _Roster) -> Tensor | None:
+    """The strengths f32[B] of the heads, of which some betas are shares."""
+    if beta is None:
+        return None
+    strengths = beta * roster.settings["strength"]
+    return beta.index_copy(0, roster.shares, strengths.index_select(0, roster.shares))
+
+
+def _entropy_of_base(z: Tensor, roster: _Roster) -> Tensor | None:
+    """f32[B] of all tokens, where it is asked for and the draw does not measure it in time, or not of all."""
+    is_read = roster.control is not None and roster.control.reads_entropy
+    if not is_read and not (roster.needs.traced and roster.needs.narrowed):
+        return None
+    return base_statistics(z, want_entropy=True).entropy
+
+
+def _release(scores: _Scores, whole: Tensor, beta: Tensor | None, roster: _Roster) -> _Scores:
+    """All tokens again for the rows whose controllers have left no strength, in place. whole: f32[R, V]."""
+    rows = roster.released
+    if not len(rows):
+        return scores
+    assert beta is not None
+    assert scores.kept is not None
+    is_off = beta.index_select(0, rows) == 0
+    z, kept = scores.z.index_select(0, rows), scores.kept.index_select(0, rows)
+    scores.z.index_copy_(0, rows, torch.where(is_off[:, None], whole, z))
+    scores.kept.index_copy_(0, rows, kept.masked_fill(is_off, 0.0))
+    return scores
 
 
 def _asked(settings: Settings, needs: BatchNeeds) -> dict[str, Any]:
@@ -602,10 +647,14 @@ def _asked(settings: Settings, needs: BatchNeeds) -> dict[str, Any]:
     }
 
 
-def _of_whole_base(draw: GuidedDraw, kept: Tensor | None) -> GuidedDraw:
+def _of_whole_base(draw: GuidedDraw, scores: _Scores, entropy: Tensor | None, roster: _Roster) -> GuidedDraw:
     """What was measured against the tokens that a rule has left, against all of the base's."""
+    kept, rows = scores.kept, roster.narrowed
     if kept is None:
         return draw
+    if draw.entropy is not None and entropy is not None:
+        whole = draw.entropy.index_copy(0, rows, entropy.index_select(0, rows))
+        draw = dataclasses.replace(draw, entropy=whole)
     return dataclasses.replace(draw, base_logprob=draw.base_logprob + kept, kl=draw.kl - kept)
 
 

@@ -142,11 +142,11 @@ class Scheduler:
         for row in step.rows:
             lane = row.lane
             lane.num_computed = row.start + row.num_tokens
-            row.choice.num_run_tokens += row.num_tokens
+            row.choice.count_run(lane, row.start, row.num_tokens)
             if row.purpose is Purpose.MEASURE:
                 row.choice.is_measuring, row.choice.awaits = False, True
             if row.purpose is Purpose.DRAW:
-                row.choice.num_run_tokens += len(lane.scratch)
+                row.choice.count_run(lane, lane.num_computed, len(lane.scratch))
                 lane.num_inflight += 1
             if lane.num_computed // self.blocks.block_size > len(lane.chain):
                 self.blocks.register(lane)
@@ -196,13 +196,21 @@ class Scheduler:
         choice.stand_still_after(num_more)
         choice.awaits = False
 
-    def settle(self, choice: Choice, lane: Lane) -> None:
-        """One of a pool's lanes is the reply: from now on the choice is that alone."""
-        for other in choice.lanes:
-            if other is not lane:
-                self._release_lane(other)
-        choice.lane, choice.lanes = lane, (lane,)
-        choice.is_pool = choice.awaits = lane.is_over = lane.is_closed = False
+    def settle(self, choice: Choice, lanes: Sequence[Lane]) -> tuple[Choice, ...]:
+        """These of a pool's lanes are replies: from now on each is a choice by itself, the first of them the
+        one that was all."""
+        for lane in choice.lanes:
+            if lane not in lanes:
+                self._release_lane(lane)
+        if choice.phase is Phase.WAITING:
+            self.waiting.remove(choice)
+            self._forget_refusal(choice)
+        others = choice.settle(lanes)
+        if choice.phase is Phase.WAITING:
+            self.waiting.put_first([choice, *others])
+        else:
+            self.running.update(dict.fromkeys(others))
+        return choice, *others
 
     def finish(self, choice: Choice) -> None:
         """End a choice, wherever it is: its blocks and slots are free afterwards."""
@@ -211,8 +219,7 @@ class Scheduler:
             del self.running[choice]
         elif choice in self.waiting:
             self.waiting.remove(choice)
-        if self._refusal is not None and self._refusal.choice is choice:
-            self._refusal = None
+        self._forget_refusal(choice)
         choice.followers = []
         choice.phase = Phase.DONE
 
@@ -328,6 +335,10 @@ class Scheduler:
         for lane in choice.lanes:
             self.blocks.free(lane)
         self._refusal = _Refusal(choice, budget, self.blocks.num_freed + num_missing, next_keys)
+
+    def _forget_refusal(self, choice: Choice) -> None:
+        if self._refusal is not None and self._refusal.choice is choice:
+            self._refusal = None
 
     def _is_still_refused(self, choice: Choice, budget: int) -> bool:
         """Whether to look for the prefix once more would be in vain."""

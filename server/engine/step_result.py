@@ -81,12 +81,12 @@ class StepResult:
         columns = (drawn.tokens.tolist(), logprobs, kls, flips)  # behind those of the rows padding's, if any
         rows = enumerate(zip(self.drawing, self.needs, *columns, strict=False))
         for i, (row, need, token, logprob, kl, flips_here) in rows:
-            if need.controls:
+            strength = 0.0
+            if need.steering or need.lookahead:
+                strength = row.choice.request.guidance.strength
+            if strength and need.controls:
                 assert strengths is not None
                 strength = strengths[i]
-            else:
-                is_steered = need.steering or need.lookahead
-                strength = row.choice.request.guidance.strength if is_steered else 0.0
             value = tuple((head_names[j], values[i][j]) for j in need.measuring) if values else ()
             trace, flip = None, flips_here != 0
             if need.trace:

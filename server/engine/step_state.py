@@ -82,18 +82,10 @@ class StepState:
         self._admissions: dict[int, _Admission] = {}
         self._forks: dict[int, int] = {}
 
-    def admit(
-        self,
-        choice: Choice,
-        seed: int,
-        head_weights: Sequence[float],
-        spent_kl: float,
-        reasons: bool = False,
-    ) -> None:
+    def admit(self, choice: Choice, seed: int, head_weights: Sequence[float], spent_kl: float) -> None:
         """Note everything that a step needs about a choice, for its lanes' slots."""
         for lane in choice.lanes:
-            if not lane.is_companion:  # where nothing is drawn
-                self.admit_lane(choice, lane, seed, head_weights, spent_kl, reasons=reasons)
+            self.admit_lane(choice, lane, seed, head_weights, spent_kl)
 
     def admit_lane(
         self,

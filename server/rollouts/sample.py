@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from trimtab.guidance.controllers.base import Controller
 from trimtab.guidance.evaluation.replies import Heads, MeasuredReply
+from trimtab.guidance.rules import Rule, Tilt
 from trimtab.guidance.text.message import Prompt
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.request import (
@@ -99,12 +100,16 @@ class EncodedPrompt:
     columns: Mapping[str, Any] = field(default_factory=dict)
 
 
+def _tilt(prompt: EncodedPrompt) -> Rule:
+    return Tilt()
+
+
 @dataclass(frozen=True, slots=True)
 class SamplePlan:
     """How replies to prompts are drawn. heads: those that steer at `strength`.
 
     seed: of all; each prompt has noise of its own, whoever shares its batch.
-    controllers: what lessens the strength from token to token.
+    controllers: what lessens the strength from token to token. rule: of each prompt.
     measured: heads whose reward part reads every reply, whether they steer or not.
     bias: (token id, number) that is added to the policy's logits. trace: measure every token.
     """
@@ -117,23 +122,36 @@ class SamplePlan:
     heads: Heads = ()
     strength: float = 0.0
     controllers: tuple[Controller, ...] = ()
+    rule: Callable[[EncodedPrompt], Rule] = _tilt
     measured: tuple[str, ...] = ()
     bias: tuple[tuple[int, float], ...] = ()
     trace: bool = False
 
-    def request(self, prompt: EncodedPrompt) -> Request:
-        """Raises InvalidRequestError for numbers out of range."""
+    def requests(self, prompt: EncodedPrompt) -> list[Request]:
+        """One for all replies, or one for each where a rule returns no more. Raises InvalidRequestError for
+        numbers out of range."""
+        one, num = self.request(prompt), self.num_replies
+        if not one.guidance.rule.is_pool or num == 1:
+            return [one]
+        alone = [replace(self, num_replies=1).request(prompt, sample) for sample in range(num)]
+        return [replace(each, request_id=f"{each.request_id}/{i}") for i, each in enumerate(alone)]
+
+    def request(self, prompt: EncodedPrompt, sample: int = 0) -> Request:
+        """sample: of the prompt's requests, which have seeds of their own. Raises InvalidRequestError for
+        numbers out of range."""
         sampling = SamplingParams(
             max_tokens=self.max_tokens,
             temperature=self.temperature,
             top_p=self.top_p,
             n=self.num_replies,
-            seed=(self.seed << 32) + prompt.number,
+            seed=(self.seed << 32) + (sample << 24) + prompt.number,
             logit_bias=self.bias,
         )
         steering = dict(self.heads)
         watched = tuple((name, 0.0) for name in self.measured if name not in steering)
-        guidance = Guidance(self.strength, (*self.heads, *watched), self.trace, self.controllers)
+        guidance = Guidance(
+            self.strength, (*self.heads, *watched), self.trace, self.controllers, self.rule(prompt)
+        )
         return Request(str(prompt.number), prompt.token_ids, sampling, guidance, prompt.end_id)
 
 
@@ -183,26 +201,32 @@ def sample_measured(
 ) -> list[MeasuredReply]:
     """What an evaluation keeps of the replies, in order, each with its prompt's place among `prompts`; the
     same noise for each at every setting. Raises like `as_they_end`."""
-    requests = [replace(plan, trace=True).request(prompt) for prompt in prompts]
-    places = {request.request_id: place for place, request in enumerate(requests)}
+    plan = replace(plan, trace=True)
+    requests = [plan.requests(prompt) for prompt in prompts]
+    places = {
+        request.request_id: (place, sample)
+        for place, alike in enumerate(requests)
+        for sample, request in enumerate(alike)
+    }
     replies = [
-        _measured(places[completion.request.request_id], completion)
-        for completion in as_they_end(engine, requests, progress)
+        _measured(*places[completion.request.request_id], completion)
+        for completion in as_they_end(engine, [one for alike in requests for one in alike], progress)
     ]
     return sorted(replies, key=lambda reply: (reply.prompt, reply.sample))
 
 
-def _measured(place: int, completion: Completion) -> MeasuredReply:
-    summary, tokens = completion.summary, completion.tokens
+def _measured(place: int, sample: int, completion: Completion) -> MeasuredReply:
+    summary, tokens, rule = completion.summary, completion.tokens, completion.request.guidance.rule
     return MeasuredReply(
         prompt=place,
         text=completion.text,
         token_ids=tuple(completion.token_ids),
-        kl=summary.kl,
+        kl=rule.reply_kl(summary.kl, dict(summary.rule)),
         finish_reason=completion.finish_reason,
         flips=summary.flips,
         logprob=sum(token.logprob for token in tokens),
         base_logprob=sum(token.trace.base_logprob for token in tokens if token.trace),
         rewards=dict(summary.reward),
-        sample=completion.index,
+        sample=sample + completion.index,
+        num_run=completion.num_run,
     )

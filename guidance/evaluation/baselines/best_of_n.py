@@ -1,4 +1,4 @@
-"""Best-of-n from one set of plain samples, at every n."""
+"""Best-of-n from one set of samples, plain or steered, at every n."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ def best_of_n(
     """The curve of best-of-n by the score `by`, read in all scores. A prompt with fewer than n scored replies
     is left out at that n. `counts` are its points; between them it is read at every n up to the largest.
 
-    KL is the bound log n − (n−1)/n. win_rate: against another plain reply, read in each score; with the score
-    it was chosen by it is n/(n+1) where there are no ties.
+    KL is the bound log n − (n−1)/n from what the replies were drawn from; where that is not the policy, there
+    is added what it is away from the policy along the best, the mean of their log π/π₀. win_rate: against
+    another plain reply, read in each score; with the score it was chosen by it is n/(n+1) where there are no
+    ties.
     """
     every = tuple(range(1, max(counts) + 1))
     columns = _columns(replies, scores)
@@ -87,7 +89,8 @@ def _share_ties(by: Floats, read: Floats) -> Floats:
     return np.asarray((sums / np.bincount(tie)[:, None])[tie])
 
 
-_ASIDE = ("length", "stopped", "base_logprob")  # what is read of the best replies beside their scores
+_ASIDE = ("length", "stopped", "base_logprob", "log_ratio")
+"""What is read of the best replies beside their scores."""
 _Columns = dict[str, Floats]
 
 
@@ -98,6 +101,7 @@ def _columns(replies: Sequence[MeasuredReply], scores: Scores) -> tuple[_Columns
         "length": np.array([float(len(reply.token_ids)) for reply in replies]),
         "stopped": np.array([float(reply.finish_reason == "stop") for reply in replies]),
         "base_logprob": np.array([reply.base_logprob for reply in replies]),
+        "log_ratio": np.array([reply.logprob - reply.base_logprob if reply.kl else 0.0 for reply in replies]),
     }
 
 
@@ -109,7 +113,7 @@ def _by_prompt(
     counts: tuple[int, ...],
     num_prompts: int,
 ) -> Floats:
-    """The score `name`, and _ASIDE, of the best by `by`, f64[n, prompt, 4]; nan where there are too few."""
+    """The score `name`, and _ASIDE, of the best by `by`, f64[n, prompt, 5]; nan where there are too few."""
     scores, aside = columns
     prompts = np.array([reply.prompt for reply in replies])
     read = np.stack([scores[name], *(aside[key] for key in _ASIDE)], 1)
@@ -132,7 +136,7 @@ def _point(
     *,
     with_wins: bool,
 ) -> CurvePoint:
-    bound, every = kl_bound(n), np.arange(judging.num_prompts)
+    every = np.arange(judging.num_prompts)
 
     def per_prompt(numbers: Floats) -> PerPrompt:
         return PerPrompt.of(every, numbers, judging.num_prompts)
@@ -140,9 +144,11 @@ def _point(
     means = {name: per_prompt(found[n - 1, :, 0]) for name, found in table.items()}
     wins = {name: per_prompt(_wins(replies, columns[0], by, name, n, judging)) for name in table if with_wins}
     length, stopped, base_logprob = (per_prompt(table[by][n - 1, :, i]).mean for i in (1, 2, 3))
+    kl = per_prompt(kl_bound(n) + table[by][n - 1, :, 4])
+    num_run = float(np.mean([reply.num_run for reply in replies]))
     return CurvePoint(
         knob=n,
-        kl=Estimate(bound, bound, bound),
+        kl=kl.estimate(judging.draws) or Estimate(math.nan, math.nan, math.nan),
         scores={
             name: ScoreSummary(
                 mean.estimate(judging.draws),
@@ -154,7 +160,8 @@ def _point(
         length=_known(length),
         stopped=_known(stopped),
         perplexity=_known(math.exp(-base_logprob / length) if length else math.nan),
-        samples=PointSamples(per_prompt(np.full(len(every), bound)), means),
+        cost=_known(n * num_run / length if length and num_run else math.nan),
+        samples=PointSamples(kl, means),
     )
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import httpx
 
 from trimtab.guidance.controllers import parse_controllers, read_controllers, spellings
-from trimtab.guidance.errors import ControllerError, UserError
+from trimtab.guidance.errors import ControllerError, RuleError, UserError
+from trimtab.guidance.rules import RULES, Tilt, parse_rule, read_rule
 from trimtab.server.flags import parse_number, parse_weights
 
 Json = dict[str, Any]
@@ -20,6 +21,9 @@ HELP = f"""\
 /control max_kl=0.05      what lessens the strength from token to token: one or more of
                           {",".join(spellings())}
                           /control alone takes it off
+/rule smc,particles=8     how scores become the next token: {", ".join(RULES)}, with options of each, such as
+                          contrast,gamma=2,negative_prompt=Be rude. (the prompt goes to the end of the line);
+                          /rule alone goes back to tilt
 /reset                    forget the conversation
 /help                     this list
 /quit                     leave (or Ctrl-D); Ctrl-C stops a reply"""
@@ -46,6 +50,7 @@ class ChatSession:
     strength: float | None = None
     heads: dict[str, float] | None = None
     controllers: Json = field(default_factory=dict)
+    rule: Json = field(default_factory=dict)
     messages: list[Json] = field(default_factory=list)
     summary: Json = field(default_factory=dict)
 
@@ -67,7 +72,7 @@ class ChatSession:
         """The next request's guidance: the knobs that were turned."""
         given = {"strength": self.strength, "heads": self.heads}
         turned = {name: value for name, value in given.items() if value is not None}
-        return {"trace": True} | turned | self.controllers
+        return {"trace": True} | turned | self.controllers | ({"rule": self.rule} if self.rule else {})
 
     @property
     def tinting_head(self) -> str | None:
@@ -90,6 +95,9 @@ class ChatSession:
             case "control":
                 self.controllers = _controllers(argument)
                 return f"control {argument.strip() or 'off'}"
+            case "rule":
+                self.rule = _rule(argument)
+                return f"rule {argument.strip() or Tilt.kind}"
             case "reset":
                 self.messages.clear()
                 return "forgotten"
@@ -154,6 +162,18 @@ def _controllers(text: str) -> Json:
     except ControllerError as error:
         raise UserError(str(error)) from error
     return given
+
+
+def _rule(text: str) -> Json:
+    """As a request spells it; empty for none. Raises UserError for what no server would take."""
+    if not text.strip():
+        return {}
+    try:
+        kind, options = parse_rule(text)
+        read_rule(kind, options)
+    except RuleError as error:
+        raise UserError(str(error)) from error
+    return {"kind": kind, **options}
 
 
 def _raise_if_refused(response: httpx.Response) -> None:

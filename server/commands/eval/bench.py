@@ -162,6 +162,13 @@ class Bench:
         return judge_point([self.replies[i] for i in chosen], scores, 0.0, replace(self.judging, plain=None))
 
     @property
+    def best_by(self) -> list[str]:
+        """Scores that the best of several replies are chosen by: the first gold one, and each proxy."""
+        proxies = [name for name in self.scores if name not in self.judges.gold_names]
+        scored = [*self.judges.gold_names[:1], *proxies]
+        return [name for name in scored if any(score is not None for score in self.scores[name])]
+
+    @property
     def kls(self) -> tuple[float, ...]:
         """Costs in nats per reply that a curve goes through where no strengths are given."""
         kls = sorted({*self.config.at_kl, *self.own_kls})

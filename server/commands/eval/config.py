@@ -55,6 +55,10 @@ class EvalConfig:
     controllers: what lessens the strength from token to token, as `trimtab chat` spells it: each makes a
     further curve of every head that it suits. Of `max_kl=0.01/0.05/0.2,strength=5` the points differ by the
     setting with several values; of `entropy_gate=1,strength=2/4/8`, or without any, by the strength.
+    rules: how scores become tokens, each a further curve of every head that it suits: a rule's name, options,
+    and strength=…; one setting has several values, such as `smc,particles=8,strength=1/2/4`. best_of=2/4/8
+    keeps the best so many by the first gold score and by each proxy, such as `tilt,strength=1,best_of=2/4/8`.
+    contrast weighs the policy behind the best of --system-prompts, at gamma 1, against the policy, at 0.
     group: heads that differ by the seed of their training alone, as one curve: NAME=HEAD,HEAD,… by the heads'
     names. The curve is their mean, and its intervals are over seeds and prompts.
     best_of: values of n at which the best-of-n curves have points; as many plain replies as the largest
@@ -108,6 +112,7 @@ class EvalConfig:
     strengths: tuple[float, ...] = ()
     steer: str = ""
     controllers: tuple[str, ...] = ()
+    rules: tuple[str, ...] = ()
     group: tuple[str, ...] = ()
     best_of: tuple[int, ...] = (1, 2, 4, 8, 16)
     static_bias: str = ""

@@ -12,6 +12,7 @@ from trimtab.guidance.evaluation.baselines.best_of_n import best_of_n
 from trimtab.guidance.evaluation.baselines.external import External, load_external
 from trimtab.guidance.evaluation.compare import at_equal_kl
 from trimtab.guidance.evaluation.curve import Curve, strengths_for
+from trimtab.guidance.evaluation.equal_cost import at_equal_cost
 from trimtab.guidance.evaluation.overoptimisation import find_overoptimisation
 from trimtab.guidance.evaluation.replies import Heads, MeasuredReply
 from trimtab.guidance.evaluation.report import Example, FrontierReport
@@ -28,19 +29,22 @@ from trimtab.server.commands.eval.bench import (
 )
 from trimtab.server.commands.eval.bias import STATIC_BIAS, bias_curve, find_bias
 from trimtab.server.commands.eval.config import EvalConfig
-from trimtab.server.commands.eval.controlled import (
-    Controlled,
-    controlled_curve,
-    controlled_heads,
-    read_controlled,
-)
 from trimtab.server.commands.eval.replies_file import shown, write_replies
 from trimtab.server.commands.eval.scores import PROXY, reward_name
 from trimtab.server.commands.eval.steering import ACTIVATION_STEERING, find_steering, steering_curve
 from trimtab.server.commands.eval.system_prompt import (
     SYSTEM_PROMPT,
+    behind_wording,
     find_system_prompt,
     system_prompt_curve,
+)
+from trimtab.server.commands.eval.variants import (
+    OtherPrompt,
+    Variant,
+    read_controlled,
+    read_ruled,
+    suited,
+    variant_curves,
 )
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.request import MAX_STRENGTH
@@ -61,10 +65,10 @@ def judge_frontier(materials: Materials) -> FrontierReport:
     groups = _groups(config, steering)
     numbers = {row: number for number, row in enumerate(judged.rows)}
     external = [load_external(path, numbers) for path in config.external]
-    controlled = {
-        each: controlled_heads(engine, steering, each) for each in map(read_controlled, config.controllers)
-    }
-    further = [each.name(name) for each, able in controlled.items() for name in able]
+    variants = [*map(read_controlled, config.controllers), *map(read_ruled, config.rules)]
+    has_prompt = config.system_prompts is not None
+    able = [suited(engine, steering, each, has_prompt=has_prompt) for each in variants]
+    further = [each.name(name) for each, names in zip(variants, able, strict=True) for name in names]
     _check_names(config, steering, groups, [*further, *(one.name for one in external)])
     tuning = Tuning(config, engine, materials.features, judged, gold_head)
     bias = find_bias(config, engine, tuning)
@@ -77,8 +81,13 @@ def judge_frontier(materials: Materials) -> FrontierReport:
         bench = replace(bench, own_kls=(point.points[0].kl.mean,))
     found = {name: _head_curve(bench, name, heads, materials) for name, heads in steering.items()}
     curves = _grouped(bench, {name: curve for name, (curve, _) in found.items()}, groups)
-    for each, able in controlled.items():
-        curves += [_controlled_curve(bench, name, heads, each, materials) for name, heads in able.items()]
+    other = None if asked is None else behind_wording(bench, asked.wording)
+    for each, heads_by_name in zip(variants, able, strict=True):
+        by_head = {
+            name: _variant_curves(bench, name, heads, each, materials, other)
+            for name, heads in heads_by_name.items()
+        }
+        curves += _grouped_variant(bench, by_head, groups)
     if bias is not None:
         curves.append(bias_curve(bench, bias.bias))
     if activations is not None:
@@ -186,13 +195,14 @@ def _head_curve(bench: Bench, name: str, heads: Heads, materials: Materials) -> 
     return curve, _examples(bench, name, dict(sorted(firsts.items())))
 
 
-def _controlled_curve(
-    bench: Bench, name: str, heads: Heads, controlled: Controlled, materials: Materials
-) -> Curve:
+def _variant_curves(
+    bench: Bench, name: str, heads: Heads, variant: Variant, materials: Materials, other: OtherPrompt | None
+) -> list[Curve]:
     strengths: tuple[float, ...] = ()
-    if not controlled.settings:
+    if variant.is_open:
         strengths = bench.config.strengths or _strengths(bench, heads, materials)
-    return controlled_curve(bench, name, heads, controlled, sorted(set(strengths)), _proxy_of(bench, heads))
+    proxy = _proxy_of(bench, heads) if heads else None
+    return variant_curves(bench, name, heads, variant, sorted(set(strengths)), proxy, other)
 
 
 def _strengths(bench: Bench, heads: Heads, materials: Materials) -> tuple[float, ...]:
@@ -230,6 +240,21 @@ def _grouped(bench: Bench, curves: Mapping[str, Curve], groups: Mapping[str, Seq
     ]
 
 
+def _grouped_variant(
+    bench: Bench, by_head: Mapping[str, Sequence[Curve]], groups: Mapping[str, Sequence[str]]
+) -> list[Curve]:
+    """The same of a variant's curves, by the heads' names, where it suits all of a group's heads."""
+    whole = {name: heads for name, heads in groups.items() if set(heads) <= by_head.keys()}
+    found: list[Curve] = []
+    for alike in zip(*by_head.values(), strict=True):
+        curves = dict(zip(by_head, alike, strict=True))
+        for curve in _grouped(bench, curves, whole):
+            first = whole.get(curve.name, ("",))[0]
+            said = curves[first].name.removeprefix(first) if first else ""
+            found.append(replace(curve, name=curve.name + said))
+    return found
+
+
 def _external_curve(bench: Bench, external: External) -> Curve:
     """With the plain policy's replies of the same prompts and samples as where it begins."""
     if not external.replies:
@@ -250,16 +275,10 @@ def _external_curve(bench: Bench, external: External) -> Curve:
 
 def _best_of_n_curves(bench: Bench) -> list[Curve]:
     """By the first gold score, and by each proxy."""
-    config = bench.config
-    if not config.best_of:
+    counts = sorted(set(bench.config.best_of))
+    if not counts:
         return []
-    proxies = [name for name in bench.scores if name not in bench.judges.gold_names]
-    counts = sorted(set(config.best_of))
-    return [
-        best_of_n(bench.replies, bench.scores, by, counts, bench.judging)
-        for by in [*bench.judges.gold_names[:1], *proxies]
-        if any(score is not None for score in bench.scores[by])
-    ]
+    return [best_of_n(bench.replies, bench.scores, by, counts, bench.judging) for by in bench.best_by]
 
 
 def _report(
@@ -282,6 +301,7 @@ def _report(
         gold=gold,
         curves=tuple(curves),
         at_kl=compared.found,
+        at_cost=at_equal_cost(curves, gold, judging),
         unreached=compared.unreached,
         num_comparisons=compared.num_comparisons,
         baseline=baseline,

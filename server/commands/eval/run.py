@@ -79,6 +79,7 @@ def _subject(config: EvalConfig, engine_config: EngineConfig) -> Subject:
             "strengths",
             "steer",
             "controllers",
+            "rules",
             "group",
             "best_of",
             "static_bias",

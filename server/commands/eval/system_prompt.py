@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
@@ -66,6 +66,12 @@ def system_prompt_curve(bench: Bench, wording: Wording) -> Curve:
     sampled = judged.encode(replies)
     measured = bench.measured_in_another_state(replies, lambda here: bench.features.get(sampled[here]))
     return Curve(SYSTEM_PROMPT, "system_prompt", "wording", (bench.point(measured, 1.0),))
+
+
+def behind_wording(bench: Bench, wording: Wording) -> Callable[[int], tuple[int, ...]]:
+    """The token ids of each prompt with the wording before it, by its number."""
+    judged = _with_wording(bench.engine, bench.judged, wording, bench.config.max_tokens)
+    return {one.number: one.token_ids for one in judged.encoded}.__getitem__
 
 
 def _tried(bench: Bench, trial: WordingTrial, wording: Wording) -> WordingTrial:

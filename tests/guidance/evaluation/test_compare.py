@@ -16,7 +16,7 @@ from trimtab.guidance.evaluation.baselines.static_bias import (
     rank_trials,
 )
 from trimtab.guidance.evaluation.compare import at_equal_kl
-from trimtab.guidance.evaluation.comparison_tables import equal_kl_tables
+from trimtab.guidance.evaluation.comparison_tables import equal_price_tables
 from trimtab.guidance.evaluation.curve import Curve, Judging, judge_point
 from trimtab.guidance.evaluation.plots import plot_scores
 from trimtab.guidance.evaluation.replies import MeasuredReply
@@ -113,7 +113,7 @@ def test_a_curve_that_falls_short_is_named_with_what_it_reaches():
         unreached=compared.unreached,
         num_comparisons=compared.num_comparisons,
     )
-    table = equal_kl_tables(frontier)[0]
+    table = equal_price_tables(frontier)[0]
     cells = {(row[0], row[1]): row[4] for row in table.rows}
     assert cells["4", "near"] == "does not reach 4 nats (most: 2.25)"
     assert cells["1", "elsewhere"] == "no replies to these prompts"
@@ -134,7 +134,7 @@ def test_a_system_prompt_is_read_at_its_own_price_alone_and_against_what_others_
     assert (told.mean, told.low, told.high) == pytest.approx((-1, -1, -1))
     assert compared.num_comparisons == 1
     frontier = FrontierReport(NUM_PROMPTS, ("gold",), (head, asked), at_kl=compared.found, num_comparisons=1)
-    table = equal_kl_tables(frontier)[0]
+    table = equal_price_tables(frontier)[0]
     place = table.columns.index("from asked")
     assert [row[place] for row in table.rows] == ["-", "-", "-1.00 [-1.00, -1.00] below"]
 

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from trimtab.guidance.data.items import RolloutItem
 from trimtab.guidance.errors import DataError
 from trimtab.guidance.features.source import FeatureCache
 from trimtab.guidance.heads.forms import Head
@@ -12,10 +14,12 @@ from trimtab.guidance.heads.manifest import AdvantagePart, Parts, ScalarPart
 from trimtab.guidance.policy import load_policy
 from trimtab.guidance.text.encoding import EncodedReply
 from trimtab.guidance.training import held_out
+from trimtab.guidance.training.config import TrainConfig
 from trimtab.guidance.training.held_out import (
     accuracy,
     better_of_lengths,
     fetch_in_chunks,
+    reward_rollouts,
     score_ends,
     score_prefixes,
     slope,
@@ -24,6 +28,7 @@ from trimtab.guidance.training.held_out import (
     value_per_advantage,
 )
 from trimtab.guidance.training.objectives.base import ReplyFeatures, lay_out
+from trimtab.guidance.training.objectives.rollouts import returns_of
 
 
 def reply(length: int) -> ReplyFeatures:
@@ -50,6 +55,17 @@ def test_value_per_advantage_pairs_each_token_with_the_change_of_value_that_it_m
     the line 2Ā, and what the last token of a reply did is not known."""
     values = [torch.tensor([0.0, 2.0, 2.0]), torch.tensor([1.0, 5.0])]
     assert value_per_advantage(values, torch.tensor([1.0, 0.0, 9.0, 2.0, -7.0])) == pytest.approx(2.0)
+
+
+def test_rewards_of_tokens_may_be_told_at_the_replys_end(policy_folder: Path, tmp_path: Path):
+    """So that what is left to earn is the whole of it, up to the last token."""
+    features = FeatureCache(load_policy(policy_folder))
+    items = [RolloutItem(EncodedReply((1,), (2, 3, 4)), token_rewards=(1.0, -2.0, 4.0))]
+    head, config = Head(Parts(), 32, 27), TrainConfig(name="a", head_folder=tmp_path, run_folder=tmp_path)
+    [left] = reward_rollouts(items, head, features, config)
+    assert returns_of(left, 1.0).tolist() == [3, 2, 4]
+    [whole] = reward_rollouts(items, head, features, replace(config, reward_from="reply"))
+    assert returns_of(whole, 1.0).tolist() == [3, 3, 3]
 
 
 def test_statistics_of_the_tilt_against_float64(policy_folder: Path):

@@ -53,6 +53,7 @@ async def post(client, guidance: Any):
             Guidance(2.0, KIND, rule=Smc(particles=3)),
         ),
         ({"rule": "smc", "strength": 1e-9}, Guidance(0.0, KIND)),
+        ({"rule": "lookahead", "max_kl": 0.5}, Guidance(1.0, KIND, False, (MaxKL(0.5),), Lookahead())),
         ({"strength": -2}, Guidance(-2.0, (("kind", 1.0),))),
         ({"strength": 0}, Guidance(0.0, (("kind", 1.0),))),
         ({"heads": {"brief": 0.5}}, Guidance(1.0, (("brief", 0.5),))),
@@ -195,8 +196,8 @@ async def test_what_is_left_out_follows_the_default_rules(make_engine, make_clie
         ({"schedule": {"kind": "decay", "tokens": 2**31}}, "guidance.schedule.tokens", "1…"),
         ({"schedule": {"kind": "decay", "tokens": True}}, "guidance.schedule.tokens", "integer"),
         ({"schedule": {"kind": "constant", "tokens": 3}}, "guidance.schedule.tokens", "leave it out"),
-        ({"rule": "lookahead", "max_kl": 1}, "guidance.rule", "takes no controllers"),
-        ({"rule": "smc", "on": "all"}, "guidance.rule", "takes no controllers"),
+        ({"rule": "smc", "on": "all"}, "guidance.rule.proposal", "use tilt"),
+        ({"rule": contrast(), "target": {"head": "kind", "value": 1}}, "guidance.target", "rule contrast"),
         ({"trace": "yes"}, "guidance.trace", "boolean"),
         ("kind", "guidance", ""),
         (3, "guidance", ""),
@@ -277,6 +278,14 @@ async def test_the_other_prompt_of_a_chat_is_rendered_as_the_first_one_is(
     assert engine.tokenizer.decode(rule.negative_prompt) == rendered
     assert (rule.gamma, rule.alpha) == (3, 0)
     assert engine.tokenizer.decode(engine.submitted[0].prompt_token_ids).startswith("<system>be brief")
+
+
+async def test_a_contrast_is_controlled_without_a_head(make_engine, make_client):
+    engine = make_engine()
+    async with make_client(engine) as client:
+        assert (await post(client, {"rule": contrast(), "max_kl": 0.5})).status_code == 200
+    guidance = engine.submitted[0].guidance
+    assert (guidance.strength, guidance.heads, guidance.controllers) == (0.0, (), (MaxKL(0.5),))
 
 
 async def test_the_other_prompt_of_a_completion_is_text(make_engine, make_client):

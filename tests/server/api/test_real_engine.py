@@ -108,6 +108,23 @@ def test_whole_and_streamed_replies_say_the_same(client):
     assert len(trace) == 24
 
 
+def test_all_particles_are_the_same_whole_and_streamed(client):
+    rule = {"kind": "smc", "particles": 3, "block": 4, "resample": 1}
+    body = {**GREEDY, "temperature": 1, "seed": 5, "n": 3, "guidance": {"rule": rule}}
+    whole = client.post(CHAT, json=body).json()["choices"]
+    assert sum(choice["guidance"]["rule"]["weight"] for choice in whole) == pytest.approx(1)
+    texts, summaries = ["", "", ""], {}
+    with client.stream("POST", CHAT, json={**body, "stream": True}) as response:
+        choices = [choice for chunk in chunks(response) for choice in chunk["choices"]]
+    for choice in choices:
+        texts[choice["index"]] += choice["delta"].get("content") or ""
+        if choice["finish_reason"]:
+            assert choice["index"] not in summaries
+            summaries[choice["index"]] = choice["guidance"]
+    assert texts == [choice["message"]["content"] for choice in whole]
+    assert [summaries[i] for i in range(3)] == [choice["guidance"] for choice in whole]
+
+
 def test_the_trace_adds_up_to_the_summary(client):
     guidance = chat(client, guidance={"strength": 2, "trace": True})["guidance"]
     trace = guidance["trace"]

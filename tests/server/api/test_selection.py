@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -68,6 +69,16 @@ async def test_weighted_votes_can_outweigh_a_majority():
     weighted = Selection(1, 3, (("kind", 1.0),), compiled(r"\d"), is_weighted=True)
     assert await texts(weighted, *given) == ["2"]
     assert await texts(Selection(1, 3, (("kind", 1.0),), compiled(r"\d")), *given) == ["1"]
+
+
+@anyio
+async def test_a_particle_votes_with_its_weight():
+    given = [completion(i, text, 0.0) for i, text in enumerate(["1", "1", "2"])]
+    for each, weight in zip(given, (0.2, 0.1, 0.7), strict=True):
+        each.summary = replace(each.summary, rule=(("weight", weight),))
+    for is_weighted in (False, True):
+        (best,) = await Selection(1, 3, (), compiled(r"\d"), is_weighted).choose(given)
+        assert (best.vote.answer, best.vote.share) == ("2", pytest.approx(0.7))
 
 
 @anyio
@@ -156,6 +167,12 @@ async def test_completions_choose_for_each_prompt(client):
         ({"best_of": 4, "speculative_rejection": {"every": 4, "share": 0}}, "speculative_rejection.share"),
         ({"best_of": 4, "speculative_rejection": {"every": 4, "share": 1}}, "speculative_rejection.share"),
         ({"best_of": 4, "speculative_rejection": {}}, "speculative_rejection.every"),
+        ({"best_of": 2, "guidance": {"rule": "smc"}}, "n"),
+        ({"best_of": 2, "guidance": {"rule": "blockwise"}}, "n"),
+        (
+            {"best_of": 8, "speculative_rejection": {"every": 4}, "guidance": {"rule": "smc"}},
+            "speculative_rejection",
+        ),
         (
             {
                 "best_of": 4,

@@ -105,6 +105,20 @@ def test_controllers_reach_the_next_request_as_the_api_spells_them(session, serv
     assert server.asked[1]["guidance"] == {"trace": True, "strength": 3.0}
 
 
+def test_a_rule_reaches_the_next_request_as_the_api_spells_it(session, server):
+    session.command("/rule smc, particles=4,resample=0.25,proposal=tilt")
+    list(session.say("hi"))
+    rule = {"kind": "smc", "particles": 4, "resample": 0.25, "proposal": "tilt"}
+    assert server.asked[0]["guidance"] == {"trace": True, "rule": rule}
+    session.command("/rule contrast,gamma=2,negative_prompt=Be rude, if you can.")
+    list(session.say("hi"))
+    rule = {"kind": "contrast", "gamma": 2, "negative_prompt": "Be rude, if you can."}
+    assert server.asked[1]["guidance"] == {"trace": True, "rule": rule}
+    session.command("/rule")
+    list(session.say("hi"))
+    assert server.asked[2]["guidance"] == {"trace": True}
+
+
 def test_reset_forgets_the_conversation(session, server):
     list(session.say("hi"))
     session.command("/reset")
@@ -140,12 +154,17 @@ def test_what_the_server_refuses_is_told_and_not_remembered(session, server, sta
         "/control much",
         "/control max_kl=0",
         "/control horizon=8",
+        "/rule smk",
+        "/rule smc,particles",
+        "/rule smc,particles=1",
+        "/rule contrast,gamma=2",
     ],
 )
 def test_a_command_that_is_not_understood_changes_nothing(session, line):
     with pytest.raises(UserError):
         session.command(line)
     assert (session.strength, session.heads, session.controllers) == (None, None, {})
+    assert session.rule == {}
 
 
 def test_the_first_steering_head_with_a_value_tints(session):

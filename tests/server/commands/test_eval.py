@@ -173,6 +173,71 @@ def test_controllers_that_make_no_curve_are_refused_before_anything_is_sampled(j
     assert f"--controllers {line}: " in last
 
 
+def test_rules_are_further_curves_with_what_they_cost_in_tokens(judge):
+    smc, best = "smc,particles=4,block=2,strength=1/2", "tilt,strength=1,best_of=1/2/3"
+    code, report, last = judge(*GROUND, "--rules", smc, "lookahead,k=3/5,strength=2", best, heads=("a", "b"))
+    assert code == 0, last
+    found = curves(report)
+    assert not {f"b {smc}", "b lookahead,k=3/5,strength=2"} & set(found), "b has no value"
+    particles = found[f"a {smc}"]
+    assert (particles["knob"], [p["knob"] for p in particles["points"]]) == ("strength", [0, 1, 2])
+    assert particles["is_bound"]
+    cost = particles["points"][0]["cost"]
+    assert 1 < cost < 1.5, "a token each, and one or two that read the reward"
+    assert all(point["cost"] > 3 for point in particles["points"][1:])
+    looked = [point["cost"] for point in found["a lookahead,k=3/5,strength=2"]["points"]]
+    assert looked == pytest.approx([cost, cost + 3, cost + 5], abs=0.5)
+    chosen, plain = found[f"a {best} by a reward"]["points"], found["best-of-n by gold"]["points"]
+    assert [point["knob"] for point in chosen] == [1, 2, 3]
+    rewards = [p["scores"]["a reward"]["estimate"]["mean"] for p in chosen]
+    assert rewards[0] < rewards[1] < rewards[2]
+    assert chosen[2]["kl"]["mean"] > plain[2]["kl"]["mean"] > 0
+    assert chosen[1]["cost"] == pytest.approx(2 * cost, rel=0.3)
+    assert f"b {best} by gold" in found
+    beside = {(row["curve"], row["knob"]): row for row in report["frontier"]["at_cost"]}
+    assert not {curve for curve, _ in beside} & {"a", "b", "best-of-n by gold"}, (
+        "they cost no more than plain"
+    )
+    row = beside[f"a {best} by gold", 2]
+    assert set(row["above"]) == {"gold", "a reward"}
+    assert row["above"]["gold"]["low"] <= row["above_alone"]["gold"]["low"]
+    costs = [point["cost"] for point in found["best-of-n by gold"]["points"]]
+    assert costs == sorted(costs)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("smk,strength=1", "no such rule"),
+        ("smc,particle=8,strength=1", "particle: smc has no such option; it has block"),
+        ("smc,particles=1,strength=1", "particles: must be an integer, 2"),
+        ("smc,particles=2/4", "add strength="),
+        ("smc,strength=1,best_of=2", "leave best_of out"),
+        ("tilt,strength=1,best_of=0.5", "whole number"),
+        ("lookahead,k=4", "add strength="),
+        ("contrast,gamma=1/2", "--system-prompts"),
+        ("contrast", "several values"),
+    ],
+)
+def test_rules_that_make_no_curve_are_refused_before_anything_is_sampled(judge, line: str, says: str):
+    code, _, last = judge(*GROUND, "--rules", line, heads=("a", "b"))
+    assert code != 0
+    assert says in last
+    assert f"--rules {line}: " in last
+
+
+def test_rules_of_a_group_are_one_curve_too(judge):
+    line = "tilt,strength=1/2,best_of=2"
+    code, report, last = judge(*GROUND, "--group", "both=a,b", "--rules", line, heads=("a", "b"))
+    assert code == 0, last
+    curve = curves(report)[f"both {line} by gold"]
+    assert [member["name"] for member in curve["members"]] == [f"a {line} by gold", f"b {line} by gold"]
+    rows = [row for row in report["frontier"]["at_cost"] if row["curve"] == curve["name"]]
+    assert [row["knob"] for row in rows] == [1, 2]
+    means = [point["scores"]["gold"]["estimate"]["mean"] for point in curve["points"][1:]]
+    assert [row["estimate"]["mean"] for row in rows] == pytest.approx(means)
+
+
 def test_heads_of_one_group_are_one_curve_with_its_seeds_beside_it(judge):
     code, report, _ = judge(*GROUND, "--group", "both=a,b", heads=("a", "b"))
     assert code == 0

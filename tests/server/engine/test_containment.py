@@ -215,7 +215,7 @@ def test_a_fault_that_stays_ends_every_request_and_goes_with_its_cause(
     for owner, name in (
         (type(engine.scheduler), "schedule"),
         (engine.runner, "run"),
-        (engine.runner.state, "admit"),
+        (engine.runner.state, "admit_lane"),
         (engine.runner.state, "write"),
         (type(engine.sampler), "draw"),
         (type(engine.scheduler.blocks), "extend"),

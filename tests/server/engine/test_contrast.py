@@ -11,6 +11,8 @@ from rule_requests import PROMPT, one, request
 from tiny_models import save_random_head
 from transformers import AutoModelForCausalLM
 
+from trimtab.guidance.controllers.kl_budget import KLBudget
+from trimtab.guidance.controllers.max_kl import MaxKL
 from trimtab.guidance.heads.store import load_head
 from trimtab.guidance.rules import Contrast
 from trimtab.server.engine.config import EngineConfig
@@ -105,6 +107,7 @@ MIX = [
     contrasted(3.0, alpha=0.1),
     contrasted(0.5, strength=-2.0),
     contrasted(1.0, alpha=0.2),
+    contrasted(3.0, alpha=0.3, strength=1.0, controllers=(KLBudget(3.0), MaxKL(0.5))),
 ]
 
 
@@ -134,7 +137,7 @@ def test_replies_are_their_own_in_any_batch_and_nothing_is_left(
 
 def test_strict_replies_are_bitwise_the_same_whoever_shares_the_batch(make_engine: Make, head: Path):
     engine = make_engine(heads=(head,), strict=True)
-    guidance = contrasted(2.0, alpha=0.05, strength=1.0)
+    guidance = contrasted(2.0, alpha=0.3, strength=1.0, controllers=(MaxKL(0.3),))
     alone = one(engine, guidance, logprobs=0)
     mates = [request(str(i), mate) for i, mate in enumerate(MIX)]
     together = sample(engine, [mates[0], request("one", guidance, logprobs=0), *mates[1:]])[1]

@@ -103,6 +103,11 @@ def request(name: str, spec: GrammarSpec | None, strength: float = 0.0, **sampli
     return Request(name, PROMPT, SamplingParams(**options), guidance, grammar=spec)  # type: ignore[arg-type]
 
 
+def by_rule(request: Request, rule: Rule) -> Request:
+    name = f"{request.request_id} {rule.kind}"
+    return replace(request, request_id=name, guidance=replace(request.guidance, rule=rule))
+
+
 def run(engine: Engine) -> list[Event]:
     events: list[Event] = []
     while engine.has_work:
@@ -137,18 +142,20 @@ def test_every_reply_is_a_text_of_the_grammar_and_ends_by_itself(engine: Engine,
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_rules_of_one_sequence_keep_to_the_grammar(engine: Engine, name: str):
+def test_every_rule_keeps_to_the_grammar(engine: Engine, name: str):
     spec, is_right = SPECS[name]
     rules = {
-        "towards": Contrast(PROMPT[:7], gamma=3.0),
-        "away": Contrast(PROMPT[:7], gamma=-2.0, alpha=0.05),
-        "ahead": Lookahead(5),
-        "kept": Lookahead(3, others="keep"),
+        "towards": (Contrast(PROMPT[:7], gamma=3.0), 2),
+        "away": (Contrast(PROMPT[:7], gamma=-2.0, alpha=0.05), 2),
+        "ahead": (Lookahead(5), 2),
+        "kept": (Lookahead(3, others="keep"), 2),
+        "blocks": (Blockwise(candidates=3, block=3), 1),
+        "beam": (Blockwise(candidates=4, block=2, keep=2, proposal="tilt"), 1),
+        "particles": (Smc(particles=3, block=2, resample=1.0), 1),
+        "tilted": (Smc(particles=4, block=3, resample=0.9, proposal="tilt"), 1),
     }
     asked = [request(f"{seed}", spec, 2.0, seed=seed) for seed in range(2)]
-    for kind, rule in rules.items():
-        plain = request(kind, spec, 2.0, n=2)
-        asked.append(replace(plain, guidance=replace(plain.guidance, rule=rule)))
+    asked += [by_rule(request(kind, spec, 2.0, n=n), rule) for kind, (rule, n) in rules.items()]
     for reply in sample(engine, asked):
         assert reply.finish_reason == "stop", reply.text
         assert is_right(reply.text), reply.text
@@ -156,12 +163,17 @@ def test_rules_of_one_sequence_keep_to_the_grammar(engine: Engine, name: str):
     assert engine.scheduler.blocks.num_free == engine.scheduler.blocks.num_usable
 
 
-@pytest.mark.parametrize("rule", [Blockwise(2), Smc(2)], ids=lambda rule: rule.kind)
-def test_rules_of_several_sequences_take_no_grammar(engine: Engine, rule: Rule):
-    plain = request("pool", SPECS["regex"][0], 1.0)
-    with pytest.raises(InvalidRequestError, match="grammar holds one") as error:
-        engine.add(replace(plain, guidance=replace(plain.guidance, rule=rule)))
-    assert error.value.param == "guidance.rule"
+def test_particles_share_their_grammar_up_to_where_they_part(engine: Engine):
+    """Whatever a particle went on from, it goes on in that one's grammar: what follows mirrors the letter."""
+    spec = GrammarSpec("regex", "(aa|bb|cc|dd){6}")
+    asked = [
+        by_rule(request(str(seed), spec, 5.0, seed=seed, max_tokens=16), rule)
+        for rule in (Smc(particles=6, block=1, resample=1.0), Blockwise(candidates=6, block=1))
+        for seed in range(3)
+    ]
+    for reply in sample(engine, asked):
+        assert re.fullmatch("(aa|bb|cc|dd){6}", reply.text), reply.text
+        assert reply.finish_reason == "stop"
 
 
 def allowed_tokens(engine: Engine, spec: GrammarSpec, token_ids: list[int]) -> torch.Tensor:
@@ -238,11 +250,15 @@ def mixed() -> list[Request]:
     specs = [spec for spec, _ in SPECS.values()]
     asked = [request(str(i), specs[i % 5], i - 3.0, seed=i, n=1 + i % 2) for i in range(6)]
     free = [request(f"free {i}", None, 1.0, max_tokens=60, ignore_eos=True) for i in range(2)]
-    return [*free, *asked]
+    pools = [
+        by_rule(request("a", REGEX, 1.0, max_tokens=12), Smc(particles=3, block=4, resample=1.0)),
+        by_rule(request("b", REGEX, -1.0, max_tokens=12), Blockwise(candidates=3, block=2, proposal="tilt")),
+    ]
+    return [*free, *pools, *asked]
 
 
 @pytest.mark.parametrize(
-    "options", [{"async_depth": 1}, {"num_blocks": 18}, {"num_blocks": 18, "async_depth": 1}], ids=str
+    "options", [{"async_depth": 1}, {"num_blocks": 22}, {"num_blocks": 22, "async_depth": 1}], ids=str
 )
 def test_replies_do_not_depend_on_pipelining_and_preemption(
     make_engine: Make, heads: tuple[Path, ...], engine: Engine, options: dict[str, object]
@@ -252,6 +268,7 @@ def test_replies_do_not_depend_on_pipelining_and_preemption(
     preempted = watch_preemptions(other, lambda choice: choice.request.grammar is not None)
     assert [(reply.text, reply.token_ids) for reply in sample(other, mixed())] == expected
     assert bool(preempted) == ("num_blocks" in options)
+    assert any(choice.request.guidance.rule.is_pool for choice in preempted) == ("num_blocks" in options)
 
 
 def test_replies_go_on_after_the_engine_starts_over(engine: Engine):
@@ -290,10 +307,12 @@ def test_a_dead_end_fails_its_own_request_and_no_other(engine: Engine):
     # What ends the reply is asked for where the text may not end.
     dead = GrammarSpec("grammar", f'start: "ab" <[{EOS}]> "c"')
     engine.add(request("dead", dead))
+    engine.add(by_rule(request("dead", dead, 1.0), Smc(particles=3, block=1)))
     engine.add(request("well", REGEX))
     events = run(engine)
-    assert list(failures(events)) == ["dead"]
-    assert "cannot go on within its grammar: no token can come next" in failures(events)["dead"]
+    assert set(failures(events)) == {"dead", "dead smc"}
+    for message in failures(events).values():
+        assert "cannot go on within its grammar: no token can come next" in message
     assert sum(isinstance(event, Finished) for event in events) == 1
     assert engine.scheduler.blocks.num_free == engine.scheduler.blocks.num_usable
 

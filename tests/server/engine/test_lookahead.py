@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,9 @@ from tiny_models import save_random_head
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from trimtab.guidance.controllers.kl_budget import KLBudget
+from trimtab.guidance.controllers.max_kl import MaxKL
+from trimtab.guidance.controllers.target import Target
 from trimtab.guidance.heads.forms import along
 from trimtab.guidance.heads.manifest import ScalarPart
 from trimtab.guidance.heads.store import load_head
@@ -107,6 +111,23 @@ def test_every_number_counts_from_the_whole_base(make_engine: Make, folders: dic
             assert token.trace.strength == 2.0
 
 
+@pytest.mark.parametrize("weight", [1.0, -2.0])
+def test_a_target_reads_what_is_added_as_values(make_engine: Make, folders: dict[str, Path], weight: float):
+    engine = make_engine(heads=tuple(folders.values()))
+    target, sign = Target("kind", 3.0 if weight > 0 else -3.0, horizon=30), 1 if weight > 0 else -1
+    rule = Lookahead(32, "keep")
+    reply = one(engine, Guidance(9.0, (("kind", weight),), True, (target,), rule), max_tokens=40)
+    for t, token in enumerate(reply.tokens[:5]):
+        assert token.trace is not None and 0 < token.trace.strength < 9
+        asked = Guidance(token.trace.strength, (("kind", weight),), rule=rule)
+        guided = oracle(engine, folders, asked, reply.token_ids[:t])
+        plain = oracle(engine, folders, replace(asked, strength=1e-3), reply.token_ids[:t])
+        values = (guided - plain) / (token.trace.strength - 1e-3) / weight
+        missing = sign * (target.value - dict(token.trace.value)["kind"])
+        gain = sign * float((guided.softmax(0) * values).sum())
+        assert missing / 30 <= gain * 1.002 <= 1.02 * missing / 30
+
+
 def test_strength_0_is_bitwise_the_policy(make_engine: Make, folders: dict[str, Path]):
     engine = make_engine(heads=tuple(folders.values()))
     plain, off = one(engine, Guidance(), logprobs=0), one(engine, ahead(0.0), logprobs=0)
@@ -121,6 +142,7 @@ MIX = [
     Guidance(rule=Contrast((3, 4, 5), gamma=2.0)),
     ahead(-1.0, "mean", k=16),
     ahead(2.0),
+    replace(ahead(4.0, "gru", k=8, others="keep"), controllers=(KLBudget(0.5),)),
 ]
 WAYS: list[dict[str, object]] = [
     {"async_depth": 1},
@@ -152,7 +174,7 @@ def test_strict_replies_are_bitwise_the_same_whoever_shares_the_batch(
     make_engine: Make, folders: dict[str, Path]
 ):
     engine = make_engine(heads=tuple(folders.values()), strict=True, max_num_batched_tokens=16)
-    guidance = ahead(2.0, "gru kind")
+    guidance = replace(ahead(5.0, "gru kind", k=60), controllers=(MaxKL(1.3),))
     alone = one(engine, guidance)
     mates = [request(str(i), mate) for i, mate in enumerate(MIX)]
     together = sample(engine, [mates[0], request("one", guidance), *mates[1:]])[1]

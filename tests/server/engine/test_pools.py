@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
+from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,9 @@ from rule_requests import PROMPT, one, request, save_valued_heads
 from tiny_models import EOS, save_random_head
 from transformers import AutoModelForCausalLM
 
+from trimtab.guidance.controllers.base import Controller
+from trimtab.guidance.controllers.kl_budget import KLBudget
+from trimtab.guidance.controllers.max_kl import MaxKL
 from trimtab.guidance.heads.forms import along
 from trimtab.guidance.heads.manifest import ScalarPart
 from trimtab.guidance.heads.store import load_head
@@ -21,12 +27,15 @@ from trimtab.guidance.rules import Blockwise, Lookahead, Smc
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.request import (
+    TERMINAL,
+    ChoiceDone,
     Completion,
     Delta,
     Event,
     Finished,
     Guidance,
     InvalidRequestError,
+    Request,
 )
 from trimtab.server.rollouts.sample import sample
 
@@ -109,38 +118,65 @@ def test_a_beam_keeps_several_and_returns_the_best(make_engine: Make, folders: d
     value = Values(engine, folders["kind"])
     narrow, wide = (one(engine, blockwise(candidates=6, keep=k, block=2)) for k in (1, 3))
     assert narrow.token_ids != wide.token_ids
-    assert dict(wide.summary.rule) == {}
+    blocks = math.ceil(len(wide.token_ids) / 2)
+    assert dict(wide.summary.rule)["kl_bound"] == pytest.approx(blocks * math.log(6))
     assert value(wide.token_ids) > value(one(engine, Guidance()).token_ids)
 
 
 ALLOWED = (93, 143, 160, 229)  # about as likely, and of values apart
 
 
-@pytest.mark.parametrize(("proposal", "resample"), [("policy", 0.0), ("policy", 0.8), ("tilt", 1.0)])
+@pytest.mark.parametrize(
+    ("proposal", "resample", "controllers", "n"),
+    [
+        ("policy", 0.0, (), 1),
+        ("policy", 0.8, (), 3),
+        ("tilt", 1.0, (), 1),
+        ("tilt", 1.0, (KLBudget(0.02, 1),), 3),
+    ],
+)
 def test_smc_estimates_its_target_without_bias(
-    make_engine: Make, folders: dict[str, Path], proposal: str, resample: float
+    make_engine: Make,
+    folders: dict[str, Path],
+    proposal: str,
+    resample: float,
+    controllers: tuple[Controller, ...],
+    n: int,
 ):
-    """E[Ẑ 1{y}] = π₀(y) exp(β(V(y) − V(prompt))) for every reply y, whatever the number of particles."""
+    """E[Ẑ 1{y}] = π₀(y) exp(β(V(y) − V(prompt))) for every reply y, whatever the number of particles,
+    whatever strength each token was drawn at, and whether one is returned or all by their weights."""
     strength, num_runs = 0.6, 192
     engine = make_engine(heads=tuple(folders.values()), max_num_seqs=48)
     value = Values(engine, folders["kind"])
     bias = tuple((token, -100.0) for token in range(260) if token not in ALLOWED)
     guidance = smc(strength, block=1, proposal=proposal, resample=resample, particles=3)
-    runs = [request(str(i), guidance, max_tokens=2, seed=i, logit_bias=bias) for i in range(num_runs)]
+    guidance = replace(guidance, controllers=controllers)
+    options = {"max_tokens": 2, "logit_bias": bias, "n": n}
+    runs = [request(str(i), guidance, seed=i, **options) for i in range(num_runs)]
     done = sample(engine, runs)
     mass = {tuple(y): 0.0 for y in itertools.product(ALLOWED, repeat=2)}
-    squares = dict(mass)
-    for completion in done:
-        weight = math.exp(dict(completion.summary.rule)["log_normaliser"])
-        mass[tuple(completion.token_ids)] += weight / num_runs
-        squares[tuple(completion.token_ids)] += weight**2 / num_runs
+    squares, square_of_total, masses = dict(mass), 0.0, []
+    for run in zip(*[iter(done)] * n, strict=True):
+        of_run: defaultdict[tuple[int, ...], float] = defaultdict(float)
+        masses.append(0.0)  # of a law beside that of what was drawn
+        for completion in run:
+            figures = {"weight": 1.0, **dict(completion.summary.rule)}
+            of_run[tuple(completion.token_ids)] += math.exp(figures["log_normaliser"]) * figures["weight"]
+            masses[-1] += math.exp(-figures["kl_bound"]) * figures["weight"]
+        for y, weight in of_run.items():
+            mass[y] += weight / num_runs
+            squares[y] += weight**2 / num_runs
+        square_of_total += sum(of_run.values()) ** 2 / num_runs
     exact = _target(value, strength)
     total, expected_total = sum(mass.values()), sum(exact.values())
-    deviation = math.sqrt((sum(squares.values()) - total**2) / num_runs)
+    deviation = math.sqrt((square_of_total - total**2) / num_runs)
     assert abs(total - expected_total) < 4 * deviation < 0.2
     for y, expected in exact.items():
         deviation = math.sqrt(max(squares[y] - mass[y] ** 2, expected) / num_runs)
         assert abs(mass[y] - expected) < 4 * deviation, y
+    assert statistics.fmean(masses) == pytest.approx(
+        1, abs=4 * statistics.stdev(masses) / math.sqrt(num_runs)
+    )
     resamplings = [dict(c.summary.rule)["resamplings"] for c in done]
     assert (max(resamplings) > 0) == (resample > 0)
 
@@ -168,6 +204,7 @@ MIX = [
     blockwise(-1.0, "gru", candidates=3, keep=2, block=4, proposal="tilt"),
     Guidance(2.0, (("kind", 1.0),), rule=Lookahead(4)),
     blockwise(1.0, "gauge", block=3),
+    replace(smc(3.0, block=4, proposal="tilt", resample=1.0), controllers=(KLBudget(0.4, 8), MaxKL(0.1))),
 ]
 WAYS: list[dict[str, object]] = [
     {"async_depth": 1},
@@ -195,12 +232,18 @@ SAMPLING: dict[str, dict[str, object]] = {
 }
 
 
+def mixed(sampling: dict[str, object]) -> list[Request]:
+    every = request("every particle", smc(1.0, particles=3, block=4, resample=1.0), n=3, **sampling)
+    return [every, *(request(str(i), guidance, **sampling) for i, guidance in enumerate(MIX))]
+
+
 @pytest.fixture(scope="module")
 def alone(llama_folder: Path, folders: dict[str, Path]) -> dict[str, list[Completion]]:
     config = EngineConfig(llama_folder, heads=tuple(folders.values()), block_size=8, max_num_seqs=8)
     engine = Engine.from_config(config)
     return {
-        name: [one(engine, guidance, **sampling) for guidance in MIX] for name, sampling in SAMPLING.items()
+        name: [reply for each in mixed(sampling) for reply in sample(engine, [each])]
+        for name, sampling in SAMPLING.items()
     }
 
 
@@ -215,13 +258,48 @@ def test_replies_are_their_own_in_any_batch_and_nothing_is_left(
 ):
     engine, expected = make_engine(heads=tuple(folders.values()), **way), alone[kind]
     preempted = watch_preemptions(engine, lambda choice: choice.is_pool)
-    got = sample(engine, [request(str(i), guidance, **SAMPLING[kind]) for i, guidance in enumerate(MIX)])
+    got = sample(engine, mixed(SAMPLING[kind]))
+    assert 0 < got[-1].summary.kl <= 0.4
     assert bool(preempted) == ("num_blocks" in way) or kind == "ending"
     assert [completion.token_ids for completion in got] == [each.token_ids for each in expected]
     for ours, theirs in zip(got, expected, strict=True):
         assert ours.text == theirs.text
         assert dict(ours.summary.rule) == pytest.approx(dict(theirs.summary.rule), abs=1e-3)
+        assert ours.summary.kl == pytest.approx(theirs.summary.kl, rel=1e-3, abs=1e-5)
         assert dict(ours.summary.reward) == pytest.approx(dict(theirs.summary.reward), abs=1e-3)
+    assert engine.scheduler.blocks.num_free == engine.scheduler.blocks.num_usable
+    assert len(engine.scheduler._free_slots) == engine.config.max_num_seqs
+
+
+@pytest.mark.parametrize("head", ["kind", "gauge"])
+def test_all_particles_are_returned_where_as_many_replies_are_asked_for(
+    make_engine: Make, folders: dict[str, Path], head: str
+):
+    """`kind` reads each of them once more for a reward."""
+    engine = make_engine(heads=tuple(folders.values()), async_depth=1)
+    guidance, options = smc(2.0, head, resample=0.5), {"ignore_eos": False, "logit_bias": ((EOS, 3.0),)}
+    picked = one(engine, guidance, **options)
+    asked = request("all", guidance, n=4, **options)
+    engine.add(asked)
+    events: list[Event] = []
+    while engine.has_work:
+        events += engine.step()
+    (*_, last), all_done = events, [event for event in events if isinstance(event, ChoiceDone)]
+    assert isinstance(last, Finished) and sum(isinstance(event, TERMINAL) for event in events) == 1
+    assert sorted(done.index for done in all_done) == [0, 1, 2, 3]
+    particles = [Completion(asked, index) for index in range(4)]
+    for event in events:
+        if isinstance(event, Delta | ChoiceDone):
+            particles[event.index].take(event)
+    assert last.num_completion_tokens == sum(len(each.tokens) for each in particles)
+    figures = [dict(each.summary.rule) for each in particles]
+    assert sum(each["weight"] for each in figures) == pytest.approx(1)
+    assert {each["log_normaliser"] for each in figures} == {dict(picked.summary.rule)["log_normaliser"]}
+    (same,) = [i for i, each in enumerate(particles) if each.token_ids == picked.token_ids]
+    assert figures[same].pop("weight") > 0 and figures[same] == dict(picked.summary.rule)
+    assert particles[same].text == picked.text
+    assert dict(particles[same].summary.reward) == pytest.approx(dict(picked.summary.reward), abs=1e-5)
+    assert len({each.text for each in particles}) > 1
     assert engine.scheduler.blocks.num_free == engine.scheduler.blocks.num_usable
     assert len(engine.scheduler._free_slots) == engine.config.max_num_seqs
 
@@ -266,7 +344,7 @@ def test_usage_counts_every_sequence(make_engine: Make, folders: dict[str, Path]
     ("guidance", "sampling", "options", "param", "words"),
     [
         (blockwise(), {"n": 2}, {}, "n", "must be 1"),
-        (smc(), {"n": 2}, {}, "n", "must be 1"),
+        (smc(), {"n": 2}, {}, "n", "must be 1 or 4"),
         (smc(), {"temperature": 0}, {}, "temperature", "above 0"),
         (smc(proposal="tilt"), {"temperature": 0.7}, {}, "guidance.rule.proposal", "temperature 1"),
         (smc(proposal="tilt"), {"top_k": 5}, {}, "guidance.rule.proposal", "top_k 0"),

@@ -157,11 +157,13 @@ def test_steps_are_told_with_the_values_of_the_trace(folder):
 def test_particles_of_a_pool_are_followed_each_by_itself(folder):
     engine = engine_of(folder)
     plain = thinking(engine, "a", "all", begun=True)
-    guidance = Guidance(1.0, (("kind", 1.0),), True, rule=Smc(particles=4, block=6, resample=1.0))
+    rule = Smc(particles=4, block=6, resample=1.0, proposal="tilt")
+    guidance = Guidance(1.0, (("kind", 1.0),), True, (On("reasoning"),), rule)
     [reply] = run(engine, replace(plain, guidance=guidance))
     reasons = True
     for token in reply.tokens:
         assert token.trace.part == ("reasoning" if reasons else "answer")
+        assert token.trace.strength == reasons, "and steered each by itself"
         reasons = engine.policy.tags.after(token.token_id, reasons)
     assert reply.summary.steps
     for step in reply.summary.steps:

@@ -422,8 +422,37 @@ def test_lanes_go_on_as_their_parents_without_computing_what_those_have():
     assert [step.num_tokens for step in steps] == [3, 3, 3, 3]
     assert len({lane.blocks[-1] for lane in choice.lanes}) == 3, "no two write to one block"
     assert choice.lanes[0].blocks[0] == choice.lanes[2].blocks[0]
-    scheduler.settle(choice, choice.lanes[2])
+    assert scheduler.settle(choice, [choice.lanes[2]]) == (choice,)
     scheduler.finish(choice)
+    assert scheduler.blocks.num_free == scheduler.blocks.num_usable
+    assert len(scheduler._free_slots) == scheduler.max_num_seqs
+
+
+@pytest.mark.parametrize("is_preempted", [False, True])
+def test_lanes_of_a_pool_that_has_settled_are_choices_each_by_itself(is_preempted: bool):
+    scheduler, choice = make(num_blocks=14), pool(9)
+    scheduler.add([choice])
+    draw_block(scheduler, choice)
+    for lane in choice.lanes[1:]:
+        scheduler.end_lane(lane)
+        scheduler.close_lane(lane)
+    if is_preempted:
+        scheduler._preempt(Step(), choice)
+    settled = scheduler.settle(choice, choice.lanes)
+    assert [each.index for each in settled] == [0, 1, 2]
+    assert settled[0] is choice
+    for each in settled:
+        scheduler.begin_finishing(each, [*each.lane.tokens, 7])
+    rewards = []
+    while len(rewards) < 3:
+        step = scheduler.schedule()
+        scheduler.advance(step)
+        rewards += [row.choice.index for row in step.rows if row.purpose is Purpose.REWARD]
+    assert rewards == [0, 1, 2]
+    scheduler.finish(settled[1])
+    assert scheduler.blocks.num_free < scheduler.blocks.num_usable
+    scheduler.finish(settled[0])
+    scheduler.finish(settled[2])
     assert scheduler.blocks.num_free == scheduler.blocks.num_usable
     assert len(scheduler._free_slots) == scheduler.max_num_seqs
 
