@@ -135,6 +135,7 @@ def _model(service: Service) -> Json:
         "owned_by": "trimtab",
         "max_model_len": info.max_model_len,
         "heads": [asdict(head) for head in info.heads],
+        "experts": [asdict(expert) for expert in info.experts],
         "default_head": service.config.default_head,
         "default_strength": service.config.default_strength,
     }

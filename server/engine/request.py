@@ -15,8 +15,9 @@ from typing import Any, Literal
 from trimtab.guidance.controllers.base import Controller, HeadFacts
 from trimtab.guidance.errors import ControllerError, RuleError
 from trimtab.guidance.ranges import is_integer_in, is_number_in, shown
-from trimtab.guidance.rules import PoolRule, Rule, Tilt
+from trimtab.guidance.rules import Expert, PoolRule, Rule, Tilt
 from trimtab.guidance.rules import read_rule as _read_rule
+from trimtab.guidance.rules.expert import POLICY
 
 MAX_STRENGTH = 10.0
 MIN_STRENGTH = 1e-6  # what lies below moves no fp32 logit, and counts as 0
@@ -429,6 +430,14 @@ class HeadInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpertInfo:
+    """A further model. max_model_len: tokens of prompt and reply together."""
+
+    name: str
+    max_model_len: int
+
+
+@dataclass(frozen=True, slots=True)
 class EngineInfo:
     """max_model_len: tokens of prompt and reply together. created: Unix seconds. can_reason: the model thinks
     between tags that are known. max_num_seqs, num_blocks, block_size: lanes that can run at the same time,
@@ -444,6 +453,7 @@ class EngineInfo:
     max_num_seqs: int = 64
     num_blocks: int = 2**20
     block_size: int = 16
+    experts: tuple[ExpertInfo, ...] = ()
 
 
 def check_request(request: Request, info: EngineInfo) -> None:
@@ -515,6 +525,8 @@ def _check_rule(request: Request, info: EngineInfo) -> None:
     if rule.reads_values and not any(weight for _, weight in request.guidance.heads):
         what = f"rule {rule.kind} steers by a head's value; give one a weight"
         raise InvalidRequestError(what, "guidance.heads")
+    if isinstance(rule, Expert):
+        _check_experts(request, rule, info.experts)
     if rule.num_lanes == 1 and not rule.num_probes:
         return
     if isinstance(rule, PoolRule):
@@ -539,6 +551,20 @@ def _check_rule(request: Request, info: EngineInfo) -> None:
         "for less, or raise the server's --kv-cache-gib"
     )
     _check(needed <= most, param, what)
+
+
+def _check_experts(request: Request, rule: Expert, experts: Sequence[ExpertInfo]) -> None:
+    loaded = {expert.name: expert for expert in experts}
+    names = ", ".join(loaded) or "none; start the server with --expert NAME=FOLDER"
+    num_tokens = len(request.prompt_token_ids) + request.sampling.max_tokens
+    for option in ("expert", "anti_expert"):
+        name, param = getattr(rule, option), f"guidance.rule.{option}"
+        if name in (None, POLICY):
+            continue
+        _check(name in loaded, param, f"no such expert; loaded experts: {names}")
+        limit = loaded[name].max_model_len
+        what = f"'{name}' has a context of {limit} tokens, and prompt and max_tokens have {num_tokens}"
+        _check(num_tokens <= limit, param, f"{what}; ask for fewer")
 
 
 def _blocks_of(request: Request, block_size: int) -> int:

@@ -26,6 +26,7 @@ from trimtab.server.engine.request import (
     Delta,
     EngineInfo,
     Event,
+    ExpertInfo,
     Failed,
     FailureReason,
     Finished,
@@ -57,6 +58,7 @@ HEADS = {
     "brief": HeadInfo("brief", has_advantage=True, has_value=False, has_reward=False, trained_on="pairs"),
     "meter": HeadInfo("meter", has_advantage=False, has_value=True, has_reward=False, trained_on="scores"),
 }
+EXPERTS = (ExpertInfo("tuned", MAX_MODEL_LEN), ExpertInfo("short", 50))
 
 
 def make_tokenizer(chat_template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
@@ -159,7 +161,8 @@ def make_engine(*heads: str, chat_template: str | None = TEMPLATE) -> EchoEngine
     """heads: names out of HEADS."""
     tokenizer = make_tokenizer(chat_template)
     infos = tuple(HEADS[name] for name in heads)
-    return EchoEngine(tokenizer, EngineInfo("echo", MAX_MODEL_LEN, len(tokenizer), (256,), infos, created=1))
+    info = EngineInfo("echo", MAX_MODEL_LEN, len(tokenizer), (256,), infos, created=1, experts=EXPERTS)
+    return EchoEngine(tokenizer, info)
 
 
 @dataclass
