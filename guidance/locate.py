@@ -24,9 +24,7 @@ def must_be_local(path: str | Path) -> bool:
     if Path(path).exists():
         return True
     if isinstance(path, Path) or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise PolicyError(
-            f"model '{name}' is not a folder here; give --model a folder that holds config.json"
-        )
+        raise PolicyError(f"model '{name}' is not a folder here; name a folder that holds config.json")
     try:
         HfApi().model_info(name, timeout=HUB_TIMEOUT)
     except (RepositoryNotFoundError, HFValidationError):

@@ -148,7 +148,7 @@ def _check_config(path: str | Path, local: bool) -> None:
         if not Path(path).exists():
             message = (
                 f"model '{path}' is neither a folder nor in the local cache, and no hub can be reached; "
-                "give --model a folder that holds config.json"
+                "name a folder that holds config.json"
             )
         else:
             message = f"model '{path}' has no config.json that transformers can read: {first_line(error)}"

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,10 +21,9 @@ NEAR = 0.5  # distance from AIM within which Newton's step is trusted
 WEAK = 1e-3  # nats of E_β[βĀ] below which a KL is taken from its expansion
 TINY = 1e-30
 
-# Numbers that the reference works on at a time, which stay in a core's cache while they are read again. A
-# row that is long enough for torch to split its sums among threads is always a part by itself, so that no
-# row's bits depend on the others.
-PART = 2**16 - 1
+# Numbers that the reference works on at a time, from the first reading to the last, while they stay in a
+# core's cache; but never fewer rows than there are threads.
+PART = 2**16
 
 # One program per row, since rows are solved in different numbers of evaluations.
 BLOCK_V, NUM_WARPS = 4096, 16
@@ -37,153 +37,161 @@ BLOCK_V, NUM_WARPS = 4096, 16
 
 @dataclass(frozen=True, slots=True)
 class _Point:
-    """What is known at one b of each row, [R]."""
+    """What is known at one b of a row; as it stands, at 0."""
 
-    at: Tensor
-    reach: Tensor
-    slope: Tensor
-    kl: Tensor
-    lift: Tensor
-
-    def or_else(self, mine: Tensor, other: _Point) -> _Point:
-        return _Point(
-            torch.where(mine, self.at, other.at),
-            torch.where(mine, self.reach, other.reach),
-            torch.where(mine, self.slope, other.slope),
-            torch.where(mine, self.kl, other.kl),
-            torch.where(mine, self.lift, other.lift),
-        )
+    at: float = 0.0
+    reach: float = 0.0
+    slope: float = 0.0
+    kl: float = 0.0
+    lift: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    """Rows that have something to solve. parts: z and Ā of some rows at a time, see PART. Of all R rows:
-    normaliser, Var_{π₀}[Ā], signs and limits."""
+class _Search:
+    """The largest b ≤ limit of one row with reach ≤ 1, up to SLACK; from below where readings do not suffice.
 
-    parts: Sequence[tuple[Tensor, Tensor]]
-    top: Tensor
-    total: Tensor
-    variance: Tensor
-    sign: Tensor
-    kl_cap: Tensor
-    lift: Tensor
+    The first reading is at the limit, or at the b to which the slope at 0 leads if that is less. (The kernel,
+    whose readings cost less, begins at the limit.) In Python's numbers: there are some fifty operations from
+    one reading to the next, and torch takes as long for one of them as Python for ten.
+    """
 
-    @classmethod
-    def read(
-        cls,
-        logits: Tensor,
-        advantage: Tensor,
-        advantage_row: Tensor,
-        rows: Tensor,
-        sign: Tensor,
-        kl_cap: Tensor,
-        lift: Tensor,
-    ) -> _Rows:
-        """Of rows i64[R] of the logits, which all have an advantage."""
-        parts, measured = [], []
-        for mine in rows.split(max(1, PART // logits.shape[1])):
-            z, centred = logits[mine], advantage[advantage_row[mine]]
-            centred -= centred[:, :1].clone()
-            probabilities, top = z.softmax(1), z.amax(1)
-            total = probabilities.amax(1).reciprocal_()
-            centred -= (probabilities * centred).sum(1, keepdim=True)
-            variance = probabilities.mul_(centred).mul_(centred).sum(1)
-            parts.append((z, centred))
-            measured.append(torch.stack([top, total, variance]))
-        top, total, variance = torch.cat(measured, 1).unbind()
-        return cls(parts, top, total, variance, sign, kl_cap, lift)
+    def __init__(self, limit: float, sign: float, kl_cap: float, lift: float) -> None:
+        self._limit, self._sign, self._kl_cap, self._wanted = limit, sign, kl_cap, lift
+        self._is_cautious = True
+        self._low = _Point()
+        self._high = _Point(limit, math.inf, kl=math.inf)  # until one above is known
 
-    def evaluate(self, b: Tensor, known: Tensor) -> _Point:
-        """known: rows whose point nobody asks for; theirs means nothing."""
-        top, total, lift, variance = self._measure(self.sign * b, known)
-        lift = self.sign * lift
-        variance = (variance - lift.square()).clamp_(min=0)
-        log_mean = (top - self.top) + (total / self.total).log()
-        kl = _kl(b, lift, variance, log_mean)
-        by_cap, by_lift = (kl / self.kl_cap).sqrt(), (1 - SLACK) * lift / self.lift
-        slope = torch.where(
-            by_cap >= by_lift,
-            by_cap * b * variance / (2 * kl.clamp(min=TINY)),
-            (1 - SLACK) * variance / self.lift,
-        )
-        return _Point(b, torch.maximum(by_cap, by_lift), slope, kl, lift)
+    def begin(self, top: float, total: float, variance: float) -> float | None:
+        """The first β to read at, None where the row is broken. See `_Part.read`."""
+        if not (total > 0 and variance >= 0):  # of a NaN neither is true
+            return None
+        self._top, self._total = top, total
+        by_cap, by_lift = math.sqrt(variance / (2 * self._kl_cap)), (1 - SLACK) * variance / self._wanted
+        self._low = _Point(slope=max(by_cap, by_lift))  # of √KL: at 0 KL itself has none
+        return self._sign * min(self._limit, AIM / max(self._low.slope, TINY))
 
-    def _measure(self, beta: Tensor, known: Tensor) -> Tensor:
-        """Top and total of z + βĀ, E_β[Ā] and E_β[Ā²], [4, R]."""
-        measured, end = torch.ones(4, len(beta), device=beta.device), 0
-        for z, centred in self.parts:
-            mine = slice(end, end + len(z))
-            end = mine.stop
-            if known[mine].all():
-                continue
-            guided = torch.addcmul(z, centred, beta[mine, None])
-            probabilities, top = guided.softmax(1), guided.amax(1)
-            total = probabilities.amax(1).reciprocal_()
-            first = probabilities.mul_(centred).sum(1)
-            second = probabilities.mul_(centred).sum(1)
-            measured[:, mine] = torch.stack([top, total, first, second])
-        return measured
+    def go_on(self, beta: float, measured: Sequence[float]) -> float | None:
+        """The next β to read at after what this one gave, None where that will do. See `_Part.measure`."""
+        top, total, first, second = measured
+        b, lift = self._sign * beta, self._sign * first
+        variance = max(second - lift * lift, 0.0)
+        kl = _kl(b, lift, variance, (top - self._top) + math.log(total / self._total))
+        by_cap, by_lift = math.sqrt(kl / self._kl_cap), (1 - SLACK) * lift / self._wanted
+        reach = max(by_cap, by_lift)
+        if by_cap >= by_lift:
+            slope = by_cap * b * variance / (2 * max(kl, TINY))
+        else:
+            slope = (1 - SLACK) * variance / self._wanted
+        point = _Point(b, reach, slope, kl, lift)
+        if not reach <= 1:
+            self._high = point
+        else:
+            self._low = point
+            if reach >= 1 - SLACK or b == self._limit:
+                return None
+        return None if math.isnan(reach) else self._sign * self._propose()
 
-    def start(self) -> _Point:
-        """What `evaluate` would say at b = 0, whose KL has no slope but whose √KL has one."""
-        variance = self.variance
-        by_cap, by_lift = (variance / (2 * self.kl_cap)).sqrt(), (1 - SLACK) * variance / self.lift
-        zero = torch.zeros_like(variance)
-        return _Point(zero, zero, torch.maximum(by_cap, by_lift), zero, zero)
+    @property
+    def found(self) -> float:
+        return self._low.at
+
+    def _propose(self) -> float:
+        """The next b, strictly inside the bracket where that has room.
+
+        Newton's step is taken from the end that is near. Elsewhere two others take turns: the smaller of
+        Newton's from below and the b at which the tangents of Λ at both ends meet, a knee's place; and cubic
+        interpolation of b over reach with slopes held to three secants, which keeps it monotone (Fritsch and
+        Carlson, 1980).
+        """
+        low, high = self._low, self._high
+        below, above = AIM - low.reach, high.reach - AIM
+        from_low = low.at + below / max(low.slope, TINY)
+        if math.isinf(above):
+            return min(from_low, high.at)
+        newton = from_low if below < above else high.at - above / max(high.slope, TINY)
+        if min(below, above) < NEAR and low.at < newton < high.at:
+            return newton
+
+        self._is_cautious = not self._is_cautious
+        if not self._is_cautious:
+            knee = (high.kl - low.kl) / max(high.lift - low.lift, TINY)
+            return min(max(min(from_low, knee), low.at), high.at)
+        width, height = high.at - low.at, high.reach - low.reach
+        secant, t = width / height, below / height
+        start = min(1 / max(low.slope, TINY), 3 * secant)
+        end = min(1 / max(high.slope, TINY), 3 * secant)
+        rest = 1 - t
+        cubic = low.at + width * t * t * (3 - 2 * t) + height * t * rest * (start * rest - end * t)
+        return min(max(cubic, low.at), high.at)
 
 
-def _kl(b: Tensor, lift: Tensor, variance: Tensor, log_mean: Tensor) -> Tensor:
+def _kl(b: float, lift: float, variance: float, log_mean: float) -> float:
     """βΛ′ − Λ. A weak tilt's Λ drowns in the rounding of two normalisers: its KL is (2βΛ′ + β²Λ″)/6.
 
     That is right to third order in β. β²Λ″ = βΛ′ to first order, so where they differ it is not used.
     """
     rise, spread = b * lift, b * b * variance
-    weak = (rise < WEAK) & (spread < 1.25 * rise)
-    return torch.where(weak, (2 * rise + spread) / 6, rise - log_mean).clamp_(min=0)
+    is_weak = rise < WEAK and spread < 1.25 * rise
+    return max((2 * rise + spread) / 6 if is_weak else rise - log_mean, 0.0)
 
 
-def _propose(low: _Point, high: _Point, cautious: Tensor) -> tuple[Tensor, Tensor]:
-    """The next b of each row, strictly inside its bracket where that has room, and whether it is Newton's.
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Some rows that are read together: z and Ā, [N, V] each."""
 
-    Newton's step is taken from the end that is near. Elsewhere two others take turns: the smaller of Newton's
-    from below and the b at which the tangents of Λ at both ends meet, a knee's place; and cubic interpolation
-    of b over reach with slopes held to three secants, which keeps it monotone (Fritsch and Carlson, 1980).
-    """
-    below, above = AIM - low.reach, high.reach - AIM
-    from_low = low.at + below / low.slope.clamp(min=TINY)
-    from_high = high.at - above / high.slope.clamp(min=TINY)
-    newton = torch.where(below < above, from_low, from_high)
-    trusted = (torch.minimum(below, above) < NEAR) & (newton > low.at) & (newton < high.at)
+    z: Tensor
+    centred: Tensor
 
-    width, height = high.at - low.at, high.reach - low.reach
-    knee = (high.kl - low.kl) / (high.lift - low.lift).clamp(min=TINY)
-    knee = torch.minimum(from_low, knee)
+    @classmethod
+    def read(cls, logits: Tensor, advantage: Tensor, rows: Tensor, places: Tensor) -> tuple[_Part, Tensor]:
+        """Rows i64[N] of the logits with theirs of the advantage; and top and total of z, and Var_{π₀}[Ā],
+        [N, 3]."""
+        z, centred = _rows_of(logits, rows), _rows_of(advantage, places)
+        centred = centred - centred[:, :1]
+        probabilities, top = z.softmax(1), z.amax(1)
+        total = probabilities.amax(1).reciprocal_()
+        centred -= _sum(probabilities * centred)[:, None]
+        variance = _sum(probabilities.mul_(centred).mul_(centred))
+        return cls(z, centred), torch.stack([top, total, variance], 1)
 
-    secant, t = width / height, below / height
-    start = torch.minimum(low.slope.clamp(min=TINY).reciprocal(), 3 * secant)
-    end = torch.minimum(high.slope.clamp(min=TINY).reciprocal(), 3 * secant)
-    rest = 1 - t
-    cubic = low.at + width * t * t * (3 - 2 * t) + height * t * rest * (start * rest - end * t)
+    def measure(self, beta: Tensor) -> Tensor:
+        """Top and total of z + βĀ, E_β[Ā] and E_β[Ā²], [N, 4]."""
+        guided = torch.addcmul(self.z, self.centred, beta[:, None])
+        probabilities, top = guided.softmax(1), guided.amax(1)
+        total = probabilities.amax(1).reciprocal_()
+        first = _sum(probabilities.mul_(self.centred))
+        second = _sum(probabilities.mul_(self.centred))
+        return torch.stack([top, total, first, second], 1)
 
-    proposal = torch.where(trusted, newton, torch.where(cautious, knee, cubic))
-    return torch.minimum(torch.maximum(proposal, low.at), high.at), trusted
+    def only(self, places: Sequence[int]) -> _Part:
+        if len(places) == len(self.z):
+            return self
+        kept = torch.tensor(places, device=self.z.device)
+        return _Part(_rows_of(self.z, kept), _rows_of(self.centred, kept))
 
 
-def _solve(rows: _Rows, limit: Tensor) -> Tensor:
-    """The largest b ≤ limit with reach ≤ 1, up to SLACK; from below where the evaluations do not suffice."""
-    low = high = rows.start()
-    b, solved = limit, torch.zeros_like(limit, dtype=torch.bool)
-    cautious = torch.ones_like(solved)
+def _rows_of(values: Tensor, rows: Tensor) -> Tensor:
+    """[N, V]; a single one without a copy."""
+    return values.narrow(0, int(rows), 1) if len(rows) == 1 else values.index_select(0, rows)
+
+
+def _sum(values: Tensor) -> Tensor:
+    """Σ of each row, [N]. Of several rows torch gives each to one thread; a long one alone it would split
+    among them, to other bits, and so it gets company."""
+    is_split = len(values) == 1 and torch.get_num_threads() > 1
+    return values.expand(2, -1).sum(1)[:1] if is_split else values.sum(1)
+
+
+def _solve(part: _Part, measured: Tensor, searches: Sequence[_Search]) -> None:
+    """Lets the searches of a part's rows find what they look for. measured: see `_Part.read`."""
+    asked = [search.begin(*row) for search, row in zip(searches, measured.tolist(), strict=True)]
     for _ in range(MAX_EVALUATIONS - 1):
-        point = rows.evaluate(b, solved)
-        allowed = point.reach <= 1
-        low, high = point.or_else(allowed & ~solved, low), point.or_else(~allowed, high)
-        solved |= allowed & ((point.reach >= 1 - SLACK) | (b == limit)) | point.reach.isnan()
-        if solved.all():
+        going = [i for i, beta in enumerate(asked) if beta is not None]
+        if not going:
             break
-        b, trusted = _propose(low, high, cautious)
-        cautious = torch.where(trusted, cautious, ~cautious)
-    return low.at
+        part, searches = part.only(going), [searches[i] for i in going]
+        betas = torch.tensor([asked[i] for i in going], device=part.z.device)
+        found = part.measure(betas).tolist()
+        asked = [search.go_on(*each) for search, *each in zip(searches, betas.tolist(), found, strict=True)]
 
 
 def _reference(
@@ -198,9 +206,13 @@ def _reference(
     kl_cap, lift = off if kl_cap is None else kl_cap, off if lift is None else lift
     b = strength.abs().masked_fill_((advantage_row < 0) | (kl_cap <= 0) | (lift <= 0), 0)
     rows = ((b > 0) & (torch.minimum(kl_cap, lift) < torch.inf)).nonzero()[:, 0]
-    if len(rows):
-        limits = (strength[rows].sign(), kl_cap[rows], lift[rows])
-        b[rows] = _solve(_Rows.read(logits, advantage, advantage_row, rows, *limits), b[rows])
+    asked = torch.stack([b, strength.sign(), kl_cap, lift], 1)[rows]
+    searches = [_Search(*row) for row in asked.tolist()]
+    places, size = advantage_row[rows], max(torch.get_num_threads(), PART // logits.shape[1])
+    for start in range(0, len(rows), size):
+        mine = slice(start, start + size)
+        _solve(*_Part.read(logits, advantage, rows[mine], places[mine]), searches[mine])
+    b[rows] = torch.tensor([search.found for search in searches], device=b.device)
     return b.copysign_(strength)
 
 
@@ -237,7 +249,7 @@ def _next(
     low, low_reach, low_slope, low_kl, low_lift, high, high_reach, high_slope, high_kl, high_lift, cautious,
     aim: tl.constexpr, near: tl.constexpr, tiny: tl.constexpr,
 ):  # fmt: skip
-    """See `_propose`."""
+    """See `_Search._propose`."""
     below, above = aim - low_reach, high_reach - aim
     from_low = low + below / tl.maximum(low_slope, tiny)
     from_high = high - above / tl.maximum(high_slope, tiny)

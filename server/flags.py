@@ -19,6 +19,8 @@ from trimtab.guidance.errors import UsageError, UserError
 T = TypeVar("T")
 FLAGS = "flags"
 """Key of a field's metadata: which fields of a contained configuration have flags; by default all."""
+REPEATS = "repeats"
+"""The same: whether the flag is given once for each entry of a tuple."""
 
 
 def parse(config: type[T], prog: str, args: Sequence[str], defaults: Mapping[str, Any] | None = None) -> T:
@@ -89,6 +91,9 @@ def _documented_dataclass(
     for name in types:
         if name.endswith("_options"):  # which the help says after a group's name
             types[name] = Annotated[types[name], tyro.conf.arg(name=name.removesuffix("_options"))]
+    for field in dataclasses.fields(info.type):
+        if field.metadata.get(REPEATS):
+            types[field.name] = Annotated[types[field.name], tyro.conf.UseAppendAction]
     values = {
         f.name: defaults.get(info.type, {}).get(f.name, _default(f, info.default))
         for f in own_fields_first(info.type)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import json
-import signal
-import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from benchmarks.cpu import vllm_worker
+from benchmarks.worker import Worker
 from trimtab.guidance.heads.forms import Head
 from trimtab.guidance.heads.store import load_head
 from trimtab.server.engine.engine import Engine
@@ -111,38 +109,15 @@ class GuidedGenerate:
 
 
 class Vllm:
-    """vLLM in its own interpreter, stopped between its turns: its idle threads take time from others."""
+    """vLLM in its own interpreter."""
 
     def __init__(self, python: Path, model: Path) -> None:
-        command = [str(python), vllm_worker.__file__, str(model)]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
-        self.version = self._read()["version"]
-        self._process.send_signal(signal.SIGSTOP)
+        self._worker = Worker(python, vllm_worker.__file__, model)
+        self.version, self.close = self._worker.version, self._worker.close
 
     def run(self, prompts: Prompts, num_new_tokens: int) -> float:
-        assert self._process.stdin is not None
         job = {"prompts": [list(prompt) for prompt in prompts], "num_new_tokens": num_new_tokens}
-        self._process.send_signal(signal.SIGCONT)
-        self._process.stdin.write(json.dumps(job) + "\n")
-        self._process.stdin.flush()
-        seconds = float(self._read()["seconds"])
-        self._process.send_signal(signal.SIGSTOP)
-        return seconds
-
-    def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
-
-    def _read(self) -> dict[str, str]:
-        stdout: IO[str] | None = self._process.stdout
-        assert stdout is not None
-        line = stdout.readline()
-        if not line:
-            raise RuntimeError(f"the vLLM worker has ended with code {self._process.wait()}")
-        answer: dict[str, str] = json.loads(line)
-        return answer
+        return float(self._worker.ask(job)["seconds"])
 
 
 @dataclass(frozen=True, slots=True)

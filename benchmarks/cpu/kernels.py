@@ -15,6 +15,7 @@ from benchmarks.gpu.timing import Repeats, time_calls
 from trimtab.kernels.compiled_draw import CompiledDraw
 from trimtab.kernels.guided_logits import guided_logits
 from trimtab.kernels.philox import gumbel_noise
+from trimtab.kernels.tilt import solve_tilt
 from trimtab.kernels.truncate import truncation_threshold
 from trimtab.kernels.value_adapter import value_adapter
 
@@ -85,6 +86,9 @@ def calls(num_rows: int, vocab_size: int, compiled: CompiledDraw) -> dict[str, C
         "compiled, guided": lambda: draw(function=compiled, **tilt),
         "top-k 40": lambda: truncation_threshold(logits, one, top_k=torch.full_like(rows, 40)),
         "top-p 0.9": lambda: truncation_threshold(logits, one, top_p=0.9 * one),
+        "strengths under a KL cap": lambda: solve_tilt(
+            logits, advantage, rows, strength=4 * one, kl_cap=0.05 * one
+        ),
         "value adapter": lambda: value_adapter(h, one[:, None], down, None, ("silu",)),
     }
 

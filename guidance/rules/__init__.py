@@ -11,6 +11,7 @@ from trimtab.guidance.ranges import read_setting
 from trimtab.guidance.rules.base import Rule
 from trimtab.guidance.rules.blockwise import Blockwise
 from trimtab.guidance.rules.contrast import Contrast
+from trimtab.guidance.rules.expert import Expert
 from trimtab.guidance.rules.lookahead import Lookahead
 from trimtab.guidance.rules.pool import PoolRule
 from trimtab.guidance.rules.smc import Smc
@@ -20,6 +21,7 @@ __all__ = [
     "RULES",
     "Blockwise",
     "Contrast",
+    "Expert",
     "Lookahead",
     "PoolRule",
     "Rule",
@@ -32,6 +34,7 @@ __all__ = [
 RULES: dict[str, type[Rule]] = {
     "tilt": Tilt,
     "contrast": Contrast,
+    "expert": Expert,
     "lookahead": Lookahead,
     "blockwise": Blockwise,
     "smc": Smc,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -49,10 +50,20 @@ class Rule:
         return ()
 
     @property
+    def experts(self) -> tuple[str, ...]:
+        """Names of further models that are run over the lane's tokens beside the policy."""
+        return ()
+
+    @property
+    def log_alpha(self) -> float:
+        """Tokens less likely than the likeliest by more than this are left out; −inf leaves out none."""
+        return -math.inf
+
+    @property
     def adds_scores(self) -> bool:
         """Whether it adds scores of its own to the logits, with or without heads. Controllers then lessen
         both by the same share."""
-        return bool(self.companion)
+        return bool(self.companion or self.experts)
 
     def reply_kl(self, kl: float, figures: Mapping[str, float]) -> float:
         """Nats of a reply from the policy, in the mean over replies or a bound on that. kl: of what its

@@ -17,22 +17,29 @@ if TYPE_CHECKING:
 
 MAX_WORDS = 1000
 Turn = Mapping[str, Any]  # role, content, and whatever else the template reads
+Tool = Mapping[str, Any]  # {"type": "function", "function": {"name", "description", "parameters"}}
 
 
 def render_chat(
-    tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], *, add_generation_prompt: bool
+    tokenizer: PreTrainedTokenizerBase,
+    turns: Sequence[Turn],
+    *,
+    add_generation_prompt: bool,
+    tools: Sequence[Tool] = (),
 ) -> str:
     """The conversation as the template writes it; up to where the assistant's reply begins, if asked.
+
+    tools: what the model may call; where there are any, a template named `tool_use` comes before `default`.
 
     Raises:
         PolicyError: the tokenizer has no chat template.
         ChatTemplateError: the template refuses the conversation, or is at fault; in the template's words.
     """
-    template = _template_of(tokenizer)
+    template = _template_of(tokenizer, "tool_use" if tools else "default")
     variables = {
         **tokenizer.special_tokens_map,
         "messages": [dict(turn) for turn in turns],
-        "tools": None,
+        "tools": [dict(tool) for tool in tools] or None,
         "documents": None,
         "add_generation_prompt": add_generation_prompt,
     }
@@ -51,10 +58,14 @@ def render_chat(
 
 
 def encode_chat(
-    tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], *, add_generation_prompt: bool = True
+    tokenizer: PreTrainedTokenizerBase,
+    turns: Sequence[Turn],
+    *,
+    add_generation_prompt: bool = True,
+    tools: Sequence[Tool] = (),
 ) -> list[int]:
     """The tokens of what render_chat gives, and raises."""
-    text = render_chat(tokenizer, turns, add_generation_prompt=add_generation_prompt)
+    text = render_chat(tokenizer, turns, add_generation_prompt=add_generation_prompt, tools=tools)
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
 
@@ -117,14 +128,16 @@ def _holds(tokenizer: PreTrainedTokenizerBase, text: str, token_id: int) -> bool
     return token_id in tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def unread(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> list[str]:
+def unread(
+    tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], tools: Sequence[Tool] = ()
+) -> list[str]:
     """What of the conversation the template leaves out: keys beside role and content, and roles beside user
     and assistant; each where the rendered text is the same without it. Raises as render_chat."""
     extras = dict.fromkeys(key for turn in turns for key in turn if key not in ("role", "content"))
     roles = dict.fromkeys(turn["role"] for turn in turns if turn["role"] not in ("user", "assistant"))
     if not extras and not roles:
         return []
-    whole = render_chat(tokenizer, turns, add_generation_prompt=True)
+    whole = render_chat(tokenizer, turns, add_generation_prompt=True, tools=tools)
     others: dict[str, list[Turn]] = {
         key: [{k: v for k, v in turn.items() if k != key} for turn in turns] for key in extras
     }
@@ -132,12 +145,20 @@ def unread(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> list[st
         others[f"role {role}"] = [
             {**turn, "content": ASKED} if turn["role"] == role else turn for turn in turns
         ]
-    return [what for what, changed in others.items() if _renders_as(tokenizer, changed, whole)]
+    return [what for what, changed in others.items() if _renders_as(tokenizer, changed, whole, tools)]
 
 
-def _renders_as(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], text: str) -> bool:
+def reads_tools(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], tools: Sequence[Tool]) -> bool:
+    """Whether the template writes another text where there are tools. Raises as render_chat."""
+    with_tools = render_chat(tokenizer, turns, add_generation_prompt=True, tools=tools)
+    return not _renders_as(tokenizer, turns, with_tools)
+
+
+def _renders_as(
+    tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], text: str, tools: Sequence[Tool] = ()
+) -> bool:
     try:
-        return render_chat(tokenizer, turns, add_generation_prompt=True) == text
+        return render_chat(tokenizer, turns, add_generation_prompt=True, tools=tools) == text
     except ChatTemplateError:
         return False
 
@@ -147,13 +168,13 @@ def reads_key(tokenizer: PreTrainedTokenizerBase, key: str) -> bool:
     return re.search(rf"""(\.|['"]){re.escape(key)}\b""", _template_of(tokenizer)) is not None
 
 
-def _template_of(tokenizer: PreTrainedTokenizerBase) -> str:
+def _template_of(tokenizer: PreTrainedTokenizerBase, name: str = "default") -> str:
     template = tokenizer.chat_template
     if isinstance(template, dict):
-        if "default" not in template:
+        if not {name, "default"} & template.keys():
             names = ", ".join(sorted(template))
             raise ChatTemplateError(f"of the chat templates {names} none is called default")
-        template = template["default"]
+        template = template.get(name) or template["default"]
     if not template:
         raise PolicyError(
             "prompts are messages and the tokenizer has no chat template: give it one, or rows of strings "

@@ -11,6 +11,7 @@ from trimtab.server.api.generation import EngineClient
 from trimtab.server.api.readings import routes as readings
 from trimtab.server.api.service import HeadRows, Service
 from trimtab.server.api.tokens import Tokenizer, TokenText
+from trimtab.server.api.tools.formats import find_format
 
 
 def create_app(engine: EngineClient, tokenizer: Tokenizer, config: ApiConfig | None = None) -> FastAPI:
@@ -40,4 +41,6 @@ def connect(
     if resolved.chat_template is not None:
         tokenizer.chat_template = resolved.chat_template
     head_rows = HeadRows(info.heads, can_chat=bool(tokenizer.chat_template))
-    app.state.service = Service(engine, info, tokenizer, TokenText(tokenizer), resolved, head_rows)
+    call_format = find_format(resolved.tool_call_parser, tokenizer)
+    text = TokenText(tokenizer)
+    app.state.service = Service(engine, info, tokenizer, text, resolved, head_rows, call_format)

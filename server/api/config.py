@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from trimtab.guidance.errors import ConfigError
 from trimtab.server.api.generation_defaults import SamplingDefaults
 from trimtab.server.engine.request import MAX_STRENGTH, EngineInfo
+
+ToolCallParser = Literal["auto", "hermes", "llama3_json"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +18,7 @@ class ApiConfig:
 
     chat_template: Jinja text that replaces the tokenizer's.
     generation_config: where sampling_defaults come from: "auto", "none", or a file or its folder.
+    tool_call_parser: how the model calls tools; `auto` goes by its chat template.
     """
 
     default_head: str | None = None
@@ -22,6 +26,7 @@ class ApiConfig:
     chat_template: str | None = None
     generation_config: str = "auto"
     sampling_defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
+    tool_call_parser: ToolCallParser = "auto"
 
 
 def resolve_config(config: ApiConfig, info: EngineInfo) -> ApiConfig:

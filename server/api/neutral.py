@@ -73,10 +73,7 @@ CHAT: Harmless = {
     "include_reasoning": (True,),
     "modalities": (["text"],),
     "moderation": (),
-    "parallel_tool_calls": (True, False),
     "reasoning_effort": ("none",),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
     "web_search_options": (),
 }
 
@@ -94,7 +91,6 @@ MESSAGE: Harmless = {
     "function_call": (),
     "name": ANYTHING,
     "refusal": ("",),
-    "tool_calls": ([],),
 }
 
 TEXT_PART: Harmless = {

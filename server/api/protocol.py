@@ -14,10 +14,12 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from trimtab.guidance.controllers import CONTROLLERS, HORIZON
+from trimtab.guidance.ranges import shown
 from trimtab.server.api import neutral
 from trimtab.server.engine.request import InvalidRequestError
 
 MAX_PROMPTS = 2048
+MAX_TOOLS = 128
 
 
 class StrictModel(BaseModel):
@@ -82,18 +84,50 @@ def _as_parts(content: Any) -> Any:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
+ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+
+
+class CalledFunction(StrictModel):
+    """arguments: JSON, as the model wrote it."""
+
+    name: UnicodeText
+    arguments: UnicodeText
+
+
+class ToolCallFields(StrictModel):
+    """A call that an earlier reply made."""
+
+    id: UnicodeText
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
 class Message(StrictModel):
-    """`developer` is OpenAI's newer word for `system` and is read as that."""
+    """`developer` is OpenAI's newer word for `system` and is read as that. content: None where the assistant
+    calls tools and says nothing."""
 
     NEUTRAL = neutral.MESSAGE
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[list[TextPart], BeforeValidator(_as_parts)]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Annotated[list[TextPart] | None, BeforeValidator(_as_parts)] = None
+    tool_calls: list[ToolCallFields] | None = None
+    tool_call_id: UnicodeText | None = None
+
+    @model_validator(mode="after")
+    def _calls_and_their_results_where_they_belong(self) -> Message:
+        if self.tool_calls and self.role != "assistant":
+            raise InvalidRequestError("is the assistant's; leave it out", "tool_calls")
+        if (self.tool_call_id is not None) != (self.role == "tool"):
+            problem = "is required of role tool" if self.role == "tool" else "is only allowed with role tool"
+            raise InvalidRequestError(problem, "tool_call_id")
+        if self.content is None and not self.tool_calls:
+            raise InvalidRequestError("is required", "content")
+        return self
 
     @property
     def text(self) -> str:
         """The parts, a line each."""
-        return "\n".join(part.text for part in self.content)
+        return "\n".join(part.text for part in self.content or ())
 
 
 class StreamOptions(StrictModel):
@@ -307,6 +341,76 @@ class GenerationRequest(StrictModel):
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
 
+class FunctionFields(StrictModel):
+    """parameters: the JSON schema of the arguments, an object's; without it there are none. strict: calls
+    keep to it also where they are not demanded."""
+
+    name: ToolName
+    description: UnicodeText | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+    @model_validator(mode="after")
+    def _arguments_are_an_object(self) -> FunctionFields:
+        kind = (self.parameters or {}).get("type", "object")
+        if kind != "object":
+            raise InvalidRequestError(f'must be "object", got {shown(kind)}', "parameters.type")
+        return self
+
+
+class ToolFields(StrictModel):
+    """A tool that may be called."""
+
+    type: Literal["function"]
+    function: FunctionFields
+
+    @property
+    def schema_(self) -> dict[str, Any]:
+        """Of the arguments."""
+        return {"type": "object", **(self.function.parameters or {"properties": {}})}
+
+    @property
+    def templated(self) -> dict[str, Any]:
+        """As a chat template takes it; many write the description whether there is one or not."""
+        function = {"name": self.function.name, "description": self.function.description or ""}
+        parameters = self.function.parameters or self.schema_
+        return {"type": "function", "function": {**function, "parameters": parameters}}
+
+
+class ToolByName(StrictModel):
+    """A tool's name."""
+
+    name: UnicodeText
+
+
+class ToolChoice(StrictModel):
+    """A word alone, or function: the one tool that a reply must call."""
+
+    type: Literal["none", "auto", "required", "function"]
+    function: ToolByName | None = None
+
+    @property
+    def demands(self) -> bool:
+        return self.type in ("required", "function")
+
+    @model_validator(mode="after")
+    def _a_function_where_there_should_be_one(self) -> ToolChoice:
+        if (self.type == "function") != (self.function is not None):
+            problem = "is required" if self.function is None else "is only allowed with type function"
+            raise InvalidRequestError(problem, "function")
+        return self
+
+
+_CHOICES = ("none", "auto", "required")
+
+
+def _as_tool_choice(choice: Any) -> Any:
+    if isinstance(choice, str) and choice not in _CHOICES:
+        what = 'must be "none", "auto", "required", or {"type": "function", "function": {"name": …}}'
+        raise ValueError(f"{what}, got {shown(choice)}")
+    return {"type": choice} if isinstance(choice, str) else choice
+
+
 class ChatRequest(GenerationRequest):
     """The body of POST /v1/chat/completions."""
 
@@ -316,6 +420,24 @@ class ChatRequest(GenerationRequest):
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
+    tools: Annotated[list[ToolFields] | None, Field(max_length=MAX_TOOLS)] = None
+    tool_choice: Annotated[ToolChoice | None, BeforeValidator(_as_tool_choice)] = None
+    parallel_tool_calls: bool | None = None
+
+    @model_validator(mode="after")
+    def _tools_can_be_told_apart_and_chosen(self) -> ChatRequest:
+        names = [tool.function.name for tool in self.tools or ()]
+        for at, name in enumerate(names):
+            if name in names[:at]:
+                what = f"{name} is another tool's name too; each needs one of its own"
+                raise InvalidRequestError(what, f"tools[{at}].function.name")
+        choice = self.tool_choice
+        if choice is not None and choice.demands and not names:
+            raise InvalidRequestError("demands a call; give tools", "tool_choice")
+        if choice is not None and choice.function is not None and choice.function.name not in names:
+            what = f"no tool is called {shown(choice.function.name)}; there are {', '.join(names)}"
+            raise InvalidRequestError(what, "tool_choice.function.name")
+        return self
 
     @model_validator(mode="after")
     def _logprobs_before_top_logprobs(self) -> ChatRequest:

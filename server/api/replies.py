@@ -13,6 +13,8 @@ from trimtab.server.api.generation import Usage
 from trimtab.server.api.readings.prompts import PromptReading
 from trimtab.server.api.selection import Chosen
 from trimtab.server.api.tokens import TokenText, jsonable_logprob
+from trimtab.server.api.tools.choice import ToolChoiceReader
+from trimtab.server.api.tools.use import ToolUse
 from trimtab.server.engine.request import ChoiceDone, Completion, Delta, GuidanceSummary, TokenRecord
 
 Json = dict[str, Any]
@@ -88,9 +90,9 @@ class ReplyFormat(ABC):
 
     def delta_choice(self, index: int, event: Delta) -> Json | None:
         """A chunk's choice with new text and its tokens' entries; None when there is nothing to say."""
-        if not (event.text or (event.tokens and (self.logprobs or self.trace))):
+        choice, is_new = self.delta(index, event)
+        if not (is_new or (event.tokens and (self.logprobs or self.trace))):
             return None
-        choice = self.delta(index, event)
         if self.trace:
             choice["guidance"] = {"trace": trace_json(event.tokens, self.token_text)}
         return choice
@@ -120,8 +122,8 @@ class ReplyFormat(ABC):
         """The choice of a stream's first chunk, where this kind has one."""
 
     @abstractmethod
-    def delta(self, index: int, event: Delta) -> Json:
-        """A chunk's choice with new text."""
+    def delta(self, index: int, event: Delta) -> tuple[Json, bool]:
+        """A chunk's choice with what is new, and whether anything is."""
 
     @abstractmethod
     def closing(self, index: int, event: ChoiceDone) -> Json:
@@ -152,6 +154,20 @@ class ChatFormat(ReplyFormat):
     prompt: PromptReading | None = None
     num_prompt_top = 0
 
+    def __init__(
+        self,
+        model: str,
+        token_text: TokenText,
+        *,
+        logprobs: bool,
+        trace: bool,
+        tools: ToolUse | None = None,
+    ) -> None:
+        """tools: what the replies may call."""
+        super().__init__(model, token_text, logprobs=logprobs, trace=trace)
+        self._tools = tools
+        self._readers: dict[int, ToolChoiceReader] = {}
+
     def reply(self, chosen: Sequence[Chosen], usage: Usage) -> Json:
         reply = super().reply(chosen, usage)
         if self.prompt is None:
@@ -159,21 +175,36 @@ class ChatFormat(ReplyFormat):
         return {**reply, "prompt_logprobs": self.prompt.entries(self.num_prompt_top, self.token_text)}
 
     def choice(self, index: int, completion: Completion) -> Json:
+        said: Json = {"content": completion.text}
+        finish_reason: str = completion.finish_reason
+        if self._tools is not None:
+            reader = self._tools.reader()
+            said = reader.message(completion)
+            finish_reason = reader.finish_reason(completion.finish_reason)
         return {
             "index": index,
-            "message": {"role": "assistant", "content": completion.text, "refusal": None},
+            "message": {"role": "assistant", **said, "refusal": None},
             "logprobs": self.logprobs_or_none(completion.tokens, completion.offsets),
-            "finish_reason": completion.finish_reason,
+            "finish_reason": finish_reason,
         }
 
     def opening(self, index: int) -> Json:
-        return _chunk(index, {"role": "assistant", "content": ""})
+        if self._tools is None:
+            return _chunk(index, {"role": "assistant", "content": ""})
+        self._readers[index] = self._tools.reader()
+        return _chunk(index, {"role": "assistant", "content": None})
 
-    def delta(self, index: int, event: Delta) -> Json:
-        return _chunk(index, {"content": event.text}, self.logprobs_or_none(event.tokens, event.offsets))
+    def delta(self, index: int, event: Delta) -> tuple[Json, bool]:
+        reader = self._readers.get(index)
+        said = reader.delta(event) if reader else {"content": event.text} if event.text else {}
+        logprobs = self.logprobs_or_none(event.tokens, event.offsets)
+        return _chunk(index, said, logprobs), bool(said)
 
     def closing(self, index: int, event: ChoiceDone) -> Json:
-        return _chunk(index, {}, finish_reason=event.finish_reason)
+        if (reader := self._readers.get(index)) is None:
+            return _chunk(index, {}, finish_reason=event.finish_reason)
+        said = reader.last_delta()
+        return _chunk(index, said, finish_reason=reader.finish_reason(event.finish_reason))
 
     def logprobs_json(self, tokens: Sequence[TokenRecord], offsets: Sequence[int]) -> Json:
         content = [
@@ -251,10 +282,10 @@ class CompletionFormat(ReplyFormat):
     def opening(self, index: int) -> Json | None:
         return self._echo(index) if self.echoed else None
 
-    def delta(self, index: int, event: Delta) -> Json:
+    def delta(self, index: int, event: Delta) -> tuple[Json, bool]:
         before = len(self.echoed[index // self.num_choices].text) if self.echoed else 0
-        offsets = [before + offset for offset in event.offsets]
-        return _choice(index, event.text, self.logprobs_or_none(event.tokens, offsets))
+        logprobs = self.logprobs_or_none(event.tokens, [before + offset for offset in event.offsets])
+        return _choice(index, event.text, logprobs), bool(event.text)
 
     def closing(self, index: int, event: ChoiceDone) -> Json:
         return _choice(index, "", finish_reason=event.finish_reason)

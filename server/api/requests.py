@@ -11,7 +11,7 @@ from trimtab.guidance.controllers import read_controllers
 from trimtab.guidance.errors import ChatTemplateError
 from trimtab.guidance.ranges import shown
 from trimtab.guidance.text.message import template_role
-from trimtab.guidance.text.render import encode_chat
+from trimtab.guidance.text.render import Tool, Turn, encode_chat, reads_tools, unread
 from trimtab.server.api.config import ApiConfig
 from trimtab.server.api.generation_defaults import SamplingDefaults
 from trimtab.server.api.protocol import (
@@ -20,6 +20,7 @@ from trimtab.server.api.protocol import (
     GenerationRequest,
     GuidanceFields,
     Message,
+    ToolCallFields,
 )
 from trimtab.server.api.tokens import Tokenizer
 from trimtab.server.engine.request import (
@@ -211,7 +212,7 @@ def _default_heads(config: ApiConfig, info: EngineInfo) -> Heads:
     return _weigh(config.default_head)
 
 
-def negative_chat(tokenizer: Tokenizer, body: ChatRequest) -> list[int]:
+def negative_chat(tokenizer: Tokenizer, body: ChatRequest, tools: Sequence[Tool] = ()) -> list[int]:
     """Token ids of the rule's other conversation, if any. A system message alone stands in the place of the
     request's own, before the request's other messages. Raises like render_chat."""
     messages = _negative_messages(body)
@@ -219,7 +220,7 @@ def negative_chat(tokenizer: Tokenizer, body: ChatRequest) -> list[int]:
         return []
     if [message.role for message in messages] in (["system"], ["developer"]):
         messages += [m for m in body.messages if m.role not in ("system", "developer")]
-    return render_chat(tokenizer, messages, NEGATIVE_PROMPT)
+    return render_chat(tokenizer, messages, tools, NEGATIVE_PROMPT)
 
 
 def negative_text(tokenizer: Tokenizer, body: CompletionRequest) -> list[int]:
@@ -237,10 +238,13 @@ def _negative_messages(body: GenerationRequest) -> list[Message]:
     return list(rule.negative_prompt or ()) if rule is not None else []
 
 
-def render_chat(tokenizer: Tokenizer, messages: Sequence[Message], param: str = "messages") -> list[int]:
+def render_chat(
+    tokenizer: Tokenizer, messages: Sequence[Message], tools: Sequence[Tool] = (), param: str = "messages"
+) -> list[int]:
     """Token ids of the conversation up to where the assistant's reply begins. param: the field it stands in.
 
-    Raises InvalidRequestError when there is no template, or when it refuses the conversation or fails at it.
+    Raises InvalidRequestError when there is no template, when it refuses the conversation or fails at it, or
+    when it leaves out tools, calls or their results.
     """
     if not tokenizer.chat_template:
         raise InvalidRequestError(
@@ -248,8 +252,53 @@ def render_chat(tokenizer: Tokenizer, messages: Sequence[Message], param: str = 
             " /v1/completions",
             param,
         )
-    turns = [{"role": template_role(m.role), "content": m.text} for m in messages]
+    turns = _turns(messages)
     try:
-        return encode_chat(tokenizer, turns)
+        _check_is_read(tokenizer, turns, tools, param)
+        return encode_chat(tokenizer, turns, tools=tools)
     except ChatTemplateError as error:
         raise InvalidRequestError(str(error), param) from error
+
+
+def _turns(messages: Sequence[Message]) -> list[Turn]:
+    """As templates take them: the arguments of calls as objects, where they are, and the results of calls
+    with the name of what was called, which some demand."""
+    names: dict[str | None, str] = {}
+    turns: list[Turn] = []
+    for message in messages:
+        turn: dict[str, Any] = {"role": template_role(message.role)}
+        turn["content"] = None if message.content is None else message.text
+        if message.tool_calls:
+            turn["tool_calls"] = [_called(call) for call in message.tool_calls]
+            names.update((call.id, call.function.name) for call in message.tool_calls)
+        if message.role == "tool":
+            turn["tool_call_id"] = message.tool_call_id
+            if message.tool_call_id in names:
+                turn["name"] = names[message.tool_call_id]
+        turns.append(turn)
+    return turns
+
+
+def _called(call: ToolCallFields) -> dict[str, Any]:
+    function = {"name": call.function.name, "arguments": _object_or_text(call.function.arguments)}
+    return {"id": call.id, "type": call.type, "function": function}
+
+
+def _object_or_text(arguments: str) -> dict[str, Any] | str:
+    """What a model wrote need not be JSON, and is sent back for it to mend."""
+    try:
+        read = json.loads(arguments or "{}")
+    except (ValueError, RecursionError):
+        return arguments
+    return read if isinstance(read, dict) else arguments
+
+
+def _check_is_read(tokenizer: Any, turns: Sequence[Turn], tools: Sequence[Tool], param: str) -> None:
+    if tools and not reads_tools(tokenizer, turns, tools):
+        what = "this model's chat template leaves them out; start the server with --chat-template FILE"
+        raise InvalidRequestError(what, "tools")
+    if not any("tool_calls" in turn or turn["role"] == "tool" for turn in turns):
+        return
+    lost = [what for what in unread(tokenizer, turns, tools) if what in ("tool_calls", "role tool")]
+    if lost:
+        raise InvalidRequestError(f"this model's chat template leaves out {' and '.join(lost)}", param)

@@ -36,6 +36,7 @@ from trimtab.server.api.service import ReadyService, Service, why_not_ready
 from trimtab.server.api.streaming import EventStream, whole_reply
 from trimtab.server.api.strict_json import StrictJsonRoute
 from trimtab.server.api.tokens import Tokenizer
+from trimtab.server.api.tools.use import ToolUse, tool_use
 from trimtab.server.engine.request import GrammarSpec, Guidance, Request, check_request
 
 router = APIRouter(route_class=StrictJsonRoute)
@@ -46,12 +47,14 @@ async def create_chat_completion(body: ChatRequest, http: HttpRequest, service: 
     """A chat reply, whole or as server-sent events."""
     service.check_model(body.model)
     info = service.info
-    negative = await asyncio.to_thread(negative_chat, service.tokenizer, body)
+    use = tool_use(body, service.call_format)
+    tools = [] if use is None else use.templated
+    negative = await asyncio.to_thread(negative_chat, service.tokenizer, body, tools)
     guidance = resolve_guidance(body.guidance, service.config, info, negative)
-    grammar = await _prepare(service, body)
-    prompt = await asyncio.to_thread(render_chat, service.tokenizer, body.messages)
+    grammar = await _prepare(service, body, use)
+    prompt = await asyncio.to_thread(render_chat, service.tokenizer, body.messages, tools)
     reply = ChatFormat(
-        info.model_name, service.token_text, logprobs=bool(body.logprobs), trace=guidance.trace
+        info.model_name, service.token_text, logprobs=bool(body.logprobs), trace=guidance.trace, tools=use
     )
     with naming(body.engine_fields):
         longest = max(len(prompt), len(negative))
@@ -143,9 +146,13 @@ async def _read_prompts(
     return usage
 
 
-async def _prepare(service: Service, body: GenerationRequest) -> GrammarSpec | None:
+async def _prepare(
+    service: Service, body: GenerationRequest, use: ToolUse | None = None
+) -> GrammarSpec | None:
     """What the reply is held to, compiled."""
     grammar = resolve_grammar(body)
+    if use is not None:
+        grammar = use.grammar(grammar)
     if grammar is not None:
         await service.engine.prepare(grammar)
     return grammar
@@ -181,6 +188,7 @@ def _model(service: Service) -> Json:
         "owned_by": "trimtab",
         "max_model_len": info.max_model_len,
         "heads": [asdict(head) for head in info.heads],
+        "experts": [asdict(expert) for expert in info.experts],
         "default_head": service.config.default_head,
         "default_strength": service.config.default_strength,
     }

@@ -15,6 +15,7 @@ from trimtab.server.api.config import ApiConfig
 from trimtab.server.api.errors import ModelNotFoundError, NotReadyError
 from trimtab.server.api.generation import EngineClient
 from trimtab.server.api.tokens import Tokenizer, TokenText
+from trimtab.server.api.tools.formats import CallFormat
 from trimtab.server.engine.request import EngineInfo, HeadInfo
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ UNAVAILABLE = {
 @dataclass(frozen=True, slots=True)
 class Service:
     """info: the engine's, as it was when it got ready. config: resolved. head_rows: to be told what heads are
-    used on."""
+    used on. call_format: how the model calls tools, where that is known."""
 
     engine: EngineClient
     info: EngineInfo
@@ -56,6 +57,7 @@ class Service:
     token_text: TokenText
     config: ApiConfig
     head_rows: HeadRows
+    call_format: CallFormat | None
 
     @property
     def can_chat(self) -> bool:

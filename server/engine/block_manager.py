@@ -26,10 +26,10 @@ class OutOfBlocksError(Exception):
 class BlockManager:
     """Hands cache blocks to lanes.
 
-    A full block whose tokens are known is *registered* under the key (uid of the block before it, its own
-    tokens). Uids are never reused and the dict compares the tokens themselves, so a hit is the same prefix
-    and never a hash collision. Registered blocks that no lane refers to stay until they are evicted, the
-    least recently used first.
+    A full block whose tokens are known is *registered* under the key (uid of the block before it, or the
+    lane's root; its own tokens). Uids are never reused and the dict compares the tokens themselves, so a hit
+    is the same prefix, of the same root, and never a hash collision. Registered blocks that no lane refers to
+    stay until they are evicted, the least recently used first.
 
     num_freed: blocks that have become free so far. Nothing else makes room for who found too little.
     """
@@ -62,7 +62,7 @@ class BlockManager:
 
         max_tokens: how many leading tokens need not be computed; None for all but the last."""
         assert not lane.blocks and lane.num_computed == 0
-        uid, size = 0, self.block_size
+        uid, size = lane.root, self.block_size
         limit = len(lane.tokens) - 1 if max_tokens is None else max_tokens
         for start in range(0, limit - size + 1, size):
             block = self._by_key.get((uid, tuple(lane.tokens[start : start + size])))
@@ -77,7 +77,9 @@ class BlockManager:
     def next_key(self, lane: Lane) -> ChainKey:
         """Under what the block would be registered that follows those `match_prefix` gave the lane."""
         start = len(lane.blocks) * self.block_size
-        return lane.chain[-1] if lane.chain else 0, tuple(lane.tokens[start : start + self.block_size])
+        return lane.chain[-1] if lane.chain else lane.root, tuple(
+            lane.tokens[start : start + self.block_size]
+        )
 
     def is_registered(self, key: ChainKey) -> bool:
         return key in self._by_key
@@ -121,7 +123,7 @@ class BlockManager:
         size = self.block_size
         num_full = min(lane.num_computed, len(lane.tokens)) // size
         for i in range(len(lane.chain), num_full):
-            uid = lane.chain[-1] if lane.chain else 0
+            uid = lane.chain[-1] if lane.chain else lane.root
             key = (uid, tuple(lane.tokens[i * size : (i + 1) * size]))
             if key not in self._by_key:
                 self._enter(key, lane.blocks[i])

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+
+from trimtab.guidance.rules.expert import POLICY
 
 TOKEN_BUDGET = {"cuda": 2048, "cpu": 512}
 STRICT_TOKEN_BUDGET = 64
@@ -18,6 +21,9 @@ class EngineConfig:
 
     model: folder, hub id or GGUF file of a causal LM, or `smollm2`.
     heads: head folders to load.
+    expert: NAME=MODEL, a further model with the same tokenizer, as a folder, hub id or GGUF file: what the
+    rule `expert` of a request names. May be given several times. Each takes its weights and, in every block
+    of the key/value cache, room for its own keys and values.
     dtype: of weights and activations; auto is float32 on a CPU and the checkpoint's own on a GPU.
     device: where the model runs: `cpu`, `cuda` or `cuda:1`; auto is cuda where there is one, else cpu.
     max_model_len: tokens of prompt and reply together, at most; by default the model's own limit, or what
@@ -50,6 +56,7 @@ class EngineConfig:
 
     model: str | Path
     heads: tuple[Path, ...] = ()
+    expert: tuple[str, ...] = field(default=(), metadata={"repeats": True})
     served_model_name: str | None = None
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -85,6 +92,7 @@ class EngineConfig:
             raise ValueError(
                 f"gpu_memory_utilization must be above 0 and at most 1, got {self.gpu_memory_utilization}"
             )
+        self._check_experts()
         if self.strict and self.attention == "sdpa":
             raise ValueError(
                 "strict needs attention that is the same in every batch: attention auto, tiled or triton"
@@ -95,6 +103,26 @@ class EngineConfig:
             raise ValueError(
                 "strict runs every step at one shape, without CUDA graphs: leave cuda_graphs auto"
             )
+
+    def _check_experts(self) -> None:
+        for entry in self.expert:
+            name, _, model = entry.partition("=")
+            if not re.fullmatch(r"[\w.-]{1,64}", name) or not model:
+                what = "NAME=MODEL, a name of letters, digits, '.', '_' and '-' and a model's folder"
+                raise ValueError(f"expert must be {what}, got '{entry}'")
+            if name == POLICY:
+                raise ValueError(
+                    f"expert cannot be called '{POLICY}', which is the policy itself: got '{entry}'"
+                )
+        names = [entry.partition("=")[0] for entry in self.expert]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"expert names two models '{twice}'; call one of them otherwise")
+
+    @property
+    def experts(self) -> dict[str, str]:
+        """Models by name."""
+        return {name: model for name, _, model in (entry.partition("=") for entry in self.expert)}
 
     @property
     def token_budget(self) -> int:

@@ -22,6 +22,7 @@ from trimtab.kernels.philox import SIFT, random_words
 from trimtab.server.engine.block_manager import BlockManager
 from trimtab.server.engine.compiled_decode import CompiledDecode
 from trimtab.server.engine.config import EngineConfig
+from trimtab.server.engine.experts import Experts, Models
 from trimtab.server.engine.failure import failed, is_device_fault
 from trimtab.server.engine.forbidden import Forbidden
 from trimtab.server.engine.grammar import Grammar, Grammars
@@ -37,6 +38,7 @@ from trimtab.server.engine.request import (
     Aborted,
     EngineInfo,
     Event,
+    ExpertInfo,
     Failed,
     Finished,
     HeadInfo,
@@ -48,7 +50,7 @@ from trimtab.server.engine.request import (
 from trimtab.server.engine.row_needs import RowNeeds
 from trimtab.server.engine.sampler import Drawn, Sampler
 from trimtab.server.engine.scheduler import Purpose, Row, Scheduler, Step
-from trimtab.server.engine.startup import load, measure_blocks, resolve_num_blocks
+from trimtab.server.engine.startup import NO_MODELS, load, measure_blocks, resolve_num_blocks
 from trimtab.server.engine.state_recorder import StateRecorder
 from trimtab.server.engine.step_result import StepResult
 from trimtab.server.engine.warm_up import warm_up
@@ -67,12 +69,15 @@ class Engine:
         bank: HeadBank,
         config: EngineConfig,
         compiled: CompiledDecode | None = None,
+        experts: Models = NO_MODELS,
     ) -> None:
         """config: resolved. compiled: see ModelRunner."""
         self.policy, self.bank, self.config = policy, bank, config
         self.grammars = Grammars(policy.tokenizer, policy.vocab_size, policy.eos_token_ids)
-        num_blocks = resolve_num_blocks(config, policy, partial(measure_blocks, policy, bank, config))
+        measure = partial(measure_blocks, policy, bank, config, experts=experts)
+        num_blocks = resolve_num_blocks(config, policy, measure, experts)
         self.runner = ModelRunner(policy, config, num_blocks, bank.memory_sizes, compiled)
+        self.experts = Experts(experts, config, num_blocks, self.runner.state)
         self._live: dict[str, LiveRequest] = {}
         self._start_over()
         if policy.device.type == "cuda":
@@ -110,13 +115,19 @@ class Engine:
             num_blocks=self.runner.cache.num_blocks - 1,
             block_size=self.config.block_size,
             can_reason=self.policy.tags is not None,
+            experts=tuple(
+                ExpertInfo(name, length - self._reads_end) for name, length in self.experts.lengths.items()
+            ),
         )
 
     @property
     def _max_model_len(self) -> int:
         """A reward part reads one token past the reply, and so does a recorder: a position is kept for it."""
-        reads_end = any(self.bank.has_reward) or self._recorder is not None
-        return self.policy.max_model_len - reads_end
+        return self.policy.max_model_len - self._reads_end
+
+    @property
+    def _reads_end(self) -> bool:
+        return any(self.bank.has_reward) or self._recorder is not None
 
     def record(self, recorder: StateRecorder) -> None:
         """From now on all replies run to their ends, and the recorder keeps their hidden states."""
@@ -154,10 +165,12 @@ class Engine:
     def _new_live(self, request: Request, grammar: Grammar | None) -> LiveRequest:
         needs, guidance = RowNeeds.of(request, self.bank), request.guidance
         remembers = bool(needs.remembering)
-        leader = Choice(request, 0, _new_lanes(request), remembers=remembers, read_at=_read_at(request))
+        root = self.experts.root(guidance.rule.experts)
+        read_at = _read_at(request)
+        leader = Choice(request, 0, _new_lanes(request, root), remembers=remembers, read_at=read_at)
         num_choices = 1 if guidance.rule.is_pool else request.sampling.n
         others = [
-            Choice(request, i, _new_lanes(request), leader, remembers=remembers)
+            Choice(request, i, _new_lanes(request, root), leader, remembers=remembers)
             for i in range(1, num_choices)
         ]
         choices = (leader, *others)
@@ -253,7 +266,7 @@ class Engine:
         return True
 
     def _run(self, step: Step) -> StepResult:
-        hidden = self.runner.run(step)
+        hidden, advice = self.runner.run(step), self.experts.run(step)
         drawing = [row for row in step.rows if row.purpose is Purpose.DRAW and not row.lane.is_companion]
         judging = [row for row in step.rows if row.purpose is Purpose.REWARD]
         measuring = [row for row in step.rows if row.purpose is Purpose.MEASURE]
@@ -262,7 +275,8 @@ class Engine:
             self._recorder.take([*drawing, *judging], hidden.h)
         with torch.inference_mode():
             given, given_needs, read = self._read(step, hidden)
-            drawn = self.sampler.draw(hidden, needs, drawing, self._masks(drawing)) if drawing else None
+            masks = self._masks(drawing)
+            drawn = self.sampler.draw(hidden, needs, drawing, masks, advice) if drawing else None
             rewards = self.sampler.judge(hidden, len(drawing), len(judging)) if judging else None
             slots = [row.lane.slot for row in measuring if row.lane.slot is not None]
             values = self.sampler.measure(hidden, len(drawing) + len(judging), slots) if slots else None
@@ -497,7 +511,9 @@ class Engine:
     def _scrub(self, lives: Iterable[LiveRequest]) -> None:
         """NaN in the cache would pass through even a masked key: clear what these requests alone held."""
         lanes = [lane for live in lives for choice in live.choices for lane in choice.lanes]
-        self.runner.cache.clear_blocks([b for lane in lanes for b in self.scheduler.blocks.forget(lane)])
+        blocks = [block for lane in lanes for block in self.scheduler.blocks.forget(lane)]
+        self.runner.cache.clear_blocks(blocks)
+        self.experts.clear_blocks(blocks)
 
     def _contain(self, error: Exception, request_ids: Iterable[str]) -> None:
         """End the requests that an error concerns. Raises it when the device has not survived it."""
@@ -527,7 +543,7 @@ class Engine:
         self.sampler = Sampler(
             self.policy, self.bank, state, config.strict, compiled, probe=self.runner.probe
         )
-        self.reader = Reader(self.policy, self.bank, state, self.sampler.project)
+        self.reader = Reader(self.policy, self.bank, state)
         state.forget_notes()
         choices = [choice for live in self._live.values() for choice in live.choices]
         self.scheduler.resume(choice for choice in choices if choice.phase is not Phase.DONE)
@@ -537,14 +553,14 @@ class Engine:
         return tuple((self.bank.names[i], row[i]) for i in live.needs.judging)
 
 
-def _new_lanes(request: Request) -> tuple[Lane, ...]:
+def _new_lanes(request: Request, root: int) -> tuple[Lane, ...]:
     """Of one choice: the lane that is drawn from and the companion that its rule asks for, or a pool."""
     rule, prompt = request.guidance.rule, request.prompt_token_ids
     if request.given:
         return (Lane([*prompt, *request.given]),)
     if rule.is_pool:
         return tuple(Lane(list(prompt), index=index) for index in range(rule.num_lanes))
-    lane, companion = Lane(list(prompt), num_probes=rule.num_probes), rule.companion
+    lane, companion = Lane(list(prompt), num_probes=rule.num_probes, root=root), rule.companion
     return (lane, Lane(list(companion), is_companion=True)) if companion else (lane,)
 
 

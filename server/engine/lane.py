@@ -21,6 +21,8 @@ class Lane:
     is_companion: it gives logits to the choice's first lane, and receives what is drawn there.
     num_probes: tokens that are tried before each draw. scratch: as many blocks for their keys and values,
     from the lane's admission on.
+    root: the further models that run over its tokens, as a number: 0 for none, else below. Its blocks hold
+    their keys and values, too, and are found by lanes of the same root alone (see Experts).
     index: which of a pool's lanes it is. is_over: of a pool's, its reply has ended; is_closed: that has been
     measured as well, and nothing is left to compute.
     """
@@ -35,6 +37,7 @@ class Lane:
     is_companion: bool = False
     num_probes: int = 0
     scratch: list[int] = field(default_factory=list)
+    root: int = 0
     index: int = 0
     is_over: bool = False
     is_closed: bool = False
@@ -73,8 +76,9 @@ class Choice:
     whole reply, nothing is drawn, and the choice is over once the last of them is computed.
     remembers: a value of its heads remembers the reply: where that is computed again, its h is asked for.
     is_short: whether one step could hold what the choice has to compute before it draws (see Scheduler).
-    num_run_tokens: what the model was run on for it so far. num_run_for_reply: of these, from the last of the
-    prompt on, which the first token is drawn behind: without companions, probes and forks one for each token.
+    num_models: those that each token is run through. num_run_tokens: what they were run on for it so far.
+    num_run_for_reply: of these, from the last of the prompt on, which the first token is drawn behind:
+    without companions, experts, probes and forks one for each token.
     is_pool: each lane draws tokens of its own, all up to max_length, and there stands still. is_measuring:
     their last tokens are to be read for their values; awaits: they are being read.
     awaits_draws: what its next token may be depends on the last one, so that none is drawn while the host
@@ -101,6 +105,7 @@ class Choice:
     lane: Lane = field(init=False)
     num_prompt_tokens: int = field(init=False)
     max_length: int = field(init=False)
+    num_models: int = field(init=False)
     is_single: bool = field(init=False)
     awaits_draws: bool = field(init=False)
 
@@ -109,7 +114,7 @@ class Choice:
         self.num_prompt_tokens = len(self.request.prompt_token_ids)
         self.max_length = self.num_prompt_tokens + self.request.sampling.max_tokens
         rule = self.request.guidance.rule
-        self.is_pool = rule.is_pool
+        self.is_pool, self.num_models = rule.is_pool, 1 + len(rule.experts)
         if isinstance(rule, PoolRule):
             self.max_length = self.num_prompt_tokens
             self.stand_still_after(rule.block)
@@ -134,12 +139,12 @@ class Choice:
         return self.num_prompt_tokens - 1 + extra
 
     def count_run(self, lane: Lane, start: int, num_tokens: int) -> None:
-        """The model is run on so many tokens of a lane, from this position on."""
-        self.num_run_tokens += num_tokens
+        """The models are run on so many tokens of a lane, from this position on."""
+        self.num_run_tokens += num_tokens * self.num_models
         of_prompt = (
             0 if start > self.num_prompt_tokens and lane is self.lane else self.num_shared(lane) - start
         )
-        self.num_run_for_reply += num_tokens - min(max(of_prompt, 0), num_tokens)
+        self.num_run_for_reply += (num_tokens - min(max(of_prompt, 0), num_tokens)) * self.num_models
 
     def settle(self, lanes: Sequence[Lane]) -> list[Choice]:
         """Of a pool, go on as the first of these lanes alone. A choice for each of the others."""

@@ -53,7 +53,8 @@ class Hidden:
 
 class ModelRunner:
     """config: resolved. The policy's attention is this runner's from then on. memory_sizes: of the heads, see
-    HeadBank. compiled: for decode steps, if any; runners of one policy may share it."""
+    HeadBank. compiled: for decode steps, if any; runners of one policy may share it. state: another runner's,
+    whose lanes this one runs as well."""
 
     def __init__(
         self,
@@ -62,10 +63,11 @@ class ModelRunner:
         num_blocks: int,
         memory_sizes: Sequence[int],
         compiled: CompiledDecode | None = None,
+        state: StepState | None = None,
     ) -> None:
         self.policy, self.compiled = policy, compiled
         self._budget, self._is_strict = config.token_budget, config.strict
-        self.state = StepState(
+        self.state = state or StepState(
             config.max_num_seqs, policy.max_model_len, config.block_size, memory_sizes, policy.device
         )
         self.cache = KVCache(policy.layers, num_blocks, config.block_size, policy.dtype, policy.device)

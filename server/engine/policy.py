@@ -21,6 +21,7 @@ from trimtab.guidance.errors import ModelError, PolicyError, first_line
 from trimtab.guidance.heads.fingerprint import PolicyIdentity
 from trimtab.guidance.policy import Policy, load_policy, output_embedding_input
 from trimtab.guidance.text.ends import end_of_reply
+from trimtab.kernels.wide_product import wide_product
 from trimtab.server.engine.attention.base import UnsupportedAttentionError
 from trimtab.server.engine.attention.probe import probe_layers
 from trimtab.server.engine.detokenizer import TextDecoder
@@ -105,10 +106,16 @@ class ServedPolicy:
         return self.lm_head.shape[0]
 
     def project(self, columns: Tensor) -> Tensor:
-        """columns [N, d] times the output embedding: [N, V]. For h these are logits if the tail is linear."""
+        """columns [N, d] times the output embedding, f32[N, V]: for h logits if the tail is linear."""
+        if columns.is_cuda:
+            return wide_product(columns, self.lm_head)
         if self.packed_lm_head is not None:
-            return packed_linear(self.packed_lm_head, None, columns)
-        return nn.functional.linear(columns, self.lm_head)
+            return packed_linear(self.packed_lm_head, None, columns).float()
+        return nn.functional.linear(columns, self.lm_head).float()
+
+    def logits(self, h: Tensor, logits: Tensor | None) -> Tensor:
+        """f32[N, V] of what `forward` returned."""
+        return self.project(h) if logits is None else logits.float()
 
     def use_attention(self, function: Callable[..., Any] | str) -> None:
         """Route the model's attention through `function`, or through one of transformers' own by name.

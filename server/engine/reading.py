@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,12 +39,10 @@ def given_tokens(row: Row) -> list[GivenToken]:
 
 
 class Reader:
-    """project: columns [N, d] times the output embedding, f32[N, V]."""
+    """policy: whose tokens they are. bank: what steers and measures. state: of the rows' slots."""
 
-    def __init__(
-        self, policy: ServedPolicy, bank: HeadBank, state: StepState, project: Callable[[Tensor], Tensor]
-    ) -> None:
-        self._policy, self._bank, self._state, self._project = policy, bank, state, project
+    def __init__(self, policy: ServedPolicy, bank: HeadBank, state: StepState) -> None:
+        self._policy, self._bank, self._state = policy, bank, state
 
     def read(self, h: Tensor, tokens: Sequence[GivenToken], needs: Sequence[RowNeeds]) -> Drawn:
         """What the tokens' rows ask for of states h [N, d], each of the one before its token; N of each."""
@@ -86,7 +84,7 @@ class Reader:
         tilt and of the base."""
         device = self._state.device
         given = index_tensor([token.token_id for token in tokens], device)
-        z = self._project(h) if self._policy.has_linear_tail else self._policy.frozen.logits(h)
+        z = self._policy.project(h) if self._policy.has_linear_tail else self._policy.frozen.logits(h)
         rows = torch.arange(len(h), device=device)
         advantage, beta = self._advantage(h, tokens, needs)
         measured = guided_logits(
@@ -126,7 +124,7 @@ class Reader:
         column = self._bank.tied_column(h, weights, active)
         advantage = self._bank.lowrank_advantage(h, weights, active)
         if column is not None:
-            tied = self._project(column.to(h.dtype))
+            tied = self._policy.project(column.to(h.dtype))
             advantage = tied if advantage is None else advantage + tied
         return advantage, settings["strength"]
 

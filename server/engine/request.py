@@ -16,8 +16,9 @@ from trimtab.guidance.controllers import CONTROLLERS
 from trimtab.guidance.controllers.base import Controller, HeadFacts
 from trimtab.guidance.errors import ControllerError, RuleError
 from trimtab.guidance.ranges import is_integer_in, is_number_in, shown
-from trimtab.guidance.rules import PoolRule, Rule, Tilt
+from trimtab.guidance.rules import Expert, PoolRule, Rule, Tilt
 from trimtab.guidance.rules import read_rule as _read_rule
+from trimtab.guidance.rules.expert import POLICY
 
 MAX_STRENGTH = 10.0
 MIN_STRENGTH = 1e-6  # what lies below moves no fp32 logit, and counts as 0
@@ -37,7 +38,7 @@ Scores = tuple[tuple[str, float], ...]
 FinishReason = Literal["stop", "length", "rejected"]
 """rejected: it fell behind the others of its request (see Rejection)."""
 FailureReason = Literal["failed", "shutdown"]
-GrammarKind = Literal["json_schema", "regex", "choice", "grammar"]
+GrammarKind = Literal["json_schema", "regex", "choice", "grammar", "lark_over_schemas"]
 
 
 class InvalidRequestError(ValueError):
@@ -236,7 +237,9 @@ class GrammarSpec:
     """What a reply must be a text of, as the request wrote it.
 
     kind: how to read `text`: as a JSON schema, a regular expression for the whole reply, a JSON list of
-    texts, or a grammar in EBNF (as llama.cpp writes it) or Lark. param: the field it came from, for errors.
+    texts, a grammar in EBNF (as llama.cpp writes it) or Lark, or `{"lark": text, "schemas": [[name, param,
+    schema], …]}`, a grammar in Lark that has JSON schemas as `@name`. param: the field it came from, for
+    errors; a schema's own for what is wrong with that.
     """
 
     kind: GrammarKind
@@ -470,6 +473,14 @@ class HeadInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpertInfo:
+    """A further model. max_model_len: tokens of prompt and reply together."""
+
+    name: str
+    max_model_len: int
+
+
+@dataclass(frozen=True, slots=True)
 class EngineInfo:
     """max_model_len: tokens of prompt and reply together. created: Unix seconds. can_reason: the model thinks
     between tags that are known. max_num_seqs, num_blocks, block_size: lanes that can run at the same time,
@@ -485,6 +496,7 @@ class EngineInfo:
     max_num_seqs: int = 64
     num_blocks: int = 2**20
     block_size: int = 16
+    experts: tuple[ExpertInfo, ...] = ()
 
 
 def check_request(request: Request, info: EngineInfo) -> None:
@@ -530,7 +542,7 @@ def _check_lengths(request: Request, limit: int) -> None:
         raise ContextLengthError(f"{most}, the text has {num_prompt + max_tokens}; shorten it", "prompt")
     if num_prompt >= limit:
         raise ContextLengthError(
-            f"{most} for prompt and reply, the prompt has {num_prompt}; shorten it", "prompt"
+            f"{most} for prompt and reply, the prompt has {num_prompt} tokens; shorten it", "prompt"
         )
     if num_prompt + max_tokens > limit:
         raise ContextLengthError(
@@ -585,6 +597,8 @@ def _check_rule(request: Request, info: EngineInfo) -> None:
     if rule.reads_values and not any(weight for _, weight in request.guidance.heads):
         what = f"rule {rule.kind} steers by a head's value; give one a weight"
         raise InvalidRequestError(what, "guidance.heads")
+    if isinstance(rule, Expert):
+        _check_experts(request, rule, info.experts)
     if rule.num_lanes == 1 and not rule.num_probes:
         return
     if isinstance(rule, PoolRule):
@@ -609,6 +623,20 @@ def _check_rule(request: Request, info: EngineInfo) -> None:
         "for less, or raise the server's --kv-cache-gib"
     )
     _check(needed <= most, param, what)
+
+
+def _check_experts(request: Request, rule: Expert, experts: Sequence[ExpertInfo]) -> None:
+    loaded = {expert.name: expert for expert in experts}
+    names = ", ".join(loaded) or "none; start the server with --expert NAME=FOLDER"
+    num_tokens = len(request.prompt_token_ids) + request.sampling.max_tokens
+    for option in ("expert", "anti_expert"):
+        name, param = getattr(rule, option), f"guidance.rule.{option}"
+        if name in (None, POLICY):
+            continue
+        _check(name in loaded, param, f"no such expert; loaded experts: {names}")
+        limit = loaded[name].max_model_len
+        what = f"'{name}' has a context of {limit} tokens, and prompt and max_tokens have {num_tokens}"
+        _check(num_tokens <= limit, param, f"{what}; ask for fewer")
 
 
 def _blocks_of(request: Request, block_size: int) -> int:

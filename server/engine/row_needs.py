@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from trimtab.guidance.controllers.base import Controller
-from trimtab.guidance.rules import Contrast, Lookahead
+from trimtab.guidance.rules import Contrast, Expert, Lookahead
 from trimtab.server.engine.request import Request, head_facts
 
 if TYPE_CHECKING:
@@ -20,8 +21,8 @@ class RowNeeds:
 
     Heads are columns of the bank. measuring: named heads with a value part, judging: those with a reward
     part, steering: those that carry a weight under a strength, remembering: measuring ones whose value does.
-    contrast: of a row with a companion, or of whose tokens the implausible ones are left out. lookahead: of
-    one whose likeliest tokens are tried. value_weights: of every head, for its value.
+    contrast: of a row with a companion. expert: of one that further models have a part in. log_alpha: see
+    Rule. lookahead: of a row whose likeliest tokens are tried. value_weights: of every head, for its value.
     controls: of each controller, what its formula reads of the request; none where nothing steers.
     shares: its β is a share of all that is added, the heads' strength included: 1, or less by a controller.
     """
@@ -39,6 +40,8 @@ class RowNeeds:
     num_top: int
     trace: bool
     contrast: Contrast | None = None
+    expert: Expert | None = None
+    log_alpha: float = -math.inf
     lookahead: Lookahead | None = None
     value_weights: tuple[float, ...] = ()
     shares: bool = False
@@ -50,8 +53,7 @@ class RowNeeds:
         rule = guidance.rule
         has_strength = guidance.strength and rule.tilts
         steering = tuple(sorted(i for i, w in named.items() if w)) if has_strength else ()
-        contrast = rule if isinstance(rule, Contrast) else None
-        narrows = contrast is not None and contrast.alpha > 0
+        narrows = rule.log_alpha > -math.inf
         acts = bool(steering or rule.adds_scores or rule.adds_values or narrows)
         return cls(
             measuring=tuple(i for i in sorted(named) if bank.has_value[i]),
@@ -66,7 +68,9 @@ class RowNeeds:
             is_greedy=sampling.temperature == 0,
             num_top=sampling.logprobs or 0,
             trace=guidance.trace,
-            contrast=contrast,
+            contrast=rule if isinstance(rule, Contrast) and rule.companion else None,
+            expert=rule if isinstance(rule, Expert) and rule.experts else None,
+            log_alpha=rule.log_alpha,
             lookahead=rule if isinstance(rule, Lookahead) else None,
             value_weights=tuple(named.get(i, 0.0) for i in range(len(bank.names))),
             shares=rule.adds_scores or (narrows and not steering),
@@ -74,7 +78,7 @@ class RowNeeds:
 
     @property
     def is_guided(self) -> bool:
-        return bool(self.steering or self.lookahead or self.controls or _has_companion(self))
+        return bool(self.steering or self.lookahead or self.controls or self.contrast or self.expert)
 
     @property
     def reads_part(self) -> bool:
@@ -94,10 +98,10 @@ def _controls(request: Request, bank: HeadBank) -> dict[type[Controller], tuple[
 class BatchNeeds:
     """What rows that are drawn together ask of the sampler. guided … traced: the rows that ask for each.
 
-    guided: by heads, a rule or a controller. contrasted: those with a companion; plausible: with implausible
-    tokens left out; looking: whose likeliest tokens are tried. active: heads that any row is steered by.
-    remembering: heads whose value remembers, with the rows that are measured by it. controlled: the rows of
-    each controller.
+    guided: by heads, a rule or a controller. contrasted: those with a companion; advised: with experts;
+    plausible: with implausible tokens left out; looking: whose likeliest tokens are tried. active: heads that
+    any row is steered by. remembering: heads whose value remembers, with the rows that are measured by it.
+    controlled: the rows of each controller.
     """
 
     guided: tuple[int, ...]
@@ -115,6 +119,7 @@ class BatchNeeds:
     any_greedy: bool
     any_sampled: bool
     contrasted: tuple[int, ...]
+    advised: tuple[int, ...]
     plausible: tuple[int, ...]
     looking: tuple[int, ...]
     shares: tuple[int, ...]
@@ -143,8 +148,9 @@ class BatchNeeds:
             },
             any_greedy=any(need.is_greedy for need in needs),
             any_sampled=not all(need.is_greedy for need in needs),
-            contrasted=tuple(i for i, need in rows if _has_companion(need)),
-            plausible=tuple(i for i, need in rows if need.contrast and need.contrast.alpha),
+            contrasted=tuple(i for i, need in rows if need.contrast),
+            advised=tuple(i for i, need in rows if need.expert),
+            plausible=tuple(i for i, need in rows if need.log_alpha > -math.inf),
             looking=tuple(i for i, need in rows if need.lookahead),
             shares=tuple(i for i, need in rows if need.shares and need.is_guided),
         )
@@ -157,8 +163,9 @@ class BatchNeeds:
     def needs_logits(self) -> bool:
         """Whether anything but a draw and its statistics is asked for, which takes logits in memory. To solve
         for a strength is to read them several times."""
-        edits = self.masked or self.penalised or self.biases or self.contrasted or self.narrowed
-        return bool(edits or self.top or self.traced or self.truncates or self.controlled)
+        edits = self.masked or self.penalised or self.biases or self.narrowed
+        has_others = self.contrasted or self.advised
+        return bool(edits or has_others or self.top or self.traced or self.truncates or self.controlled)
 
     @property
     def narrowed(self) -> tuple[int, ...]:
@@ -170,7 +177,3 @@ class BatchNeeds:
         """Those of them that have all tokens again where controllers leave no strength."""
         controlled = {row for rows in self.controlled.values() for row in rows}
         return tuple(row for row in self.narrowed if row in controlled)
-
-
-def _has_companion(need: RowNeeds) -> bool:
-    return need.contrast is not None and bool(need.contrast.companion)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from trimtab.guidance.heads.bank import HeadBank
 from trimtab.guidance.rules.contrast import contrast_advantage, implausible
+from trimtab.guidance.rules.expert import POLICY, expert_advantage
 from trimtab.guidance.rules.lookahead import lookahead_advantage
 from trimtab.kernels.base_statistics import base_statistics
 from trimtab.kernels.dispatch import choose_head_path
@@ -20,7 +21,6 @@ from trimtab.kernels.guided_head import guided_head
 from trimtab.kernels.guided_logits import GuidedDraw, guided_logits, tilted_logits
 from trimtab.kernels.penalties import add_bias, apply_penalties, apply_token_mask
 from trimtab.kernels.truncate import Cuts
-from trimtab.kernels.wide_product import wide_product
 from trimtab.server.engine.batch import DrawInputs
 from trimtab.server.engine.compiled_decode import CompiledDecode
 from trimtab.server.engine.control import Control, Drawing
@@ -70,15 +70,36 @@ class _Penalised:
 
 
 @dataclass(frozen=True, slots=True)
-class _Contrasted:
-    """Rows i64[R] that have a companion, their places among the guided ones, the companions' slots; and what
-    their heads' advantage and the contrast are multiplied by, [R]: strength, gamma."""
+class _Mixed:
+    """Rows i64[R] whose advantage is not the heads' alone, their places among the guided ones, and what the
+    heads' is multiplied by, f32[R]."""
 
     rows: Tensor
     places: Tensor
-    slots: Tensor
     strength: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Contrasted:
+    """Rows that have a companion, the companions' slots i64[R], and gamma f32[R]."""
+
+    mixed: _Mixed
+    slots: Tensor
     gamma: Tensor
+
+
+Side = Mapping[str, tuple[Tensor, Tensor]]
+"""Of each model (POLICY for the policy): places i64[N] among some rows, and i64[N] in its own logits."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Advised:
+    """Rows that experts have a part in, by which models z⁺ and z⁻ are given, and the weight f32[R]."""
+
+    mixed: _Mixed
+    experts: Side
+    others: Side
+    weight: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +156,7 @@ class _Roster:
     bias: tuple[Tensor, Tensor] | None
     penalised: _Penalised | None
     contrasted: _Contrasted | None
+    advised: _Advised | None
     plausible: _Plausible | None
     looking: _Looking | None
     top: Tensor
@@ -180,10 +202,11 @@ class Sampler:
         needs: Sequence[RowNeeds],
         rows: Sequence[Row] = (),
         masks: Sequence[np.ndarray] = (),
+        experts: Mapping[str, Tensor] | None = None,
     ) -> Drawn:
         """Draw a token for each row and write it to the step state. needs, rows: without padding; rows are
         needed where any looks ahead. masks: i32[⌈V/32⌉] of each row within a grammar, see
-        `apply_token_mask`."""
+        `apply_token_mask`. experts: see Experts.run."""
         draws, num_rows = hidden.draws, len(hidden.draws.host_slots)
         num_outputs = max(num_rows, draws.first_companion + len(draws.companions) if draws.companions else 0)
         if num_outputs < len(hidden.h):
@@ -203,7 +226,7 @@ class Sampler:
         if path == "fused":
             draw = self._draw_fused(hidden.h, draws, roster, beta)
         else:
-            scores = self._score(hidden, roster)
+            scores = self._advise(self._score(hidden, roster), experts or {}, roster)
             if roster.needs.masked:
                 bitmask = to_device(np.stack(masks), self._state.device)
                 apply_token_mask(scores.z, roster.masked, bitmask)
@@ -217,7 +240,7 @@ class Sampler:
         drawn = draw.token.clamp(min=0)
         self._state.last_tokens.index_copy_(0, draws.slots, drawn)
         if roster.contrasted is not None:
-            their_drawn = drawn.index_select(0, roster.contrasted.rows)
+            their_drawn = drawn.index_select(0, roster.contrasted.mixed.rows)
             self._state.last_tokens.index_copy_(0, roster.contrasted.slots, their_drawn)
         if roster.penalised is not None and entries is not None:
             self._state.counts.add(
@@ -269,6 +292,7 @@ class Sampler:
         settings = self._state.settings(draws.slots)
         shares = index_tensor(batch.shares, device)
         contrasted = self._new_contrasted(draws, batch, needs, settings)
+        advised = self._new_advised(batch, needs, settings)
         return _Roster(
             batch,
             settings,
@@ -285,6 +309,7 @@ class Sampler:
             self._state.biases.gather(draws.host_slots, self._policy.vocab_size) if batch.biases else None,
             self._new_penalised(draws, batch, settings) if batch.penalised else None,
             contrasted,
+            advised,
             self._new_plausible(batch, needs) if batch.plausible else None,
             self._new_looking(draws, batch, needs) if batch.looking else None,
             index_tensor(batch.top, device),
@@ -310,19 +335,49 @@ class Sampler:
             return None
         assert list(draws.companion_rows) == list(batch.contrasted)
         device = self._state.device
-        rows = index_tensor(batch.contrasted, device)
-        places = index_tensor([batch.guided.index(row) for row in batch.contrasted], device)
-        gamma = [need.contrast.gamma for need in needs if need.contrast and need.contrast.companion]
         return _Contrasted(
-            rows,
-            places,
+            self._new_mixed(batch.contrasted, batch, settings),
             index_tensor(draws.companions, device),
-            settings["strength"].index_select(0, rows),
-            float_tensor(gamma, device),
+            float_tensor([need.contrast.gamma for need in needs if need.contrast], device),
         )
 
+    def _new_advised(
+        self, batch: BatchNeeds, needs: Sequence[RowNeeds], settings: Settings
+    ) -> _Advised | None:
+        rules = {row: need.expert for row, need in enumerate(needs) if need.expert}
+        if not rules:
+            return None
+        names = dict.fromkeys(name for rule in rules.values() for name in rule.experts)
+        asking = {name: [row for row, rule in rules.items() if name in rule.experts] for name in names}
+        asking[POLICY] = list(range(len(needs)))
+        experts = {row: rule.expert for row, rule in rules.items()}
+        others = {row: rule.anti_expert for row, rule in rules.items()}
+        return _Advised(
+            self._new_mixed(batch.advised, batch, settings),
+            self._new_side(experts, asking),
+            self._new_side(others, asking),
+            float_tensor([rule.weight for rule in rules.values()], self._state.device),
+        )
+
+    def _new_side(self, named: Mapping[int, str | None], asking: Mapping[str, Sequence[int]]) -> Side:
+        """named: a model for each row, or None. asking: of each model, the rows that it has logits of."""
+        rows, device = list(named), self._state.device
+        side = {}
+        for name, asked in asking.items():
+            mine = [row for row in rows if named[row] == name]
+            if mine:
+                places = index_tensor([rows.index(row) for row in mine], device)
+                side[name] = places, index_tensor([asked.index(row) for row in mine], device)
+        return side
+
+    def _new_mixed(self, rows: Sequence[int], batch: BatchNeeds, settings: Settings) -> _Mixed:
+        device = self._state.device
+        index = index_tensor(rows, device)
+        places = index_tensor([batch.guided.index(row) for row in rows], device)
+        return _Mixed(index, places, settings["strength"].index_select(0, index))
+
     def _new_plausible(self, batch: BatchNeeds, needs: Sequence[RowNeeds]) -> _Plausible:
-        log_alpha = [need.contrast.log_alpha for need in needs if need.contrast and need.contrast.alpha]
+        log_alpha = [needs[row].log_alpha for row in batch.plausible]
         device = self._state.device
         return _Plausible(index_tensor(batch.plausible, device), float_tensor(log_alpha, device))
 
@@ -362,48 +417,51 @@ class Sampler:
         num_rows, z, contrasted = len(draws.host_slots), scores.z, roster.contrasted
         if contrasted is None:
             return scores
-        mine = z.index_select(0, contrasted.rows)
+        mine = z.index_select(0, contrasted.mixed.rows)
         others = z[draws.first_companion : draws.first_companion + len(mine)]
         contrast = contrast_advantage(mine, others, contrasted.gamma)
-        advantage = scores.advantage
-        if advantage is None:
-            advantage = z.new_zeros(len(roster.needs.guided), z.shape[1])
-        heads = advantage.index_select(0, contrasted.places) * contrasted.strength[:, None]
-        advantage.index_copy_(0, contrasted.places, contrast.add_(heads))
-        return _Scores(z[:num_rows], advantage, roster.advantage_row)
+        scores = dataclasses.replace(scores, z=z[:num_rows])
+        return _mix(scores, contrast, contrasted.mixed, roster)
+
+    def _advise(self, scores: _Scores, experts: Mapping[str, Tensor], roster: _Roster) -> _Scores:
+        """Before anything else changes z, which is also a model's."""
+        advised = roster.advised
+        if advised is None:
+            return scores
+        logits = {POLICY: scores.z, **experts}
+
+        def gather(side: Side) -> Tensor:
+            gathered = scores.z.new_zeros(len(advised.weight), scores.z.shape[1])
+            for name, (places, rows) in side.items():
+                gathered.index_copy_(0, places, logits[name].index_select(0, rows))
+            return gathered
+
+        own = expert_advantage(gather(advised.experts), gather(advised.others), advised.weight)
+        return _mix(scores, own, advised.mixed, roster)
 
     def _score_all(self, hidden: Hidden, roster: _Roster) -> _Scores:
         h, logits, needs = hidden.h, hidden.logits, roster.needs
         if not needs.guided:
-            return _Scores(self._policy_logits(h, logits))
+            return _Scores(self._policy.logits(h, logits))
         h_guided, weights = h[: len(hidden.draws.host_slots)], roster.settings["head_weights"]
         if roster.guided is not None:
             h_guided, weights = h.index_select(0, roster.guided), weights.index_select(0, roster.guided)
         column = self._bank.tied_column(h_guided, weights, needs.active)
         if column is None:
-            z, tied = self._policy_logits(h, logits), None
+            z, tied = self._policy.logits(h, logits), None
         elif logits is None:  # both columns in one reading of lm_head
             # Where a row of logits is no multiple of 16 bytes, four are: a kernel is compiled once more for
             # a pointer that is none.
             padding = h[:0] if self._policy.vocab_size % 4 == 0 else h[:1].expand(-len(h) % 4, -1)
-            both = self.project(torch.cat([h, padding, column.to(h.dtype)]))
+            both = self._policy.project(torch.cat([h, padding, column.to(h.dtype)]))
             z, tied = both[: len(h)], both[len(h) + len(padding) :]
         else:
-            z, tied = logits.float(), self.project(column.to(h.dtype))
+            z, tied = logits.float(), self._policy.project(column.to(h.dtype))
         lowrank = self._bank.lowrank_advantage(h_guided, weights, needs.active)
         advantage = tied if lowrank is None else lowrank if tied is None else tied + lowrank
         if advantage is None and roster.control is not None:
             advantage = z.new_zeros(len(needs.guided), z.shape[1])
         return _Scores(z, advantage, roster.advantage_row)
-
-    def _policy_logits(self, h: Tensor, logits: Tensor | None) -> Tensor:
-        return self.project(h) if logits is None else logits.float()
-
-    def project(self, columns: Tensor) -> Tensor:
-        """columns [N, d] times the output embedding, f32[N, V]."""
-        if columns.is_cuda:
-            return wide_product(columns, self._policy.lm_head)
-        return self._policy.project(columns).float()
 
     def _penalise(self, z: Tensor, draws: DrawInputs, roster: _Roster) -> Entries | None:
         """Bias, then penalties, in place. Returns what the penalised rows' histories hold."""
@@ -603,6 +661,16 @@ def _top_of_tilt(scores: _Scores, beta: Tensor | None, roster: _Roster) -> tuple
         advantage_row, beta = (x.index_select(0, roster.top) for x in (scores.advantage_row, beta))
         tilted = tilted_logits(tilted, scores.advantage, advantage_row, beta)
     return _top(tilted, roster.needs.num_top)
+
+
+def _mix(scores: _Scores, own: Tensor, mixed: _Mixed, roster: _Roster) -> _Scores:
+    """A rule's own advantage f32[R, V], and what the heads add at their strength; in place."""
+    advantage = scores.advantage
+    if advantage is None:
+        advantage = own.new_zeros(len(roster.needs.guided), own.shape[1])
+    heads = advantage.index_select(0, mixed.places) * mixed.strength[:, None]
+    advantage.index_copy_(0, mixed.places, own.add_(heads))
+    return dataclasses.replace(scores, advantage=advantage, advantage_row=roster.advantage_row)
 
 
 def _strengths(settings: Settings, needs: BatchNeeds, shares: Tensor) -> Tensor | None:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable
+from types import MappingProxyType
 
 import torch
 
 from trimtab.guidance.errors import ModelError
 from trimtab.guidance.heads.bank import HeadBank
 from trimtab.guidance.policy import Policy
+from trimtab.guidance.rules import Expert, Tilt
 from trimtab.server.engine.block_manager import NULL_BLOCK
 from trimtab.server.engine.compiled_decode import CompiledDecode, compile_decode
 from trimtab.server.engine.config import EngineConfig
+from trimtab.server.engine.experts import Experts, Models, load_experts
 from trimtab.server.engine.kv_cache import bytes_per_block
 from trimtab.server.engine.lane import Choice, Lane
 from trimtab.server.engine.model_runner import ModelRunner
@@ -27,12 +30,14 @@ from trimtab.server.engine.self_check import self_check
 logger = logging.getLogger(__name__)
 
 
-Loaded = tuple[ServedPolicy, HeadBank, EngineConfig, CompiledDecode | None]
+NO_MODELS: Models = MappingProxyType({})
+Loaded = tuple[ServedPolicy, HeadBank, EngineConfig, CompiledDecode | None, Models]
 """What an Engine is made of. The configuration is resolved for the policy's device."""
 
 
 def load(config: EngineConfig, chat_template: str | None = None, policy: Policy | None = None) -> Loaded:
-    """The policy, its heads, and its compiled decode step, if any. chat_template: replaces the tokenizer's.
+    """The policy, its heads, its compiled decode step, if any, and experts. chat_template: replaces the
+    tokenizer's.
 
     policy: the model, loaded already on the same device. Its weights are shared where their dtype is what the
     configuration asks for.
@@ -69,7 +74,7 @@ def load(config: EngineConfig, chat_template: str | None = None, policy: Policy 
         dtype=served.dtype,
         vocab_size=served.vocab_size,
     )
-    return served, bank, config, compiled
+    return served, bank, config, compiled, load_experts(config, served)
 
 
 def _resolve(config: EngineConfig) -> EngineConfig:
@@ -82,14 +87,18 @@ def _resolve(config: EngineConfig) -> EngineConfig:
         raise ModelError(str(error)) from error
 
 
-def resolve_num_blocks(config: EngineConfig, policy: ServedPolicy, measure: Callable[[int], int]) -> int:
-    """Cache blocks: what fits the memory, at most what all sequences at full length could use.
+def resolve_num_blocks(
+    config: EngineConfig, policy: ServedPolicy, measure: Callable[[int], int], experts: Models = NO_MODELS
+) -> int:
+    """Cache blocks: what fits the memory, at most what all sequences at full length could use. A block is of
+    the policy and of all experts.
 
     measure: blocks of so many bytes that a GPU's free memory holds; asked only where the configuration gives
     no number. Lowers the policy's max_model_len to what fits, where the user did not ask for a length.
     Raises ModelError when not even one sequence of the asked length fits.
     """
-    block_bytes = bytes_per_block(policy.layers, config.block_size, policy.dtype)
+    served = (policy, *(expert.policy for expert in experts.values()))
+    block_bytes = sum(bytes_per_block(each.layers, config.block_size, each.dtype) for each in served)
     affordable = config.num_blocks
     if affordable is None and config.kv_cache_gib is not None:
         affordable = int(config.kv_cache_gib * 2**30) // block_bytes
@@ -112,13 +121,19 @@ def resolve_num_blocks(config: EngineConfig, policy: ServedPolicy, measure: Call
     return min(affordable, config.max_num_seqs * per_sequence + 1)
 
 
-def measure_blocks(policy: ServedPolicy, bank: HeadBank, config: EngineConfig, block_bytes: int) -> int:
+def measure_blocks(
+    policy: ServedPolicy,
+    bank: HeadBank,
+    config: EngineConfig,
+    block_bytes: int,
+    experts: Models = NO_MODELS,
+) -> int:
     """Cache blocks of so many bytes that fit on the policy's GPU beside the weights and the largest step."""
     device = policy.device
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    run_largest_step(policy, bank, config)
+    run_largest_step(policy, bank, config, experts)
     torch.cuda.synchronize(device)
     activation_bytes = torch.cuda.max_memory_allocated(device) - before
     torch.cuda.empty_cache()
@@ -150,17 +165,23 @@ def blocks_from_free_memory(
 
 
 @torch.inference_mode()
-def run_largest_step(policy: ServedPolicy, bank: HeadBank, config: EngineConfig) -> Drawn:
+def run_largest_step(
+    policy: ServedPolicy, bank: HeadBank, config: EngineConfig, experts: Models = NO_MODELS
+) -> Drawn:
     """As many rows and tokens as a step may have, each row asking for all there is; every key goes to the
-    null block. Takes over the policy's attention."""
-    runner = ModelRunner(policy, dataclasses.replace(config, cuda_graphs="off"), 1, bank.memory_sizes)
+    null block. Takes over the attention of all models."""
+    config = dataclasses.replace(config, cuda_graphs="off")
+    runner = ModelRunner(policy, config, 1, bank.memory_sizes)
+    beside = Experts(experts, config, 1, runner.state)
+    largest = sorted(experts, key=lambda name: -experts[name].policy.model.num_parameters())
+    rule = Expert(largest[0], largest[1] if len(largest) > 1 else None) if largest else Tilt()
     num_tokens = min(config.token_budget // config.max_num_seqs, policy.max_model_len)
     heads = tuple((name, 1.0) for name, has in zip(bank.names, bank.has_advantage, strict=True) if has)
     request = Request(
         "largest step",
         (0,) * num_tokens,
         SamplingParams(top_p=0.9, top_k=50, logprobs=20, frequency_penalty=0.1),
-        Guidance(1.0, heads, trace=True),
+        Guidance(1.0, heads, trace=True, rule=rule),
     )
     step = Step()
     for slot in range(config.max_num_seqs):
@@ -169,4 +190,5 @@ def run_largest_step(policy: ServedPolicy, bank: HeadBank, config: EngineConfig)
         runner.state.admit(choice, 0, bank.weights_row(heads), 0.0)
         step.rows.append(Row(choice, lane, 0, num_tokens, Purpose.DRAW, (num_tokens - 1,)))
     needs = [RowNeeds.of(request, bank)] * len(step.rows)
-    return Sampler(policy, bank, runner.state, config.strict).draw(runner.run(step), needs)
+    hidden = runner.run(step)
+    return Sampler(policy, bank, runner.state, config.strict).draw(hidden, needs, experts=beside.run(step))

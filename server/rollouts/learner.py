@@ -50,7 +50,7 @@ class EngineWriter:
         be had.
         """
         scorer = _scorer(config, policy) if config.on_policy.score else None
-        served, _, engine_config, compiled = load(_engine_config(config, policy), policy=policy)
+        served, _, engine_config, compiled, _ = load(_engine_config(config, policy), policy=policy)
         identity, parts = policy.identity, Parts(advantage=config.advantage.part())
         head = Head(parts, identity.hidden_size, identity.vocab_size).requires_grad_(False)
         head.to(served.device, served.dtype)

@@ -28,5 +28,5 @@ def request(name: str, guidance: Guidance, prompt: Sequence[int] = PROMPT, **sam
     return Request(name, tuple(prompt), SamplingParams(**options), guidance)  # type: ignore[arg-type]
 
 
-def one(engine: Engine, guidance: Guidance, **sampling: object) -> Completion:
-    return sample(engine, [request("one", guidance, **sampling)])[0]
+def one(engine: Engine, guidance: Guidance, prompt: Sequence[int] = PROMPT, **sampling: object) -> Completion:
+    return sample(engine, [request("one", guidance, prompt, **sampling)])[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from trimtab.server.api.config import ToolCallParser
 from trimtab.server.commands.model import ModelConfig
 
 
@@ -17,11 +18,14 @@ class ServeConfig(ModelConfig):
     port: port to listen on; 0 takes a free one.
     shutdown_timeout: seconds that replies under way may go on for after SIGTERM or Ctrl-C, while new requests
     are answered 503; what then still runs ends with an error, as it does at once on a second signal.
+    tool_call_parser: how the model writes calls of tools: hermes (Hermes, Qwen) or llama3_json (Llama 3);
+    `auto` goes by the chat template.
     """
 
     host: str = "127.0.0.1"
     port: int = 8000
     shutdown_timeout: float = 8.0
+    tool_call_parser: ToolCallParser = "auto"
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 2**16:

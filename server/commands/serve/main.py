@@ -13,6 +13,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, NoReturn
 
 from trimtab.guidance.errors import EngineDiedError, UserError
@@ -29,7 +30,8 @@ def main(prog: str, args: Sequence[str]) -> None:
     """Serves until told to stop, and leaves the process: with 0, or with 1 if the engine has died. Raises
     UserError, HeadError or ConfigError with one line."""
     config = parse(ServeConfig, prog, args)
-    engine_config, api_config = resolve_engine(config.engine), resolve_api(config)
+    engine_config = resolve_engine(config.engine)
+    api_config = replace(resolve_api(config), tool_call_parser=config.tool_call_parser)
     listener = bind(config.host, config.port)
     url = f"http://{_netloc(listener)}"
     print(f"loading {config.engine.model}; until it is ready {url}/health answers 503", flush=True)

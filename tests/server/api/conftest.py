@@ -6,11 +6,12 @@ import asyncio
 import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import uvicorn
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -18,12 +19,14 @@ from transformers import PreTrainedTokenizerFast
 
 from trimtab.server.api.app import create_app
 from trimtab.server.api.config import ApiConfig
+from trimtab.server.engine.grammar import Grammar, Grammars
 from trimtab.server.engine.request import (
     Aborted,
     ChoiceDone,
     Delta,
     EngineInfo,
     Event,
+    ExpertInfo,
     Failed,
     FailureReason,
     Finished,
@@ -55,6 +58,7 @@ HEADS = {
     "brief": HeadInfo("brief", has_advantage=True, has_value=False, has_reward=False, trained_on="pairs"),
     "meter": HeadInfo("meter", has_advantage=False, has_value=True, has_reward=False, trained_on="scores"),
 }
+EXPERTS = (ExpertInfo("tuned", MAX_MODEL_LEN), ExpertInfo("short", 50))
 
 
 def make_tokenizer(chat_template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
@@ -109,7 +113,9 @@ class EchoEngine:
         name, sampling = request.request_id, request.sampling
         stopped = self.running[name]
         for index in range(sampling.n):
-            reply = (request.given or request.prompt_token_ids[index:])[: sampling.max_tokens]
+            whole = self.reply_to(request, index)
+            reply = whole[: sampling.max_tokens]
+            length = 0
             for position, token in enumerate(reply):
                 if self.bug is not None:
                     raise self.bug
@@ -123,11 +129,17 @@ class EchoEngine:
                 if stopped.is_set():
                     yield Aborted(name)
                     return
-                yield self._delta(request, index, position, token)
-            limited = request.given or len(request.prompt_token_ids[index:]) > sampling.max_tokens
+                delta = self._delta(request, index, position, token)
+                delta.offsets = (length,)
+                length += len(delta.text)
+                yield delta
+            limited = request.given or len(whole) > sampling.max_tokens
             yield self._choice_done(request, index, len(reply), "length" if limited else "stop")
         del self.running[name]
         yield Finished(name, len(request.prompt_token_ids), 2, sampling.n * len(reply))
+
+    def reply_to(self, request: Request, index: int) -> Sequence[int]:
+        return request.given or request.prompt_token_ids[index:]
 
     def _delta(self, request: Request, index: int, position: int, token: int) -> Delta:
         top = tuple((token + i, -1.0 - i) for i in range(request.sampling.logprobs or 0))
@@ -137,7 +149,8 @@ class EchoEngine:
             base_top = ((65, -0.5), (66, -1.5), (67, float("-inf")))
             trace = TokenTrace(values, 0.25, request.guidance.strength, 2.0, -1.25, False, base_top)
         record = TokenRecord(token, -1.0, top, trace)
-        return Delta(request.request_id, index, self.tokenizer.decode([token]), (record,), (position,))
+        text = self.tokenizer.decode([token], skip_special_tokens=True)
+        return Delta(request.request_id, index, text, (record,))
 
     def _choice_done(self, request: Request, index: int, length: int, reason: FinishReason) -> ChoiceDone:
         values = tuple((head, 0.5) for head, _ in request.guidance.heads)
@@ -149,7 +162,68 @@ def make_engine(*heads: str, chat_template: str | None = TEMPLATE) -> EchoEngine
     """heads: names out of HEADS."""
     tokenizer = make_tokenizer(chat_template)
     infos = tuple(HEADS[name] for name in heads)
-    return EchoEngine(tokenizer, EngineInfo("echo", MAX_MODEL_LEN, len(tokenizer), (256,), infos, created=1))
+    info = EngineInfo("echo", MAX_MODEL_LEN, len(tokenizer), (256,), infos, created=1, experts=EXPERTS)
+    return EchoEngine(tokenizer, info)
+
+
+@dataclass
+class ScriptedEngine(EchoEngine):
+    """A policy that says what a script has for its prompt, whose grammars are compiled and held to: a reply
+    that leaves its grammar fails where it does."""
+
+    script: Callable[[str], str] = str
+    prompts: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.grammars = Grammars(self.tokenizer, len(self.tokenizer), self.info.eos_token_ids)
+
+    async def prepare(self, grammar: GrammarSpec) -> None:
+        await super().prepare(grammar)
+        self.grammars.compile(grammar)
+
+    def reply_to(self, request: Request, index: int) -> Sequence[int]:
+        self.prompts.append(self.tokenizer.decode(request.prompt_token_ids))
+        reply = self.tokenizer.encode(self.script(self.prompts[-1]))
+        if request.grammar is not None:
+            self._follow(self.grammars.compile(request.grammar).copy(), reply)
+        return reply
+
+    def _follow(self, grammar: Grammar, reply: Sequence[int]) -> None:
+        for position, token in enumerate(reply):
+            allowed = np.unpackbits(grammar.mask().view(np.uint8), bitorder="little")
+            assert allowed[token], f"not allowed: {self.tokenizer.decode(reply[: position + 1])}"
+            grammar.take(token)
+        end = self.info.eos_token_ids[0]
+        assert grammar.is_over or np.unpackbits(grammar.mask().view(np.uint8), bitorder="little")[end], (
+            f"not over: {self.tokenizer.decode(reply)}"
+        )
+
+
+HERMES = (
+    "{% if tools %}<tools>{{ tools | tojson }}</tools>call so: <tool_call>{% endif %}"
+    "{% for m in messages %}<{{ m.role }}>{% if m.content is not none %}{{ m.content }}{% endif %}"
+    "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}"
+    "{% if m.role == 'tool' %} of {{ m.name }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+LLAMA = HERMES.replace("<tool_call>", '{"name": function name, "parameters": its arguments}').replace(
+    "</tool_call>", ""
+)
+TOOL_TEMPLATES = {"hermes": HERMES, "llama3_json": LLAMA}
+
+
+@pytest.fixture
+def make_scripted() -> Callable[..., ScriptedEngine]:
+    def make(
+        script: Callable[[str], str] | str, template: str = "hermes", special: Sequence[str] = ()
+    ) -> ScriptedEngine:
+        tokenizer = make_tokenizer(TOOL_TEMPLATES.get(template, template))
+        tokenizer.add_tokens([AddedToken(token, special=True) for token in special], special_tokens=True)
+        info = EngineInfo("script", 100_000, len(tokenizer), (256,), (HEADS["kind"],), created=1)
+        answer = (lambda _: script) if isinstance(script, str) else script
+        return ScriptedEngine(tokenizer, info, script=answer)
+
+    return make
 
 
 def make_client(engine: EchoEngine, config: ApiConfig | None = None) -> httpx.AsyncClient:

@@ -13,7 +13,7 @@ from trimtab.guidance.controllers.max_kl import MaxKL
 from trimtab.guidance.controllers.schedule import Schedule
 from trimtab.guidance.controllers.target import Target
 from trimtab.guidance.errors import ConfigError
-from trimtab.guidance.rules import Lookahead, Smc
+from trimtab.guidance.rules import Expert, Lookahead, Smc
 from trimtab.server.api.config import ApiConfig, resolve_config
 from trimtab.server.engine.request import Guidance
 
@@ -26,6 +26,10 @@ MESSAGES = [{"role": "user", "content": "hello"}]
 
 def contrast(**options: Any) -> dict[str, Any]:
     return {"kind": "contrast", "negative_prompt": "rude", **options}
+
+
+def expert(**options: Any) -> dict[str, Any]:
+    return {"kind": "expert", "expert": "tuned", **options}
 
 
 async def post(client, guidance: Any):
@@ -48,6 +52,10 @@ async def post(client, guidance: Any):
             Guidance(1.0, METER, rule=Lookahead(3)),
         ),
         ({"rule": "lookahead", "strength": 0}, Guidance(0.0, (("kind", 1.0),))),
+        (
+            {"rule": expert(anti_expert="policy", weight=-2, alpha=None), "heads": {}, "strength": 0},
+            Guidance(rule=Expert("tuned", "policy", -2)),
+        ),
         (
             {"rule": {"kind": "smc", "particles": 3}, "strength": 2},
             Guidance(2.0, KIND, rule=Smc(particles=3)),
@@ -122,6 +130,25 @@ async def test_what_is_left_out_follows_the_default_rules(make_engine, make_clie
         ({"rule": contrast(negative_prompt=[{}])}, "guidance.rule.negative_prompt[0].role", "required"),
         ({"rule": contrast(negative_prompt="x" * 200)}, "guidance.rule.negative_prompt", "tokens"),
         ({"rule": contrast(kind="tilt")}, "guidance.rule.negative_prompt", "no such option"),
+        ({"rule": "expert"}, "guidance.rule.expert", "required"),
+        *(
+            ({"rule": expert(expert=bad)}, "guidance.rule.expert", "required")
+            for bad in ("", 3, True, ["tuned"], {}, "policy")
+        ),
+        ({"rule": expert(expert="tunéd")}, "guidance.rule.expert", "loaded experts: tuned, short"),
+        ({"rule": expert(expert="short")}, "guidance.rule.expert", "context of 50"),
+        ({"rule": expert(anti_expert="x")}, "guidance.rule.anti_expert", "loaded experts: tuned, short"),
+        ({"rule": expert(anti_expert="short")}, "guidance.rule.anti_expert", "context of 50"),
+        *(
+            ({"rule": expert(anti_expert=bad)}, "guidance.rule.anti_expert", "another model")
+            for bad in ("", 3, ["short"], "tuned")
+        ),
+        *(
+            ({"rule": expert(weight=bad)}, "guidance.rule.weight", "-10…10")
+            for bad in (10.5, "1", True, [1], float("nan"), float("-inf"), 10**400)
+        ),
+        ({"rule": expert(alpha=2)}, "guidance.rule.alpha", "0…1"),
+        ({"rule": expert(gamma=2)}, "guidance.rule.gamma", "no such option"),
         ({"rule": {"kind": "lookahead", "k": 0}}, "guidance.rule.k", "1…64"),
         ({"rule": {"kind": "lookahead", "k": 65}}, "guidance.rule.k", "1…64"),
         ({"rule": {"kind": "lookahead", "k": 2.0}}, "guidance.rule.k", "integer"),

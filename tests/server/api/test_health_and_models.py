@@ -53,6 +53,7 @@ async def test_models_lists_the_model_with_its_heads(client):
     (model,) = listed["data"]
     assert (model["id"], model["object"], model["created"]) == ("echo", "model", 1)
     assert [head["name"] for head in model["heads"]] == ["kind", "brief", "meter"]
+    assert model["experts"][1] == {"name": "short", "max_model_len": 50}
     assert (model["default_head"], model["default_strength"]) == ("kind", 1.0)
     assert (await client.get("/v1/models/echo")).json() == model
 

@@ -27,6 +27,7 @@ from trimtab.server.engine.engine import Engine
 
 CHAT = "/v1/chat/completions"
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}>"
+TEMPLATE_WITH_TOOLS = "{{ tools | length }}<tool_call>{% for m in messages %}{{ m['content'] }}{% endfor %}"
 MESSAGES = [{"role": "user", "content": "héllo"}]
 GREEDY = {"messages": MESSAGES, "temperature": 0, "max_tokens": 24, "ignore_eos": True}
 
@@ -45,17 +46,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def start(
     folder: Path, serve: Callable[[Any], str]
-) -> Iterator[Callable[[], tuple[AsyncEngine, httpx.Client]]]:
+) -> Iterator[Callable[..., tuple[AsyncEngine, httpx.Client]]]:
     started: list[tuple[AsyncEngine, httpx.Client]] = []
 
-    def run() -> tuple[AsyncEngine, httpx.Client]:
+    def run(template: str = TEMPLATE) -> tuple[AsyncEngine, httpx.Client]:
         heads = (folder / "heads/kind", folder / "heads/brief")
         config = EngineConfig(folder, heads, served_model_name="tiny", kv_cache_gib=0.01)
         engine = AsyncEngine(lambda: Engine.from_config(config))
         engine.start()
         engine.wait_until_loaded()
         tokenizer = engine.engine.policy.tokenizer
-        url = serve(create_app(engine, tokenizer, ApiConfig(default_head="kind", default_strength=1.0)))
+        api = ApiConfig(default_head="kind", default_strength=1.0, chat_template=template)
+        url = serve(create_app(engine, tokenizer, api))
         started.append((engine, httpx.Client(base_url=url, timeout=30)))
         return started[-1]
 
@@ -334,3 +336,47 @@ def test_a_score_an_echo_and_a_reply_agree(client):
     whole = client.post("/v1/completions", json={**ask, "prompt_logprobs": 1}).json()["choices"][0]
     assert whole["logprobs"]["token_logprobs"][1:-1] == pytest.approx(echo["token_logprobs"][1:-1], abs=1e-4)
     assert len(whole["prompt_logprobs"]) == len(ask["prompt"])
+
+
+DIE = {"type": "object", "properties": {"n": {"enum": [1, 2, 3]}}, "required": ["n"]}
+TOOLS = {
+    "tools": [
+        {
+            "type": "function",
+            "function": {"name": "cast", "parameters": {**DIE, "additionalProperties": False}},
+        },
+        {"type": "function", "function": {"name": "stop"}},
+    ],
+    "max_tokens": 110,
+    "seed": 1,
+    "messages": [{"role": "user", "content": "!"}],
+}
+RULES = [{"max_kl": 0.1}, {"rule": {"kind": "blockwise", "candidates": 2, "block": 8}}]
+
+
+def test_demanded_calls_of_a_random_model_are_calls_by_any_rule_chosen_and_streamed(start):
+    _, client = start(TEMPLATE_WITH_TOOLS)
+    guidance = {"strength": 4, "heads": {"kind": 1, "brief": -0.5}}
+    named = {"type": "function", "function": {"name": "cast"}}
+    bodies = [{**TOOLS, "tool_choice": named, "guidance": {**guidance, **rule}} for rule in RULES]
+    bodies.append({**bodies[0], "n": 1, "best_of": 2, "majority": {"pattern": "[0-9]"}})
+    bodies.append({**bodies[0], "tool_choice": "required", "parallel_tool_calls": False, "n": 2})
+    for body in bodies:
+        response = client.post(CHAT, json=body)
+        assert response.status_code == 200, response.text
+        for choice in response.json()["choices"]:
+            [call] = choice["message"]["tool_calls"]
+            assert (choice["finish_reason"], choice["message"]["content"]) == ("tool_calls", None)
+            arguments = json.loads(call["function"]["arguments"])
+            assert arguments in (
+                [{"n": n} for n in (1, 2, 3)] if call["function"]["name"] == "cast" else [{}]
+            )
+            assert math.isfinite(choice["guidance"]["kl"])
+    with client.stream("POST", CHAT, json={**bodies[0], "stream": True}) as response:
+        deltas = [chunk["choices"][0]["delta"] for chunk in chunks(response)]
+    [whole] = client.post(CHAT, json=bodies[0]).json()["choices"]
+    pieces = [call["function"] for delta in deltas for call in delta.get("tool_calls", [])]
+    assert [piece.get("name") for piece in pieces] == ["cast"] + [None] * (len(pieces) - 1)
+    assert (
+        "".join(p["arguments"] for p in pieces) == whole["message"]["tool_calls"][0]["function"]["arguments"]
+    )

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from rule_requests import PROMPT, request
-from tiny_models import save_random_head
-from transformers import AutoModelForCausalLM
+from tiny_models import SIZES, save_random_head, save_random_model
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from trimtab.guidance.controllers import CONTROLLERS
 from trimtab.guidance.controllers.base import Controller
@@ -21,7 +21,7 @@ from trimtab.guidance.controllers.schedule import Schedule
 from trimtab.guidance.controllers.target import Target
 from trimtab.guidance.heads.manifest import ScalarPart
 from trimtab.guidance.heads.store import load_head
-from trimtab.guidance.rules import RULES, Blockwise, Contrast, Lookahead, Rule, Smc, Tilt
+from trimtab.guidance.rules import RULES, Blockwise, Contrast, Expert, Lookahead, Rule, Smc, Tilt
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.request import Completion, Guidance, InvalidRequestError, TokenTrace
@@ -41,6 +41,8 @@ RULES_HERE: dict[str, Rule] = {
     "contrast": Contrast(OTHER, gamma=3.0),
     "plausible": Contrast(OTHER, gamma=2.0, alpha=0.4),
     "plausible alone": Contrast(OTHER, gamma=1.0, alpha=0.4),
+    "expert": Expert("other", weight=2.0),
+    "expert beside the policy": Expert("other", "policy", -1.5, alpha=0.1),
     "lookahead": Lookahead(8),
     "lookahead, others kept": Lookahead(8, others="keep"),
     "blockwise by the tilt": Blockwise(block=4, proposal="tilt", candidates=3, keep=2),
@@ -48,7 +50,8 @@ RULES_HERE: dict[str, Rule] = {
     "blockwise": Blockwise(candidates=3),
     "smc": Smc(particles=3),
 }
-NEVER = {("contrast", "target"): "guidance.target", ("plausible", "target"): "guidance.target"}
+ADDING = ("contrast", "plausible", "expert", "expert beside the policy")
+NEVER = {(rule, "target"): "guidance.target" for rule in ADDING}
 NEVER |= {(pool, name): "guidance.rule.proposal" for pool in ("blockwise", "smc") for name in ONES}
 HEADS = (("kind", 1.0), ("brief", -0.5))
 Make = Callable[..., Engine]
@@ -65,9 +68,13 @@ def folders(llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
 
 
 @pytest.fixture(scope="module")
-def shared(llama_folder: Path, folders: tuple[Path, ...]) -> Engine:
+def shared(llama_folder: Path, folders: tuple[Path, ...], tmp_path_factory: pytest.TempPathFactory) -> Engine:
     """For tests that change nothing about it."""
-    return Engine.from_config(EngineConfig(llama_folder, heads=folders, block_size=8, max_num_seqs=16))
+    shallow = LlamaConfig(**{**SIZES, "num_hidden_layers": 1})
+    other = save_random_model(shallow, tmp_path_factory.mktemp("expert"), seed=1)
+    return Engine.from_config(
+        EngineConfig(llama_folder, folders, (f"other={other}",), block_size=8, max_num_seqs=16)
+    )
 
 
 def by(rule: str, *controllers: Controller, strength: float = 3.0, heads: bool = True) -> Guidance:

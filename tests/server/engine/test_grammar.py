@@ -67,6 +67,14 @@ def is_person(text: str) -> bool:
     return bool(re.fullmatch("[a-z]{1,4}", found["name"])) and 0 <= found["age"] <= 150
 
 
+DIGIT = {"$ref": "#/$defs/a", "$defs": {"a": {"type": "string", "pattern": "^[0-9]$"}}}
+
+
+def over_schemas(lark: str, **schemas: object) -> GrammarSpec:
+    named = [[name, f"schemas.{name}", schema] for name, schema in schemas.items()]
+    return GrammarSpec("lark_over_schemas", json.dumps({"lark": lark, "schemas": named}))
+
+
 SPECS: dict[str, tuple[GrammarSpec, Callable[[str], object]]] = {
     "schema": (GrammarSpec("json_schema", json.dumps(SCHEMA)), is_person),
     "regex": (
@@ -79,6 +87,12 @@ SPECS: dict[str, tuple[GrammarSpec, Callable[[str], object]]] = {
         re.compile(r"[()0-9]+(,[()0-9]+)?\.").fullmatch,
     ),
     "lark": (GrammarSpec("grammar", 'start: "<" /[ab]{1,3}/ ">"'), re.compile("<[ab]{1,3}>").fullmatch),
+    "lark over schemas": (
+        over_schemas(
+            'start: "<" (@x | @y) ">"', x={"$ref": "#/$defs/a", "$defs": {"a": {"const": 7}}}, y=DIGIT
+        ),
+        re.compile('<(7|"[0-9]")>').fullmatch,
+    ),
 }
 PERSON, REGEX = SPECS["schema"][0], SPECS["regex"][0]
 
@@ -376,6 +390,16 @@ def test_what_is_no_grammar_is_refused_by_the_field_it_came_from(engine: Engine,
     assert refused.value.param == "structured_outputs.x"
     assert "\n" not in str(refused.value)
     assert not engine.has_work
+
+
+def test_of_several_schemas_the_one_that_is_none_is_named(engine: Engine):
+    for bad, says in (({"not": {}}, "not"), (3, "object")):
+        with pytest.raises(InvalidRequestError, match=says) as refused:
+            engine.add(request("bad", over_schemas("start: @x | @y", x=DIGIT, y=bad)))
+        assert refused.value.param == "schemas.y"
+    with pytest.raises(InvalidRequestError, match="unknown") as refused:
+        engine.add(request("bad", over_schemas("start: @z", x=DIGIT)))
+    assert refused.value.param == "grammar"
 
 
 def test_sizes_are_limited_and_endless_replies_refused(engine: Engine):

@@ -64,7 +64,7 @@ def test_an_encoder_decoder_is_refused(tmp_path: Path):
 
 
 def test_an_unknown_path_is_refused_with_what_to_give_instead():
-    assert "give --model a folder" in refusal(Path("no/such/model"))
+    assert "name a folder that holds config.json" in refusal(Path("no/such/model"))
     assert "no hub can be reached" in refusal("some/model")  # type: ignore[arg-type]
 
 

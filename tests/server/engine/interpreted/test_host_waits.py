@@ -22,10 +22,12 @@ from trimtab.guidance.controllers.schedule import Schedule
 from trimtab.guidance.controllers.target import Target
 from trimtab.guidance.heads.bank import HeadBank
 from trimtab.guidance.heads.fingerprint import identify
+from trimtab.guidance.rules import Expert
 from trimtab.server.engine import sampler
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.decode_graphs import HostWaitError, NoHostWaits
 from trimtab.server.engine.engine import Engine
+from trimtab.server.engine.experts import ExpertModel
 from trimtab.server.engine.policy import load_served
 from trimtab.server.engine.request import GrammarSpec, Guidance, Request, SamplingParams
 from trimtab.server.engine.scheduler import Step
@@ -61,6 +63,9 @@ BATCHES: dict[str, list[tuple[SamplingParams, Guidance]]] = {
         (SamplingParams(max_tokens=2, frequency_penalty=1.0, logit_bias=((7, 3.0),)), MIX),
         (SamplingParams(max_tokens=2, repetition_penalty=1.2), Guidance()),
     ],
+    "advised": [
+        (SamplingParams(max_tokens=1), Guidance(rule=Expert("other", "policy", 0.5, alpha=0.1))),
+    ],
     MASKED: [(SamplingParams(max_tokens=3, n=2), MIX), (SamplingParams(max_tokens=2), Guidance())],
 }
 
@@ -77,7 +82,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     policy = load_served(folder)
     identity = identify(policy.model, policy.tokenizer, policy.name)
     bank = HeadBank.load(heads, identity, device=policy.device, dtype=policy.dtype)
-    return Engine(policy, bank, options.resolved("cpu"))
+    return Engine(policy, bank, options.resolved("cpu"), experts={"other": ExpertModel(load_served(folder))})
 
 
 @contextlib.contextmanager

@@ -1,0 +1,1 @@
+"""Rules benchmark: what controllers cost beside constant strength, and rules beside other programs."""
