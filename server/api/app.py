@@ -8,7 +8,8 @@ from trimtab.server.api import routes
 from trimtab.server.api.config import ApiConfig, resolve_config
 from trimtab.server.api.errors import install_error_handlers
 from trimtab.server.api.generation import EngineClient
-from trimtab.server.api.service import HeadRows, Service
+from trimtab.server.api.metrics import CountAnswers, Metrics
+from trimtab.server.api.service import HeadRows, Service, stats_of
 from trimtab.server.api.tokens import Tokenizer, TokenText
 
 
@@ -23,8 +24,10 @@ def create_waiting_app() -> FastAPI:
     """The application before there is an engine: every route answers 503 until `connect`."""
     app = FastAPI(title="Trimtab", docs_url="/docs", redoc_url=None)
     app.state.service = None
+    app.state.metrics = metrics = Metrics(lambda: stats_of(app))
     install_error_handlers(app)
     app.include_router(routes.router)
+    app.add_middleware(CountAnswers, metrics=metrics)
     return app
 
 
@@ -36,5 +39,6 @@ def connect(
     resolved = resolve_config(config or ApiConfig(), info)
     if resolved.chat_template is not None:
         tokenizer.chat_template = resolved.chat_template
+    app.state.metrics.model = info.model_name
     head_rows = HeadRows(info.heads, can_chat=bool(tokenizer.chat_template))
     app.state.service = Service(engine, info, tokenizer, TokenText(tokenizer), resolved, head_rows)

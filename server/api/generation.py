@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Literal, Protocol
 
 from trimtab.server.api.errors import EngineFailedError, ShuttingDownError
+from trimtab.server.api.metrics import Metrics, RequestMeter
 from trimtab.server.engine.request import (
     TERMINAL,
     Aborted,
@@ -17,6 +18,7 @@ from trimtab.server.engine.request import (
     Completion,
     Delta,
     EngineInfo,
+    EngineStats,
     Event,
     Failed,
     Finished,
@@ -35,6 +37,11 @@ class EngineClient(Protocol):
 
     @property
     def status(self) -> EngineStatus: ...
+
+    @property
+    def stats(self) -> EngineStats | None:
+        """None where there is no engine."""
+        ...
 
     async def prepare(self, grammar: GrammarSpec) -> None:
         """Compiles a grammar before a request with it is submitted. Raises InvalidRequestError for one that
@@ -74,11 +81,12 @@ class Generation:
     Choices are numbered over all prompts: the i-th choice of prompt p has index p·n + i.
     """
 
-    def __init__(self, engine: EngineClient, requests: Sequence[Request]) -> None:
+    def __init__(self, engine: EngineClient, metrics: Metrics, requests: Sequence[Request]) -> None:
         """Submits them all, or none: raises InvalidRequestError when the engine refuses one."""
         self._engine, self._requests = engine, tuple(requests)
         self._n = requests[0].sampling.n
         self._running: dict[str, AsyncIterator[Event]] = {}
+        self._meter: RequestMeter | None = None  # of what was admitted
         self.usage = Usage()
         try:
             for request in requests:
@@ -86,6 +94,7 @@ class Generation:
         except BaseException:
             self.abort()
             raise
+        self._meter = RequestMeter(metrics, requests)
         self.num_choices = self._n * len(requests)
 
     def __enter__(self) -> Generation:
@@ -101,6 +110,8 @@ class Generation:
         for request_id in self._running:
             self._engine.abort(request_id)
         self._running.clear()
+        if self._meter is not None:
+            self._meter.leave()
 
     async def events(self) -> AsyncIterator[tuple[int, Delta | ChoiceDone]]:
         """(choice index, event) as they come, until every request has finished; fills `usage`.
@@ -110,6 +121,9 @@ class Generation:
         async for prompt_index, event in _merge(list(self._running.values())):
             if isinstance(event, TERMINAL):
                 self._running.pop(event.request_id, None)
+            if self._meter is not None:
+                index = 0 if isinstance(event, TERMINAL) else prompt_index * self._n + event.index
+                self._meter.see(index, event)
             match event:
                 case Delta() | ChoiceDone():
                     yield prompt_index * self._n + event.index, event

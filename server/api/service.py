@@ -14,7 +14,7 @@ from trimtab.server.api.config import ApiConfig
 from trimtab.server.api.errors import ModelNotFoundError, NotReadyError
 from trimtab.server.api.generation import EngineClient
 from trimtab.server.api.tokens import Tokenizer, TokenText
-from trimtab.server.engine.request import EngineInfo, HeadInfo
+from trimtab.server.engine.request import EngineInfo, EngineStats, HeadInfo
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +73,12 @@ def why_not_ready(app: FastAPI) -> str | None:
     service: Service | None = app.state.service
     status = "starting" if service is None else service.engine.status
     return UNAVAILABLE.get(status)
+
+
+def stats_of(app: FastAPI) -> EngineStats | None:
+    """None while there is no engine."""
+    service: Service | None = app.state.service
+    return None if service is None else service.engine.stats
 
 
 def ready_service(request: Request) -> Service:

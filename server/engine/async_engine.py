@@ -18,6 +18,7 @@ from trimtab.server.engine.host_memory import keep_freed_memory
 from trimtab.server.engine.request import (
     TERMINAL,
     EngineInfo,
+    EngineStats,
     EngineUnavailableError,
     Event,
     Failed,
@@ -105,6 +106,11 @@ class AsyncEngine:
     @property
     def info(self) -> EngineInfo:
         return self.engine.info
+
+    @property
+    def stats(self) -> EngineStats | None:
+        """None while there is no engine."""
+        return None if self._engine is None or self.status in ("starting", "dead") else self._engine.stats
 
     async def prepare(self, grammar: GrammarSpec) -> None:
         """Compile a request's grammar before it is submitted, beside everything else that goes on.
