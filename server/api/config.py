@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from trimtab.guidance.errors import ConfigError
+from trimtab.server.api.access.config import AccessConfig
 from trimtab.server.api.generation_defaults import SamplingDefaults
 from trimtab.server.engine.request import MAX_STRENGTH, EngineInfo
 
@@ -15,6 +16,7 @@ class ApiConfig:
 
     chat_template: Jinja text that replaces the tokenizer's.
     generation_config: where sampling_defaults come from: "auto", "none", or a file or its folder.
+    access: who may ask, and how much.
     """
 
     default_head: str | None = None
@@ -22,6 +24,7 @@ class ApiConfig:
     chat_template: str | None = None
     generation_config: str = "auto"
     sampling_defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
+    access: AccessConfig = field(default_factory=AccessConfig)
 
 
 def resolve_config(config: ApiConfig, info: EngineInfo) -> ApiConfig:

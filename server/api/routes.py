@@ -11,7 +11,6 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from trimtab.server.api.errors import RETRY_LATER, naming
-from trimtab.server.api.generation import Generation
 from trimtab.server.api.metrics import CONTENT_TYPE
 from trimtab.server.api.protocol import ChatRequest, CompletionRequest, GenerationRequest
 from trimtab.server.api.replies import ChatFormat, CompletionFormat, Json
@@ -54,7 +53,7 @@ async def create_chat_completion(body: ChatRequest, http: HttpRequest, service: 
         request = Request(
             reply.reply_id, tuple(prompt), sampling, guidance, grammar=grammar, rejection=rejection
         )
-        generation = Generation(service.engine, http.app.state.metrics, [request])
+        generation = service.generation([request])
     if body.stream:
         return EventStream(generation, reply, include_usage=body.wants_usage_chunk)
     return await whole_reply(http, generation, reply, selection)
@@ -87,7 +86,7 @@ async def create_completion(body: CompletionRequest, http: HttpRequest, service:
             )
             for index, prompt in enumerate(prompts)
         ]
-        generation = Generation(service.engine, http.app.state.metrics, requests)
+        generation = service.generation(requests)
     if any(isinstance(prompt, str) for prompt in body.prompt):
         service.head_rows.meet("text", (name for name, _ in guidance.heads))
     if body.stream:

@@ -56,6 +56,10 @@ class EngineUnavailableError(RuntimeError):
     """The engine is still loading, stops, or has died; the message says which."""
 
 
+class QueueFullError(RuntimeError):
+    """As many requests, or tokens of requests, are under way as may be."""
+
+
 def _check(ok: bool, param: str, problem: str) -> None:
     if not ok:
         raise InvalidRequestError(problem, param)
@@ -262,6 +266,11 @@ class Request:
     end_token_id: int | None = None
     grammar: GrammarSpec | None = None
     rejection: Rejection | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Of its prompt and of all its replies, at most."""
+        return len(self.prompt_token_ids) + self.sampling.n * self.sampling.max_tokens
 
 
 @dataclass(frozen=True, slots=True)
