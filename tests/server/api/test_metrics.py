@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
 import time
+from pathlib import Path
 
 import httpx
 import pytest
@@ -87,3 +90,16 @@ async def test_metrics_are_there_before_the_engine_is(engine):
         assert (await scrape(client))["http_requests_total", CHAT, "POST", "503"] == 1
         connect(app, engine, engine.tokenizer)
         assert (await scrape(client))["vllm:num_requests_running",] == 2
+
+
+async def test_the_dashboard_shows_what_there_is(client):
+    """What its panels read is ours."""
+    dashboard = Path(__file__).parents[3] / "deploy" / "grafana" / "trimtab.json"
+    panels = json.loads(dashboard.read_text(encoding="utf-8"))["panels"]
+    read = " ".join(target["expr"] for panel in panels for target in panel["targets"])
+    shown = set(re.findall(r"\b(?:vllm|trimtab|http)[:_]\w+", read))
+    page = (await client.get("/metrics")).text
+    families = {family.name for family in text_string_to_metric_families(page)}
+    known = {f"{name}{end}" for name in families for end in ("", "_total", "_bucket", "_sum", "_count")}
+    assert shown <= known, shown - known
+    assert {"vllm:num_requests_running", "vllm:kv_cache_usage_perc", "trimtab:reply_strength_sum"} <= shown
