@@ -118,8 +118,8 @@ def plot_cost(frontier: FrontierReport, theme: Theme) -> Figure:
     figure, panels = _panels(theme, len(names), height=4.2)
     for axes, name in zip(panels, names, strict=False):
         for curve, colour in _coloured(frontier, theme):
-            steered = [point for point in curve.points if point.knob and point.cost]
-            found = [(p.cost, e) for p in steered if (e := _estimate(p, name)) is not None]
+            steered = [(point.cost, point) for point in curve.points if point.knob and point.cost]
+            found = [(cost, e) for cost, p in steered if (e := _estimate(p, name)) is not None]
             if found:
                 costs, estimates = zip(*sorted(found, key=lambda pair: pair[0]), strict=True)
                 style = {"markersize": 4.5, "linewidth": 1.4, "elinewidth": 0.8, "capsize": 2}
