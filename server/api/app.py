@@ -14,6 +14,8 @@ from trimtab.server.api.config import ApiConfig, resolve_config
 from trimtab.server.api.errors import install_error_handlers
 from trimtab.server.api.generation import EngineClient
 from trimtab.server.api.metrics import CountAnswers, Metrics
+from trimtab.server.api.models import routes as models
+from trimtab.server.api.models.profiles import check_profiles, model_ids
 from trimtab.server.api.readings import routes as readings
 from trimtab.server.api.service import HeadRows, Service, stats_of
 from trimtab.server.api.tokens import Tokenizer, TokenText
@@ -35,9 +37,10 @@ def create_waiting_app(access: AccessConfig | None = None) -> FastAPI:
     app.state.service = None
     app.state.metrics = metrics = Metrics(lambda: stats_of(app))
     install_error_handlers(app)
-    for router in (routes.router, readings.router):
+    app.state.routes = []  # for whoever asks for another
+    for router in (routes.router, models.router, readings.router):
         app.include_router(router)
-    app.state.routes = [*routes.router.routes, *readings.router.routes]  # for whoever asks for another
+        app.state.routes += router.routes
     app.add_middleware(
         Gate,
         keys=load_keys(access.api_keys),
@@ -62,6 +65,7 @@ def connect(
     """Gives the application its engine. Raises ConfigError for defaults that its heads cannot honour."""
     info = engine.info
     resolved = resolve_config(config or ApiConfig(), info)
+    check_profiles(resolved, info)
     if resolved.chat_template is not None:
         tokenizer.chat_template = resolved.chat_template
     app.state.metrics.model = info.model_name
@@ -75,4 +79,5 @@ def connect(
         head_rows,
         find_format(resolved.tool_call_parser, tokenizer),
         app.state.metrics,
+        model_ids(resolved, info),
     )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from trimtab.guidance.errors import ConfigError
 from trimtab.server.api.access.config import AccessConfig
 from trimtab.server.api.generation_defaults import SamplingDefaults
 from trimtab.server.engine.request import MAX_STRENGTH, EngineInfo
+
+if TYPE_CHECKING:
+    from trimtab.server.api.protocol import GuidanceFields
 
 ToolCallParser = Literal["auto", "hermes", "llama3_json"]
 
@@ -20,7 +24,7 @@ class ApiConfig:
     chat_template: Jinja text that replaces the tokenizer's.
     generation_config: where sampling_defaults come from: "auto", "none", or a file or its folder.
     tool_call_parser: how the model calls tools; `auto` goes by its chat template.
-    access: who may ask, and how much.
+    access: who may ask, and how much. profiles: guidance under names, see trimtab.server.api.models.profiles.
     """
 
     default_head: str | None = None
@@ -30,6 +34,7 @@ class ApiConfig:
     sampling_defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
     tool_call_parser: ToolCallParser = "auto"
     access: AccessConfig = field(default_factory=AccessConfig)
+    profiles: Mapping[str, GuidanceFields] = field(default_factory=dict)
 
 
 def resolve_config(config: ApiConfig, info: EngineInfo) -> ApiConfig:

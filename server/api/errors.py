@@ -167,18 +167,30 @@ def _invalid_body(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     cause = error.get("ctx", {}).get("error")
     if error["type"] == "json_invalid":
         message, path = f"the body is not valid JSON: {cause}", None
-    elif (path := _field(error["loc"], cause)) is None:
+    elif (path := _field(error["loc"][1:], cause)) is None:
         message = "the body must be a JSON object sent as application/json"
     else:
-        problem = cause.problem if isinstance(cause, InvalidRequestError) else cause
-        reason = problem or error["msg"][:1].lower() + error["msg"][1:]
-        message = f"{path}: {_PLAIN_WORDS.get(error['type'], reason)}"
+        message = f"{path}: {_problem(error, cause)}"
     return ApiError(400, message, "invalid_request_error", path)
 
 
+def invalid_fields(errors: Sequence[Mapping[str, Any]], name: str) -> str | None:
+    """The same of an object called `name` by itself; None where it is no object."""
+    error = errors[0]
+    cause = error.get("ctx", {}).get("error")
+    path = _field(error["loc"], cause)
+    return None if path is None else f"{name}.{path}: {_problem(error, cause)}"
+
+
+def _problem(error: Mapping[str, Any], cause: object) -> str:
+    problem = cause.problem if isinstance(cause, InvalidRequestError) else cause
+    reason = problem or error["msg"][:1].lower() + error["msg"][1:]
+    return _PLAIN_WORDS.get(error["type"], str(reason))
+
+
 def _field(location: Sequence[int | str], cause: object) -> str | None:
-    """("body", "messages", 0, "role") -> "messages[0].role"; None for the body itself."""
-    path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in location[1:])
+    """("messages", 0, "role") -> "messages[0].role"; None for the body itself."""
+    path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in location)
     if isinstance(cause, InvalidRequestError) and cause.param is not None:
         path += f".{cause.param}"
     return path.removeprefix(".") or None

@@ -1,9 +1,8 @@
-"""Routes: answer POST /v1/chat/completions and /v1/completions, GET /v1/models, /health and /metrics."""
+"""Routes: answer POST /v1/chat/completions and /v1/completions, GET /health, /version and /metrics."""
 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
 
@@ -46,8 +45,8 @@ router = APIRouter(route_class=StrictJsonRoute)
 @router.post("/v1/chat/completions")
 async def create_chat_completion(body: ChatRequest, http: HttpRequest, service: ReadyService) -> Response:
     """A chat reply, whole or as server-sent events."""
-    service.check_model(body.model)
-    info = service.info
+    body, info = service.steered(body), service.info
+    model = body.model or info.model_name
     use = tool_use(body, service.call_format)
     tools = [] if use is None else use.templated
     negative = await asyncio.to_thread(negative_chat, service.tokenizer, body, tools)
@@ -55,7 +54,11 @@ async def create_chat_completion(body: ChatRequest, http: HttpRequest, service: 
     grammar = await _prepare(service, body, use)
     prompt = await asyncio.to_thread(render_chat, service.tokenizer, body.messages, tools)
     reply = ChatFormat(
-        info.model_name, service.token_text, logprobs=bool(body.logprobs), trace=guidance.trace, tools=use
+        model,
+        service.token_text,
+        logprobs=bool(body.logprobs),
+        trace=guidance.trace,
+        tools=use,
     )
     with naming(body.engine_fields):
         longest = max(len(prompt), len(negative))
@@ -81,14 +84,17 @@ async def create_chat_completion(body: ChatRequest, http: HttpRequest, service: 
 @router.post("/v1/completions")
 async def create_completion(body: CompletionRequest, http: HttpRequest, service: ReadyService) -> Response:
     """Completions of one or several prompts, whole or as server-sent events."""
-    service.check_model(body.model)
-    info = service.info
+    body, info = service.steered(body), service.info
+    model = body.model or info.model_name
     negative = await asyncio.to_thread(negative_text, service.tokenizer, body)
     guidance = resolve_guidance(body.guidance, service.config, info, negative)
     grammar = await _prepare(service, body)
     prompts = await asyncio.to_thread(_tokenise, service.tokenizer, body.prompt)
     reply = CompletionFormat(
-        info.model_name, service.token_text, logprobs=body.logprobs is not None, trace=guidance.trace
+        model,
+        service.token_text,
+        logprobs=body.logprobs is not None,
+        trace=guidance.trace,
     )
     reply.num_choices = body.n or 1
     if any(isinstance(prompt, str) for prompt in body.prompt):
@@ -165,34 +171,6 @@ def _tokenise(tokenizer: Tokenizer, prompts: list[str | list[int]]) -> list[list
 
 def _texts(tokenizer: Tokenizer, prompts: list[str | list[int]]) -> list[str]:
     return [prompt if isinstance(prompt, str) else tokenizer.decode(prompt) for prompt in prompts]
-
-
-@router.get("/v1/models")
-async def list_models(service: ReadyService) -> Json:
-    """The served model, as a list of one."""
-    return {"object": "list", "data": [_model(service)]}
-
-
-@router.get("/v1/models/{model:path}")
-async def get_model(model: str, service: ReadyService) -> Json:
-    """The served model; 404 for any other."""
-    service.check_model(model)
-    return _model(service)
-
-
-def _model(service: Service) -> Json:
-    info = service.info
-    return {
-        "id": info.model_name,
-        "object": "model",
-        "created": info.created,
-        "owned_by": "trimtab",
-        "max_model_len": info.max_model_len,
-        "heads": [asdict(head) for head in info.heads],
-        "experts": [asdict(expert) for expert in info.experts],
-        "default_head": service.config.default_head,
-        "default_strength": service.config.default_strength,
-    }
 
 
 @router.get("/metrics")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -12,9 +12,11 @@ from starlette.requests import Request as HttpRequest
 
 from trimtab.guidance.text.prompt_form import Form, mismatch
 from trimtab.server.api.config import ApiConfig
-from trimtab.server.api.errors import ModelNotFoundError, NotReadyError
+from trimtab.server.api.errors import NotReadyError
 from trimtab.server.api.generation import EngineClient, Generation, Usage
 from trimtab.server.api.metrics import Metrics
+from trimtab.server.api.models.profiles import Body, find_model, steered
+from trimtab.server.api.protocol import GuidanceFields
 from trimtab.server.api.tokens import Tokenizer, TokenText
 from trimtab.server.api.tools.formats import CallFormat
 from trimtab.server.engine.request import EngineInfo, EngineStats, HeadInfo, Request
@@ -50,7 +52,7 @@ UNAVAILABLE = {
 @dataclass(frozen=True, slots=True)
 class Service:
     """info: the engine's, as it was when it got ready. config: resolved. head_rows: to be told what heads are
-    used on. call_format: how the model calls tools, where that is known."""
+    used on. call_format: how the model calls tools, where that is known. model_ids: see profiles."""
 
     engine: EngineClient
     info: EngineInfo
@@ -60,6 +62,7 @@ class Service:
     head_rows: HeadRows
     call_format: CallFormat | None
     metrics: Metrics
+    model_ids: Mapping[str, GuidanceFields | None]
 
     @property
     def can_chat(self) -> bool:
@@ -71,10 +74,13 @@ class Service:
         return Generation(self.engine, requests, self.metrics, self.config.access.request_timeout, before)
 
     def check_model(self, asked: str | None) -> None:
-        """Raises ModelNotFoundError for any other model than the one served."""
-        served = self.info.model_name
-        if asked is not None and asked != served:
-            raise ModelNotFoundError(f"model: {asked!r} is not served here; this server has {served!r}")
+        """Raises ModelNotFoundError for any other than the one served, and its profiles."""
+        if asked is not None:
+            find_model(asked, self.model_ids)
+
+    def steered(self, body: Body) -> Body:
+        """The body with the guidance of its profile, if it asks for one. Raises like check_model."""
+        return steered(body, self.model_ids)
 
 
 def why_not_ready(app: FastAPI) -> str | None:

@@ -29,7 +29,7 @@ router = APIRouter(route_class=StrictJsonRoute)
 @router.post("/v1/score")
 async def score(body: ScoreRequest, http: HttpRequest, service: ReadyService) -> Json:
     """What the heads and the policy say of a reply that is given; nothing is sampled."""
-    service.check_model(body.model)
+    body = service.steered(body)
     guidance = replace(resolve_guidance(body.guidance, service.config, service.info), trace=True)
     encoded = await asyncio.to_thread(_encode, service, body)
     name = f"score-{uuid.uuid4().hex}"
@@ -42,7 +42,7 @@ async def score(body: ScoreRequest, http: HttpRequest, service: ReadyService) ->
         "id": name,
         "object": "score",
         "created": int(time.time()),
-        "model": service.info.model_name,
+        "model": body.model or service.info.model_name,
         **summary_json(reply.summary),
         "tokens": trace_json(reply.tokens, service.token_text),
         "usage": usage_json(generation.usage),
