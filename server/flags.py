@@ -21,6 +21,8 @@ FLAGS = "flags"
 """Key of a field's metadata: which fields of a contained configuration have flags; by default all."""
 REPEATS = "repeats"
 """The same: whether the flag is given once for each entry of a tuple."""
+NO_FLAG = "no_flag"
+"""The same: what flags cannot say; a file can."""
 
 
 def parse(config: type[T], prog: str, args: Sequence[str], defaults: Mapping[str, Any] | None = None) -> T:
@@ -29,15 +31,15 @@ def parse(config: type[T], prog: str, args: Sequence[str], defaults: Mapping[str
     A field that is `tyro.conf.OmitArgPrefixes` of a dataclass contains it: the flags of its fields have their
     plain names and stand in a group called after the field, and `config` may say what they do in its stead.
 
-    defaults: values of fields that take the place of the dataclass's own defaults.
+    defaults: values of fields, contained ones too, that take the place of the dataclasses' own defaults.
 
     Raises UsageError for values that it refuses; exits with a message for flags that do not exist.
     """
     about, help_of = describe(config)
     registry = ConstructorRegistry()
-    registry.struct_rule(
-        partial(_documented_dataclass, {config: defaults or {}}, _contained(config), help_of)
-    )
+    contained = _contained(config)
+    defaults_of = dict.fromkeys((config, *contained), defaults or {})
+    registry.struct_rule(partial(_documented_dataclass, defaults_of, contained, help_of))
     return tyro.cli(config, prog=prog, description=about, args=args, registry=registry)
 
 
@@ -54,6 +56,38 @@ def describe(config: type[Any]) -> tuple[str, dict[str, str]]:
         prose, *pairs = re.split(rf"(?:^|(?<=\.)) *\b({names}): ", cls.__doc__ or "", flags=re.MULTILINE)
         help_of |= {name: _one_line(text) for name, text in zip(pairs[::2], pairs[1::2], strict=True)}
     return _paragraphs(prose), help_of
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Option:
+    """A field that has a flag, or would but for NO_FLAG. kind: its type. holder: the field of the
+    configuration that contains it; None for one of its own."""
+
+    field: dataclasses.Field[Any]
+    kind: Any
+    holder: str | None = None
+
+    def value(self, config: Any) -> Any:
+        """In that configuration."""
+        return getattr(config if self.holder is None else getattr(config, self.holder), self.field.name)
+
+
+def options(config: type[Any]) -> dict[str, Option]:
+    """By name: fields of what is contained stand in the place of what contains them."""
+    contained, types = _contained(config), typing.get_type_hints(config)
+    found = {}
+    for field in own_fields_first(config):
+        kind = types[field.name]
+        if kind not in contained:
+            found[field.name] = Option(field, kind)
+            continue
+        inner = typing.get_type_hints(kind)
+        found |= {
+            f.name: Option(f, inner[f.name], field.name)
+            for f in own_fields_first(kind)
+            if f.name in contained[kind]
+        }
+    return found
 
 
 def _paragraphs(prose: str) -> str:
@@ -98,7 +132,9 @@ def _documented_dataclass(
         f.name: defaults.get(info.type, {}).get(f.name, _default(f, info.default))
         for f in own_fields_first(info.type)
     }
-    shown = contained.get(info.type, list(values))
+    shown = contained.get(
+        info.type, [f.name for f in own_fields_first(info.type) if NO_FLAG not in f.metadata]
+    )
     fields = [StructFieldSpec(name, types[name], values.pop(name), help_of.get(name)) for name in shown]
     return StructConstructorSpec(partial(_build, info.type, **values), tuple(fields))
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import tyro
 
 from trimtab.server.api.access.config import AccessConfig
 from trimtab.server.api.config import ToolCallParser
 from trimtab.server.commands.model import ModelConfig
+from trimtab.server.flags import NO_FLAG
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,10 @@ class ServeConfig(ModelConfig):
     tls_certificate: PEM file of a certificate, with its chain; the server then speaks HTTPS alone.
     tls_key: PEM file of the certificate's private key.
     access: keys, limits and hosts.
+    profiles: guidance under names, which clients ask for as models; a file alone can say it.
+    config: a YAML file of these options by their names, and of profiles. A flag counts more than a variable
+    of the environment, such as TRIMTAB_MAX_MODEL_LEN, and that more than the file.
+    print_config: show the options that hold, as such a file, and serve nothing.
     """
 
     host: str = "127.0.0.1"
@@ -36,6 +42,9 @@ class ServeConfig(ModelConfig):
     tls_certificate: Path | None = None
     tls_key: Path | None = None
     access: tyro.conf.OmitArgPrefixes[AccessConfig] = field(default_factory=AccessConfig)
+    profiles: dict[str, Any] = field(default_factory=dict, metadata={NO_FLAG: True})
+    config: Path | None = None
+    print_config: tyro.conf.FlagCreatePairsOff[bool] = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 2**16:

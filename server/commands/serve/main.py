@@ -23,7 +23,7 @@ from trimtab.guidance.errors import EngineDiedError, UserError
 from trimtab.server.api.access.config import AccessConfig
 from trimtab.server.commands.model import resolve_api, resolve_engine
 from trimtab.server.commands.serve.config import ServeConfig
-from trimtab.server.flags import parse
+from trimtab.server.commands.settings import print_settings, read_settings
 
 if TYPE_CHECKING:
     from trimtab.server.api.service import Service
@@ -35,8 +35,11 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 def main(prog: str, args: Sequence[str]) -> None:
     """Serves until told to stop, and leaves the process: with 0, or with 1 if the engine has died. Raises
-    UserError, HeadError or ConfigError with one line."""
-    config = parse(ServeConfig, prog, args)
+    UsageError, UserError, DataError, HeadError or ConfigError with one line."""
+    config = read_settings(ServeConfig, prog, args)
+    if config.print_config:
+        print(print_settings(config), end="")
+        return
     engine_config = resolve_engine(config.engine)
     api_config = replace(resolve_api(config), tool_call_parser=config.tool_call_parser)
     listener = bind(config.host, config.port)
@@ -46,7 +49,10 @@ def main(prog: str, args: Sequence[str]) -> None:
     print(f"loading {config.engine.model}; until it is ready {url}/health answers 503", flush=True)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     start = time.perf_counter()
+    from trimtab.server.api.models.profiles import read_profiles  # noqa: PLC0415 (heavy, as the next is)
     from trimtab.server.commands.serve.run import ModelServer  # noqa: PLC0415 (heavy; the port is bound before)
+
+    api_config = replace(api_config, profiles=read_profiles(config.profiles))
 
     def announce(service: Service) -> None:
         print(welcome(service, url, time.perf_counter() - start), flush=True)
