@@ -18,7 +18,7 @@ from trimtab.server.api.models import routes as models
 from trimtab.server.api.models.profiles import check_profiles, model_ids
 from trimtab.server.api.readings import routes as readings
 from trimtab.server.api.service import HeadRows, Service, stats_of
-from trimtab.server.api.tokens import Tokenizer, TokenText
+from trimtab.server.api.tokens import Encoding, Tokenizer, TokenText
 from trimtab.server.api.tools.formats import find_format
 
 
@@ -80,4 +80,5 @@ def connect(
         find_format(resolved.tool_call_parser, tokenizer),
         app.state.metrics,
         model_ids(resolved, info),
+        Encoding(tokenizer, info.max_model_len),
     )

@@ -16,10 +16,15 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from trimtab.guidance.controllers import CONTROLLERS, HORIZON
 from trimtab.guidance.ranges import shown
 from trimtab.server.api import neutral
-from trimtab.server.engine.request import InvalidRequestError
+from trimtab.server.engine.request import MAX_LOGIT_BIAS, MAX_STOPS, InvalidRequestError
 
 MAX_PROMPTS = 2048
+MAX_REPLIES = 4096  # prompts times the replies to each
 MAX_TOOLS = 128
+MAX_MESSAGES = 4096
+MAX_PARTS = 16_384  # of a conversation, and calls of tools
+MAX_HEADS = 256
+MAX_OPTIONS = 32  # of a rule
 
 
 class StrictModel(BaseModel):
@@ -59,6 +64,17 @@ def _names(kind: type[BaseModel]) -> dict[str, None]:
     return dict.fromkeys(field.alias or name for name, field in kind.model_fields.items())
 
 
+def at_most(most: int, what: str) -> BeforeValidator:
+    """Of a list or an object, before any of it is looked at."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, list | dict) and len(value) > most:
+            raise ValueError(f"has {len(value)} {what}, of at most {most}")
+        return value
+
+    return BeforeValidator(check)
+
+
 def _check_unicode(text: str) -> str:
     """JSON can escape half of a surrogate pair, which no tokenizer takes."""
     try:
@@ -78,6 +94,9 @@ class TextPart(StrictModel):
 
     type: Literal["text"]
     text: UnicodeText
+
+
+PartList = Annotated[list[TextPart], Field(fail_fast=True)]
 
 
 def _as_parts(content: Any) -> Any:
@@ -109,8 +128,8 @@ class Message(StrictModel):
     NEUTRAL = neutral.MESSAGE
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Annotated[list[TextPart] | None, BeforeValidator(_as_parts)] = None
-    tool_calls: list[ToolCallFields] | None = None
+    content: Annotated[PartList | None, BeforeValidator(_as_parts)] = None
+    tool_calls: Annotated[list[ToolCallFields], Field(fail_fast=True)] | None = None
     tool_call_id: UnicodeText | None = None
 
     @model_validator(mode="after")
@@ -138,6 +157,22 @@ class StreamOptions(StrictModel):
     include_usage: bool | None = None
 
 
+def _check_parts(messages: Any) -> Any:
+    """Before any of them is looked at."""
+    if not isinstance(messages, list):
+        return messages
+    held = (m.get(name) for m in messages if isinstance(m, dict) for name in ("content", "tool_calls"))
+    num_parts = sum(len(parts) for parts in held if isinstance(parts, list))
+    if num_parts > MAX_PARTS:
+        raise ValueError(f"has {num_parts} content parts and tool calls, of at most {MAX_PARTS}")
+    return messages
+
+
+Messages = Annotated[
+    list[Message], Field(fail_fast=True), BeforeValidator(_check_parts), at_most(MAX_MESSAGES, "messages")
+]
+
+
 def _as_messages(prompt: Any) -> Any:
     return [{"role": "system", "content": prompt}] if isinstance(prompt, str) else prompt
 
@@ -149,7 +184,7 @@ class RuleFields(StrictModel):
     model_config = ConfigDict(extra="allow")
 
     kind: str
-    negative_prompt: Annotated[list[Message] | None, BeforeValidator(_as_messages)] = None
+    negative_prompt: Annotated[Messages | None, BeforeValidator(_as_messages)] = None
 
     @property
     def options(self) -> dict[str, Any]:
@@ -182,9 +217,9 @@ class GuidanceFields(StrictModel):
     """
 
     strength: float | None = None
-    heads: dict[str, float] | None = None
+    heads: Annotated[dict[str, float] | None, at_most(MAX_HEADS, "heads")] = None
     trace: bool | None = None
-    rule: Annotated[RuleFields | None, BeforeValidator(_as_rule)] = None
+    rule: Annotated[RuleFields | None, BeforeValidator(_as_rule), at_most(MAX_OPTIONS, "options")] = None
     max_kl: float | None = None
     kl_budget: float | None = None
     target: TargetFields | None = None
@@ -222,7 +257,7 @@ class ResponseFormat(StrictModel):
         return self
 
 
-Choices = Annotated[list[UnicodeText], Field(min_length=1)]
+Choices = Annotated[list[UnicodeText], Field(min_length=1, fail_fast=True)]
 
 
 def _check_schema(schema: Any) -> Any:
@@ -266,6 +301,17 @@ class RejectionFields(StrictModel):
     share: float | None = None
 
 
+StopList = Annotated[list[UnicodeText], Field(fail_fast=True)]
+
+
+def _check_biases(biases: Any) -> Any:
+    """Up to the first that is none."""
+    for key, bias in biases.items() if isinstance(biases, dict) else ():
+        if isinstance(bias, bool) or not isinstance(bias, int | float):
+            raise ValueError(f"{shown(key)} must be given a number, got {shown(bias)}")
+    return biases
+
+
 def _as_stop_list(stop: Any) -> Any:
     return [stop] if isinstance(stop, str) else stop
 
@@ -290,10 +336,12 @@ class GenerationRequest(StrictModel):
     majority: MajorityFields | None = None
     speculative_rejection: RejectionFields | None = None
     max_tokens: int | None = None
-    stop: Annotated[list[UnicodeText] | None, BeforeValidator(_as_stop_list)] = None
+    stop: Annotated[StopList | None, BeforeValidator(_as_stop_list), at_most(MAX_STOPS, "strings")] = None
     seed: int | None = None
     ignore_eos: bool | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: Annotated[
+        dict[str, float] | None, BeforeValidator(_check_biases), at_most(MAX_LOGIT_BIAS, "tokens")
+    ] = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
@@ -411,16 +459,19 @@ def _as_tool_choice(choice: Any) -> Any:
     return {"type": choice} if isinstance(choice, str) else choice
 
 
+ToolList = Annotated[list[ToolFields], Field(fail_fast=True)]
+
+
 class ChatRequest(GenerationRequest):
     """The body of POST /v1/chat/completions."""
 
     NEUTRAL = neutral.CHAT
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[Messages, Field(min_length=1)]
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
-    tools: Annotated[list[ToolFields] | None, Field(max_length=MAX_TOOLS)] = None
+    tools: Annotated[ToolList | None, at_most(MAX_TOOLS, "tools")] = None
     tool_choice: Annotated[ToolChoice | None, BeforeValidator(_as_tool_choice)] = None
     parallel_tool_calls: bool | None = None
 
@@ -483,6 +534,15 @@ class CompletionRequest(GenerationRequest):
     echo: bool | None = None
 
     @model_validator(mode="after")
+    def _not_too_many_replies(self) -> CompletionRequest:
+        name = "n" if self.best_of is None else "best_of"
+        each = self.n or 1 if self.best_of is None else self.best_of
+        if len(self.prompt) * each > MAX_REPLIES:
+            what = f"to {len(self.prompt)} prompts makes {len(self.prompt) * each} replies, of at most"
+            raise InvalidRequestError(f"{shown(each)} {what} {MAX_REPLIES}; send several requests", name)
+        return self
+
+    @model_validator(mode="after")
     def _no_tokens_only_where_a_prompt_is_told_of(self) -> CompletionRequest:
         if self.max_tokens != 0:
             return self
@@ -503,7 +563,7 @@ class ScoreRequest(StrictModel):
     NEUTRAL = neutral.LABELS
 
     model: str | None = None
-    messages: Annotated[list[Message] | None, Field(min_length=2)] = None
+    messages: Annotated[Messages, Field(min_length=2)] | None = None
     prompt: UnicodeText | None = None
     completion: UnicodeText | None = None
     guidance: GuidanceFields | None = None
@@ -530,7 +590,7 @@ class TokenizeRequest(StrictModel):
 
     model: str | None = None
     prompt: UnicodeText | None = None
-    messages: Annotated[list[Message] | None, Field(min_length=1)] = None
+    messages: Annotated[Messages, Field(min_length=1)] | None = None
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
 
@@ -549,4 +609,4 @@ class DetokenizeRequest(StrictModel):
     NEUTRAL = neutral.LABELS
 
     model: str | None = None
-    tokens: list[int]
+    tokens: Annotated[list[int], Field(fail_fast=True)]

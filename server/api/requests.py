@@ -233,6 +233,11 @@ def negative_text(tokenizer: Tokenizer, body: CompletionRequest) -> list[int]:
     return tokenizer.encode(messages[0].text)
 
 
+def negative_texts(body: GenerationRequest) -> Iterator[str]:
+    """Of the rule's other prompt, if any."""
+    return (message.text for message in _negative_messages(body))
+
+
 def _negative_messages(body: GenerationRequest) -> list[Message]:
     rule = None if body.guidance is None else body.guidance.rule
     return list(rule.negative_prompt or ()) if rule is not None else []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
 
@@ -23,10 +22,12 @@ from trimtab.server.api.readings.prompts import (
 from trimtab.server.api.readings.read import read_prompts
 from trimtab.server.api.replies import ChatFormat, CompletionFormat, Json
 from trimtab.server.api.requests import (
+    NEGATIVE_PROMPT,
     chat_sampling,
     completion_sampling,
     negative_chat,
     negative_text,
+    negative_texts,
     render_chat,
     resolve_grammar,
     resolve_guidance,
@@ -49,10 +50,13 @@ async def create_chat_completion(body: ChatRequest, http: HttpRequest, service: 
     model = body.model or info.model_name
     use = tool_use(body, service.call_format)
     tools = [] if use is None else use.templated
-    negative = await asyncio.to_thread(negative_chat, service.tokenizer, body, tools)
+    encoding = service.encoding
+    encoding.check_length((message.text for message in body.messages), "messages")
+    encoding.check_length(negative_texts(body), NEGATIVE_PROMPT)
+    negative = await encoding.run(http, negative_chat, service.tokenizer, body, tools)
     guidance = resolve_guidance(body.guidance, service.config, info, negative)
     grammar = await _prepare(service, body, use)
-    prompt = await asyncio.to_thread(render_chat, service.tokenizer, body.messages, tools)
+    prompt = await encoding.run(http, render_chat, service.tokenizer, body.messages, tools)
     reply = ChatFormat(
         model,
         service.token_text,
@@ -86,10 +90,14 @@ async def create_completion(body: CompletionRequest, http: HttpRequest, service:
     """Completions of one or several prompts, whole or as server-sent events."""
     body, info = service.steered(body), service.info
     model = body.model or info.model_name
-    negative = await asyncio.to_thread(negative_text, service.tokenizer, body)
+    encoding = service.encoding
+    for prompt in body.prompt:
+        encoding.check_length([prompt] if isinstance(prompt, str) else [], "prompt")
+    encoding.check_length(negative_texts(body), NEGATIVE_PROMPT)
+    negative = await encoding.run(http, negative_text, service.tokenizer, body)
     guidance = resolve_guidance(body.guidance, service.config, info, negative)
     grammar = await _prepare(service, body)
-    prompts = await asyncio.to_thread(_tokenise, service.tokenizer, body.prompt)
+    prompts = await encoding.run(http, _tokenise, service.tokenizer, body.prompt)
     reply = CompletionFormat(
         model,
         service.token_text,
@@ -139,7 +147,7 @@ async def _read_prompts(
         return None
     for request in requests or map(whole_prompt, prompts):
         check_request(request, service.info)
-    texts = await asyncio.to_thread(_texts, service.tokenizer, body.prompt)
+    texts = await service.encoding.run(http, _texts, service.tokenizer, body.prompt)
     asked = [PromptReading(text, tuple(ids)) for text, ids in zip(texts, prompts, strict=True)]
     usage = None
     if body.prompt_logprobs is not None or body.logprobs is not None:

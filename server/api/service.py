@@ -17,7 +17,7 @@ from trimtab.server.api.generation import EngineClient, Generation, Usage
 from trimtab.server.api.metrics import Metrics
 from trimtab.server.api.models.profiles import Body, find_model, steered
 from trimtab.server.api.protocol import GuidanceFields
-from trimtab.server.api.tokens import Tokenizer, TokenText
+from trimtab.server.api.tokens import Encoding, Tokenizer, TokenText
 from trimtab.server.api.tools.formats import CallFormat
 from trimtab.server.engine.request import EngineInfo, EngineStats, HeadInfo, Request
 
@@ -63,6 +63,7 @@ class Service:
     call_format: CallFormat | None
     metrics: Metrics
     model_ids: Mapping[str, GuidanceFields | None]
+    encoding: Encoding
 
     @property
     def can_chat(self) -> bool:

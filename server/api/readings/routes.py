@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 import uuid
 from dataclasses import replace
@@ -31,7 +30,10 @@ async def score(body: ScoreRequest, http: HttpRequest, service: ReadyService) ->
     """What the heads and the policy say of a reply that is given; nothing is sampled."""
     body = service.steered(body)
     guidance = replace(resolve_guidance(body.guidance, service.config, service.info), trace=True)
-    encoded = await asyncio.to_thread(_encode, service, body)
+    texts = [message.text for message in body.messages or ()]
+    field = "prompt" if body.messages is None else "messages"
+    service.encoding.check_length([*texts, body.prompt or "", body.completion or ""], field)
+    encoded = await service.encoding.run(http, _encode, service, body)
     name = f"score-{uuid.uuid4().hex}"
     with naming(body.engine_fields):
         request = reading_of(name, encoded.prompt_ids, encoded.reply_ids, guidance=guidance)
@@ -69,10 +71,10 @@ def _encode(service: Service, body: ScoreRequest) -> EncodedReply:
 
 
 @router.post("/tokenize")
-async def tokenize(body: TokenizeRequest, service: ReadyService) -> Json:
+async def tokenize(body: TokenizeRequest, http: HttpRequest, service: ReadyService) -> Json:
     """The tokens of a text, or of a conversation as its template writes it."""
     service.check_model(body.model)
-    ids = await asyncio.to_thread(_tokenise, service.tokenizer, body)
+    ids = await service.encoding.run(http, _tokenise, service.tokenizer, body)
     texts = [service.token_text.text(token) for token in ids] if body.return_token_strs else None
     info = service.info
     return {"count": len(ids), "max_model_len": info.max_model_len, "tokens": ids, "token_strs": texts}
@@ -88,11 +90,11 @@ def _tokenise(tokenizer: Tokenizer, body: TokenizeRequest) -> list[int]:
 
 
 @router.post("/detokenize")
-async def detokenize(body: DetokenizeRequest, service: ReadyService) -> Json:
+async def detokenize(body: DetokenizeRequest, http: HttpRequest, service: ReadyService) -> Json:
     """The text of tokens."""
     service.check_model(body.model)
     check_ids(body.tokens, service.info, "tokens")
-    return {"prompt": await asyncio.to_thread(service.tokenizer.decode, body.tokens)}
+    return {"prompt": await service.encoding.run(http, service.tokenizer.decode, body.tokens)}
 
 
 @router.get("/tokenizer_info")
