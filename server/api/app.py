@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import uuid
+
 from fastapi import FastAPI
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trimtab.server.api import routes
 from trimtab.server.api.config import ApiConfig, resolve_config
 from trimtab.server.api.errors import install_error_handlers
 from trimtab.server.api.generation import EngineClient
 from trimtab.server.api.readings import routes as readings
+from trimtab.server.api.readings.reasoning import ReasoningTags
 from trimtab.server.api.service import HeadRows, Service
 from trimtab.server.api.tokens import Tokenizer, TokenText
 from trimtab.server.api.tools.formats import find_format
@@ -25,6 +30,7 @@ def create_waiting_app() -> FastAPI:
     """The application before there is an engine: every route answers 503 until `connect`."""
     app = FastAPI(title="Trimtab", docs_url="/docs", redoc_url=None)
     app.state.service = None
+    app.add_middleware(RequestIds)
     install_error_handlers(app)
     for router in (routes.router, readings.router):
         app.include_router(router)
@@ -43,4 +49,32 @@ def connect(
     head_rows = HeadRows(info.heads, can_chat=bool(tokenizer.chat_template))
     call_format = find_format(resolved.tool_call_parser, tokenizer)
     text = TokenText(tokenizer)
-    app.state.service = Service(engine, info, tokenizer, text, resolved, head_rows, call_format)
+    reasoning = ReasoningTags.of(tokenizer)
+    app.state.service = Service(engine, info, tokenizer, text, resolved, head_rows, call_format, reasoning)
+
+
+MAX_REQUEST_ID = 128  # characters
+
+
+class RequestIds:
+    """Every answer has the `X-Request-Id` of its request, or one of its own where there is none, or none that
+    can be written: of printable ASCII, not too long. It is in the scope's state as `request_id`."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        sent = Headers(scope=scope).get("x-request-id", "")
+        is_fit = 0 < len(sent) <= MAX_REQUEST_ID and sent.isascii() and sent.isprintable()
+        request_id = sent if is_fit else f"req-{uuid.uuid4().hex}"
+        scope.setdefault("state", {})["request_id"] = request_id
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)

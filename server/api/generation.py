@@ -93,6 +93,11 @@ class Generation:
             raise
         self.num_choices = self._n * len(requests)
 
+    @property
+    def usage_so_far(self) -> Usage:
+        """Of the prompts, before anything is drawn."""
+        return Usage(prompt=sum(len(request.prompt_token_ids) for request in self._requests))
+
     def __enter__(self) -> Generation:
         return self
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
@@ -21,7 +22,7 @@ from trimtab.server.api.readings.prompts import (
     whole_prompt,
 )
 from trimtab.server.api.readings.read import read_prompts
-from trimtab.server.api.replies import ChatFormat, CompletionFormat, Json
+from trimtab.server.api.replies import ChatFormat, CompletionFormat, Json, ReplyFormat
 from trimtab.server.api.requests import (
     chat_sampling,
     completion_sampling,
@@ -30,6 +31,8 @@ from trimtab.server.api.requests import (
     render_chat,
     resolve_grammar,
     resolve_guidance,
+    tokens_of_words,
+    truncated,
 )
 from trimtab.server.api.selection import rejection_of, selection_of
 from trimtab.server.api.service import ReadyService, Service, why_not_ready
@@ -52,13 +55,23 @@ async def create_chat_completion(body: ChatRequest, http: HttpRequest, service: 
     negative = await asyncio.to_thread(negative_chat, service.tokenizer, body, tools)
     guidance = resolve_guidance(body.guidance, service.config, info, negative)
     grammar = await _prepare(service, body, use)
-    prompt = await asyncio.to_thread(render_chat, service.tokenizer, body.messages, tools)
+    tokenizer = service.tokenizer
+    prompt = await asyncio.to_thread(render_chat, tokenizer, body.messages, tools, "messages", body)
+    prompt = truncated(prompt, body, info)
+    bad_words = await asyncio.to_thread(tokens_of_words, tokenizer, body.bad_words or [])
+    reasoning = service.reasoning
     reply = ChatFormat(
-        info.model_name, service.token_text, logprobs=bool(body.logprobs), trace=guidance.trace, tools=use
+        info.model_name,
+        service.token_text,
+        logprobs=bool(body.logprobs),
+        trace=guidance.trace,
+        tools=use,
+        reasoning=reasoning,
+        reasons=reasoning is not None and reasoning.tags.reasons_after(prompt),
     )
     with naming(body.engine_fields):
         longest = max(len(prompt), len(negative))
-        sampling = chat_sampling(body, longest, info, service.config.sampling_defaults)
+        sampling = chat_sampling(body, longest, info, service.config.sampling_defaults, bad_words)
         selection, rejection = selection_of(body, guidance, info), rejection_of(body, guidance, info)
         request = Request(
             reply.reply_id, tuple(prompt), sampling, guidance, grammar=grammar, rejection=rejection
@@ -73,7 +86,7 @@ async def create_chat_completion(body: ChatRequest, http: HttpRequest, service: 
             reply.num_prompt_top = body.prompt_logprobs
         generation = Generation(service.engine, [request], usage)
     if body.stream:
-        return EventStream(generation, reply, include_usage=body.wants_usage_chunk)
+        return _stream(body, generation, reply)
     return await whole_reply(http, generation, reply, selection)
 
 
@@ -86,6 +99,8 @@ async def create_completion(body: CompletionRequest, http: HttpRequest, service:
     guidance = resolve_guidance(body.guidance, service.config, info, negative)
     grammar = await _prepare(service, body)
     prompts = await asyncio.to_thread(_tokenise, service.tokenizer, body.prompt)
+    prompts = [truncated(prompt, body, info) for prompt in prompts]
+    bad_words = await asyncio.to_thread(tokens_of_words, service.tokenizer, body.bad_words or [])
     reply = CompletionFormat(
         info.model_name, service.token_text, logprobs=body.logprobs is not None, trace=guidance.trace
     )
@@ -94,7 +109,7 @@ async def create_completion(body: CompletionRequest, http: HttpRequest, service:
         service.head_rows.meet("text", (name for name, _ in guidance.heads))
     with naming(body.engine_fields):
         longest = max(len(prompt) for prompt in (*prompts, negative))
-        sampling = completion_sampling(body, longest, info, service.config.sampling_defaults)
+        sampling = completion_sampling(body, longest, info, service.config.sampling_defaults, bad_words)
         selection, rejection = selection_of(body, guidance, info), rejection_of(body, guidance, info)
         followed = prompts if body.max_tokens != 0 else []
         requests = [
@@ -114,8 +129,13 @@ async def create_completion(body: CompletionRequest, http: HttpRequest, service:
             return JSONResponse(reply.reply(unfollowed(read), usage_of(read, usage)))
         generation = Generation(service.engine, requests, usage)
     if body.stream:
-        return EventStream(generation, reply, include_usage=body.wants_usage_chunk)
+        return _stream(body, generation, reply)
     return await whole_reply(http, generation, reply, selection)
+
+
+def _stream(body: GenerationRequest, generation: Generation, reply: ReplyFormat) -> EventStream:
+    always = body.wants_usage_in_chunks
+    return EventStream(generation, reply, include_usage=body.wants_usage_chunk, always=always)
 
 
 async def _read_prompts(
@@ -132,7 +152,8 @@ async def _read_prompts(
         return None
     for request in requests or map(whole_prompt, prompts):
         check_request(request, service.info)
-    texts = await asyncio.to_thread(_texts, service.tokenizer, body.prompt)
+    sent = prompts if body.truncate_prompt_tokens is not None else body.prompt
+    texts = await asyncio.to_thread(_texts, service.tokenizer, sent)
     asked = [PromptReading(text, tuple(ids)) for text, ids in zip(texts, prompts, strict=True)]
     usage = None
     if body.prompt_logprobs is not None or body.logprobs is not None:
@@ -162,7 +183,7 @@ def _tokenise(tokenizer: Tokenizer, prompts: list[str | list[int]]) -> list[list
     return [tokenizer.encode(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
 
 
-def _texts(tokenizer: Tokenizer, prompts: list[str | list[int]]) -> list[str]:
+def _texts(tokenizer: Tokenizer, prompts: Sequence[str | list[int]]) -> list[str]:
     return [prompt if isinstance(prompt, str) else tokenizer.decode(prompt) for prompt in prompts]
 
 

@@ -14,6 +14,7 @@ from trimtab.guidance.text.prompt_form import Form, mismatch
 from trimtab.server.api.config import ApiConfig
 from trimtab.server.api.errors import ModelNotFoundError, NotReadyError
 from trimtab.server.api.generation import EngineClient
+from trimtab.server.api.readings.reasoning import ReasoningTags
 from trimtab.server.api.tokens import Tokenizer, TokenText
 from trimtab.server.api.tools.formats import CallFormat
 from trimtab.server.engine.request import EngineInfo, HeadInfo
@@ -49,7 +50,8 @@ UNAVAILABLE = {
 @dataclass(frozen=True, slots=True)
 class Service:
     """info: the engine's, as it was when it got ready. config: resolved. head_rows: to be told what heads are
-    used on. call_format: how the model calls tools, where that is known."""
+    used on. call_format: how the model calls tools, where that is known. reasoning: the tags that it thinks
+    between, if it does."""
 
     engine: EngineClient
     info: EngineInfo
@@ -58,6 +60,7 @@ class Service:
     config: ApiConfig
     head_rows: HeadRows
     call_format: CallFormat | None
+    reasoning: ReasoningTags | None
 
     @property
     def can_chat(self) -> bool:

@@ -81,7 +81,7 @@ async def tokenize(body: TokenizeRequest, service: ReadyService) -> Json:
 
 def _tokenise(tokenizer: Tokenizer, body: TokenizeRequest) -> list[int]:
     if body.messages is not None:
-        return render_chat(tokenizer, body.messages)
+        return render_chat(tokenizer, body.messages, asked=body)
     ids: list[int] = tokenizer(body.prompt or "", add_special_tokens=body.add_special_tokens is not False)[
         "input_ids"
     ]
