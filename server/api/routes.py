@@ -1,4 +1,4 @@
-"""Routes: answer POST /v1/chat/completions and /v1/completions, GET /v1/models and /health."""
+"""Routes: answer POST /v1/chat/completions and /v1/completions, GET /v1/models, /health and /metrics."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from trimtab.server.api.errors import RETRY_LATER, naming
 from trimtab.server.api.generation import Generation, Usage
+from trimtab.server.api.metrics import CONTENT_TYPE
 from trimtab.server.api.protocol import ChatRequest, CompletionRequest, GenerationRequest
 from trimtab.server.api.readings.prompts import (
     PromptReading,
@@ -84,7 +85,7 @@ async def create_chat_completion(body: ChatRequest, http: HttpRequest, service: 
                 http, service, reply.reply_id, asked, guidance, body.prompt_logprobs
             )
             reply.num_prompt_top = body.prompt_logprobs
-        generation = Generation(service.engine, [request], usage)
+        generation = service.generation([request], usage)
     if body.stream:
         return _stream(body, generation, reply)
     return await whole_reply(http, generation, reply, selection)
@@ -127,7 +128,7 @@ async def create_completion(body: CompletionRequest, http: HttpRequest, service:
         if not requests:
             read = reply.echoed or reply.prompts
             return JSONResponse(reply.reply(unfollowed(read), usage_of(read, usage)))
-        generation = Generation(service.engine, requests, usage)
+        generation = service.generation(requests, usage)
     if body.stream:
         return _stream(body, generation, reply)
     return await whole_reply(http, generation, reply, selection)
@@ -213,6 +214,12 @@ def _model(service: Service) -> Json:
         "default_head": service.config.default_head,
         "default_strength": service.config.default_strength,
     }
+
+
+@router.get("/metrics")
+async def metrics(http: HttpRequest) -> Response:
+    """For Prometheus, also while there is no engine."""
+    return Response(http.app.state.metrics.page(), media_type=CONTENT_TYPE)
 
 
 @router.get("/version")
