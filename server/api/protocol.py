@@ -345,6 +345,13 @@ class FunctionFields(StrictModel):
         return self
 
 
+_OTHER_PROPERTIES = {
+    *("additionalProperties", "unevaluatedProperties", "patternProperties"),
+    *("$ref", "allOf", "anyOf", "oneOf", "if", "dependentSchemas"),
+}
+"""Keywords of a schema that may name more properties, or say what is done with others."""
+
+
 class ToolFields(StrictModel):
     """A tool that may be called."""
 
@@ -353,14 +360,18 @@ class ToolFields(StrictModel):
 
     @property
     def schema_(self) -> dict[str, Any]:
-        """Of the arguments."""
-        return {"type": "object", **(self.function.parameters or {"properties": {}})}
+        """Of the arguments. No tool takes what its properties do not name, though a schema that says nothing
+        of others allows them."""
+        given = self.function.parameters
+        schema = {"type": "object", **({"properties": {}} if given is None else given)}
+        is_plain = "properties" in schema and not schema.keys() & _OTHER_PROPERTIES
+        return {**schema, "additionalProperties": False} if is_plain else schema
 
     @property
     def templated(self) -> dict[str, Any]:
         """As a chat template takes it; many write the description whether there is one or not."""
         function = {"name": self.function.name, "description": self.function.description or ""}
-        parameters = self.function.parameters or self.schema_
+        parameters = self.function.parameters or {"type": "object", "properties": {}}
         return {"type": "function", "function": {**function, "parameters": parameters}}
 
 
