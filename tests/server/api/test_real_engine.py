@@ -323,26 +323,25 @@ def test_a_race_beside_others_leaves_no_blocks_behind(start):
 DIE = {"type": "object", "properties": {"n": {"enum": [1, 2, 3]}}, "required": ["n"]}
 TOOLS = {
     "tools": [
-        {
-            "type": "function",
-            "function": {"name": "cast", "parameters": DIE},
-        },
+        {"type": "function", "function": {"name": "cast", "parameters": DIE}},
         {"type": "function", "function": {"name": "stop"}},
     ],
-    "max_tokens": 110,
+    "max_tokens": 100,
     "seed": 1,
+    "logit_bias": {str(token): -100 for token in byte_tokenizer()("\t\n ").input_ids},
     "messages": [{"role": "user", "content": "!"}],
 }
-RULES = [{"max_kl": 0.1}, {"rule": {"kind": "blockwise", "candidates": 2, "block": 8}}]
 
 
 def test_demanded_calls_of_a_random_model_are_calls_by_any_rule_chosen_and_streamed(start):
     _, client = start(TEMPLATE_WITH_TOOLS)
-    guidance = {"strength": 4, "heads": {"kind": 1, "brief": -0.5}}
-    named = {"type": "function", "function": {"name": "cast"}}
-    bodies = [{**TOOLS, "tool_choice": named, "guidance": {**guidance, **rule}} for rule in RULES]
-    bodies.append({**bodies[0], "n": 1, "best_of": 2, "majority": {"pattern": "[0-9]"}})
-    bodies.append({**bodies[0], "tool_choice": "required", "parallel_tool_calls": False, "n": 2})
+    heads = {"strength": 4, "heads": {"kind": 1, "brief": -0.5}}
+    body = {**TOOLS, "tool_choice": {"type": "function", "function": {"name": "cast"}}}
+    bodies = [
+        {**body, "guidance": {**heads, "rule": {"kind": "blockwise", "candidates": 2, "block": 8}}},
+        {**body, "guidance": {**heads, "max_kl": 0.1}, "best_of": 2, "majority": {"pattern": "[0-9]"}},
+        {**body, "guidance": heads, "tool_choice": "required", "parallel_tool_calls": False, "n": 2},
+    ]
     replies = [client.post(CHAT, json=body).json() for body in bodies]
     for reply in replies:
         for choice in reply["choices"]:
