@@ -3,29 +3,53 @@
 from __future__ import annotations
 
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 
 from trimtab.server.api import routes
+from trimtab.server.api.access.config import AccessConfig
+from trimtab.server.api.access.gate import Gate
+from trimtab.server.api.access.keys import load_keys
+from trimtab.server.api.access.rates import Rates
 from trimtab.server.api.config import ApiConfig, resolve_config
 from trimtab.server.api.errors import install_error_handlers
 from trimtab.server.api.generation import EngineClient
-from trimtab.server.api.service import HeadRows, Service
+from trimtab.server.api.metrics import CountAnswers, Metrics
+from trimtab.server.api.service import HeadRows, Service, stats_of
 from trimtab.server.api.tokens import Tokenizer, TokenText
 from trimtab.server.api.tools.formats import find_format
 
 
 def create_app(engine: EngineClient, tokenizer: Tokenizer, config: ApiConfig | None = None) -> FastAPI:
     """The application over a running engine. Raises ConfigError like `connect`."""
-    app = create_waiting_app()
+    app = create_waiting_app(None if config is None else config.access)
     connect(app, engine, tokenizer, config)
     return app
 
 
-def create_waiting_app() -> FastAPI:
-    """The application before there is an engine: every route answers 503 until `connect`."""
+def create_waiting_app(access: AccessConfig | None = None) -> FastAPI:
+    """The application before there is an engine: every route answers 503 until `connect`. Raises UserError
+    for API keys that cannot be read."""
+    access = access or AccessConfig()
     app = FastAPI(title="Trimtab", docs_url="/docs", redoc_url=None)
     app.state.service = None
+    app.state.metrics = metrics = Metrics(lambda: stats_of(app))
     install_error_handlers(app)
     app.include_router(routes.router)
+    app.add_middleware(
+        Gate,
+        keys=load_keys(access.api_keys),
+        rates=Rates(access.max_requests_per_key, access.requests_per_minute),
+        hosts=access.allowed_hosts,
+        read_timeout=access.read_timeout,
+    )
+    if access.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(access.allowed_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+        )
+    app.add_middleware(CountAnswers, metrics=metrics)  # the last is the first to see a request
     return app
 
 
@@ -37,7 +61,10 @@ def connect(
     resolved = resolve_config(config or ApiConfig(), info)
     if resolved.chat_template is not None:
         tokenizer.chat_template = resolved.chat_template
+    app.state.metrics.model = info.model_name
     head_rows = HeadRows(info.heads, can_chat=bool(tokenizer.chat_template))
     call_format = find_format(resolved.tool_call_parser, tokenizer)
-    text = TokenText(tokenizer)
-    app.state.service = Service(engine, info, tokenizer, text, resolved, head_rows, call_format)
+    token_text, metrics = TokenText(tokenizer), app.state.metrics
+    app.state.service = Service(
+        engine, info, tokenizer, token_text, resolved, head_rows, call_format, metrics
+    )

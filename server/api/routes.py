@@ -1,4 +1,4 @@
-"""Routes: answer POST /v1/chat/completions and /v1/completions, GET /v1/models and /health."""
+"""Routes: answer POST /v1/chat/completions and /v1/completions, GET /v1/models, /health and /metrics."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from trimtab.server.api.errors import RETRY_LATER, naming
-from trimtab.server.api.generation import Generation
+from trimtab.server.api.metrics import CONTENT_TYPE
 from trimtab.server.api.protocol import ChatRequest, CompletionRequest, GenerationRequest
 from trimtab.server.api.replies import ChatFormat, CompletionFormat, Json
 from trimtab.server.api.requests import (
@@ -56,7 +56,7 @@ async def create_chat_completion(body: ChatRequest, http: HttpRequest, service: 
         request = Request(
             reply.reply_id, tuple(prompt), sampling, guidance, grammar=grammar, rejection=rejection
         )
-        generation = Generation(service.engine, [request])
+        generation = service.generation([request])
     if body.stream:
         return EventStream(generation, reply, include_usage=body.wants_usage_chunk)
     return await whole_reply(http, generation, reply, selection)
@@ -89,7 +89,7 @@ async def create_completion(body: CompletionRequest, http: HttpRequest, service:
             )
             for index, prompt in enumerate(prompts)
         ]
-        generation = Generation(service.engine, requests)
+        generation = service.generation(requests)
     if any(isinstance(prompt, str) for prompt in body.prompt):
         service.head_rows.meet("text", (name for name, _ in guidance.heads))
     if body.stream:
@@ -139,6 +139,12 @@ def _model(service: Service) -> Json:
         "default_head": service.config.default_head,
         "default_strength": service.config.default_strength,
     }
+
+
+@router.get("/metrics")
+async def metrics(http: HttpRequest) -> Response:
+    """For Prometheus, also while there is no engine."""
+    return Response(http.app.state.metrics.page(), media_type=CONTENT_TYPE)
 
 
 @router.get("/health")
