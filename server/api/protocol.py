@@ -8,7 +8,7 @@ that we do not implement are refused by name unless they say what would happen a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -399,11 +399,11 @@ class ToolChoice(StrictModel):
         return self
 
 
-_CHOICES = ("none", "auto", "required")
+ToolWord = Literal["none", "auto", "required"]
 
 
 def _as_tool_choice(choice: Any) -> Any:
-    if isinstance(choice, str) and choice not in _CHOICES:
+    if isinstance(choice, str) and choice not in get_args(ToolWord):
         what = 'must be "none", "auto", "required", or {"type": "function", "function": {"name": …}}'
         raise ValueError(f"{what}, got {shown(choice)}")
     return {"type": choice} if isinstance(choice, str) else choice
@@ -433,7 +433,10 @@ class ChatRequest(GenerationRequest):
     logprobs: bool | None = None
     top_logprobs: int | None = None
     tools: Annotated[list[ToolFields] | None, Field(max_length=MAX_TOOLS)] = None
-    tool_choice: Annotated[ToolChoice | None, BeforeValidator(_as_tool_choice)] = None
+    tool_choice: Annotated[
+        ToolChoice | None,
+        BeforeValidator(_as_tool_choice, json_schema_input_type=ToolWord | ToolChoice | None),
+    ] = None
     parallel_tool_calls: bool | None = None
 
     @model_validator(mode="after")

@@ -101,6 +101,39 @@ completions = bodies(CompletionRequest, {"prompt": prompts}).map(
 )
 
 
+names = st.sampled_from(["f", "g"])
+schemas = st.sampled_from([{}, {"properties": {"a": {"enum": [1]}}}, {"type": "object", "not": {}}]) | scalars
+functions = st.fixed_dictionaries(
+    {"name": names | scalars},
+    optional={"parameters": schemas, "strict": st.booleans(), "description": scalars},
+)
+tools = st.fixed_dictionaries({"type": st.just("function"), "function": functions | scalars})
+named = st.fixed_dictionaries(
+    {"type": st.just("function"), "function": st.fixed_dictionaries({"name": names})}
+)
+choices = st.sampled_from(["none", "auto", "required"]) | named | scalars
+called = st.fixed_dictionaries({"name": scalars | names, "arguments": scalars | st.just('{"a": 1}')})
+calls = st.fixed_dictionaries({"id": st.just("x") | scalars, "function": called | scalars})
+turns = st.fixed_dictionaries(
+    {"role": st.sampled_from(["user", "assistant", "tool"])},
+    optional={
+        "content": scalars,
+        "tool_calls": st.lists(calls | scalars, max_size=2),
+        "tool_call_id": scalars,
+    },
+)
+calling = st.fixed_dictionaries(
+    {"messages": st.just(MESSAGES) | st.lists(turns, min_size=1, max_size=3)},
+    optional={
+        "tools": st.lists(tools, max_size=2) | scalars,
+        "tool_choice": choices,
+        "parallel_tool_calls": scalars,
+        "stream": st.booleans(),
+        "response_format": formats,
+    },
+)
+
+
 def write(value: Any) -> str:
     """JSON, with raw texts, bare NaN and infinity, and integers of any length."""
     if isinstance(value, Raw):
@@ -116,7 +149,10 @@ def write(value: Any) -> str:
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AsyncEngine]:
     folder = save_random_model(LlamaConfig(**SIZES), tmp_path_factory.mktemp("policy"))
     tokenizer = byte_tokenizer()
-    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}>"
+    tokenizer.chat_template = (
+        "{{ tools | length if tools else '' }}{# <tool_call> #}{% for m in messages %}{{ m['content'] }}"
+        "{% for c in m.tool_calls or [] %}{{ c.function.arguments }}{% endfor %}{% endfor %}>"
+    )
     tokenizer.save_pretrained(folder)
     save_random_head(folder / "heads", folder, "kind", seed=1, slope=0.5)
     save_random_head(folder / "heads", folder, "brief", form="lowrank", seed=2)
@@ -179,6 +215,14 @@ def test_any_chat_is_served_or_refused_by_the_name_of_a_field(
     engine: AsyncEngine, post: Poster, body: dict[str, Any]
 ):
     check(engine, post, "/v1/chat/completions", body)
+
+
+@settings(max_examples=100, deadline=None)
+@given(body=calling)
+def test_any_tools_are_served_or_refused_by_the_name_of_a_field(
+    engine: AsyncEngine, post: Poster, body: dict[str, Any]
+):
+    check(engine, post, "/v1/chat/completions", {"max_tokens": 3, **body})
 
 
 @settings(max_examples=250, deadline=None)
