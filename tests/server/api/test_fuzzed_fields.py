@@ -101,35 +101,36 @@ completions = bodies(CompletionRequest, {"prompt": prompts}).map(
 )
 
 
-names = st.sampled_from(["f", "g"])
-schemas = st.sampled_from([{}, {"properties": {"a": {"enum": [1]}}}, {"type": "object", "not": {}}]) | scalars
+def mostly(strategy: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.integers(0, 12).flatmap(lambda drawn: strategy if drawn else scalars)
+
+
+names = mostly(st.sampled_from(["f", "g"]))
+schemas = st.sampled_from([{}, {"properties": {"a": {"enum": [1]}}}, {"type": "object", "not": {}}])
 functions = st.fixed_dictionaries(
-    {"name": names | scalars},
-    optional={"parameters": schemas, "strict": st.booleans(), "description": scalars},
+    {"name": names}, optional={"parameters": mostly(schemas), "strict": mostly(st.booleans())}
 )
-tools = st.fixed_dictionaries({"type": st.just("function"), "function": functions | scalars})
+tools = st.fixed_dictionaries({"type": st.just("function"), "function": mostly(functions)})
 named = st.fixed_dictionaries(
     {"type": st.just("function"), "function": st.fixed_dictionaries({"name": names})}
 )
-choices = st.sampled_from(["none", "auto", "required"]) | named | scalars
-called = st.fixed_dictionaries({"name": scalars | names, "arguments": scalars | st.just('{"a": 1}')})
-calls = st.fixed_dictionaries({"id": st.just("x") | scalars, "function": called | scalars})
-turns = st.fixed_dictionaries(
-    {"role": st.sampled_from(["user", "assistant", "tool"])},
-    optional={
-        "content": scalars,
-        "tool_calls": st.lists(calls | scalars, max_size=2),
-        "tool_call_id": scalars,
-    },
-)
+called = st.fixed_dictionaries({"name": names, "arguments": mostly(st.sampled_from(["", "{", '{"a": 1}']))})
+calls = st.fixed_dictionaries({"id": mostly(st.just("x")), "function": mostly(called)})
+turns = st.sampled_from(
+    [
+        {"role": st.just("user"), "content": st.just("a")},
+        {"role": st.just("assistant"), "content": scalars},
+        {"role": st.just("assistant"), "tool_calls": st.lists(mostly(calls), min_size=1, max_size=2)},
+        {"role": st.just("tool"), "content": st.just("a"), "tool_call_id": mostly(st.just("x"))},
+    ]
+).flatmap(st.fixed_dictionaries)
 calling = st.fixed_dictionaries(
-    {"messages": st.just(MESSAGES) | st.lists(turns, min_size=1, max_size=3)},
+    {"messages": st.lists(turns, min_size=1, max_size=3), "tools": mostly(st.lists(tools, max_size=2))},
     optional={
-        "tools": st.lists(tools, max_size=2) | scalars,
-        "tool_choice": choices,
-        "parallel_tool_calls": scalars,
+        "tool_choice": mostly(st.sampled_from(["none", "auto", "required"]) | named),
+        "parallel_tool_calls": mostly(st.booleans()),
         "stream": st.booleans(),
-        "response_format": formats,
+        "response_format": mostly(st.just({"type": "json_object"})),
     },
 )
 
