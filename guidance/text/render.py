@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MAX_WORDS = 1000
+TEMPLATE_VARIABLES = ("messages", "tools", "documents", "add_generation_prompt")
+"""What a template is given of the conversation itself, beside the special tokens by their names."""
 Turn = Mapping[str, Any]  # role, content, and whatever else the template reads
 Tool = Mapping[str, Any]  # {"type": "function", "function": {"name", "description", "parameters"}}
 
@@ -26,17 +28,20 @@ def render_chat(
     *,
     add_generation_prompt: bool,
     tools: Sequence[Tool] = (),
+    variables: Mapping[str, Any] | None = None,
 ) -> str:
     """The conversation as the template writes it; up to where the assistant's reply begins, if asked.
 
     tools: what the model may call; where there are any, a template named `tool_use` comes before `default`.
+    variables: others that the template may read, by names that are not in TEMPLATE_VARIABLES.
 
     Raises:
         PolicyError: the tokenizer has no chat template.
         ChatTemplateError: the template refuses the conversation, or is at fault; in the template's words.
     """
     template = _template_of(tokenizer, "tool_use" if tools else "default")
-    variables = {
+    written = {
+        **(variables or {}),
         **tokenizer.special_tokens_map,
         "messages": [dict(turn) for turn in turns],
         "tools": [dict(tool) for tool in tools] or None,
@@ -44,7 +49,7 @@ def render_chat(
         "add_generation_prompt": add_generation_prompt,
     }
     try:
-        text = render_template(template, variables)
+        text = render_template(template, written)
         text.encode()
     except jinja2.TemplateSyntaxError as error:
         where = f"line {error.lineno}: {_words(error)}"
@@ -62,12 +67,27 @@ def encode_chat(
     turns: Sequence[Turn],
     *,
     add_generation_prompt: bool = True,
+    continues: bool = False,
     tools: Sequence[Tool] = (),
+    variables: Mapping[str, Any] | None = None,
 ) -> list[int]:
-    """The tokens of what render_chat gives, and raises."""
-    text = render_chat(tokenizer, turns, add_generation_prompt=add_generation_prompt, tools=tools)
+    """The tokens of what render_chat gives, and raises. continues: only up to the last message's last word,
+    and ChatTemplateError where the template does not write it as it is."""
+    begins = add_generation_prompt and not continues
+    text = render_chat(tokenizer, turns, add_generation_prompt=begins, tools=tools, variables=variables)
+    if continues:
+        text = _up_to(text, turns[-1]["content"] or "")
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
+
+
+def _up_to(text: str, words: str) -> str:
+    for last in (words, words.strip()):
+        at = text.rfind(last)
+        if last and at >= 0:
+            return text[: at + len(last)]
+    what = "writes the last message otherwise than it is" if words else "has no words of a last message"
+    raise ChatTemplateError(f"the chat template {what}, so that it cannot be continued")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +130,9 @@ ASKED, REPLY = "TRIMTABASKED", "TRIMTABREPLY"
 SYSTEM, USER, ASSISTANT = (
     {"role": role, "content": text} for role, text in (("system", "a"), ("user", ASKED), ("assistant", REPLY))
 )
+_CALL = {"id": "trimtab00", "type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
+_CALLING: Turn = {"role": "assistant", "content": None, "tool_calls": [_CALL]}
+_CALLED: Turn = {"role": "tool", "content": REPLY, "tool_call_id": "trimtab00", "name": "f"}
 _PROBES: tuple[tuple[Turn, ...], ...] = (
     (USER, ASSISTANT),
     (SYSTEM, USER, ASSISTANT),
@@ -128,16 +151,14 @@ def _holds(tokenizer: PreTrainedTokenizerBase, text: str, token_id: int) -> bool
     return token_id in tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def unread(
-    tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], tools: Sequence[Tool] = ()
-) -> list[str]:
+def unread(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> list[str]:
     """What of the conversation the template leaves out: keys beside role and content, and roles beside user
     and assistant; each where the rendered text is the same without it. Raises as render_chat."""
     extras = dict.fromkeys(key for turn in turns for key in turn if key not in ("role", "content"))
     roles = dict.fromkeys(turn["role"] for turn in turns if turn["role"] not in ("user", "assistant"))
     if not extras and not roles:
         return []
-    whole = render_chat(tokenizer, turns, add_generation_prompt=True, tools=tools)
+    whole = render_chat(tokenizer, turns, add_generation_prompt=True)
     others: dict[str, list[Turn]] = {
         key: [{k: v for k, v in turn.items() if k != key} for turn in turns] for key in extras
     }
@@ -145,20 +166,31 @@ def unread(
         others[f"role {role}"] = [
             {**turn, "content": ASKED} if turn["role"] == role else turn for turn in turns
         ]
-    return [what for what, changed in others.items() if _renders_as(tokenizer, changed, whole, tools)]
+    return [what for what, changed in others.items() if _renders_as(tokenizer, changed, whole)]
 
 
-def reads_tools(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], tools: Sequence[Tool]) -> bool:
-    """Whether the template writes another text where there are tools. Raises as render_chat."""
-    with_tools = render_chat(tokenizer, turns, add_generation_prompt=True, tools=tools)
-    return not _renders_as(tokenizer, turns, with_tools)
-
-
-def _renders_as(
-    tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], text: str, tools: Sequence[Tool] = ()
-) -> bool:
+def reads_tools(tokenizer: PreTrainedTokenizerBase, tools: Sequence[Tool]) -> bool:
+    """Whether the template writes another text where there are tools; tried with a short conversation, and
+    True where it refuses that. Raises PolicyError as render_chat."""
     try:
-        return render_chat(tokenizer, turns, add_generation_prompt=True, tools=tools) == text
+        with_tools = render_chat(tokenizer, (USER,), add_generation_prompt=True, tools=tools)
+    except ChatTemplateError:
+        return True
+    return not _renders_as(tokenizer, (USER,), with_tools)
+
+
+def unread_calls(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Which of `tool_calls` and `role tool` the template leaves out; tried as in reads_tools."""
+    try:
+        lost = unread(tokenizer, (USER, _CALLING, _CALLED))
+    except ChatTemplateError:
+        return []
+    return [what for what in lost if what in ("tool_calls", "role tool")]
+
+
+def _renders_as(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], text: str) -> bool:
+    try:
+        return render_chat(tokenizer, turns, add_generation_prompt=True) == text
     except ChatTemplateError:
         return False
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import uuid
+
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trimtab.server.api import routes
 from trimtab.server.api.access.config import AccessConfig
@@ -17,6 +21,7 @@ from trimtab.server.api.metrics import CountAnswers, Metrics
 from trimtab.server.api.models import routes as models
 from trimtab.server.api.models.profiles import check_profiles, model_ids
 from trimtab.server.api.readings import routes as readings
+from trimtab.server.api.readings.reasoning import ReasoningTags
 from trimtab.server.api.service import HeadRows, Service, stats_of
 from trimtab.server.api.tokens import Encoding, Tokenizer, TokenText
 from trimtab.server.api.tools.formats import find_format
@@ -55,7 +60,8 @@ def create_waiting_app(access: AccessConfig | None = None) -> FastAPI:
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
         )
-    app.add_middleware(CountAnswers, metrics=metrics)  # the last is the first to see a request
+    app.add_middleware(CountAnswers, metrics=metrics)
+    app.add_middleware(RequestIds)  # the last is the first to see a request
     return app
 
 
@@ -77,8 +83,36 @@ def connect(
         TokenText(tokenizer),
         resolved,
         head_rows,
-        find_format(resolved.tool_call_parser, tokenizer),
         app.state.metrics,
+        find_format(resolved.tool_call_parser, tokenizer),
+        ReasoningTags.of(tokenizer),
         model_ids(resolved, info),
         Encoding(tokenizer, info.max_model_len),
     )
+
+
+MAX_REQUEST_ID = 128  # characters
+
+
+class RequestIds:
+    """Every answer has the `X-Request-Id` of its request, or one of its own where there is none, or none that
+    can be written: of printable ASCII, not too long. It is in the scope's state as `request_id`."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        sent = Headers(scope=scope).get("x-request-id", "")
+        is_fit = 0 < len(sent) <= MAX_REQUEST_ID and sent.isascii() and sent.isprintable()
+        request_id = sent if is_fit else f"req-{uuid.uuid4().hex}"
+        scope.setdefault("state", {})["request_id"] = request_id
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)

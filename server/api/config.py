@@ -22,7 +22,8 @@ class ApiConfig:
     """default_head: None for the only one loaded. default_strength: of requests without a `guidance` object.
 
     chat_template: Jinja text that replaces the tokenizer's.
-    generation_config: where sampling_defaults come from: "auto", "none", or a file or its folder.
+    generation_config: where sampling_defaults come from: "auto"; a file or its folder; "none" or "vllm",
+    for nowhere.
     tool_call_parser: how the model calls tools; `auto` goes by its chat template.
     access: who may ask, and how much. profiles: guidance under names, see trimtab.server.api.models.profiles.
     """

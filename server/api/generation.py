@@ -90,10 +90,7 @@ class Generation:
         before: Usage | None = None,
     ) -> None:
         """Submits them all, or none: raises InvalidRequestError or QueueFullError when the engine refuses
-        one.
-
-        timeout: seconds that they may take. before: what was computed for them beforehand.
-        """
+        one. timeout: seconds that they may take. before: what was computed for them beforehand."""
         self._engine, self._requests, self._timeout = engine, tuple(requests), timeout
         self._n = requests[0].sampling.n
         self._running: dict[str, AsyncIterator[Event]] = {}
@@ -107,6 +104,11 @@ class Generation:
             raise
         self._meter = RequestMeter(metrics, requests)
         self.num_choices = self._n * len(requests)
+
+    @property
+    def usage_so_far(self) -> Usage:
+        """Of the prompts, before anything is drawn."""
+        return Usage(prompt=sum(len(request.prompt_token_ids) for request in self._requests))
 
     def __enter__(self) -> Generation:
         return self

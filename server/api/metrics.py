@@ -140,13 +140,14 @@ class RequestMeter:
         self._began = time.monotonic()
         self._running = {request.request_id: request.sampling.n for request in requests}
         self._guided = {request.request_id: request.guidance.is_guided for request in requests}
+        self._given = {request.request_id for request in requests if request.given}
         self._last: dict[int, float] = {}
         self._inter_token = metrics.inter_token.labels(**self._label)  # looked up once: it counts every token
 
     def see(self, index: int, event: Event) -> None:
         """index: of the choice over all prompts."""
         match event:
-            case Delta(tokens=tokens) if tokens:
+            case Delta(tokens=tokens) if tokens and event.request_id not in self._given:
                 self._token(index, len(tokens))
             case ChoiceDone():
                 self._end(event.request_id, event.finish_reason, 1)

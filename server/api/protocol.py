@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from trimtab.guidance.controllers import CONTROLLERS, HORIZON
 from trimtab.guidance.ranges import shown
+from trimtab.guidance.text.render import TEMPLATE_VARIABLES
 from trimtab.server.api import neutral
 from trimtab.server.engine.request import MAX_LOGIT_BIAS, MAX_STOPS, InvalidRequestError
 
@@ -131,6 +132,8 @@ class Message(StrictModel):
     content: Annotated[PartList | None, BeforeValidator(_as_parts)] = None
     tool_calls: Annotated[list[ToolCallFields], Field(fail_fast=True)] | None = None
     tool_call_id: UnicodeText | None = None
+    reasoning_content: UnicodeText | None = None
+    reasoning: UnicodeText | None = None
 
     @model_validator(mode="after")
     def _calls_and_their_results_where_they_belong(self) -> Message:
@@ -150,11 +153,13 @@ class Message(StrictModel):
 
 
 class StreamOptions(StrictModel):
-    """include_usage: a last chunk with the token counts."""
+    """include_usage: a last chunk with the token counts. continuous_usage_stats: those so far in every chunk
+    before it, too."""
 
     NEUTRAL = neutral.STREAM_OPTIONS
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
 
 
 def _check_parts(messages: Any) -> Any:
@@ -351,6 +356,11 @@ class GenerationRequest(StrictModel):
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     prompt_logprobs: int | None = None
+    truncate_prompt_tokens: int | None = None
+    min_tokens: int | None = None
+    stop_token_ids: list[int] | None = None
+    include_stop_str_in_output: bool | None = None
+    bad_words: list[UnicodeText] | None = None
     guided_json: JsonSchema | None = None
     guided_regex: UnicodeText | None = None
     guided_choice: Choices | None = None
@@ -388,6 +398,10 @@ class GenerationRequest(StrictModel):
     def wants_usage_chunk(self) -> bool:
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
+    @property
+    def wants_usage_in_chunks(self) -> bool:
+        return self.stream_options is not None and bool(self.stream_options.continuous_usage_stats)
+
 
 class FunctionFields(StrictModel):
     """parameters: the JSON schema of the arguments, an object's; without it there are none. strict: calls
@@ -406,6 +420,13 @@ class FunctionFields(StrictModel):
         return self
 
 
+_OTHER_PROPERTIES = {
+    *("additionalProperties", "unevaluatedProperties", "patternProperties"),
+    *("$ref", "allOf", "anyOf", "oneOf", "if", "dependentSchemas"),
+}
+"""Keywords of a schema that may name more properties, or say what is done with others."""
+
+
 class ToolFields(StrictModel):
     """A tool that may be called."""
 
@@ -414,14 +435,18 @@ class ToolFields(StrictModel):
 
     @property
     def schema_(self) -> dict[str, Any]:
-        """Of the arguments."""
-        return {"type": "object", **(self.function.parameters or {"properties": {}})}
+        """Of the arguments. No tool takes what its properties do not name, though a schema that says nothing
+        of others allows them."""
+        given = self.function.parameters
+        schema = {"type": "object", **({"properties": {}} if given is None else given)}
+        is_plain = "properties" in schema and not schema.keys() & _OTHER_PROPERTIES
+        return {**schema, "additionalProperties": False} if is_plain else schema
 
     @property
     def templated(self) -> dict[str, Any]:
         """As a chat template takes it; many write the description whether there is one or not."""
         function = {"name": self.function.name, "description": self.function.description or ""}
-        parameters = self.function.parameters or self.schema_
+        parameters = self.function.parameters or {"type": "object", "properties": {}}
         return {"type": "function", "function": {**function, "parameters": parameters}}
 
 
@@ -449,11 +474,11 @@ class ToolChoice(StrictModel):
         return self
 
 
-_CHOICES = ("none", "auto", "required")
+ToolWord = Literal["none", "auto", "required"]
 
 
 def _as_tool_choice(choice: Any) -> Any:
-    if isinstance(choice, str) and choice not in _CHOICES:
+    if isinstance(choice, str) and choice not in get_args(ToolWord):
         what = 'must be "none", "auto", "required", or {"type": "function", "function": {"name": …}}'
         raise ValueError(f"{what}, got {shown(choice)}")
     return {"type": choice} if isinstance(choice, str) else choice
@@ -462,7 +487,34 @@ def _as_tool_choice(choice: Any) -> Any:
 ToolList = Annotated[list[ToolFields], Field(fail_fast=True)]
 
 
-class ChatRequest(GenerationRequest):
+class ChatRendering(StrictModel):
+    """How a conversation is written for the model: with the beginning of a reply behind it (the default),
+    with its last message open-ended, and with what else the chat template reads. An effort of reasoning is
+    one of those things."""
+
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: UnicodeText | None = None
+
+    @model_validator(mode="after")
+    def _one_end_and_no_variable_twice(self) -> Self:
+        if self.add_generation_prompt and self.continue_final_message:
+            what = "goes on with the last message, and add_generation_prompt behind it; give one"
+            raise InvalidRequestError(what, "continue_final_message")
+        for name in self.chat_template_kwargs or {}:
+            if name in TEMPLATE_VARIABLES:
+                raise InvalidRequestError("has a field of its own; give that", f"chat_template_kwargs.{name}")
+        return self
+
+    @property
+    def template_variables(self) -> dict[str, Any]:
+        """Of the chat template, beside the conversation."""
+        effort = {} if self.reasoning_effort is None else {"reasoning_effort": self.reasoning_effort}
+        return effort | (self.chat_template_kwargs or {})
+
+
+class ChatRequest(GenerationRequest, ChatRendering):
     """The body of POST /v1/chat/completions."""
 
     NEUTRAL = neutral.CHAT
@@ -472,7 +524,10 @@ class ChatRequest(GenerationRequest):
     logprobs: bool | None = None
     top_logprobs: int | None = None
     tools: Annotated[ToolList | None, at_most(MAX_TOOLS, "tools")] = None
-    tool_choice: Annotated[ToolChoice | None, BeforeValidator(_as_tool_choice)] = None
+    tool_choice: Annotated[
+        ToolChoice | None,
+        BeforeValidator(_as_tool_choice, json_schema_input_type=ToolWord | ToolChoice | None),
+    ] = None
     parallel_tool_calls: bool | None = None
 
     @model_validator(mode="after")
@@ -583,7 +638,7 @@ class ScoreRequest(StrictModel):
         return {"prompt": "prompt" if self.messages is None else "messages"}
 
 
-class TokenizeRequest(StrictModel):
+class TokenizeRequest(ChatRendering):
     """The body of POST /tokenize: a text or a conversation, as vLLM takes them."""
 
     NEUTRAL = neutral.LABELS

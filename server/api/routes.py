@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
 
@@ -9,8 +10,8 @@ from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from trimtab.server.api.errors import RETRY_LATER, naming
-from trimtab.server.api.generation import Usage
+from trimtab.server.api.errors import ERROR_REPLIES, RETRY_LATER, naming
+from trimtab.server.api.generation import Generation, Usage
 from trimtab.server.api.metrics import CONTENT_TYPE
 from trimtab.server.api.protocol import ChatRequest, CompletionRequest, GenerationRequest
 from trimtab.server.api.readings.prompts import (
@@ -20,7 +21,7 @@ from trimtab.server.api.readings.prompts import (
     whole_prompt,
 )
 from trimtab.server.api.readings.read import read_prompts
-from trimtab.server.api.replies import ChatFormat, CompletionFormat, Json
+from trimtab.server.api.replies import ChatFormat, CompletionFormat, Json, ReplyFormat
 from trimtab.server.api.requests import (
     NEGATIVE_PROMPT,
     chat_sampling,
@@ -31,7 +32,10 @@ from trimtab.server.api.requests import (
     render_chat,
     resolve_grammar,
     resolve_guidance,
+    tokens_of_words,
+    truncated,
 )
+from trimtab.server.api.schemas.replies import ChatReply, CompletionReply, answers
 from trimtab.server.api.selection import rejection_of, selection_of
 from trimtab.server.api.service import ReadyService, Service, why_not_ready
 from trimtab.server.api.streaming import EventStream, whole_reply
@@ -40,10 +44,10 @@ from trimtab.server.api.tokens import Tokenizer
 from trimtab.server.api.tools.use import ToolUse, tool_use
 from trimtab.server.engine.request import GrammarSpec, Guidance, Request, check_request
 
-router = APIRouter(route_class=StrictJsonRoute)
+router = APIRouter(route_class=StrictJsonRoute, responses=ERROR_REPLIES)
 
 
-@router.post("/v1/chat/completions")
+@router.post("/v1/chat/completions", responses=answers(ChatReply, streams=True))
 async def create_chat_completion(body: ChatRequest, http: HttpRequest, service: ReadyService) -> Response:
     """A chat reply, whole or as server-sent events."""
     body, info = service.steered(body), service.info
@@ -51,22 +55,29 @@ async def create_chat_completion(body: ChatRequest, http: HttpRequest, service: 
     use = tool_use(body, service.call_format)
     tools = [] if use is None else use.templated
     encoding = service.encoding
-    encoding.check_length((message.text for message in body.messages), "messages")
+    if body.truncate_prompt_tokens is None:
+        encoding.check_length((message.text for message in body.messages), "messages")
     encoding.check_length(negative_texts(body), NEGATIVE_PROMPT)
     negative = await encoding.run(http, negative_chat, service.tokenizer, body, tools)
     guidance = resolve_guidance(body.guidance, service.config, info, negative)
     grammar = await _prepare(service, body, use)
-    prompt = await encoding.run(http, render_chat, service.tokenizer, body.messages, tools)
+    tokenizer = service.tokenizer
+    prompt = await encoding.run(http, render_chat, tokenizer, body.messages, tools, "messages", body)
+    prompt = truncated(prompt, body, info)
+    bad_words = await encoding.run(http, tokens_of_words, tokenizer, body.bad_words or [])
+    reasoning = service.reasoning
     reply = ChatFormat(
         model,
         service.token_text,
         logprobs=bool(body.logprobs),
         trace=guidance.trace,
         tools=use,
+        reasoning=reasoning,
+        reasons=reasoning is not None and reasoning.tags.reasons_after(prompt),
     )
     with naming(body.engine_fields):
         longest = max(len(prompt), len(negative))
-        sampling = chat_sampling(body, longest, info, service.config.sampling_defaults)
+        sampling = chat_sampling(body, longest, info, service.config.sampling_defaults, bad_words)
         selection, rejection = selection_of(body, guidance, info), rejection_of(body, guidance, info)
         request = Request(
             reply.reply_id, tuple(prompt), sampling, guidance, grammar=grammar, rejection=rejection
@@ -81,23 +92,25 @@ async def create_chat_completion(body: ChatRequest, http: HttpRequest, service: 
             reply.num_prompt_top = body.prompt_logprobs
         generation = service.generation([request], usage)
     if body.stream:
-        return EventStream(generation, reply, include_usage=body.wants_usage_chunk)
+        return _stream(body, generation, reply)
     return await whole_reply(http, generation, reply, selection)
 
 
-@router.post("/v1/completions")
+@router.post("/v1/completions", responses=answers(CompletionReply, streams=True))
 async def create_completion(body: CompletionRequest, http: HttpRequest, service: ReadyService) -> Response:
     """Completions of one or several prompts, whole or as server-sent events."""
     body, info = service.steered(body), service.info
     model = body.model or info.model_name
     encoding = service.encoding
-    for prompt in body.prompt:
+    for prompt in body.prompt if body.truncate_prompt_tokens is None else ():
         encoding.check_length([prompt] if isinstance(prompt, str) else [], "prompt")
     encoding.check_length(negative_texts(body), NEGATIVE_PROMPT)
     negative = await encoding.run(http, negative_text, service.tokenizer, body)
     guidance = resolve_guidance(body.guidance, service.config, info, negative)
     grammar = await _prepare(service, body)
     prompts = await encoding.run(http, _tokenise, service.tokenizer, body.prompt)
+    prompts = [truncated(prompt, body, info) for prompt in prompts]
+    bad_words = await encoding.run(http, tokens_of_words, service.tokenizer, body.bad_words or [])
     reply = CompletionFormat(
         model,
         service.token_text,
@@ -109,7 +122,7 @@ async def create_completion(body: CompletionRequest, http: HttpRequest, service:
         service.head_rows.meet("text", (name for name, _ in guidance.heads))
     with naming(body.engine_fields):
         longest = max(len(prompt) for prompt in (*prompts, negative))
-        sampling = completion_sampling(body, longest, info, service.config.sampling_defaults)
+        sampling = completion_sampling(body, longest, info, service.config.sampling_defaults, bad_words)
         selection, rejection = selection_of(body, guidance, info), rejection_of(body, guidance, info)
         followed = prompts if body.max_tokens != 0 else []
         requests = [
@@ -129,8 +142,13 @@ async def create_completion(body: CompletionRequest, http: HttpRequest, service:
             return JSONResponse(reply.reply(unfollowed(read), usage_of(read, usage)))
         generation = service.generation(requests, usage)
     if body.stream:
-        return EventStream(generation, reply, include_usage=body.wants_usage_chunk)
+        return _stream(body, generation, reply)
     return await whole_reply(http, generation, reply, selection)
+
+
+def _stream(body: GenerationRequest, generation: Generation, reply: ReplyFormat) -> EventStream:
+    always = body.wants_usage_in_chunks
+    return EventStream(generation, reply, include_usage=body.wants_usage_chunk, always=always)
 
 
 async def _read_prompts(
@@ -147,7 +165,8 @@ async def _read_prompts(
         return None
     for request in requests or map(whole_prompt, prompts):
         check_request(request, service.info)
-    texts = await service.encoding.run(http, _texts, service.tokenizer, body.prompt)
+    sent = prompts if body.truncate_prompt_tokens is not None else body.prompt
+    texts = await service.encoding.run(http, _texts, service.tokenizer, sent)
     asked = [PromptReading(text, tuple(ids)) for text, ids in zip(texts, prompts, strict=True)]
     usage = None
     if body.prompt_logprobs is not None or body.logprobs is not None:
@@ -177,7 +196,7 @@ def _tokenise(tokenizer: Tokenizer, prompts: list[str | list[int]]) -> list[list
     return [tokenizer.encode(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
 
 
-def _texts(tokenizer: Tokenizer, prompts: list[str | list[int]]) -> list[str]:
+def _texts(tokenizer: Tokenizer, prompts: Sequence[str | list[int]]) -> list[str]:
     return [prompt if isinstance(prompt, str) else tokenizer.decode(prompt) for prompt in prompts]
 
 

@@ -17,6 +17,7 @@ from trimtab.server.api.generation import EngineClient, Generation, Usage
 from trimtab.server.api.metrics import Metrics
 from trimtab.server.api.models.profiles import Body, find_model, steered
 from trimtab.server.api.protocol import GuidanceFields
+from trimtab.server.api.readings.reasoning import ReasoningTags
 from trimtab.server.api.tokens import Encoding, Tokenizer, TokenText
 from trimtab.server.api.tools.formats import CallFormat
 from trimtab.server.engine.request import EngineInfo, EngineStats, HeadInfo, Request
@@ -52,7 +53,8 @@ UNAVAILABLE = {
 @dataclass(frozen=True, slots=True)
 class Service:
     """info: the engine's, as it was when it got ready. config: resolved. head_rows: to be told what heads are
-    used on. call_format: how the model calls tools, where that is known. model_ids: see profiles."""
+    used on. call_format: how the model calls tools, where that is known. reasoning: the tags that it thinks
+    between, if it does. model_ids: see profiles."""
 
     engine: EngineClient
     info: EngineInfo
@@ -60,8 +62,9 @@ class Service:
     token_text: TokenText
     config: ApiConfig
     head_rows: HeadRows
-    call_format: CallFormat | None
     metrics: Metrics
+    call_format: CallFormat | None
+    reasoning: ReasoningTags | None
     model_ids: Mapping[str, GuidanceFields | None]
     encoding: Encoding
 

@@ -62,11 +62,13 @@ class LiveRequest:
         return all(choice.phase is Phase.DONE for choice in self.choices)
 
     def finished(self) -> Finished:
+        given = self.request.given  # no completion: nothing of it was drawn
+        drawn = () if given else self.replies
         return Finished(
             self.request.request_id,
-            num_prompt_tokens=len(self.request.prompt_token_ids),
+            num_prompt_tokens=len(self.request.prompt_token_ids) + len(given),
             num_cached_tokens=self.choices[0].num_cached_tokens,
-            num_completion_tokens=sum(len(reply.token_ids) for reply in self.replies),
+            num_completion_tokens=sum(len(reply.token_ids) for reply in drawn),
             num_computed_tokens=sum(choice.num_run_tokens for choice in self.choices),
             times=self._times(),
         )

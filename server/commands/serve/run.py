@@ -166,7 +166,7 @@ def find_defaults(model: str | Path, generation_config: str) -> SamplingDefaults
     from transformers.utils import cached_file  # noqa: PLC0415 (loaded with the engine)
 
     path: str | Path | None = generation_config
-    if generation_config == "none":
+    if generation_config in ("none", "vllm"):
         path = None
     elif generation_config == "auto":
         where = find_model(model)
