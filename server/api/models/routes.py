@@ -6,11 +6,13 @@ from dataclasses import asdict
 
 from fastapi import APIRouter
 
+from trimtab.server.api.errors import ERROR_REPLIES
 from trimtab.server.api.models.profiles import find_model
 from trimtab.server.api.replies import Json
 from trimtab.server.api.service import ReadyService, Service
+from trimtab.server.api.strict_json import StrictJsonRoute
 
-router = APIRouter()
+router = APIRouter(route_class=StrictJsonRoute, responses=ERROR_REPLIES)
 
 
 @router.get("/v1/models")
