@@ -9,6 +9,7 @@ from trimtab.server.api.config import ApiConfig, resolve_config
 from trimtab.server.api.errors import install_error_handlers
 from trimtab.server.api.generation import EngineClient
 from trimtab.server.api.readings import routes as readings
+from trimtab.server.api.responses import routes as responses
 from trimtab.server.api.service import HeadRows, Service
 from trimtab.server.api.tokens import Tokenizer, TokenText
 from trimtab.server.api.tools.formats import find_format
@@ -26,9 +27,10 @@ def create_waiting_app() -> FastAPI:
     app = FastAPI(title="Trimtab", docs_url="/docs", redoc_url=None)
     app.state.service = None
     install_error_handlers(app)
-    for router in (routes.router, readings.router):
+    routers = (routes.router, readings.router, responses.router)
+    for router in routers:
         app.include_router(router)
-    app.state.routes = [*routes.router.routes, *readings.router.routes]  # for whoever asks for another
+    app.state.routes = [r for router in routers for r in router.routes]  # for whoever asks for another
     return app
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
 
@@ -31,13 +31,13 @@ from trimtab.server.api.requests import (
     resolve_grammar,
     resolve_guidance,
 )
-from trimtab.server.api.selection import rejection_of, selection_of
+from trimtab.server.api.selection import Selection, rejection_of, selection_of
 from trimtab.server.api.service import ReadyService, Service, why_not_ready
 from trimtab.server.api.streaming import EventStream, whole_reply
 from trimtab.server.api.strict_json import StrictJsonRoute
 from trimtab.server.api.tokens import Tokenizer
 from trimtab.server.api.tools.use import ToolUse, tool_use
-from trimtab.server.engine.request import GrammarSpec, Guidance, Request, check_request
+from trimtab.server.engine.request import GrammarSpec, Guidance, Request, SamplingParams, check_request
 
 router = APIRouter(route_class=StrictJsonRoute)
 
@@ -45,6 +45,24 @@ router = APIRouter(route_class=StrictJsonRoute)
 @router.post("/v1/chat/completions")
 async def create_chat_completion(body: ChatRequest, http: HttpRequest, service: ReadyService) -> Response:
     """A chat reply, whole or as server-sent events."""
+    chat = await begin_chat(body, http, service)
+    if body.stream:
+        return EventStream(chat.generation, chat.reply, include_usage=body.wants_usage_chunk)
+    return await whole_reply(http, chat.generation, chat.reply, chat.selection)
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """A chat that the engine has taken. selection: which of its replies are returned."""
+
+    reply: ChatFormat
+    generation: Generation
+    sampling: SamplingParams
+    selection: Selection | None
+
+
+async def begin_chat(body: ChatRequest, http: HttpRequest, service: Service) -> Chat:
+    """Raises what the error handlers know; the engine has then taken nothing."""
     service.check_model(body.model)
     info = service.info
     use = tool_use(body, service.call_format)
@@ -56,7 +74,7 @@ async def create_chat_completion(body: ChatRequest, http: HttpRequest, service: 
     reply = ChatFormat(
         info.model_name, service.token_text, logprobs=bool(body.logprobs), trace=guidance.trace, tools=use
     )
-    with naming(body.engine_fields):
+    with naming(body.engine_fields.get):
         longest = max(len(prompt), len(negative))
         sampling = chat_sampling(body, longest, info, service.config.sampling_defaults)
         selection, rejection = selection_of(body, guidance, info), rejection_of(body, guidance, info)
@@ -72,9 +90,7 @@ async def create_chat_completion(body: ChatRequest, http: HttpRequest, service: 
             )
             reply.num_prompt_top = body.prompt_logprobs
         generation = Generation(service.engine, [request], usage)
-    if body.stream:
-        return EventStream(generation, reply, include_usage=body.wants_usage_chunk)
-    return await whole_reply(http, generation, reply, selection)
+    return Chat(reply, generation, sampling, selection)
 
 
 @router.post("/v1/completions")
@@ -92,7 +108,7 @@ async def create_completion(body: CompletionRequest, http: HttpRequest, service:
     reply.num_choices = body.n or 1
     if any(isinstance(prompt, str) for prompt in body.prompt):
         service.head_rows.meet("text", (name for name, _ in guidance.heads))
-    with naming(body.engine_fields):
+    with naming(body.engine_fields.get):
         longest = max(len(prompt) for prompt in (*prompts, negative))
         sampling = completion_sampling(body, longest, info, service.config.sampling_defaults)
         selection, rejection = selection_of(body, guidance, info), rejection_of(body, guidance, info)

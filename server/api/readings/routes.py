@@ -34,7 +34,7 @@ async def score(body: ScoreRequest, http: HttpRequest, service: ReadyService) ->
     guidance = replace(resolve_guidance(body.guidance, service.config, service.info), trace=True)
     encoded = await asyncio.to_thread(_encode, service, body)
     name = f"score-{uuid.uuid4().hex}"
-    with naming(body.engine_fields):
+    with naming(body.engine_fields.get):
         request = reading_of(name, encoded.prompt_ids, encoded.reply_ids, guidance=guidance)
         generation = Generation(service.engine, [request])
     with generation:
