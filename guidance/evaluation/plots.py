@@ -112,12 +112,14 @@ def plot_scores(frontier: FrontierReport, theme: Theme) -> Figure:
 
 
 def plot_cost(frontier: FrontierReport, theme: Theme) -> Figure:
-    """A panel per gold score: every point against what it costs in tokens; a tilt stands at 1."""
+    """A panel per gold score: every point but the plain policy's against what it costs in tokens; a tilt
+    stands at 1."""
     names = [name for name in frontier.gold if _holders(frontier, name)][:_MAX_PANELS]
     figure, panels = _panels(theme, len(names), height=4.2)
     for axes, name in zip(panels, names, strict=False):
         for curve, colour in _coloured(frontier, theme):
-            found = [(p.cost, e) for p in curve.points if p.cost and (e := _estimate(p, name)) is not None]
+            steered = [(point.cost, point) for point in curve.points if point.knob and point.cost]
+            found = [(cost, e) for cost, p in steered if (e := _estimate(p, name)) is not None]
             if found:
                 costs, estimates = zip(*sorted(found, key=lambda pair: pair[0]), strict=True)
                 style = {"markersize": 4.5, "linewidth": 1.4, "elinewidth": 0.8, "capsize": 2}

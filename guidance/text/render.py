@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MAX_WORDS = 1000
+TEMPLATE_VARIABLES = ("messages", "tools", "documents", "add_generation_prompt")
+"""What a template is given of the conversation itself, beside the special tokens by their names."""
 Turn = Mapping[str, Any]  # role, content, and whatever else the template reads
 Tool = Mapping[str, Any]  # {"type": "function", "function": {"name", "description", "parameters"}}
 
@@ -26,17 +28,20 @@ def render_chat(
     *,
     add_generation_prompt: bool,
     tools: Sequence[Tool] = (),
+    variables: Mapping[str, Any] | None = None,
 ) -> str:
     """The conversation as the template writes it; up to where the assistant's reply begins, if asked.
 
     tools: what the model may call; where there are any, a template named `tool_use` comes before `default`.
+    variables: others that the template may read, by names that are not in TEMPLATE_VARIABLES.
 
     Raises:
         PolicyError: the tokenizer has no chat template.
         ChatTemplateError: the template refuses the conversation, or is at fault; in the template's words.
     """
     template = _template_of(tokenizer, "tool_use" if tools else "default")
-    variables = {
+    written = {
+        **(variables or {}),
         **tokenizer.special_tokens_map,
         "messages": [dict(turn) for turn in turns],
         "tools": [dict(tool) for tool in tools] or None,
@@ -44,7 +49,7 @@ def render_chat(
         "add_generation_prompt": add_generation_prompt,
     }
     try:
-        text = render_template(template, variables)
+        text = render_template(template, written)
         text.encode()
     except jinja2.TemplateSyntaxError as error:
         where = f"line {error.lineno}: {_words(error)}"
@@ -62,12 +67,27 @@ def encode_chat(
     turns: Sequence[Turn],
     *,
     add_generation_prompt: bool = True,
+    continues: bool = False,
     tools: Sequence[Tool] = (),
+    variables: Mapping[str, Any] | None = None,
 ) -> list[int]:
-    """The tokens of what render_chat gives, and raises."""
-    text = render_chat(tokenizer, turns, add_generation_prompt=add_generation_prompt, tools=tools)
+    """The tokens of what render_chat gives, and raises. continues: only up to the last message's last word,
+    and ChatTemplateError where the template does not write it as it is."""
+    begins = add_generation_prompt and not continues
+    text = render_chat(tokenizer, turns, add_generation_prompt=begins, tools=tools, variables=variables)
+    if continues:
+        text = _up_to(text, turns[-1]["content"] or "")
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
+
+
+def _up_to(text: str, words: str) -> str:
+    for last in (words, words.strip()):
+        at = text.rfind(last)
+        if last and at >= 0:
+            return text[: at + len(last)]
+    what = "writes the last message otherwise than it is" if words else "has no words of a last message"
+    raise ChatTemplateError(f"the chat template {what}, so that it cannot be continued")
 
 
 @dataclass(frozen=True, slots=True)

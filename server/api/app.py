@@ -2,35 +2,65 @@
 
 from __future__ import annotations
 
+import uuid
+
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trimtab.server.api import routes
+from trimtab.server.api.access.config import AccessConfig
+from trimtab.server.api.access.gate import Gate
+from trimtab.server.api.access.keys import load_keys
+from trimtab.server.api.access.rates import Rates
 from trimtab.server.api.config import ApiConfig, resolve_config
 from trimtab.server.api.errors import install_error_handlers
 from trimtab.server.api.generation import EngineClient
+from trimtab.server.api.metrics import CountAnswers, Metrics
 from trimtab.server.api.readings import routes as readings
+from trimtab.server.api.readings.reasoning import ReasoningTags
 from trimtab.server.api.responses import routes as responses
-from trimtab.server.api.service import HeadRows, Service
+from trimtab.server.api.service import HeadRows, Service, stats_of
 from trimtab.server.api.tokens import Tokenizer, TokenText
 from trimtab.server.api.tools.formats import find_format
 
 
 def create_app(engine: EngineClient, tokenizer: Tokenizer, config: ApiConfig | None = None) -> FastAPI:
     """The application over a running engine. Raises ConfigError like `connect`."""
-    app = create_waiting_app()
+    app = create_waiting_app(None if config is None else config.access)
     connect(app, engine, tokenizer, config)
     return app
 
 
-def create_waiting_app() -> FastAPI:
-    """The application before there is an engine: every route answers 503 until `connect`."""
+def create_waiting_app(access: AccessConfig | None = None) -> FastAPI:
+    """The application before there is an engine: every route answers 503 until `connect`. Raises UserError
+    for API keys that cannot be read."""
+    access = access or AccessConfig()
     app = FastAPI(title="Trimtab", docs_url="/docs", redoc_url=None)
     app.state.service = None
+    app.state.metrics = metrics = Metrics(lambda: stats_of(app))
     install_error_handlers(app)
     routers = (routes.router, readings.router, responses.router)
     for router in routers:
         app.include_router(router)
     app.state.routes = [r for router in routers for r in router.routes]  # for whoever asks for another
+    app.add_middleware(
+        Gate,
+        keys=load_keys(access.api_keys),
+        rates=Rates(access.max_requests_per_key, access.requests_per_minute),
+        hosts=access.allowed_hosts,
+        read_timeout=access.read_timeout,
+    )
+    if access.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(access.allowed_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+        )
+    app.add_middleware(CountAnswers, metrics=metrics)
+    app.add_middleware(RequestIds)  # the last is the first to see a request
     return app
 
 
@@ -42,7 +72,38 @@ def connect(
     resolved = resolve_config(config or ApiConfig(), info)
     if resolved.chat_template is not None:
         tokenizer.chat_template = resolved.chat_template
+    app.state.metrics.model = info.model_name
     head_rows = HeadRows(info.heads, can_chat=bool(tokenizer.chat_template))
     call_format = find_format(resolved.tool_call_parser, tokenizer)
-    text = TokenText(tokenizer)
-    app.state.service = Service(engine, info, tokenizer, text, resolved, head_rows, call_format)
+    token_text, metrics = TokenText(tokenizer), app.state.metrics
+    reasoning = ReasoningTags.of(tokenizer)
+    app.state.service = Service(
+        engine, info, tokenizer, token_text, resolved, head_rows, metrics, call_format, reasoning
+    )
+
+
+MAX_REQUEST_ID = 128  # characters
+
+
+class RequestIds:
+    """Every answer has the `X-Request-Id` of its request, or one of its own where there is none, or none that
+    can be written: of printable ASCII, not too long. It is in the scope's state as `request_id`."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        sent = Headers(scope=scope).get("x-request-id", "")
+        is_fit = 0 < len(sent) <= MAX_REQUEST_ID and sent.isascii() and sent.isprintable()
+        request_id = sent if is_fit else f"req-{uuid.uuid4().hex}"
+        scope.setdefault("state", {})["request_id"] = request_id
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["X-Request-Id"] = request_id
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)

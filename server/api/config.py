@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from trimtab.guidance.errors import ConfigError
+from trimtab.server.api.access.config import AccessConfig
 from trimtab.server.api.generation_defaults import SamplingDefaults
 from trimtab.server.engine.request import MAX_STRENGTH, EngineInfo
 
@@ -17,8 +18,10 @@ class ApiConfig:
     """default_head: None for the only one loaded. default_strength: of requests without a `guidance` object.
 
     chat_template: Jinja text that replaces the tokenizer's.
-    generation_config: where sampling_defaults come from: "auto", "none", or a file or its folder.
+    generation_config: where sampling_defaults come from: "auto"; a file or its folder; "none" or "vllm",
+    for nowhere.
     tool_call_parser: how the model calls tools; `auto` goes by its chat template.
+    access: who may ask, and how much.
     """
 
     default_head: str | None = None
@@ -27,6 +30,7 @@ class ApiConfig:
     generation_config: str = "auto"
     sampling_defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
     tool_call_parser: ToolCallParser = "auto"
+    access: AccessConfig = field(default_factory=AccessConfig)
 
 
 def resolve_config(config: ApiConfig, info: EngineInfo) -> ApiConfig:

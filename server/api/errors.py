@@ -15,7 +15,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from trimtab.server.engine.request import ContextLengthError, EngineUnavailableError, InvalidRequestError
+from trimtab.server.engine.request import (
+    ContextLengthError,
+    EngineUnavailableError,
+    InvalidRequestError,
+    QueueFullError,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +47,14 @@ class BodyTooLargeError(Exception):
     """The request's body has more bytes than are read."""
 
 
+class SlowBodyError(Exception):
+    """The request's body did not arrive in time."""
+
+
+class RequestTimeoutError(EngineFailedError):
+    """The request took longer than requests may."""
+
+
 @dataclass(frozen=True, slots=True)
 class ApiError:
     """status: HTTP. param: the request's field at fault, in the form `messages[0].role`."""
@@ -64,6 +77,9 @@ KINDS: Mapping[type[Exception], tuple[int, str, str | None]] = {
     InvalidRequestError: (400, "invalid_request_error", None),
     ModelNotFoundError: (404, "invalid_request_error", "model_not_found"),
     BodyTooLargeError: (413, "invalid_request_error", "body_too_large"),
+    SlowBodyError: (408, "invalid_request_error", "body_timeout"),
+    QueueFullError: (429, "rate_limit_error", "queue_full"),
+    RequestTimeoutError: (504, "server_error", "request_timeout"),
     NotReadyError: (503, "server_error", "not_ready"),
     EngineUnavailableError: (503, "server_error", "not_ready"),
     ShuttingDownError: (503, "server_error", "shutting_down"),
@@ -74,6 +90,8 @@ KINDS: Mapping[type[Exception], tuple[int, str, str | None]] = {
 
 MAX_CHARACTERS = 500
 RETRY_LATER = {"Retry-After": "5"}
+HEADERS = {408: {"Connection": "close"}, 429: RETRY_LATER, 503: RETRY_LATER}
+"""Of answers with these statuses."""
 
 
 def describe(error: Exception) -> ApiError:
@@ -116,7 +134,7 @@ async def _respond(request: Request, error: Exception) -> Response:
         described = replace(described, message=_what_exists(request), code=_NO_ROUTE[error.status_code])
     if isinstance(error, EngineFailedError):
         logger.error("%s: %s", request.url.path, error)
-    headers = RETRY_LATER if described.status == 503 else getattr(error, "headers", None)
+    headers = HEADERS.get(described.status, getattr(error, "headers", None))
     return JSONResponse(described.body, described.status, headers=headers)
 
 

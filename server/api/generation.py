@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Protocol
 
-from trimtab.server.api.errors import EngineFailedError, ShuttingDownError
+from trimtab.server.api.errors import EngineFailedError, RequestTimeoutError, ShuttingDownError
+from trimtab.server.api.metrics import Metrics, RequestMeter
 from trimtab.server.engine.request import (
     TERMINAL,
     Aborted,
@@ -17,6 +18,7 @@ from trimtab.server.engine.request import (
     Completion,
     Delta,
     EngineInfo,
+    EngineStats,
     Event,
     Failed,
     Finished,
@@ -35,6 +37,11 @@ class EngineClient(Protocol):
 
     @property
     def status(self) -> EngineStatus: ...
+
+    @property
+    def stats(self) -> EngineStats | None:
+        """None where there is no engine."""
+        ...
 
     async def prepare(self, grammar: GrammarSpec) -> None:
         """Compiles a grammar before a request with it is submitted. Raises InvalidRequestError for one that
@@ -75,15 +82,19 @@ class Generation:
     """
 
     def __init__(
-        self, engine: EngineClient, requests: Sequence[Request], before: Usage | None = None
+        self,
+        engine: EngineClient,
+        requests: Sequence[Request],
+        metrics: Metrics,
+        timeout: float | None = None,
+        before: Usage | None = None,
     ) -> None:
-        """Submits them all, or none: raises InvalidRequestError when the engine refuses one.
-
-        before: what was computed for them beforehand.
-        """
-        self._engine, self._requests = engine, tuple(requests)
+        """Submits them all, or none: raises InvalidRequestError or QueueFullError when the engine refuses
+        one. timeout: seconds that they may take. before: what was computed for them beforehand."""
+        self._engine, self._requests, self._timeout = engine, tuple(requests), timeout
         self._n = requests[0].sampling.n
         self._running: dict[str, AsyncIterator[Event]] = {}
+        self._meter: RequestMeter | None = None  # of what was admitted
         self.usage = Usage(computed=0 if before is None else before.computed)
         try:
             for request in requests:
@@ -91,7 +102,13 @@ class Generation:
         except BaseException:
             self.abort()
             raise
+        self._meter = RequestMeter(metrics, requests)
         self.num_choices = self._n * len(requests)
+
+    @property
+    def usage_so_far(self) -> Usage:
+        """Of the prompts, before anything is drawn."""
+        return Usage(prompt=sum(len(request.prompt_token_ids) for request in self._requests))
 
     def __enter__(self) -> Generation:
         return self
@@ -106,15 +123,20 @@ class Generation:
         for request_id in self._running:
             self._engine.abort(request_id)
         self._running.clear()
+        if self._meter is not None:
+            self._meter.leave()
 
     async def events(self) -> AsyncIterator[tuple[int, Delta | ChoiceDone]]:
         """(choice index, event) as they come, until every request has finished; fills `usage`.
 
-        Raises EngineFailedError when a request ends in any other way.
+        Raises EngineFailedError when a request ends in any other way, or takes too long.
         """
-        async for prompt_index, event in _merge(list(self._running.values())):
+        async for prompt_index, event in _in_time(_merge(list(self._running.values())), self._timeout):
             if isinstance(event, TERMINAL):
                 self._running.pop(event.request_id, None)
+            if self._meter is not None:
+                index = 0 if isinstance(event, TERMINAL) else prompt_index * self._n + event.index
+                self._meter.see(index, event)
             match event:
                 case Delta() | ChoiceDone():
                     yield prompt_index * self._n + event.index, event
@@ -132,6 +154,26 @@ class Generation:
         async for index, event in self.events():
             completions[index].take(event)
         return completions
+
+
+async def _in_time(
+    items: AsyncIterator[tuple[int, Event]], seconds: float | None
+) -> AsyncIterator[tuple[int, Event]]:
+    """Raises RequestTimeoutError where they take longer."""
+    if seconds is None:
+        async for item in items:
+            yield item
+        return
+    deadline = asyncio.get_running_loop().time() + seconds
+    try:
+        while True:
+            async with asyncio.timeout_at(deadline):
+                item = await anext(items)
+            yield item
+    except StopAsyncIteration:
+        return
+    except TimeoutError as error:
+        raise RequestTimeoutError(f"the request took longer than the {seconds:g} seconds it may") from error
 
 
 async def _merge(streams: Sequence[AsyncIterator[Event]]) -> AsyncIterator[tuple[int, Event]]:

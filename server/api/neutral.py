@@ -73,7 +73,6 @@ CHAT: Harmless = {
     "include_reasoning": (True,),
     "modalities": (["text"],),
     "moderation": (),
-    "reasoning_effort": ("none",),
     "web_search_options": (),
 }
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from trimtab.guidance.controllers import CONTROLLERS, HORIZON
 from trimtab.guidance.ranges import shown
+from trimtab.guidance.text.render import TEMPLATE_VARIABLES
 from trimtab.server.api import neutral
 from trimtab.server.engine.request import InvalidRequestError
 
@@ -112,6 +113,8 @@ class Message(StrictModel):
     content: Annotated[list[TextPart] | None, BeforeValidator(_as_parts)] = None
     tool_calls: list[ToolCallFields] | None = None
     tool_call_id: UnicodeText | None = None
+    reasoning_content: UnicodeText | None = None
+    reasoning: UnicodeText | None = None
 
     @model_validator(mode="after")
     def _calls_and_their_results_where_they_belong(self) -> Message:
@@ -131,11 +134,13 @@ class Message(StrictModel):
 
 
 class StreamOptions(StrictModel):
-    """include_usage: a last chunk with the token counts."""
+    """include_usage: a last chunk with the token counts. continuous_usage_stats: those so far in every chunk
+    before it, too."""
 
     NEUTRAL = neutral.STREAM_OPTIONS
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
 
 
 def _as_messages(prompt: Any) -> Any:
@@ -303,6 +308,11 @@ class GenerationRequest(StrictModel):
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
     prompt_logprobs: int | None = None
+    truncate_prompt_tokens: int | None = None
+    min_tokens: int | None = None
+    stop_token_ids: list[int] | None = None
+    include_stop_str_in_output: bool | None = None
+    bad_words: list[UnicodeText] | None = None
     guided_json: JsonSchema | None = None
     guided_regex: UnicodeText | None = None
     guided_choice: Choices | None = None
@@ -339,6 +349,10 @@ class GenerationRequest(StrictModel):
     @property
     def wants_usage_chunk(self) -> bool:
         return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def wants_usage_in_chunks(self) -> bool:
+        return self.stream_options is not None and bool(self.stream_options.continuous_usage_stats)
 
 
 class FunctionFields(StrictModel):
@@ -411,7 +425,34 @@ def _as_tool_choice(choice: Any) -> Any:
     return {"type": choice} if isinstance(choice, str) else choice
 
 
-class ChatRequest(GenerationRequest):
+class ChatRendering(StrictModel):
+    """How a conversation is written for the model: with the beginning of a reply behind it (the default),
+    with its last message open-ended, and with what else the chat template reads. An effort of reasoning is
+    one of those things."""
+
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: UnicodeText | None = None
+
+    @model_validator(mode="after")
+    def _one_end_and_no_variable_twice(self) -> Self:
+        if self.add_generation_prompt and self.continue_final_message:
+            what = "goes on with the last message, and add_generation_prompt behind it; give one"
+            raise InvalidRequestError(what, "continue_final_message")
+        for name in self.chat_template_kwargs or {}:
+            if name in TEMPLATE_VARIABLES:
+                raise InvalidRequestError("has a field of its own; give that", f"chat_template_kwargs.{name}")
+        return self
+
+    @property
+    def template_variables(self) -> dict[str, Any]:
+        """Of the chat template, beside the conversation."""
+        effort = {} if self.reasoning_effort is None else {"reasoning_effort": self.reasoning_effort}
+        return effort | (self.chat_template_kwargs or {})
+
+
+class ChatRequest(GenerationRequest, ChatRendering):
     """The body of POST /v1/chat/completions."""
 
     NEUTRAL = neutral.CHAT
@@ -523,7 +564,7 @@ class ScoreRequest(StrictModel):
         return {"prompt": "prompt" if self.messages is None else "messages"}
 
 
-class TokenizeRequest(StrictModel):
+class TokenizeRequest(ChatRendering):
     """The body of POST /tokenize: a text or a conversation, as vLLM takes them."""
 
     NEUTRAL = neutral.LABELS

@@ -11,6 +11,7 @@ from typing import Any
 
 from trimtab.server.api.generation import Usage
 from trimtab.server.api.readings.prompts import PromptReading
+from trimtab.server.api.readings.reasoning import ReasoningSplitter, ReasoningTags
 from trimtab.server.api.selection import Chosen
 from trimtab.server.api.tokens import TokenText, jsonable_logprob
 from trimtab.server.api.tools.choice import ToolChoiceReader
@@ -79,7 +80,8 @@ class ReplyFormat(ABC):
     def reply(self, chosen: Sequence[Chosen], usage: Usage) -> Json:
         """A whole reply."""
         rendered = [
-            self.choice(index, one.completion) | {"guidance": self._guidance(one)}
+            self.choice(index, one.completion)
+            | {"stop_reason": one.completion.stop_reason, "guidance": self._guidance(one)}
             for index, one in enumerate(chosen)
         ]
         return {**self._frame, "object": self.object_name, "choices": rendered, "usage": usage_json(usage)}
@@ -99,7 +101,8 @@ class ReplyFormat(ABC):
 
     def last_choice(self, index: int, event: ChoiceDone) -> Json:
         """A choice's last chunk: why it ended, and the summary."""
-        return self.closing(index, event) | {"guidance": summary_json(event.summary)}
+        more = {"stop_reason": event.stop_reason, "guidance": summary_json(event.summary)}
+        return self.closing(index, event) | more
 
     def logprobs_or_none(self, tokens: Sequence[TokenRecord], offsets: Sequence[int]) -> Json | None:
         """None when the request did not ask for them."""
@@ -162,11 +165,16 @@ class ChatFormat(ReplyFormat):
         logprobs: bool,
         trace: bool,
         tools: ToolUse | None = None,
+        reasoning: ReasoningTags | None = None,
+        reasons: bool = False,
     ) -> None:
-        """tools: what the replies may call."""
+        """tools: what the replies may call. reasoning: of a model that thinks between tags; reasons: replies
+        begin within them."""
         super().__init__(model, token_text, logprobs=logprobs, trace=trace)
         self._tools = tools
         self._readers: dict[int, ToolChoiceReader] = {}
+        self._reasoning, self._reasons = reasoning, reasons
+        self._splitters: dict[int, ReasoningSplitter] = {}
 
     def reply(self, chosen: Sequence[Chosen], usage: Usage) -> Json:
         reply = super().reply(chosen, usage)
@@ -175,28 +183,41 @@ class ChatFormat(ReplyFormat):
         return {**reply, "prompt_logprobs": self.prompt.entries(self.num_prompt_top, self.token_text)}
 
     def choice(self, index: int, completion: Completion) -> Json:
-        said: Json = {"content": completion.text}
+        thought: Json = {}
+        answer = completion
+        if (splitter := self._splitter()) is not None:
+            reasoning, answer = splitter.whole(completion)
+            thought = {"reasoning_content": reasoning} if reasoning else {}
+        said: Json = {"content": answer.text}
         finish_reason: str = completion.finish_reason
         if self._tools is not None:
             reader = self._tools.reader()
-            said = reader.message(completion)
+            said = reader.message(answer)
             finish_reason = reader.finish_reason(completion.finish_reason)
         return {
             "index": index,
-            "message": {"role": "assistant", **said, "refusal": None},
+            "message": {"role": "assistant", **said, **thought, "refusal": None},
             "logprobs": self.logprobs_or_none(completion.tokens, completion.offsets),
             "finish_reason": finish_reason,
         }
 
+    def _splitter(self) -> ReasoningSplitter | None:
+        return None if self._reasoning is None else ReasoningSplitter(self._reasoning, self._reasons)
+
     def opening(self, index: int) -> Json:
+        if (splitter := self._splitter()) is not None:
+            self._splitters[index] = splitter
         if self._tools is None:
             return _chunk(index, {"role": "assistant", "content": ""})
         self._readers[index] = self._tools.reader()
         return _chunk(index, {"role": "assistant", "content": None})
 
     def delta(self, index: int, event: Delta) -> tuple[Json, bool]:
-        reader = self._readers.get(index)
-        said = reader.delta(event) if reader else {"content": event.text} if event.text else {}
+        reader, splitter = self._readers.get(index), self._splitters.get(index)
+        thought, answer = ("", event) if splitter is None else splitter.split(event)
+        said = reader.delta(answer) if reader else {"content": answer.text} if answer.text else {}
+        if thought:
+            said["reasoning_content"] = thought
         logprobs = self.logprobs_or_none(event.tokens, event.offsets)
         return _chunk(index, said, logprobs), bool(said)
 

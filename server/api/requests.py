@@ -15,6 +15,7 @@ from trimtab.guidance.text.render import Tool, Turn, encode_chat, reads_tools, u
 from trimtab.server.api.config import ApiConfig
 from trimtab.server.api.generation_defaults import SamplingDefaults
 from trimtab.server.api.protocol import (
+    ChatRendering,
     ChatRequest,
     CompletionRequest,
     GenerationRequest,
@@ -24,7 +25,9 @@ from trimtab.server.api.protocol import (
 )
 from trimtab.server.api.tokens import Tokenizer
 from trimtab.server.engine.request import (
+    MAX_BAD_WORDS,
     MAX_CHOICES,
+    MAX_STOP_LENGTH,
     EngineInfo,
     GrammarKind,
     GrammarSpec,
@@ -39,7 +42,7 @@ COMPLETION_MAX_TOKENS = 16
 NEGATIVE_PROMPT = "guidance.rule.negative_prompt"
 LONGEST_ID = 19  # decimal digits, before int() reads them: no more fit 64 bits
 
-_CONVERTED = ("max_tokens", "logprobs", "stop", "logit_bias")
+_CONVERTED = ("max_tokens", "logprobs", "stop", "logit_bias", "stop_token_ids", "bad_words")
 _SAME_NAME = [
     field.name
     for field in fields(SamplingParams)
@@ -47,22 +50,62 @@ _SAME_NAME = [
 ]
 
 
+Words = tuple[tuple[int, ...], ...]
+
+
+def tokens_of_words(tokenizer: Tokenizer, words: Sequence[str]) -> Words:
+    """Each in the two ways in which it is written most: as it begins a text, and after a space.
+
+    Raises InvalidRequestError for too many words, and for an empty one.
+    """
+    if len(words) > MAX_BAD_WORDS:
+        raise InvalidRequestError(f"has {len(words)} words, of at most {MAX_BAD_WORDS}", "bad_words")
+    found: dict[tuple[int, ...], None] = {}
+    for word in words:
+        if not 0 < len(word) <= MAX_STOP_LENGTH:
+            what = f"must be words of 1…{MAX_STOP_LENGTH} characters, got one of {len(word)}"
+            raise InvalidRequestError(what, "bad_words")
+        for written in (word, f" {word.lstrip()}"):
+            found[tuple(tokenizer(written, add_special_tokens=False)["input_ids"])] = None
+    return tuple(found)
+
+
+def truncated(prompt: list[int], body: GenerationRequest, info: EngineInfo) -> list[int]:
+    """The last of the prompt's tokens, as many as are asked for; −1 are those that leave room for a reply.
+
+    Raises InvalidRequestError for a number out of range.
+    """
+    limit = getattr(body, "max_completion_tokens", None) or body.max_tokens or 1
+    most, wanted = info.max_model_len - max(limit, 1), body.truncate_prompt_tokens
+    if wanted is None:
+        return prompt
+    if wanted == 0 or not -1 <= wanted <= info.max_model_len:
+        what = f"must be 1…{info.max_model_len}, or -1 for what fits, got {shown(wanted)}"
+        raise InvalidRequestError(what, "truncate_prompt_tokens")
+    return prompt[-max(most if wanted == -1 else wanted, 1) :]
+
+
 def chat_sampling(
-    body: ChatRequest, prompt_length: int, info: EngineInfo, defaults: SamplingDefaults
+    body: ChatRequest, prompt_length: int, info: EngineInfo, defaults: SamplingDefaults, bad_words: Words = ()
 ) -> SamplingParams:
     """Without a limit the reply may use what the prompt leaves of the context, or the model's own default.
 
+    bad_words: as `tokens_of_words` gives them.
     Raises InvalidRequestError for a value out of range.
     """
     asked = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     room = _room(prompt_length, info)
     usual = min(defaults.max_new_tokens or room, room)
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    return _sampling(body, defaults, usual if asked is None else asked, logprobs)
+    return _sampling(body, defaults, usual if asked is None else asked, logprobs, bad_words)
 
 
 def completion_sampling(
-    body: CompletionRequest, prompt_length: int, info: EngineInfo, defaults: SamplingDefaults
+    body: CompletionRequest,
+    prompt_length: int,
+    info: EngineInfo,
+    defaults: SamplingDefaults,
+    bad_words: Words = (),
 ) -> SamplingParams:
     """Without a limit the reply has at most 16 tokens, as OpenAI's reference says. Raises like chat_sampling.
 
@@ -70,7 +113,7 @@ def completion_sampling(
     """
     usual = min(COMPLETION_MAX_TOKENS, _room(prompt_length, info))
     max_tokens = usual if body.max_tokens is None else body.max_tokens or 1
-    return _sampling(body, defaults, max_tokens, body.logprobs)
+    return _sampling(body, defaults, max_tokens, body.logprobs, bad_words)
 
 
 def _room(prompt_length: int, info: EngineInfo) -> int:
@@ -79,7 +122,11 @@ def _room(prompt_length: int, info: EngineInfo) -> int:
 
 
 def _sampling(
-    body: GenerationRequest, defaults: SamplingDefaults, max_tokens: int, logprobs: int | None
+    body: GenerationRequest,
+    defaults: SamplingDefaults,
+    max_tokens: int,
+    logprobs: int | None,
+    bad_words: Words,
 ) -> SamplingParams:
     asked = {name: getattr(body, name) for name in _SAME_NAME}
     given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
@@ -88,6 +135,8 @@ def _sampling(
         logprobs=logprobs,
         stop=tuple(body.stop or ()),
         logit_bias=_logit_bias(body.logit_bias or {}),
+        stop_token_ids=tuple(body.stop_token_ids or ()),
+        bad_words=bad_words,
         **(defaults.sampling | given),
     )
     if body.best_of is None:
@@ -239,9 +288,14 @@ def _negative_messages(body: GenerationRequest) -> list[Message]:
 
 
 def render_chat(
-    tokenizer: Tokenizer, messages: Sequence[Message], tools: Sequence[Tool] = (), param: str = "messages"
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    tools: Sequence[Tool] = (),
+    param: str = "messages",
+    asked: ChatRendering | None = None,
 ) -> list[int]:
-    """Token ids of the conversation up to where the assistant's reply begins. param: the field it stands in.
+    """Token ids of the conversation up to where the assistant's reply begins, or as it is asked for. param:
+    the field it stands in.
 
     Raises InvalidRequestError when there is no template, when it refuses the conversation or fails at it, or
     when it leaves out tools, calls or their results.
@@ -255,7 +309,16 @@ def render_chat(
     turns = _turns(messages)
     try:
         _check_is_read(tokenizer, turns, tools, param)
-        return encode_chat(tokenizer, turns, tools=tools)
+        if asked is None:
+            return encode_chat(tokenizer, turns, tools=tools)
+        return encode_chat(
+            tokenizer,
+            turns,
+            add_generation_prompt=asked.add_generation_prompt is not False,
+            continues=bool(asked.continue_final_message),
+            tools=tools,
+            variables=asked.template_variables,
+        )
     except ChatTemplateError as error:
         raise InvalidRequestError(str(error), param) from error
 
@@ -268,6 +331,8 @@ def _turns(messages: Sequence[Message]) -> list[Turn]:
     for message in messages:
         turn: dict[str, Any] = {"role": template_role(message.role)}
         turn["content"] = None if message.content is None else message.text
+        if reasoning := message.reasoning_content or message.reasoning:
+            turn["reasoning_content"] = reasoning
         if message.tool_calls:
             turn["tool_calls"] = [_called(call) for call in message.tool_calls]
             names.update((call.id, call.function.name) for call in message.tool_calls)

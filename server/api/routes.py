@@ -1,8 +1,9 @@
-"""Routes: answer POST /v1/chat/completions and /v1/completions, GET /v1/models and /health."""
+"""Routes: answer POST /v1/chat/completions and /v1/completions, GET /v1/models, /health and /metrics."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
@@ -13,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 
 from trimtab.server.api.errors import RETRY_LATER, naming
 from trimtab.server.api.generation import Generation, Usage
+from trimtab.server.api.metrics import CONTENT_TYPE
 from trimtab.server.api.protocol import ChatRequest, CompletionRequest, GenerationRequest
 from trimtab.server.api.readings.prompts import (
     PromptReading,
@@ -21,7 +23,7 @@ from trimtab.server.api.readings.prompts import (
     whole_prompt,
 )
 from trimtab.server.api.readings.read import read_prompts
-from trimtab.server.api.replies import ChatFormat, CompletionFormat, Json
+from trimtab.server.api.replies import ChatFormat, CompletionFormat, Json, ReplyFormat
 from trimtab.server.api.requests import (
     chat_sampling,
     completion_sampling,
@@ -30,6 +32,8 @@ from trimtab.server.api.requests import (
     render_chat,
     resolve_grammar,
     resolve_guidance,
+    tokens_of_words,
+    truncated,
 )
 from trimtab.server.api.selection import Selection, rejection_of, selection_of
 from trimtab.server.api.service import ReadyService, Service, why_not_ready
@@ -47,7 +51,7 @@ async def create_chat_completion(body: ChatRequest, http: HttpRequest, service: 
     """A chat reply, whole or as server-sent events."""
     chat = await begin_chat(body, http, service)
     if body.stream:
-        return EventStream(chat.generation, chat.reply, include_usage=body.wants_usage_chunk)
+        return _stream(body, chat.generation, chat.reply)
     return await whole_reply(http, chat.generation, chat.reply, chat.selection)
 
 
@@ -70,13 +74,23 @@ async def begin_chat(body: ChatRequest, http: HttpRequest, service: Service) -> 
     negative = await asyncio.to_thread(negative_chat, service.tokenizer, body, tools)
     guidance = resolve_guidance(body.guidance, service.config, info, negative)
     grammar = await _prepare(service, body, use)
-    prompt = await asyncio.to_thread(render_chat, service.tokenizer, body.messages, tools)
+    tokenizer = service.tokenizer
+    prompt = await asyncio.to_thread(render_chat, tokenizer, body.messages, tools, "messages", body)
+    prompt = truncated(prompt, body, info)
+    bad_words = await asyncio.to_thread(tokens_of_words, tokenizer, body.bad_words or [])
+    reasoning = service.reasoning
     reply = ChatFormat(
-        info.model_name, service.token_text, logprobs=bool(body.logprobs), trace=guidance.trace, tools=use
+        info.model_name,
+        service.token_text,
+        logprobs=bool(body.logprobs),
+        trace=guidance.trace,
+        tools=use,
+        reasoning=reasoning,
+        reasons=reasoning is not None and reasoning.tags.reasons_after(prompt),
     )
     with naming(body.engine_fields.get):
         longest = max(len(prompt), len(negative))
-        sampling = chat_sampling(body, longest, info, service.config.sampling_defaults)
+        sampling = chat_sampling(body, longest, info, service.config.sampling_defaults, bad_words)
         selection, rejection = selection_of(body, guidance, info), rejection_of(body, guidance, info)
         request = Request(
             reply.reply_id, tuple(prompt), sampling, guidance, grammar=grammar, rejection=rejection
@@ -89,7 +103,7 @@ async def begin_chat(body: ChatRequest, http: HttpRequest, service: Service) -> 
                 http, service, reply.reply_id, asked, guidance, body.prompt_logprobs
             )
             reply.num_prompt_top = body.prompt_logprobs
-        generation = Generation(service.engine, [request], usage)
+        generation = service.generation([request], usage)
     return Chat(reply, generation, sampling, selection)
 
 
@@ -102,6 +116,8 @@ async def create_completion(body: CompletionRequest, http: HttpRequest, service:
     guidance = resolve_guidance(body.guidance, service.config, info, negative)
     grammar = await _prepare(service, body)
     prompts = await asyncio.to_thread(_tokenise, service.tokenizer, body.prompt)
+    prompts = [truncated(prompt, body, info) for prompt in prompts]
+    bad_words = await asyncio.to_thread(tokens_of_words, service.tokenizer, body.bad_words or [])
     reply = CompletionFormat(
         info.model_name, service.token_text, logprobs=body.logprobs is not None, trace=guidance.trace
     )
@@ -110,7 +126,7 @@ async def create_completion(body: CompletionRequest, http: HttpRequest, service:
         service.head_rows.meet("text", (name for name, _ in guidance.heads))
     with naming(body.engine_fields.get):
         longest = max(len(prompt) for prompt in (*prompts, negative))
-        sampling = completion_sampling(body, longest, info, service.config.sampling_defaults)
+        sampling = completion_sampling(body, longest, info, service.config.sampling_defaults, bad_words)
         selection, rejection = selection_of(body, guidance, info), rejection_of(body, guidance, info)
         followed = prompts if body.max_tokens != 0 else []
         requests = [
@@ -128,10 +144,15 @@ async def create_completion(body: CompletionRequest, http: HttpRequest, service:
         if not requests:
             read = reply.echoed or reply.prompts
             return JSONResponse(reply.reply(unfollowed(read), usage_of(read, usage)))
-        generation = Generation(service.engine, requests, usage)
+        generation = service.generation(requests, usage)
     if body.stream:
-        return EventStream(generation, reply, include_usage=body.wants_usage_chunk)
+        return _stream(body, generation, reply)
     return await whole_reply(http, generation, reply, selection)
+
+
+def _stream(body: GenerationRequest, generation: Generation, reply: ReplyFormat) -> EventStream:
+    always = body.wants_usage_in_chunks
+    return EventStream(generation, reply, include_usage=body.wants_usage_chunk, always=always)
 
 
 async def _read_prompts(
@@ -148,7 +169,8 @@ async def _read_prompts(
         return None
     for request in requests or map(whole_prompt, prompts):
         check_request(request, service.info)
-    texts = await asyncio.to_thread(_texts, service.tokenizer, body.prompt)
+    sent = prompts if body.truncate_prompt_tokens is not None else body.prompt
+    texts = await asyncio.to_thread(_texts, service.tokenizer, sent)
     asked = [PromptReading(text, tuple(ids)) for text, ids in zip(texts, prompts, strict=True)]
     usage = None
     if body.prompt_logprobs is not None or body.logprobs is not None:
@@ -178,7 +200,7 @@ def _tokenise(tokenizer: Tokenizer, prompts: list[str | list[int]]) -> list[list
     return [tokenizer.encode(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
 
 
-def _texts(tokenizer: Tokenizer, prompts: list[str | list[int]]) -> list[str]:
+def _texts(tokenizer: Tokenizer, prompts: Sequence[str | list[int]]) -> list[str]:
     return [prompt if isinstance(prompt, str) else tokenizer.decode(prompt) for prompt in prompts]
 
 
@@ -208,6 +230,12 @@ def _model(service: Service) -> Json:
         "default_head": service.config.default_head,
         "default_strength": service.config.default_strength,
     }
+
+
+@router.get("/metrics")
+async def metrics(http: HttpRequest) -> Response:
+    """For Prometheus, also while there is no engine."""
+    return Response(http.app.state.metrics.page(), media_type=CONTENT_TYPE)
 
 
 @router.get("/version")

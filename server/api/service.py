@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, FastAPI
-from starlette.requests import Request
+from starlette.requests import Request as HttpRequest
 
 from trimtab.guidance.text.prompt_form import Form, mismatch
 from trimtab.server.api.config import ApiConfig
 from trimtab.server.api.errors import ModelNotFoundError, NotReadyError
-from trimtab.server.api.generation import EngineClient
+from trimtab.server.api.generation import EngineClient, Generation, Usage
+from trimtab.server.api.metrics import Metrics
+from trimtab.server.api.readings.reasoning import ReasoningTags
 from trimtab.server.api.tokens import Tokenizer, TokenText
 from trimtab.server.api.tools.formats import CallFormat
-from trimtab.server.engine.request import EngineInfo, HeadInfo
+from trimtab.server.engine.request import EngineInfo, EngineStats, HeadInfo, Request
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +51,8 @@ UNAVAILABLE = {
 @dataclass(frozen=True, slots=True)
 class Service:
     """info: the engine's, as it was when it got ready. config: resolved. head_rows: to be told what heads are
-    used on. call_format: how the model calls tools, where that is known."""
+    used on. call_format: how the model calls tools, where that is known. reasoning: the tags that it thinks
+    between, if it does."""
 
     engine: EngineClient
     info: EngineInfo
@@ -57,12 +60,18 @@ class Service:
     token_text: TokenText
     config: ApiConfig
     head_rows: HeadRows
+    metrics: Metrics
     call_format: CallFormat | None
+    reasoning: ReasoningTags | None
 
     @property
     def can_chat(self) -> bool:
         """Whether there is a chat template."""
         return bool(self.tokenizer.chat_template)
+
+    def generation(self, requests: Sequence[Request], before: Usage | None = None) -> Generation:
+        """Takes before and raises like Generation."""
+        return Generation(self.engine, requests, self.metrics, self.config.access.request_timeout, before)
 
     def check_model(self, asked: str | None) -> None:
         """Raises ModelNotFoundError for any other model than the one served."""
@@ -78,7 +87,13 @@ def why_not_ready(app: FastAPI) -> str | None:
     return UNAVAILABLE.get(status)
 
 
-def ready_service(request: Request) -> Service:
+def stats_of(app: FastAPI) -> EngineStats | None:
+    """None while there is no engine."""
+    service: Service | None = app.state.service
+    return None if service is None else service.engine.stats
+
+
+def ready_service(request: HttpRequest) -> Service:
     """The dependency of every /v1 route. Raises NotReadyError unless the engine takes requests."""
     reason = why_not_ready(request.app)
     if reason is not None:

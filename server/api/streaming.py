@@ -38,8 +38,11 @@ class GenerationStream(StreamingResponse):
 class EventStream(GenerationStream):
     """One `data:` line per chunk, after a failure the error's, then `[DONE]`."""
 
-    def __init__(self, generation: Generation, reply: ReplyFormat, *, include_usage: bool) -> None:
-        super().__init__(generation, _lines(_chunks(generation, reply, include_usage)))
+    def __init__(
+        self, generation: Generation, reply: ReplyFormat, *, include_usage: bool, always: bool = False
+    ) -> None:
+        """include_usage: in a last chunk; and so far in every chunk, if always."""
+        super().__init__(generation, _lines(_chunks(generation, reply, include_usage, always)))
 
 
 async def whole_reply(
@@ -101,17 +104,27 @@ def data_line(data: object) -> str:
     return f"data: {json.dumps(data, allow_nan=False, separators=(',', ':'))}\n\n"
 
 
-async def _chunks(generation: Generation, reply: ReplyFormat, include_usage: bool) -> AsyncIterator[Json]:
-    no_usage_yet = {"usage": None} if include_usage else {}
+async def _chunks(
+    generation: Generation, reply: ReplyFormat, include_usage: bool, always: bool
+) -> AsyncIterator[Json]:
+    so_far = generation.usage_so_far
+
+    def usage() -> Json:
+        """None where it is told at the end."""
+        if not include_usage:
+            return {}
+        return {"usage": usage_json(so_far) if always else None}
+
     for index in range(generation.num_choices):
         if (choice := reply.opening(index)) is not None:
-            yield reply.chunk(choice, **no_usage_yet)
+            yield reply.chunk(choice, **usage())
     async for index, event in generation.events():
         if isinstance(event, Delta):
+            so_far.completion += len(event.tokens)
             choice = reply.delta_choice(index, event)
         else:
             choice = reply.last_choice(index, event)
         if choice is not None:
-            yield reply.chunk(choice, **no_usage_yet)
+            yield reply.chunk(choice, **usage())
     if include_usage:
         yield reply.chunk(usage=usage_json(generation.usage))

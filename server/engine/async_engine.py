@@ -18,11 +18,13 @@ from trimtab.server.engine.host_memory import keep_freed_memory
 from trimtab.server.engine.request import (
     TERMINAL,
     EngineInfo,
+    EngineStats,
     EngineUnavailableError,
     Event,
     Failed,
     GrammarSpec,
     InvalidRequestError,
+    QueueFullError,
     Request,
 )
 
@@ -34,6 +36,21 @@ _UNAVAILABLE: dict[Status, str] = {
     "stopping": "the server is shutting down",
     "dead": "the engine has died; the server's log says why",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLimits:
+    """On requests that are admitted and have not ended, and on the tokens of their prompts and replies."""
+
+    max_requests: int | None = None
+    max_tokens: int | None = None
+
+    def check(self, num_before: int, num_tokens: int) -> None:
+        """Raises QueueFullError where one more is too many, or its tokens are."""
+        if self.max_requests is not None and num_before >= self.max_requests:
+            raise QueueFullError(f"{num_before} requests are under way; try again in a moment")
+        if self.max_tokens is not None and num_before and num_tokens > self.max_tokens:
+            raise QueueFullError("too many tokens are under way; try again in a moment")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +69,12 @@ class AsyncEngine:
 
     Events of a step leave the thread together, one wake-up for each event loop that has requests.
 
-    load: makes the engine; what it raises becomes `error`, and the status "dead".
+    load: makes the engine; what it raises becomes `error`, and the status "dead". limits: on all requests
+    that are admitted and have not ended.
     """
 
-    def __init__(self, load: Callable[[], Engine]) -> None:
-        self._load = load
+    def __init__(self, load: Callable[[], Engine], limits: QueueLimits | None = None) -> None:
+        self._load, self._limits = load, limits or QueueLimits()
         self._commands: queue.SimpleQueue[_Add | _Abort | None] = queue.SimpleQueue()
         self._lock = threading.Lock()  # of the mailboxes and of the status: who comes in, and when no more
         self._mailboxes: dict[asyncio.AbstractEventLoop, Mailbox] = {}
@@ -106,6 +124,11 @@ class AsyncEngine:
     def info(self) -> EngineInfo:
         return self.engine.info
 
+    @property
+    def stats(self) -> EngineStats | None:
+        """None while there is no engine."""
+        return None if self._engine is None or self.status in ("starting", "dead") else self._engine.stats
+
     async def prepare(self, grammar: GrammarSpec) -> None:
         """Compile a request's grammar before it is submitted, beside everything else that goes on.
 
@@ -125,11 +148,12 @@ class AsyncEngine:
         terminal one.
 
         Leaving the iteration early aborts the request. Raises InvalidRequestError at once for what can
-        never be served, EngineUnavailableError when the engine is not ready.
+        never be served, EngineUnavailableError when the engine is not ready, QueueFullError where no more is
+        admitted now.
         """
         self.engine.check(request)
         grammar = None if request.grammar is None else self.engine.grammars.compile(request.grammar)
-        events = self._open(request.request_id)
+        events = self._open(request)
         self._commands.put(_Add(request, grammar))
         return self._events(request.request_id, events)
 
@@ -137,16 +161,21 @@ class AsyncEngine:
         """End a request within one step; its iterator then yields Aborted. Unknown ids are ignored."""
         self._commands.put(_Abort(request_id))
 
-    def _open(self, request_id: str) -> asyncio.Queue[Event]:
+    def _open(self, request: Request) -> asyncio.Queue[Event]:
         """Where the request's events will arrive. One of them will be terminal, whatever comes: this door is
         closed before all requests are ended, and every mailbox that was made here is then told."""
         with self._lock:
             if self.status != "ready":
                 raise EngineUnavailableError(_UNAVAILABLE[self.status])
-            if any(request_id in box for box in self._mailboxes.values()):
-                raise InvalidRequestError(f"'{request_id}' is in use", "request_id")
+            boxes = self._mailboxes.values()
+            if any(request.request_id in box for box in boxes):
+                raise InvalidRequestError(f"'{request.request_id}' is in use", "request_id")
+            num_tokens = request.num_tokens
+            self._limits.check(
+                sum(len(box.request_ids) for box in boxes), sum(box.num_tokens for box in boxes) + num_tokens
+            )
             loop = asyncio.get_running_loop()
-            return self._mailboxes.setdefault(loop, Mailbox(loop)).open(request_id)
+            return self._mailboxes.setdefault(loop, Mailbox(loop)).open(request.request_id, num_tokens)
 
     async def _events(self, request_id: str, events: asyncio.Queue[Event]) -> AsyncIterator[Event]:
         is_over = False
@@ -231,6 +260,7 @@ class Mailbox:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self._queues: dict[str, asyncio.Queue[Event]] = {}
+        self._tokens: dict[str, int] = {}
 
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._queues
@@ -239,10 +269,15 @@ class Mailbox:
     def request_ids(self) -> list[str]:
         return list(self._queues)
 
-    def open(self, request_id: str) -> asyncio.Queue[Event]:
+    @property
+    def num_tokens(self) -> int:
+        """Of the requests that are open, at most."""
+        return sum(self._tokens.values())
+
+    def open(self, request_id: str, num_tokens: int = 0) -> asyncio.Queue[Event]:
         """Where the request's events arrive, the terminal one last; in the loop's own thread."""
         queue: asyncio.Queue[Event] = asyncio.Queue()
-        self._queues[request_id] = queue
+        self._queues[request_id], self._tokens[request_id] = queue, num_tokens
         return queue
 
     def hand_over(self, events: Sequence[Event]) -> bool:
@@ -262,7 +297,7 @@ class Mailbox:
             if queue is not None:
                 queue.put_nowait(event)
                 if isinstance(event, TERMINAL):
-                    del self._queues[event.request_id]
+                    del self._queues[event.request_id], self._tokens[event.request_id]
 
     def _call(self, work: Callable[[], None]) -> bool:
         try:

@@ -37,6 +37,7 @@ from trimtab.server.engine.replies import Measured, Reply, new_replies
 from trimtab.server.engine.request import (
     Aborted,
     EngineInfo,
+    EngineStats,
     Event,
     ExpertInfo,
     Failed,
@@ -49,7 +50,7 @@ from trimtab.server.engine.request import (
 )
 from trimtab.server.engine.row_needs import RowNeeds
 from trimtab.server.engine.sampler import Drawn, Sampler
-from trimtab.server.engine.scheduler import Purpose, Row, Scheduler, Step
+from trimtab.server.engine.scheduler import Counts, Purpose, Row, Scheduler, Step
 from trimtab.server.engine.startup import NO_MODELS, load, measure_blocks, resolve_num_blocks
 from trimtab.server.engine.state_recorder import StateRecorder
 from trimtab.server.engine.step_result import StepResult
@@ -79,6 +80,7 @@ class Engine:
         self.runner = ModelRunner(policy, config, num_blocks, bank.memory_sizes, compiled)
         self.experts = Experts(experts, config, num_blocks, self.runner.state)
         self._live: dict[str, LiveRequest] = {}
+        self._counts = Counts()
         self._start_over()
         if policy.device.type == "cuda":
             warm_up(self.sampler, policy, bank, self.runner.state)
@@ -133,6 +135,21 @@ class Engine:
         """From now on all replies run to their ends, and the recorder keeps their hidden states."""
         assert not self._live, "requests under way would be recorded in part"
         self._recorder = recorder
+
+    @property
+    def stats(self) -> EngineStats:
+        """May be read from any thread, between two steps or within one."""
+        scheduler, running = self.scheduler, list(self.scheduler.running)
+        blocks = scheduler.blocks
+        return EngineStats(
+            num_running=len(running),
+            num_waiting=scheduler.num_waiting,
+            num_guided=sum(choice.request.guidance.is_guided for choice in running),
+            cache_usage=1 - blocks.num_free / max(blocks.num_usable, 1),
+            prefix_queries=self._counts.prefix_queries,
+            prefix_hits=self._counts.prefix_hits,
+            num_preemptions=self._counts.num_preemptions,
+        )
 
     @property
     def has_work(self) -> bool:
@@ -238,6 +255,7 @@ class Engine:
             live = self._live.get(choice.request.request_id)
             if live is None:  # another choice of it has just failed here
                 continue
+            live.take_up()
             try:
                 self._tell_state(live, choice)
             except Exception as error:
@@ -369,6 +387,7 @@ class Engine:
         if not token.is_finite:
             self._fail_unmeasured(live)
             return
+        live.note_token()
         if live.population is not None:
             self._grow(live.population, row, token)
             return
@@ -539,7 +558,7 @@ class Engine:
     def _start_over(self) -> None:
         config, state, compiled = self.config, self.runner.state, self.runner.compiled
         blocks = BlockManager(self.runner.cache.num_blocks, config.block_size, config.prefix_caching)
-        self.scheduler = Scheduler(blocks, config.max_num_seqs, config.token_budget)
+        self.scheduler = Scheduler(blocks, config.max_num_seqs, config.token_budget, self._counts)
         self.sampler = Sampler(
             self.policy, self.bank, state, config.strict, compiled, probe=self.runner.probe
         )

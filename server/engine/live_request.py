@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from trimtab.server.engine.lane import Choice, Lane, Phase
 from trimtab.server.engine.population import Population
 from trimtab.server.engine.rejection import Race
 from trimtab.server.engine.replies import Reply
-from trimtab.server.engine.request import Finished, Request
+from trimtab.server.engine.request import Finished, Request, RequestTimes
 from trimtab.server.engine.row_needs import RowNeeds
 from trimtab.server.engine.scheduler import Row
 
@@ -30,6 +31,9 @@ class LiveRequest:
     race: Race | None = None
     population: Population | None = None
     forbidden: Forbidden | None = None
+    arrived: float = field(default_factory=time.monotonic)
+    taken_up: float | None = None
+    first_token: float | None = None
 
     def mask(self, row: Row) -> np.ndarray:
         """i32[⌈V/32⌉], see `apply_token_mask`: what may be drawn behind a row of a request that has masks."""
@@ -38,6 +42,14 @@ class LiveRequest:
             return reply.grammar.mask()
         assert self.forbidden is not None
         return self.forbidden.mask(row.end - row.choice.num_prompt_tokens, reply.token_ids)
+
+    def take_up(self) -> None:
+        """It has begun to be computed."""
+        self.taken_up = self.taken_up or time.monotonic()
+
+    def note_token(self) -> None:
+        """A token of it has been read."""
+        self.first_token = self.first_token or time.monotonic()
 
     def reply_in(self, choice: Choice, lane: Lane) -> Reply:
         """What is drawn in that lane."""
@@ -50,10 +62,19 @@ class LiveRequest:
         return all(choice.phase is Phase.DONE for choice in self.choices)
 
     def finished(self) -> Finished:
+        given = self.request.given  # no completion: nothing of it was drawn
+        drawn = () if given else self.replies
         return Finished(
             self.request.request_id,
-            num_prompt_tokens=len(self.request.prompt_token_ids),
+            num_prompt_tokens=len(self.request.prompt_token_ids) + len(given),
             num_cached_tokens=self.choices[0].num_cached_tokens,
-            num_completion_tokens=sum(len(reply.token_ids) for reply in self.replies),
+            num_completion_tokens=sum(len(reply.token_ids) for reply in drawn),
             num_computed_tokens=sum(choice.num_run_tokens for choice in self.choices),
+            times=self._times(),
         )
+
+    def _times(self) -> RequestTimes:
+        now = time.monotonic()
+        taken_up = self.taken_up or now
+        first = self.first_token or now
+        return RequestTimes(taken_up - self.arrived, first - taken_up, now - first)

@@ -58,6 +58,10 @@ class EngineUnavailableError(RuntimeError):
     """The engine is still loading, stops, or has died; the message says which."""
 
 
+class QueueFullError(RuntimeError):
+    """As many requests, or tokens of requests, are under way as may be."""
+
+
 def _check(ok: bool, param: str, problem: str) -> None:
     if not ok:
         raise InvalidRequestError(problem, param)
@@ -218,6 +222,12 @@ class Guidance:
         if self.rule.reads_values and not self.strength:
             object.__setattr__(self, "rule", Tilt())
 
+    @property
+    def is_guided(self) -> bool:
+        """Whether heads or a rule may change what is drawn."""
+        steers = self.strength and any(weight for _, weight in self.heads)
+        return bool(steers or self.rule.adds_scores)
+
 
 def read_rule(kind: str, options: Mapping[str, Any]) -> Rule:
     """A rule as a request names it. Raises InvalidRequestError."""
@@ -291,6 +301,11 @@ class Request:
     grammar: GrammarSpec | None = None
     rejection: Rejection | None = None
     given: tuple[int, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        """Of its prompt and of all its replies, at most."""
+        return len(self.prompt_token_ids) + self.sampling.n * self.sampling.max_tokens
 
 
 def reading_of(request_id: str, prompt: Sequence[int], given: Sequence[int], **other: Any) -> Request:
@@ -388,15 +403,27 @@ class ChoiceDone:
 
 
 @dataclass(frozen=True, slots=True)
+class RequestTimes:
+    """Seconds of a request in the engine: until it was taken up, from then to its first token, and from there
+    to its last."""
+
+    queue: float
+    prefill: float
+    decode: float
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """Terminal: every choice has ended. num_computed_tokens: those that the model was run on for it, also in
-    companion lanes, probes and dropped forks, and what had to be computed again."""
+    companion lanes, probes and dropped forks, and what had to be computed again. times: as they were
+    measured."""
 
     request_id: str
     num_prompt_tokens: int
     num_cached_tokens: int
     num_completion_tokens: int
     num_computed_tokens: int = 0
+    times: RequestTimes | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -497,6 +524,21 @@ class EngineInfo:
     num_blocks: int = 2**20
     block_size: int = 16
     experts: tuple[ExpertInfo, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """What an engine is at, and has done so far. cache_usage: share of the blocks that lanes hold.
+    prefix_queries, prefix_hits: tokens of prompts that were looked up, and found. num_guided: of the running
+    choices, those that are steered."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    num_guided: int = 0
+    cache_usage: float = 0.0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+    num_preemptions: int = 0
 
 
 def check_request(request: Request, info: EngineInfo) -> None:

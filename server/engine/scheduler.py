@@ -76,6 +76,16 @@ class _Refusal:
     next_keys: tuple[ChainKey, ...]
 
 
+@dataclass(slots=True)
+class Counts:
+    """What an engine's schedulers have done so far, one after the other. prefix_queries, prefix_hits: tokens
+    of prompts that were looked up in the prefix cache, and found there."""
+
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+    num_preemptions: int = 0
+
+
 class Scheduler:
     """running, waiting: in the order of arrival, a preempted choice before all that wait.
 
@@ -86,8 +96,16 @@ class Scheduler:
     alike the first come is the first served.
     """
 
-    def __init__(self, blocks: BlockManager, max_num_seqs: int, max_num_batched_tokens: int) -> None:
+    def __init__(
+        self,
+        blocks: BlockManager,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        counts: Counts | None = None,
+    ) -> None:
+        """counts: those of the scheduler before, which are gone on with."""
         self.blocks = blocks
+        self.counts = counts or Counts()
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.waiting = WaitingLine(max_num_batched_tokens)
@@ -99,6 +117,12 @@ class Scheduler:
 
     def __bool__(self) -> bool:
         return bool(self.waiting or self.running)
+
+    @property
+    def num_waiting(self) -> int:
+        """Choices that wait for room, or for their leader's prompt."""
+        waiting = list(self.waiting)
+        return len(waiting) + sum(len(choice.followers) for choice in (*waiting, *list(self.running)))
 
     def add(self, choices: Iterable[Choice]) -> None:
         """Enqueue the choices of one request. Followers wait until their leader's prompt is computed."""
@@ -280,6 +304,7 @@ class Scheduler:
         self.waiting.put_first([choice])
         choice.phase = Phase.WAITING
         choice.num_preemptions += 1
+        self.counts.num_preemptions += 1
         step.preempted.append(choice)
 
     def _release(self, choice: Choice) -> None:
@@ -364,6 +389,9 @@ class Scheduler:
                 self.blocks.match_prefix(lane, _most_cached(choice, lane))
         if choice.num_preemptions == 0:
             choice.num_cached_tokens = choice.lane.num_computed
+            if choice.leader is None:
+                self.counts.prefix_queries += choice.num_prompt_tokens
+                self.counts.prefix_hits += choice.num_cached_tokens
 
     def _share_prompt(self, choice: Choice) -> None:
         """Fork a pool's prompt into the lanes that have nothing yet, once the first one has computed it."""

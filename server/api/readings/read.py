@@ -8,7 +8,7 @@ from dataclasses import replace
 from starlette.requests import Request as HttpRequest
 
 from trimtab.server.api.errors import naming
-from trimtab.server.api.generation import Generation, Usage
+from trimtab.server.api.generation import Usage
 from trimtab.server.api.readings.prompts import PromptReading
 from trimtab.server.api.service import Service
 from trimtab.server.api.streaming import gather_while_connected
@@ -42,7 +42,7 @@ async def read_prompts(
         ]
     if not requests:
         return list(prompts), Usage()
-    with Generation(service.engine, requests) as generation:
+    with service.generation(requests) as generation:
         readings = iter(await gather_while_connected(http, generation))
     found = [
         replace(prompt, reading=next(readings)) if len(prompt.token_ids) > 1 else prompt for prompt in prompts

@@ -14,7 +14,6 @@ from trimtab.guidance.errors import DataError, PolicyError
 from trimtab.guidance.text.encoding import EncodedReply, ReplyEncoder
 from trimtab.guidance.text.message import Message as TextMessage
 from trimtab.server.api.errors import naming
-from trimtab.server.api.generation import Generation
 from trimtab.server.api.protocol import DetokenizeRequest, ScoreRequest, TokenizeRequest
 from trimtab.server.api.replies import Json, summary_json, trace_json, usage_json
 from trimtab.server.api.requests import render_chat, resolve_guidance
@@ -36,7 +35,7 @@ async def score(body: ScoreRequest, http: HttpRequest, service: ReadyService) ->
     name = f"score-{uuid.uuid4().hex}"
     with naming(body.engine_fields.get):
         request = reading_of(name, encoded.prompt_ids, encoded.reply_ids, guidance=guidance)
-        generation = Generation(service.engine, [request])
+        generation = service.generation([request])
     with generation:
         (reply,) = await gather_while_connected(http, generation)
     return {
@@ -81,7 +80,7 @@ async def tokenize(body: TokenizeRequest, service: ReadyService) -> Json:
 
 def _tokenise(tokenizer: Tokenizer, body: TokenizeRequest) -> list[int]:
     if body.messages is not None:
-        return render_chat(tokenizer, body.messages)
+        return render_chat(tokenizer, body.messages, asked=body)
     ids: list[int] = tokenizer(body.prompt or "", add_special_tokens=body.add_special_tokens is not False)[
         "input_ids"
     ]

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
+import tyro
+
+from trimtab.server.api.access.config import AccessConfig
 from trimtab.server.api.config import ToolCallParser
 from trimtab.server.commands.model import ModelConfig
 
@@ -20,15 +24,23 @@ class ServeConfig(ModelConfig):
     are answered 503; what then still runs ends with an error, as it does at once on a second signal.
     tool_call_parser: how the model writes calls of tools: hermes (Hermes, Qwen) or llama3_json (Llama 3);
     `auto` goes by the chat template.
+    tls_certificate: PEM file of a certificate, with its chain; the server then speaks HTTPS alone.
+    tls_key: PEM file of the certificate's private key.
+    access: keys, limits and hosts.
     """
 
     host: str = "127.0.0.1"
     port: int = 8000
     shutdown_timeout: float = 8.0
     tool_call_parser: ToolCallParser = "auto"
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    access: tyro.conf.OmitArgPrefixes[AccessConfig] = field(default_factory=AccessConfig)
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 2**16:
             raise ValueError(f"port must be 0…65535, got {self.port}")
         if not 0 <= self.shutdown_timeout < math.inf:
             raise ValueError(f"shutdown_timeout must be 0 or more seconds, got {self.shutdown_timeout:g}")
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key go together: give both, or neither")

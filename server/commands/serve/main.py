@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import json
 import logging
 import os
 import shlex
 import signal
 import socket
+import ssl
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from trimtab.guidance.errors import EngineDiedError, UserError
+from trimtab.server.api.access.config import AccessConfig
 from trimtab.server.commands.model import resolve_api, resolve_engine
 from trimtab.server.commands.serve.config import ServeConfig
 from trimtab.server.flags import parse
@@ -26,6 +30,9 @@ if TYPE_CHECKING:
     from trimtab.server.commands.serve.run import ModelServer
 
 
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
 def main(prog: str, args: Sequence[str]) -> None:
     """Serves until told to stop, and leaves the process: with 0, or with 1 if the engine has died. Raises
     UserError, HeadError or ConfigError with one line."""
@@ -33,7 +40,9 @@ def main(prog: str, args: Sequence[str]) -> None:
     engine_config = resolve_engine(config.engine)
     api_config = replace(resolve_api(config), tool_call_parser=config.tool_call_parser)
     listener = bind(config.host, config.port)
-    url = f"http://{_netloc(listener)}"
+    api_config = replace(api_config, access=at_home(config.access, listener))
+    tls = check_tls(config)
+    url = f"{'https' if tls else 'http'}://{_netloc(listener)}"
     print(f"loading {config.engine.model}; until it is ready {url}/health answers 503", flush=True)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     start = time.perf_counter()
@@ -42,7 +51,7 @@ def main(prog: str, args: Sequence[str]) -> None:
     def announce(service: Service) -> None:
         print(welcome(service, url, time.perf_counter() - start), flush=True)
 
-    server = ModelServer(listener, engine_config, api_config, config.shutdown_timeout)
+    server = ModelServer(listener, engine_config, api_config, config.shutdown_timeout, tls)
     asyncio.run(_serve_and_leave(server, announce))
 
 
@@ -85,6 +94,27 @@ def bind(host: str, port: int) -> socket.socket:
         raise UserError(
             f"cannot listen on port {port} of {host}: {reason}; choose others with --port and --host"
         ) from error
+
+
+def check_tls(config: ServeConfig) -> tuple[Path, Path] | None:
+    """The files of the certificate and its key. Raises UserError for what cannot be read, or does not fit."""
+    certificate, key = config.tls_certificate, config.tls_key
+    if certificate is None or key is None:
+        return None
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+    except OSError as error:  # ssl's own among them
+        raise UserError(
+            f"--tls-certificate {certificate}, --tls-key {key}: {error.strerror or error}; name PEM files of "
+            "a certificate and its key"
+        ) from error
+    return certificate, key
+
+
+def at_home(access: AccessConfig, listener: socket.socket) -> AccessConfig:
+    """On a loopback address with the names that this machine has for itself, unless hosts are named."""
+    is_loopback = ipaddress.ip_address(listener.getsockname()[0]).is_loopback
+    return replace(access, allowed_hosts=LOOPBACK) if is_loopback and not access.allowed_hosts else access
 
 
 def welcome(service: Service, url: str, seconds: float) -> str:

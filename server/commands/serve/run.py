@@ -16,6 +16,7 @@ import uvicorn
 
 from trimtab.guidance.errors import EngineDiedError, UserError
 from trimtab.guidance.model_names import find_model
+from trimtab.server.api.access.slow import timed_protocol
 from trimtab.server.api.app import connect, create_waiting_app
 from trimtab.server.api.config import ApiConfig
 from trimtab.server.api.generation_defaults import (
@@ -40,15 +41,22 @@ DEATH_SECONDS = 1.0  # that a server with a dead engine goes on saying so
 class ModelServer:
     """Answers 503 on a listening socket while the engine loads, serves, and answers 503 again while it stops.
 
-    grace: seconds that replies under way may go on for once the server was told to stop.
+    grace: seconds that replies under way may go on for once the server was told to stop. tls: files of the
+    certificate and its key. Raises UserError for keys that cannot be read.
     """
 
     def __init__(
-        self, listener: socket.socket, engine_config: EngineConfig, api_config: ApiConfig, grace: float = 0.0
+        self,
+        listener: socket.socket,
+        engine_config: EngineConfig,
+        api_config: ApiConfig,
+        grace: float = 0.0,
+        tls: tuple[Path, Path] | None = None,
     ) -> None:
         self._listener, self._grace = listener, grace
         self._engine_config, self._api_config = engine_config, api_config
-        self._app = create_waiting_app()
+        access, (certificate, key) = api_config.access, tls or (None, None)
+        self._app = create_waiting_app(access)
         self._server = _HttpServer(
             uvicorn.Config(
                 self._app,
@@ -56,6 +64,12 @@ class ModelServer:
                 access_log=False,
                 lifespan="off",
                 timeout_graceful_shutdown=SEND_SECONDS,
+                http=timed_protocol(access.read_timeout),
+                ws="none",
+                limit_concurrency=access.max_connections,
+                server_header=False,
+                ssl_certfile=certificate,
+                ssl_keyfile=key,
             )
         )
         self._num_stops = 0
@@ -94,7 +108,10 @@ class ModelServer:
     async def _load(self, serving: asyncio.Task[None]) -> AsyncEngine | None:
         """The engine once it has loaded, or failed to; None when told to stop meanwhile."""
         template = self._api_config.chat_template
-        starting = asyncio.create_task(asyncio.to_thread(_start_engine, self._engine_config, template))
+        access = self._api_config.access
+        limits = access.max_queued_requests, access.max_queued_tokens
+        loading = asyncio.to_thread(_start_engine, self._engine_config, template, limits)
+        starting = asyncio.create_task(loading)
         while not self._num_stops and not serving.done():
             if starting.done() and starting.result().status != "starting":
                 return starting.result()
@@ -149,7 +166,7 @@ def find_defaults(model: str | Path, generation_config: str) -> SamplingDefaults
     from transformers.utils import cached_file  # noqa: PLC0415 (loaded with the engine)
 
     path: str | Path | None = generation_config
-    if generation_config == "none":
+    if generation_config in ("none", "vllm"):
         path = None
     elif generation_config == "auto":
         where = find_model(model)
@@ -162,11 +179,13 @@ def find_defaults(model: str | Path, generation_config: str) -> SamplingDefaults
         raise UserError(str(error)) from error
 
 
-def _start_engine(config: EngineConfig, chat_template: str | None) -> AsyncEngine:
+def _start_engine(
+    config: EngineConfig, chat_template: str | None, limits: tuple[int | None, int | None]
+) -> AsyncEngine:
     """Importing torch and transformers takes seconds, in which the port should answer."""
-    from trimtab.server.engine.async_engine import AsyncEngine  # noqa: PLC0415
+    from trimtab.server.engine.async_engine import AsyncEngine, QueueLimits  # noqa: PLC0415
     from trimtab.server.engine.engine import Engine  # noqa: PLC0415
 
-    engine = AsyncEngine(lambda: Engine.from_config(config, chat_template))
+    engine = AsyncEngine(lambda: Engine.from_config(config, chat_template), QueueLimits(*limits))
     engine.start()
     return engine

@@ -25,6 +25,7 @@ from trimtab.server.engine.request import (
     ChoiceDone,
     Delta,
     EngineInfo,
+    EngineStats,
     Event,
     ExpertInfo,
     Failed,
@@ -85,6 +86,9 @@ class EchoEngine:
     tokenizer: Any
     info: EngineInfo
     status: str = "ready"
+    stats: EngineStats = field(
+        default_factory=lambda: EngineStats(num_running=2, num_waiting=3, cache_usage=0.25, prefix_hits=7)
+    )
     fail_after: int | None = None
     failure_reason: FailureReason = "failed"
     hold_after: int | None = None

@@ -46,6 +46,7 @@ async def test_a_reply_has_openais_shape_and_its_guidance(client):
         "message": {"role": "assistant", "content": PROMPT, "refusal": None},
         "logprobs": None,
         "finish_reason": "stop",
+        "stop_reason": None,
         "guidance": {
             "kl": 0.25 * len(PROMPT),
             "mean_strength": 1.0,

@@ -71,7 +71,7 @@ def test_what_cannot_be_honoured_is_told_with_the_file_and_the_fix(write, stated
 def test_where_the_defaults_come_from(write, tmp_path: Path):
     path = write(STATED)
     assert find_defaults(tmp_path, "auto") == DEFAULTS
-    assert find_defaults(tmp_path, "none") == SamplingDefaults()
+    assert find_defaults(tmp_path, "none") == find_defaults(tmp_path, "vllm") == SamplingDefaults()
     assert find_defaults("elsewhere", str(path)) == find_defaults("elsewhere", str(tmp_path)) == DEFAULTS
     path.unlink()
     assert find_defaults(tmp_path, "auto") == SamplingDefaults()

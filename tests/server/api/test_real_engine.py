@@ -380,3 +380,16 @@ def test_demanded_calls_of_a_random_model_are_calls_by_any_rule_chosen_and_strea
     assert (
         "".join(p["arguments"] for p in pieces) == whole["message"]["tool_calls"][0]["function"]["arguments"]
     )
+
+
+def test_what_ends_a_reply_is_told_whole_and_streamed(client):
+    [token] = client.post("/tokenize", json={"prompt": "a", "add_special_tokens": False}).json()["tokens"]
+    bias = {str(token): 100}
+    body = {**GREEDY, "logit_bias": bias, "stop_token_ids": [token], "min_tokens": 1}
+    whole = chat(client, **body)
+    assert (whole["finish_reason"], whole["stop_reason"]) == ("stop", token)
+    with client.stream("POST", CHAT, json={**body, "stream": True}) as response:
+        last = [chunk["choices"][0] for chunk in chunks(response)][-1]
+    assert (last["finish_reason"], last["stop_reason"]) == ("stop", token)
+    kept = chat(client, logit_bias=bias, stop="aaa", include_stop_str_in_output=True)
+    assert (kept["message"]["content"], kept["stop_reason"]) == ("aaa", "aaa")

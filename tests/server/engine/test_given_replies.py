@@ -59,7 +59,11 @@ def run(engine: Engine, requests: Sequence[Request]) -> list[Completion]:
             if isinstance(event, Delta | ChoiceDone):
                 replies[event.request_id].take(event)
             elif isinstance(event, Finished):
-                assert event.num_completion_tokens == len(replies[event.request_id].tokens)
+                reply = replies[event.request_id]
+                num_given, num_prompt = len(reply.request.given), len(reply.request.prompt_token_ids)
+                num_drawn = 0 if num_given else len(reply.tokens)
+                assert event.num_prompt_tokens == num_prompt + num_given
+                assert event.num_completion_tokens == num_drawn
     return list(replies.values())
 
 

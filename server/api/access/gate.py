@@ -1,0 +1,118 @@
+"""Gate: lets in who has a key, a request that is said in time, and no more of a key than it may have."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from trimtab.server.api.access.keys import Keys
+from trimtab.server.api.access.rates import Rates
+from trimtab.server.api.errors import ApiError, SlowBodyError
+
+OPEN_PATHS = ("/health", "/ping", "/metrics", "/version")
+"""What load balancers and Prometheus ask for; nothing of it comes from a client."""
+ANYONE = "anyone"
+
+
+class Gate:
+    """ASGI middleware. keys: none for a server that asks for none. rates: of each key; where there are none,
+    of all clients together. hosts: names that a request may be sent to, `*.` before one for all below it;
+    none for any. read_timeout: seconds for a request's body."""
+
+    def __init__(
+        self, app: ASGIApp, keys: Keys, rates: Rates, hosts: Sequence[str], read_timeout: float
+    ) -> None:
+        self._app, self._keys, self._rates, self._hosts = app, keys, rates, hosts
+        self._read_timeout = read_timeout
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        if not self._is_for_us(Request(scope).headers.get("host", "")):
+            error = ApiError(421, _OTHER_HOST, "invalid_request_error", code="host_not_allowed")
+            await _refuse(scope, receive, send, error, {})
+            return
+        if scope["path"] in OPEN_PATHS or scope["method"] == "OPTIONS":
+            await self._app(scope, receive, send)
+            return
+        name = self._name(scope)
+        if name is None:
+            await _refuse(
+                scope,
+                receive,
+                send,
+                ApiError(401, _NO_KEY, "authentication_error", code="invalid_api_key"),
+                {"WWW-Authenticate": "Bearer"},
+            )
+            return
+        seconds = self._rates.begin(name)
+        if seconds is not None:
+            error = ApiError(429, _TOO_MANY, "rate_limit_error", code="rate_limit_exceeded")
+            await _refuse(scope, receive, send, error, {"Retry-After": str(math.ceil(seconds))})
+            return
+        scope.setdefault("state", {})["key_name"] = name
+        try:
+            await self._app(scope, _timely(receive, self._read_timeout), send)
+        finally:
+            self._rates.end(name)
+
+    def _is_for_us(self, host: str) -> bool:
+        if not self._hosts:
+            return True
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:
+            return False
+        return any(
+            name == allowed or (allowed.startswith("*.") and name.endswith(allowed[1:]))
+            for allowed in self._hosts
+        )
+
+    def _name(self, scope: Scope) -> str | None:
+        """Whose key it is; None where it is nobody's."""
+        if not self._keys:
+            return ANYONE
+        given = Request(scope).headers.get("authorization", "")
+        scheme, _, key = given.partition(" ")
+        return self._keys.find(key.strip()) if scheme.lower() == "bearer" else None
+
+
+_OTHER_HOST = "this server does not answer for that host; start it with --allowed-hosts NAME"
+_NO_KEY = "this server wants an API key: send the header Authorization: Bearer KEY"
+_TOO_MANY = "too many requests of this key; try again after the seconds that Retry-After says"
+
+
+def _timely(receive: Receive, seconds: float) -> Receive:
+    """Messages up to the body's end, all within so many seconds; after it a client may be silent.
+
+    Raises SlowBodyError.
+    """
+    deadline = asyncio.get_running_loop().time() + seconds
+    is_whole = False
+
+    async def receive_in_time() -> Message:
+        nonlocal is_whole
+        if is_whole:
+            return await receive()
+        try:
+            async with asyncio.timeout_at(deadline):
+                message = await receive()
+        except TimeoutError as error:
+            raise SlowBodyError(f"the body did not arrive within {seconds:g} seconds") from error
+        is_whole = message["type"] != "http.request" or not message.get("more_body", False)
+        return message
+
+    return receive_in_time
+
+
+async def _refuse(
+    scope: Scope, receive: Receive, send: Send, error: ApiError, headers: dict[str, str]
+) -> None:
+    await JSONResponse(error.body, error.status, headers=headers)(scope, receive, send)
