@@ -100,10 +100,12 @@ RESPONSE_ITEM: Harmless = {
     "annotations": ANYTHING,
     "cache_control": ANYTHING,
     "caller": ({"type": "direct"},),
+    "encrypted_content": ANYTHING,  # of another server's reasoning
     "id": ANYTHING,
     "namespace": (),
     "phase": ANYTHING,
     "status": ANYTHING,
+    "summary": ANYTHING,
 }
 
 RESPONSE_TOOL: Harmless = {
@@ -115,7 +117,7 @@ RESPONSE_TOOL: Harmless = {
 
 RESPONSE_TEXT: Harmless = {"verbosity": ANYTHING}
 
-REASONING: Harmless = {"effort": ("none",), "generate_summary": (), "summary": ()}
+REASONING: Harmless = {"generate_summary": (), "summary": ()}
 
 COMPLETION: Harmless = {
     **GENERATION,

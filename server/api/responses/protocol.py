@@ -50,9 +50,9 @@ class Part(TypedModel):
     """Of a message, or of what a tool returned."""
 
     NEUTRAL = neutral.TEXT_PART
-    TYPES = ("input_text", "output_text", "text")
+    TYPES = ("input_text", "output_text", "reasoning_text", "text")
 
-    type: Literal["input_text", "output_text", "text"]
+    type: Literal["input_text", "output_text", "reasoning_text", "text"]
     text: UnicodeText
 
 
@@ -64,17 +64,18 @@ Parts = Annotated[list[Part] | None, BeforeValidator(_as_parts)]
 
 
 class Item(TypedModel):
-    """A message, a call that an earlier reply made, or what it returned."""
+    """A message, a call that an earlier reply made, what it returned, or what the model thought."""
 
     NEUTRAL = neutral.RESPONSE_ITEM
-    TYPES = ("message", "function_call", "function_call_output")
+    TYPES = ("message", "function_call", "function_call_output", "reasoning")
     NEEDS: ClassVar[dict[str, tuple[str, ...]]] = {
         "message": ("role", "content"),
         "function_call": ("call_id", "name", "arguments"),
         "function_call_output": ("call_id", "output"),
+        "reasoning": ("content",),
     }
 
-    type: Literal["message", "function_call", "function_call_output"] = "message"
+    type: Literal["message", "function_call", "function_call_output", "reasoning"] = "message"
     role: Literal["system", "developer", "user", "assistant"] | None = None
     content: Parts = None
     call_id: UnicodeText | None = None
@@ -87,12 +88,29 @@ class Item(TypedModel):
         needs = self.NEEDS[self.type]
         given = self.model_dump(exclude_none=True, exclude={"type", "name"})
         for name in needs:
-            if getattr(self, name) is None:
+            if (
+                getattr(self, name) is None and self.type != "reasoning"
+            ):  # of which it may have only a summary
                 raise InvalidRequestError("is required", name)
         for name in given:
             if name not in needs:
                 raise InvalidRequestError(f"is not a {self.type}'s; leave it out", name)
         return self
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """A message's fields: of a message, or of what a call returned."""
+        parts = self.content if self.type == "message" else self.output
+        said = {"content": [TextPart(type="text", text=part.text) for part in parts or ()]}
+        if self.type == "message":
+            return {"role": self.role, **said}
+        return {"role": "tool", "tool_call_id": self.call_id, **said}
+
+    @property
+    def call(self) -> ToolCallFields:
+        """A call."""
+        function = CalledFunction(name=self.name or "", arguments=self.arguments or "")
+        return ToolCallFields(id=self.call_id or "", function=function)
 
 
 def _as_items(value: Any) -> Any:
@@ -181,9 +199,11 @@ def _as_choice(choice: Any) -> Any:
 
 
 class ReasoningFields(StrictModel):
-    """`reasoning`, which asks for nothing that is honoured."""
+    """`reasoning`. effort: for chat templates that read it."""
 
     NEUTRAL = neutral.REASONING
+
+    effort: UnicodeText | None = None
 
 
 class ResponsesRequest(StrictModel):
@@ -212,12 +232,14 @@ class ResponsesRequest(StrictModel):
     top_k: int | None = None
     min_p: float | None = None
     stop: UnicodeText | list[UnicodeText] | None = None
+    stop_token_ids: list[int] | None = None
     seed: int | None = None
     ignore_eos: bool | None = None
     logit_bias: dict[str, float] | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     guidance: GuidanceFields | None = None
 
     @property
@@ -232,6 +254,7 @@ class ResponsesRequest(StrictModel):
                 response_format=format.chats if format else None,
                 tools=[tool.chats for tool in self.tools or ()],
                 tool_choice=self.tool_choice.chats if self.tool_choice else None,
+                reasoning_effort=self.reasoning.effort if self.reasoning else None,
                 **asked,
             )
         except ValidationError as error:
@@ -239,20 +262,24 @@ class ResponsesRequest(StrictModel):
 
     @property
     def _messages(self) -> list[Message]:
-        """Calls are their reply's, several of them one message's."""
+        """Calls are their reply's, several of them one message's; so is what was thought before it."""
         found: list[dict[str, Any]] = []
         if self.instructions is not None:
-            found.append({"role": "system", "content": _texts([self.instructions])})
+            found.append({"role": "system", "content": [TextPart(type="text", text=self.instructions)]})
+        thought = ""
         for item in self.input:
-            if item.type == "message":
-                found.append({"role": item.role, "content": _texts(part.text for part in item.content or ())})
-            elif item.type == "function_call_output":
-                content = _texts(part.text for part in item.output or ())
-                found.append({"role": "tool", "tool_call_id": item.call_id, "content": content})
+            if item.type == "reasoning":
+                thought += "\n".join(part.text for part in item.content or ())
+                continue
+            if item.type != "function_call":
+                found.append(item.message)
             else:
-                if not found or found[-1]["role"] != "assistant":
-                    found.append({"role": "assistant", "tool_calls": []})
-                found[-1].setdefault("tool_calls", []).append(_call(item))
+                if thought or not found or found[-1]["role"] != "assistant":
+                    found.append({"role": "assistant"})
+                found[-1].setdefault("tool_calls", []).append(item.call)
+            if thought and found[-1]["role"] == "assistant":
+                found[-1]["reasoning_content"] = thought
+            thought = ""
         return [Message(**fields) for fields in found]
 
 
@@ -261,15 +288,6 @@ _SAME_NAME = [
     for name in ResponsesRequest.model_fields
     if name in ChatRequest.model_fields and name not in ("tools", "tool_choice", "stream_options")
 ]
-
-
-def _texts(texts: Any) -> list[TextPart]:
-    return [TextPart(type="text", text=text) for text in texts]
-
-
-def _call(item: Item) -> ToolCallFields:
-    function = CalledFunction(name=item.name or "", arguments=item.arguments or "")
-    return ToolCallFields(id=item.call_id or "", function=function)
 
 
 _NAMES = {

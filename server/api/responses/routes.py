@@ -11,7 +11,6 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from trimtab.server.api.errors import naming
-from trimtab.server.api.generation import Usage
 from trimtab.server.api.responses.events import Json, ResponseWriter
 from trimtab.server.api.responses.protocol import ResponsesRequest, name_of
 from trimtab.server.api.routes import Chat, begin_chat
@@ -67,16 +66,17 @@ async def _events(chat: Chat, writer: ResponseWriter) -> AsyncIterator[Json]:
         elif (choice := chat.reply.delta_choice(index, new)) is not None:
             for event in writer.take(choice):
                 yield event
-    for event in writer.closing(last, _usage(chat.generation.usage)):
+    for event in writer.closing(last, _usage(chat)):
         yield event
 
 
-def _usage(usage: Usage) -> Json:
+def _usage(chat: Chat) -> Json:
+    usage = chat.generation.usage
     return {
         "input_tokens": usage.prompt,
         "input_tokens_details": {"cached_tokens": usage.cached, "cache_write_tokens": 0},
         "output_tokens": usage.completion,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": chat.reply.num_reasoning_tokens},
         "total_tokens": usage.prompt + usage.completion,
         "computed_tokens": usage.computed,
     }

@@ -252,6 +252,26 @@ async def test_items_go_to_the_template_as_the_same_chat_does(make_scripted, mak
     assert "30 degrees of weather" in engine.prompts[0]
 
 
+async def test_reasoning_is_an_item_of_its_own_and_goes_back_to_the_template(make_scripted, make_client):
+    template = (
+        "{% for m in messages %}<{{ m.role }}>"
+        "{% if m.reasoning_content %}({{ m.reasoning_content }}){% endif %}{{ m.content }}{% endfor %}"
+        " {{ reasoning_effort }}"
+    )
+    engine = make_scripted("<think>Hm. Rome?</think>Yes.", template, special=("<think>", "</think>"))
+    async with make_client(engine) as client:
+        reply, events = await whole(client), await streamed(client)
+        more = [{"role": "user", "content": ASKED}, *reply["output"], {"role": "user", "content": "Sure?"}]
+        await whole(client, input=more, reasoning={"effort": "low"})
+    thought, message = reply["output"]
+    assert (thought["type"], thought["content"][0]["text"]) == ("reasoning", "Hm. Rome?")
+    assert message["content"][0]["text"] == "Yes."
+    assert put_together(events) == events[-1]["response"]["output"]
+    assert without_names(events[-1]["response"]) == without_names(reply)
+    assert reply["usage"]["output_tokens_details"] == {"reasoning_tokens": len("Hm. Rome?")}
+    assert engine.prompts[-1] == f"<user>{ASKED}<assistant>(Hm. Rome?)Yes.<user>Sure? low"
+
+
 async def test_a_call_or_a_format_that_is_demanded_is_held_to_its_schema(make_scripted, make_client):
     said = []
     answer = {"type": "json_schema", "name": "answer", "schema": CITY, "strict": True}
@@ -283,7 +303,7 @@ BAD = [
     ({"include": ["message.output_text.logprobs"]}, "include", "not supported"),
     ({"prompt": {"id": "p"}}, "prompt", "not supported"),
     ({"truncation": "auto"}, "truncation", "disabled"),
-    ({"reasoning": {"effort": "high"}}, "reasoning.effort", "none"),
+    ({"reasoning": {"summary": "auto"}}, "reasoning.summary", "not supported"),
     ({"top_logprobs": 2}, "top_logprobs", "send 0"),
     ({"max_tokens": 5}, "max_tokens", "max_output_tokens"),
     ({"temperatur": 1}, "temperatur", "temperature"),
