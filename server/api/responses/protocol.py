@@ -117,6 +117,10 @@ def _as_items(value: Any) -> Any:
     return [{"role": "user", "content": value}] if isinstance(value, str) else value
 
 
+def _as_list(stop: Any) -> Any:
+    return [stop] if isinstance(stop, str) else stop
+
+
 class TextFormat(TypedModel):
     """`text.format`."""
 
@@ -231,7 +235,7 @@ class ResponsesRequest(StrictModel):
     stream_options: StreamOptions | None = None
     top_k: int | None = None
     min_p: float | None = None
-    stop: UnicodeText | list[UnicodeText] | None = None
+    stop: Annotated[list[UnicodeText] | None, BeforeValidator(_as_list)] = None
     stop_token_ids: list[int] | None = None
     seed: int | None = None
     ignore_eos: bool | None = None
@@ -244,7 +248,7 @@ class ResponsesRequest(StrictModel):
 
     @property
     def chats(self) -> ChatRequest:
-        """As a chat has it. Raises InvalidRequestError for tools that cannot be told apart, or chosen."""
+        """As a chat has it. Raises InvalidRequestError for what is checked there, as tools are."""
         asked = {name: getattr(self, name) for name in _SAME_NAME}
         format = None if self.text is None else self.text.format
         try:
@@ -258,7 +262,10 @@ class ResponsesRequest(StrictModel):
                 **asked,
             )
         except ValidationError as error:
-            raise error.errors()[0]["ctx"]["error"] from error
+            first = error.errors()[0]
+            if isinstance(cause := first.get("ctx", {}).get("error"), InvalidRequestError):
+                raise cause from error
+            raise InvalidRequestError(first["msg"], ".".join(map(str, first["loc"]))) from error
 
     @property
     def _messages(self) -> list[Message]:
@@ -288,8 +295,6 @@ _SAME_NAME = [
     for name in ResponsesRequest.model_fields
     if name in ChatRequest.model_fields and name not in ("tools", "tool_choice", "stream_options")
 ]
-
-
 _NAMES = {
     "messages": "input",
     "max_completion_tokens": "max_output_tokens",

@@ -322,6 +322,7 @@ BAD = [
     ({"max_output_tokens": 0}, "max_output_tokens", "at least 1"),
     ({"max_output_tokens": 10**6}, "max_output_tokens", ""),
     ({"temperature": -1}, "temperature", ""),
+    ({"stop": 5}, "stop", "list"),
     ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema", "is required"),
     ({"text": {"format": {"type": "grammar", "syntax": "lark"}}}, "text.format.type", "json_schema"),
     (
@@ -341,6 +342,7 @@ BAD = [
     ({"tool_choice": {"type": "function"}}, "tool_choice.name", "is required"),
     ({"tool_choice": {"type": "web_search_preview"}}, "tool_choice.type", "function"),
     ({"tools": None, "tool_choice": "required"}, "tool_choice", "give tools"),
+    ({"chat_template_kwargs": {"tools": []}}, "chat_template_kwargs.tools", "field of its own"),
     ({"guidance": {"heads": {"nobody": 1}}}, "guidance.heads.nobody", "no such head"),
 ]
 
