@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -70,6 +71,37 @@ class ApiError:
         """OpenAI's error object."""
         fields = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
         return {"error": {name: text and _writable(text) for name, text in fields.items()}}
+
+
+class ErrorFields(BaseModel):
+    """param: the request's field at fault. code: a word for programs."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorReply(BaseModel):
+    """OpenAI's shape of errors, in which every error is told."""
+
+    error: ErrorFields
+
+
+def _error(description: str) -> dict[str, Any]:
+    return {"model": ErrorReply, "description": description}
+
+
+ERROR_REPLIES: dict[int | str, dict[str, Any]] = {
+    400: _error("A field is wrong, unknown or not supported; `param` names it."),
+    404: _error("The model is not served here."),
+    413: _error("The body is too large."),
+    429: _error("Too much is under way, or asked by one key; with `Retry-After`."),
+    500: _error("The engine could not go on with this request."),
+    503: _error("The model is loading, or the server stops; with `Retry-After`."),
+    "default": _error("Any other error."),
+}
+"""What a route answers beside its reply, for the OpenAPI schema."""
 
 
 KINDS: Mapping[type[Exception], tuple[int, str, str | None]] = {

@@ -12,7 +12,7 @@ from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
-from trimtab.server.api.errors import RETRY_LATER, naming
+from trimtab.server.api.errors import ERROR_REPLIES, RETRY_LATER, naming
 from trimtab.server.api.generation import Generation, Usage
 from trimtab.server.api.metrics import CONTENT_TYPE
 from trimtab.server.api.protocol import ChatRequest, CompletionRequest, GenerationRequest
@@ -35,6 +35,7 @@ from trimtab.server.api.requests import (
     tokens_of_words,
     truncated,
 )
+from trimtab.server.api.schemas.replies import ChatReply, CompletionReply, answers
 from trimtab.server.api.selection import Selection, rejection_of, selection_of
 from trimtab.server.api.service import ReadyService, Service, why_not_ready
 from trimtab.server.api.streaming import EventStream, whole_reply
@@ -43,10 +44,10 @@ from trimtab.server.api.tokens import Tokenizer
 from trimtab.server.api.tools.use import ToolUse, tool_use
 from trimtab.server.engine.request import GrammarSpec, Guidance, Request, SamplingParams, check_request
 
-router = APIRouter(route_class=StrictJsonRoute)
+router = APIRouter(route_class=StrictJsonRoute, responses=ERROR_REPLIES)
 
 
-@router.post("/v1/chat/completions")
+@router.post("/v1/chat/completions", responses=answers(ChatReply, streams=True))
 async def create_chat_completion(body: ChatRequest, http: HttpRequest, service: ReadyService) -> Response:
     """A chat reply, whole or as server-sent events."""
     chat = await begin_chat(body, http, service)
@@ -107,7 +108,7 @@ async def begin_chat(body: ChatRequest, http: HttpRequest, service: Service) -> 
     return Chat(reply, generation, sampling, selection)
 
 
-@router.post("/v1/completions")
+@router.post("/v1/completions", responses=answers(CompletionReply, streams=True))
 async def create_completion(body: CompletionRequest, http: HttpRequest, service: ReadyService) -> Response:
     """Completions of one or several prompts, whole or as server-sent events."""
     service.check_model(body.model)

@@ -13,20 +13,21 @@ from starlette.requests import Request as HttpRequest
 from trimtab.guidance.errors import DataError, PolicyError
 from trimtab.guidance.text.encoding import EncodedReply, ReplyEncoder
 from trimtab.guidance.text.message import Message as TextMessage
-from trimtab.server.api.errors import naming
+from trimtab.server.api.errors import ERROR_REPLIES, naming
 from trimtab.server.api.protocol import DetokenizeRequest, ScoreRequest, TokenizeRequest
 from trimtab.server.api.replies import Json, summary_json, trace_json, usage_json
 from trimtab.server.api.requests import render_chat, resolve_guidance
+from trimtab.server.api.schemas.replies import DetokenizeReply, ScoreReply, TokenizeReply, answers
 from trimtab.server.api.service import ReadyService, Service
 from trimtab.server.api.streaming import gather_while_connected
 from trimtab.server.api.strict_json import StrictJsonRoute
 from trimtab.server.api.tokens import Tokenizer
 from trimtab.server.engine.request import InvalidRequestError, check_ids, reading_of
 
-router = APIRouter(route_class=StrictJsonRoute)
+router = APIRouter(route_class=StrictJsonRoute, responses=ERROR_REPLIES)
 
 
-@router.post("/v1/score")
+@router.post("/v1/score", response_model=None, responses=answers(ScoreReply))
 async def score(body: ScoreRequest, http: HttpRequest, service: ReadyService) -> Json:
     """What the heads and the policy say of a reply that is given; nothing is sampled."""
     service.check_model(body.model)
@@ -68,7 +69,7 @@ def _encode(service: Service, body: ScoreRequest) -> EncodedReply:
         raise InvalidRequestError(str(error), field) from error
 
 
-@router.post("/tokenize")
+@router.post("/tokenize", response_model=None, responses=answers(TokenizeReply))
 async def tokenize(body: TokenizeRequest, service: ReadyService) -> Json:
     """The tokens of a text, or of a conversation as its template writes it."""
     service.check_model(body.model)
@@ -87,7 +88,7 @@ def _tokenise(tokenizer: Tokenizer, body: TokenizeRequest) -> list[int]:
     return ids
 
 
-@router.post("/detokenize")
+@router.post("/detokenize", response_model=None, responses=answers(DetokenizeReply))
 async def detokenize(body: DetokenizeRequest, service: ReadyService) -> Json:
     """The text of tokens."""
     service.check_model(body.model)

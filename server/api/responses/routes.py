@@ -14,15 +14,18 @@ from trimtab.server.api.errors import naming
 from trimtab.server.api.responses.events import Json, ResponseWriter
 from trimtab.server.api.responses.protocol import ResponsesRequest, name_of
 from trimtab.server.api.routes import Chat, begin_chat
+from trimtab.server.api.schemas.replies import answers
+from trimtab.server.api.schemas.responses import ResponseReply
 from trimtab.server.api.service import ReadyService
 from trimtab.server.api.streaming import GenerationStream, data_line, describe_failure, while_connected
 from trimtab.server.api.strict_json import StrictJsonRoute
 from trimtab.server.engine.request import Delta
 
+EVENTS = "with stream: OpenAI's typed events, the last `response.completed`, `.incomplete` or `.failed`"
 router = APIRouter(route_class=StrictJsonRoute)
 
 
-@router.post("/v1/responses")
+@router.post("/v1/responses", responses=answers(ResponseReply, streams=True, what=EVENTS))
 async def create_response(body: ResponsesRequest, http: HttpRequest, service: ReadyService) -> Response:
     """A response, whole or as typed server-sent events. Nothing is kept."""
     with naming(name_of):

@@ -13,6 +13,7 @@ from openai.types.responses import Response, ResponseStreamEvent
 
 from trimtab.server.api import neutral
 from trimtab.server.api.app import create_app
+from trimtab.server.api.schemas.responses import ResponseReply
 
 pytestmark = pytest.mark.anyio
 
@@ -33,6 +34,7 @@ async def whole(client, **body):
     response = await client.post(RESPONSES, json={"input": ASKED, **body})
     assert response.status_code == 200, response.text
     Response.model_validate_json(response.content)
+    ResponseReply.model_validate(response.json(), strict=True)
     return response.json()
 
 

@@ -1,0 +1,1 @@
+"""Schemas: describe replies in /openapi.json."""
