@@ -42,7 +42,7 @@ def test_every_flag_is_described(config):
 @pytest.mark.parametrize(
     ("config", "groups"),
     [
-        (ServeConfig, {"engine": "--model"}),
+        (ServeConfig, {"access": "--api-keys", "engine": "--model"}),
         (RolloutsConfig, {"engine": "--block-size", "judge": "--judge-url", "row": "--columns"}),
         (FeaturesConfig, {"engine": "--kv-cache-gib", "row": "--max-tokens"}),
     ],
