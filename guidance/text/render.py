@@ -130,6 +130,9 @@ ASKED, REPLY = "TRIMTABASKED", "TRIMTABREPLY"
 SYSTEM, USER, ASSISTANT = (
     {"role": role, "content": text} for role, text in (("system", "a"), ("user", ASKED), ("assistant", REPLY))
 )
+_CALL = {"id": "trimtab00", "type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
+_CALLING: Turn = {"role": "assistant", "content": None, "tool_calls": [_CALL]}
+_CALLED: Turn = {"role": "tool", "content": REPLY, "tool_call_id": "trimtab00", "name": "f"}
 _PROBES: tuple[tuple[Turn, ...], ...] = (
     (USER, ASSISTANT),
     (SYSTEM, USER, ASSISTANT),
@@ -148,16 +151,14 @@ def _holds(tokenizer: PreTrainedTokenizerBase, text: str, token_id: int) -> bool
     return token_id in tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def unread(
-    tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], tools: Sequence[Tool] = ()
-) -> list[str]:
+def unread(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn]) -> list[str]:
     """What of the conversation the template leaves out: keys beside role and content, and roles beside user
     and assistant; each where the rendered text is the same without it. Raises as render_chat."""
     extras = dict.fromkeys(key for turn in turns for key in turn if key not in ("role", "content"))
     roles = dict.fromkeys(turn["role"] for turn in turns if turn["role"] not in ("user", "assistant"))
     if not extras and not roles:
         return []
-    whole = render_chat(tokenizer, turns, add_generation_prompt=True, tools=tools)
+    whole = render_chat(tokenizer, turns, add_generation_prompt=True)
     others: dict[str, list[Turn]] = {
         key: [{k: v for k, v in turn.items() if k != key} for turn in turns] for key in extras
     }
@@ -165,20 +166,31 @@ def unread(
         others[f"role {role}"] = [
             {**turn, "content": ASKED} if turn["role"] == role else turn for turn in turns
         ]
-    return [what for what, changed in others.items() if _renders_as(tokenizer, changed, whole, tools)]
+    return [what for what, changed in others.items() if _renders_as(tokenizer, changed, whole)]
 
 
-def reads_tools(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], tools: Sequence[Tool]) -> bool:
-    """Whether the template writes another text where there are tools. Raises as render_chat."""
-    with_tools = render_chat(tokenizer, turns, add_generation_prompt=True, tools=tools)
-    return not _renders_as(tokenizer, turns, with_tools)
-
-
-def _renders_as(
-    tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], text: str, tools: Sequence[Tool] = ()
-) -> bool:
+def reads_tools(tokenizer: PreTrainedTokenizerBase, tools: Sequence[Tool]) -> bool:
+    """Whether the template writes another text where there are tools; tried with a short conversation, and
+    True where it refuses that. Raises PolicyError as render_chat."""
     try:
-        return render_chat(tokenizer, turns, add_generation_prompt=True, tools=tools) == text
+        with_tools = render_chat(tokenizer, (USER,), add_generation_prompt=True, tools=tools)
+    except ChatTemplateError:
+        return True
+    return not _renders_as(tokenizer, (USER,), with_tools)
+
+
+def unread_calls(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Which of `tool_calls` and `role tool` the template leaves out; tried as in reads_tools."""
+    try:
+        lost = unread(tokenizer, (USER, _CALLING, _CALLED))
+    except ChatTemplateError:
+        return []
+    return [what for what in lost if what in ("tool_calls", "role tool")]
+
+
+def _renders_as(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], text: str) -> bool:
+    try:
+        return render_chat(tokenizer, turns, add_generation_prompt=True) == text
     except ChatTemplateError:
         return False
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -372,6 +372,13 @@ class FunctionFields(StrictModel):
         return self
 
 
+_OTHER_PROPERTIES = {
+    *("additionalProperties", "unevaluatedProperties", "patternProperties"),
+    *("$ref", "allOf", "anyOf", "oneOf", "if", "dependentSchemas"),
+}
+"""Keywords of a schema that may name more properties, or say what is done with others."""
+
+
 class ToolFields(StrictModel):
     """A tool that may be called."""
 
@@ -380,14 +387,18 @@ class ToolFields(StrictModel):
 
     @property
     def schema_(self) -> dict[str, Any]:
-        """Of the arguments."""
-        return {"type": "object", **(self.function.parameters or {"properties": {}})}
+        """Of the arguments. No tool takes what its properties do not name, though a schema that says nothing
+        of others allows them."""
+        given = self.function.parameters
+        schema = {"type": "object", **({"properties": {}} if given is None else given)}
+        is_plain = "properties" in schema and not schema.keys() & _OTHER_PROPERTIES
+        return {**schema, "additionalProperties": False} if is_plain else schema
 
     @property
     def templated(self) -> dict[str, Any]:
         """As a chat template takes it; many write the description whether there is one or not."""
         function = {"name": self.function.name, "description": self.function.description or ""}
-        parameters = self.function.parameters or self.schema_
+        parameters = self.function.parameters or {"type": "object", "properties": {}}
         return {"type": "function", "function": {**function, "parameters": parameters}}
 
 
@@ -415,11 +426,11 @@ class ToolChoice(StrictModel):
         return self
 
 
-_CHOICES = ("none", "auto", "required")
+ToolWord = Literal["none", "auto", "required"]
 
 
 def _as_tool_choice(choice: Any) -> Any:
-    if isinstance(choice, str) and choice not in _CHOICES:
+    if isinstance(choice, str) and choice not in get_args(ToolWord):
         what = 'must be "none", "auto", "required", or {"type": "function", "function": {"name": …}}'
         raise ValueError(f"{what}, got {shown(choice)}")
     return {"type": choice} if isinstance(choice, str) else choice
@@ -462,7 +473,10 @@ class ChatRequest(GenerationRequest, ChatRendering):
     logprobs: bool | None = None
     top_logprobs: int | None = None
     tools: Annotated[list[ToolFields] | None, Field(max_length=MAX_TOOLS)] = None
-    tool_choice: Annotated[ToolChoice | None, BeforeValidator(_as_tool_choice)] = None
+    tool_choice: Annotated[
+        ToolChoice | None,
+        BeforeValidator(_as_tool_choice, json_schema_input_type=ToolWord | ToolChoice | None),
+    ] = None
     parallel_tool_calls: bool | None = None
 
     @model_validator(mode="after")

@@ -11,7 +11,7 @@ from trimtab.guidance.controllers import read_controllers
 from trimtab.guidance.errors import ChatTemplateError
 from trimtab.guidance.ranges import shown
 from trimtab.guidance.text.message import template_role
-from trimtab.guidance.text.render import Tool, Turn, encode_chat, reads_tools, unread
+from trimtab.guidance.text.render import Tool, Turn, encode_chat, reads_tools, unread_calls
 from trimtab.server.api.config import ApiConfig
 from trimtab.server.api.generation_defaults import SamplingDefaults
 from trimtab.server.api.protocol import (
@@ -359,11 +359,10 @@ def _object_or_text(arguments: str) -> dict[str, Any] | str:
 
 
 def _check_is_read(tokenizer: Any, turns: Sequence[Turn], tools: Sequence[Tool], param: str) -> None:
-    if tools and not reads_tools(tokenizer, turns, tools):
+    if tools and not reads_tools(tokenizer, tools):
         what = "this model's chat template leaves them out; start the server with --chat-template FILE"
         raise InvalidRequestError(what, "tools")
     if not any("tool_calls" in turn or turn["role"] == "tool" for turn in turns):
         return
-    lost = [what for what in unread(tokenizer, turns, tools) if what in ("tool_calls", "role tool")]
-    if lost:
+    if lost := unread_calls(tokenizer):
         raise InvalidRequestError(f"this model's chat template leaves out {' and '.join(lost)}", param)

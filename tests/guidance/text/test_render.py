@@ -6,10 +6,18 @@ from transformers import PreTrainedTokenizerFast
 
 from trimtab.guidance.errors import ChatTemplateError, PolicyError
 from trimtab.guidance.text import sandbox as template_sandbox
-from trimtab.guidance.text.render import TurnEnd, encode_chat, render_chat, turn_end
+from trimtab.guidance.text.render import (
+    TurnEnd,
+    encode_chat,
+    reads_tools,
+    render_chat,
+    turn_end,
+    unread_calls,
+)
 
 USER = {"role": "user", "content": "hi"}
 LOOP = "{% for m in messages %}"
+TOOL = {"type": "function", "function": {"name": "f", "description": "", "parameters": {}}}
 
 
 def tokenizer(template: str | dict[str, str] | None) -> PreTrainedTokenizerFast:
@@ -56,6 +64,7 @@ def test_words_without_end_are_cut():
 def test_of_several_templates_the_default_is_taken():
     templates = {"default": "{{ messages[0].content }}", "tool_use": "no"}
     assert render_chat(tokenizer(templates), [USER], add_generation_prompt=True) == "hi"
+    assert render_chat(tokenizer(templates), [USER], add_generation_prompt=True, tools=[TOOL]) == "no"
     with pytest.raises(ChatTemplateError, match="rag, tool_use"):
         render_chat(tokenizer({"rag": "", "tool_use": ""}), [USER], add_generation_prompt=True)
 
@@ -112,3 +121,25 @@ def test_a_template_that_takes_for_ever_is_tried_once(monkeypatch: pytest.Monkey
     slow = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
     with pytest.raises(ChatTemplateError, match=r"longer than 0\.1 s"):
         turn_end(tokenizer(slow))
+
+
+CALLS = (
+    LOOP
+    + "{{ m.content }}{% for c in m.tool_calls or [] %}{{ c.function.arguments.a }}{% endfor %}{% endfor %}"
+)
+READS = {  # template: whether it reads tools, and what of calls it leaves out
+    LOOP + "{{ m.content }}{% endfor %}": (False, ["tool_calls"]),
+    LOOP + "{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}": (
+        False,
+        ["tool_calls", "role tool"],
+    ),
+    "{{ tools | length }}" + CALLS: (True, []),
+    "{{ tools[0].function.name }}" + CALLS: (True, []),
+    "{{ raise_exception('a system message first') }}": (True, []),
+}
+
+
+@pytest.mark.parametrize("template", READS)
+def test_a_template_that_leaves_out_tools_or_calls_is_known(template: str):
+    made = tokenizer(template)
+    assert (reads_tools(made, [TOOL]), unread_calls(made)) == READS[template]

@@ -86,7 +86,6 @@ CHAT: list[tuple[dict[str, Any], str, str]] = [
     ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x", "unknown field"),
     ({"audio": {"voice": "x"}}, "audio", "not supported"),
     ({"modalities": ["text", "audio"]}, "modalities", "not supported"),
-    ({"reasoning_effort": "high"}, "reasoning_effort", "not supported"),
 ]
 
 COMPLETIONS: list[tuple[dict[str, Any], str, str]] = [

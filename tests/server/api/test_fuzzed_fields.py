@@ -101,6 +101,40 @@ completions = bodies(CompletionRequest, {"prompt": prompts}).map(
 )
 
 
+def mostly(strategy: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.integers(0, 12).flatmap(lambda drawn: strategy if drawn else scalars)
+
+
+names = mostly(st.sampled_from(["f", "g"]))
+schemas = st.sampled_from([{}, {"properties": {"a": {"enum": [1]}}}, {"type": "object", "not": {}}])
+functions = st.fixed_dictionaries(
+    {"name": names}, optional={"parameters": mostly(schemas), "strict": mostly(st.booleans())}
+)
+tools = st.fixed_dictionaries({"type": st.just("function"), "function": mostly(functions)})
+named = st.fixed_dictionaries(
+    {"type": st.just("function"), "function": st.fixed_dictionaries({"name": names})}
+)
+called = st.fixed_dictionaries({"name": names, "arguments": mostly(st.sampled_from(["", "{", '{"a": 1}']))})
+calls = st.fixed_dictionaries({"id": mostly(st.just("x")), "function": mostly(called)})
+turns = st.sampled_from(
+    [
+        {"role": st.just("user"), "content": st.just("a")},
+        {"role": st.just("assistant"), "content": scalars},
+        {"role": st.just("assistant"), "tool_calls": st.lists(mostly(calls), min_size=1, max_size=2)},
+        {"role": st.just("tool"), "content": st.just("a"), "tool_call_id": mostly(st.just("x"))},
+    ]
+).flatmap(st.fixed_dictionaries)
+calling = st.fixed_dictionaries(
+    {"messages": st.lists(turns, min_size=1, max_size=3), "tools": mostly(st.lists(tools, max_size=2))},
+    optional={
+        "tool_choice": mostly(st.sampled_from(["none", "auto", "required"]) | named),
+        "parallel_tool_calls": mostly(st.booleans()),
+        "stream": st.booleans(),
+        "response_format": mostly(st.just({"type": "json_object"})),
+    },
+)
+
+
 def write(value: Any) -> str:
     """JSON, with raw texts, bare NaN and infinity, and integers of any length."""
     if isinstance(value, Raw):
@@ -116,7 +150,10 @@ def write(value: Any) -> str:
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AsyncEngine]:
     folder = save_random_model(LlamaConfig(**SIZES), tmp_path_factory.mktemp("policy"))
     tokenizer = byte_tokenizer()
-    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}>"
+    tokenizer.chat_template = (
+        "{{ tools | length if tools else '' }}{# <tool_call> #}{% for m in messages %}{{ m['content'] }}"
+        "{% for c in m.tool_calls or [] %}{{ c.function.arguments }}{% endfor %}{% endfor %}>"
+    )
     tokenizer.save_pretrained(folder)
     save_random_head(folder / "heads", folder, "kind", seed=1, slope=0.5)
     save_random_head(folder / "heads", folder, "brief", form="lowrank", seed=2)
@@ -179,6 +216,14 @@ def test_any_chat_is_served_or_refused_by_the_name_of_a_field(
     engine: AsyncEngine, post: Poster, body: dict[str, Any]
 ):
     check(engine, post, "/v1/chat/completions", body)
+
+
+@settings(max_examples=100, deadline=None)
+@given(body=calling)
+def test_any_tools_are_served_or_refused_by_the_name_of_a_field(
+    engine: AsyncEngine, post: Poster, body: dict[str, Any]
+):
+    check(engine, post, "/v1/chat/completions", {"max_tokens": 3, **body})
 
 
 @settings(max_examples=250, deadline=None)

@@ -341,30 +341,28 @@ def test_a_score_an_echo_and_a_reply_agree(client):
 DIE = {"type": "object", "properties": {"n": {"enum": [1, 2, 3]}}, "required": ["n"]}
 TOOLS = {
     "tools": [
-        {
-            "type": "function",
-            "function": {"name": "cast", "parameters": {**DIE, "additionalProperties": False}},
-        },
+        {"type": "function", "function": {"name": "cast", "parameters": DIE}},
         {"type": "function", "function": {"name": "stop"}},
     ],
-    "max_tokens": 110,
+    "max_tokens": 100,
     "seed": 1,
+    "logit_bias": {str(token): -100 for token in byte_tokenizer()("\t\n ").input_ids},
     "messages": [{"role": "user", "content": "!"}],
 }
-RULES = [{"max_kl": 0.1}, {"rule": {"kind": "blockwise", "candidates": 2, "block": 8}}]
 
 
 def test_demanded_calls_of_a_random_model_are_calls_by_any_rule_chosen_and_streamed(start):
     _, client = start(TEMPLATE_WITH_TOOLS)
-    guidance = {"strength": 4, "heads": {"kind": 1, "brief": -0.5}}
-    named = {"type": "function", "function": {"name": "cast"}}
-    bodies = [{**TOOLS, "tool_choice": named, "guidance": {**guidance, **rule}} for rule in RULES]
-    bodies.append({**bodies[0], "n": 1, "best_of": 2, "majority": {"pattern": "[0-9]"}})
-    bodies.append({**bodies[0], "tool_choice": "required", "parallel_tool_calls": False, "n": 2})
-    for body in bodies:
-        response = client.post(CHAT, json=body)
-        assert response.status_code == 200, response.text
-        for choice in response.json()["choices"]:
+    heads = {"strength": 4, "heads": {"kind": 1, "brief": -0.5}}
+    body = {**TOOLS, "tool_choice": {"type": "function", "function": {"name": "cast"}}}
+    bodies = [
+        {**body, "guidance": {**heads, "rule": {"kind": "blockwise", "candidates": 2, "block": 8}}},
+        {**body, "guidance": {**heads, "max_kl": 0.1}, "best_of": 2, "majority": {"pattern": "[0-9]"}},
+        {**body, "guidance": heads, "tool_choice": "required", "parallel_tool_calls": False, "n": 2},
+    ]
+    replies = [client.post(CHAT, json=body).json() for body in bodies]
+    for reply in replies:
+        for choice in reply["choices"]:
             [call] = choice["message"]["tool_calls"]
             assert (choice["finish_reason"], choice["message"]["content"]) == ("tool_calls", None)
             arguments = json.loads(call["function"]["arguments"])
@@ -374,12 +372,10 @@ def test_demanded_calls_of_a_random_model_are_calls_by_any_rule_chosen_and_strea
             assert math.isfinite(choice["guidance"]["kl"])
     with client.stream("POST", CHAT, json={**bodies[0], "stream": True}) as response:
         deltas = [chunk["choices"][0]["delta"] for chunk in chunks(response)]
-    [whole] = client.post(CHAT, json=bodies[0]).json()["choices"]
     pieces = [call["function"] for delta in deltas for call in delta.get("tool_calls", [])]
     assert [piece.get("name") for piece in pieces] == ["cast"] + [None] * (len(pieces) - 1)
-    assert (
-        "".join(p["arguments"] for p in pieces) == whole["message"]["tool_calls"][0]["function"]["arguments"]
-    )
+    [call] = replies[0]["choices"][0]["message"]["tool_calls"]
+    assert "".join(piece["arguments"] for piece in pieces) == call["function"]["arguments"]
 
 
 def test_what_ends_a_reply_is_told_whole_and_streamed(client):

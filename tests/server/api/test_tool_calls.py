@@ -43,7 +43,7 @@ NO_CALLS = [
     '<tool_call>{"name": 3, "arguments": {}}</tool_call>',
     '<tool_call>{"name": "f" "arguments": {}}',
     '<tool_call>{"name": ["f"]}\n',
-    "<tool_call>" + "[" * 2000 + "]" * 2000,
+    "<tool_call>" + "[" * 1200 + "]" * 1200,
 ]
 HERMES += [(text, text, []) for text in NO_CALLS]
 L = '{"name": "f", "parameters": {"a": "; {"}}'
