@@ -22,6 +22,7 @@ from trimtab.server.api.models import routes as models
 from trimtab.server.api.models.profiles import check_profiles, model_ids
 from trimtab.server.api.readings import routes as readings
 from trimtab.server.api.readings.reasoning import ReasoningTags
+from trimtab.server.api.responses import routes as responses
 from trimtab.server.api.service import HeadRows, Service, stats_of
 from trimtab.server.api.tokens import Encoding, Tokenizer, TokenText
 from trimtab.server.api.tools.formats import find_format
@@ -42,10 +43,10 @@ def create_waiting_app(access: AccessConfig | None = None) -> FastAPI:
     app.state.service = None
     app.state.metrics = metrics = Metrics(lambda: stats_of(app))
     install_error_handlers(app)
-    app.state.routes = []  # for whoever asks for another
-    for router in (routes.router, models.router, readings.router):
+    routers = (routes.router, models.router, readings.router, responses.router)
+    for router in routers:
         app.include_router(router)
-        app.state.routes += router.routes
+    app.state.routes = [r for router in routers for r in router.routes]  # for whoever asks for another
     app.add_middleware(
         Gate,
         keys=load_keys(access.api_keys),

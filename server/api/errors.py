@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -139,14 +139,17 @@ def describe(error: Exception) -> ApiError:
 
 
 @contextmanager
-def naming(fields: Mapping[str, str]) -> Iterator[None]:
-    """Within, what the engine refuses is told by the names that its fields have in this kind of body."""
+def naming(named: Callable[[str], str | None]) -> Iterator[None]:
+    """Within, what the engine refuses is told by the names that its fields have in this kind of body.
+
+    named: None for those that are the same.
+    """
     try:
         yield
     except InvalidRequestError as error:
-        if error.param is None or error.param not in fields:
+        if error.param is None or (name := named(error.param)) is None:
             raise
-        raise type(error)(error.problem, fields[error.param]) from error
+        raise type(error)(error.problem, name) from error
 
 
 def install_error_handlers(app: FastAPI) -> None:

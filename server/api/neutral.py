@@ -76,6 +76,49 @@ CHAT: Harmless = {
     "web_search_options": (),
 }
 
+RESPONSE: Harmless = {
+    **GENERATION,
+    "access_programs": (),
+    "background": (False,),
+    "background_options": (),
+    "best_of": (1,),
+    "context_management": ([],),
+    "conversation": (),
+    "image": ANYTHING,  # of how images are read
+    "include": ([], ["reasoning.encrypted_content"]),
+    "logprobs": (False,),
+    "max_tool_calls": ANYTHING,  # of hosted tools
+    "moderation": (),
+    "n": (1,),
+    "previous_response_id": (),
+    "prompt": (),
+    "top_logprobs": (0,),
+    "truncation": ("disabled",),
+}
+
+RESPONSE_ITEM: Harmless = {
+    "annotations": ANYTHING,
+    "cache_control": ANYTHING,
+    "caller": ({"type": "direct"},),
+    "encrypted_content": ANYTHING,  # of another server's reasoning
+    "id": ANYTHING,
+    "namespace": (),
+    "phase": ANYTHING,
+    "status": ANYTHING,
+    "summary": ANYTHING,
+}
+
+RESPONSE_TOOL: Harmless = {
+    "allowed_callers": (["direct"],),
+    "cache_control": ANYTHING,
+    "defer_loading": (False,),
+    "output_schema": ANYTHING,
+}
+
+RESPONSE_TEXT: Harmless = {"verbosity": ANYTHING}
+
+REASONING: Harmless = {"generate_summary": (), "summary": ()}
+
 COMPLETION: Harmless = {
     **GENERATION,
     "add_special_tokens": (True,),
@@ -98,6 +141,7 @@ TEXT_PART: Harmless = {
     "file": (),
     "image_url": (),
     "input_audio": (),
+    "logprobs": ANYTHING,
     "prompt_cache_breakpoint": ANYTHING,
     "video_url": (),
 }

@@ -204,6 +204,11 @@ class ChatFormat(ReplyFormat):
     def _splitter(self) -> ReasoningSplitter | None:
         return None if self._reasoning is None else ReasoningSplitter(self._reasoning, self._reasons)
 
+    @property
+    def num_reasoning_tokens(self) -> int:
+        """Of what was streamed so far."""
+        return sum(splitter.num_tokens for splitter in self._splitters.values())
+
     def opening(self, index: int) -> Json:
         if (splitter := self._splitter()) is not None:
             self._splitters[index] = splitter

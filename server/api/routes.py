@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
 
@@ -36,13 +37,13 @@ from trimtab.server.api.requests import (
     truncated,
 )
 from trimtab.server.api.schemas.replies import ChatReply, CompletionReply, answers
-from trimtab.server.api.selection import rejection_of, selection_of
+from trimtab.server.api.selection import Selection, rejection_of, selection_of
 from trimtab.server.api.service import ReadyService, Service, why_not_ready
 from trimtab.server.api.streaming import EventStream, whole_reply
 from trimtab.server.api.strict_json import StrictJsonRoute
 from trimtab.server.api.tokens import Tokenizer
 from trimtab.server.api.tools.use import ToolUse, tool_use
-from trimtab.server.engine.request import GrammarSpec, Guidance, Request, check_request
+from trimtab.server.engine.request import GrammarSpec, Guidance, Request, SamplingParams, check_request
 
 router = APIRouter(route_class=StrictJsonRoute, responses=ERROR_REPLIES)
 
@@ -50,6 +51,26 @@ router = APIRouter(route_class=StrictJsonRoute, responses=ERROR_REPLIES)
 @router.post("/v1/chat/completions", responses=answers(ChatReply, streams=True))
 async def create_chat_completion(body: ChatRequest, http: HttpRequest, service: ReadyService) -> Response:
     """A chat reply, whole or as server-sent events."""
+    chat = await begin_chat(body, http, service)
+    if body.stream:
+        return _stream(body, chat.generation, chat.reply)
+    return await whole_reply(http, chat.generation, chat.reply, chat.selection)
+
+
+@dataclass(frozen=True, slots=True)
+class Chat:
+    """A chat that the engine has taken. model: as it was asked for. selection: which of its replies are
+    returned."""
+
+    model: str
+    reply: ChatFormat
+    generation: Generation
+    sampling: SamplingParams
+    selection: Selection | None
+
+
+async def begin_chat(body: ChatRequest, http: HttpRequest, service: Service) -> Chat:
+    """Raises what the error handlers know; the engine has then taken nothing."""
     body, info = service.steered(body), service.info
     model = body.model or info.model_name
     use = tool_use(body, service.call_format)
@@ -75,7 +96,7 @@ async def create_chat_completion(body: ChatRequest, http: HttpRequest, service: 
         reasoning=reasoning,
         reasons=reasoning is not None and reasoning.tags.reasons_after(prompt),
     )
-    with naming(body.engine_fields):
+    with naming(body.engine_fields.get):
         longest = max(len(prompt), len(negative))
         sampling = chat_sampling(body, longest, info, service.config.sampling_defaults, bad_words)
         selection, rejection = selection_of(body, guidance, info), rejection_of(body, guidance, info)
@@ -91,9 +112,7 @@ async def create_chat_completion(body: ChatRequest, http: HttpRequest, service: 
             )
             reply.num_prompt_top = body.prompt_logprobs
         generation = service.generation([request], usage)
-    if body.stream:
-        return _stream(body, generation, reply)
-    return await whole_reply(http, generation, reply, selection)
+    return Chat(model, reply, generation, sampling, selection)
 
 
 @router.post("/v1/completions", responses=answers(CompletionReply, streams=True))
@@ -120,7 +139,7 @@ async def create_completion(body: CompletionRequest, http: HttpRequest, service:
     reply.num_choices = body.n or 1
     if any(isinstance(prompt, str) for prompt in body.prompt):
         service.head_rows.meet("text", (name for name, _ in guidance.heads))
-    with naming(body.engine_fields):
+    with naming(body.engine_fields.get):
         longest = max(len(prompt) for prompt in (*prompts, negative))
         sampling = completion_sampling(body, longest, info, service.config.sampling_defaults, bad_words)
         selection, rejection = selection_of(body, guidance, info), rejection_of(body, guidance, info)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from trimtab.server.api.errors import EngineFailedError, describe
+from trimtab.server.api.errors import ApiError, EngineFailedError, describe
 from trimtab.server.api.generation import Generation
 from trimtab.server.api.replies import Json, ReplyFormat, usage_json
 from trimtab.server.api.selection import Chosen, Selection
@@ -20,22 +21,28 @@ from trimtab.server.engine.request import Completion, Delta
 logger = logging.getLogger(__name__)
 
 
-class EventStream(StreamingResponse):
-    """One `data:` line per chunk, after a failure the error's, then `[DONE]`."""
+class GenerationStream(StreamingResponse):
+    """Server-sent events of a generation, which ends with them."""
 
     media_type = "text/event-stream"
 
-    def __init__(
-        self, generation: Generation, reply: ReplyFormat, *, include_usage: bool, always: bool = False
-    ) -> None:
-        """include_usage: in a last chunk; and so far in every chunk, if always."""
+    def __init__(self, generation: Generation, lines: AsyncIterator[str]) -> None:
         self._generation = generation
-        lines = _lines(_chunks(generation, reply, include_usage, always))
         super().__init__(lines, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._generation:  # not in the generators: they may never have been started
             await super().__call__(scope, receive, send)
+
+
+class EventStream(GenerationStream):
+    """One `data:` line per chunk, after a failure the error's, then `[DONE]`."""
+
+    def __init__(
+        self, generation: Generation, reply: ReplyFormat, *, include_usage: bool, always: bool = False
+    ) -> None:
+        """include_usage: in a last chunk; and so far in every chunk, if always."""
+        super().__init__(generation, _lines(_chunks(generation, reply, include_usage, always)))
 
 
 async def whole_reply(
@@ -51,7 +58,15 @@ async def whole_reply(
 
 async def gather_while_connected(request: Request, generation: Generation) -> list[Completion]:
     """All replies. Raises ClientDisconnect when the client leaves before."""
-    gathering = asyncio.create_task(generation.gather())
+    return await while_connected(request, generation.gather())
+
+
+_T = TypeVar("_T")
+
+
+async def while_connected(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
+    """What the work returns. Raises ClientDisconnect, and cancels it, when the client leaves before."""
+    gathering = asyncio.create_task(work)
     leaving = asyncio.create_task(_disconnected(request))
     try:
         await asyncio.wait((gathering, leaving), return_when=asyncio.FIRST_COMPLETED)
@@ -71,15 +86,21 @@ async def _disconnected(request: Request) -> None:
 async def _lines(chunks: AsyncIterator[Json]) -> AsyncIterator[str]:
     try:
         async for chunk in chunks:
-            yield _line(chunk)
+            yield data_line(chunk)
     except Exception as error:  # the status is sent; what is left is to say so in the stream
-        is_known = isinstance(error, EngineFailedError)  # the engine has logged what there was
-        logger.error("a stream failed: %s", error, exc_info=None if is_known else error)
-        yield _line(describe(error).body)
+        yield data_line(describe_failure(error).body)
     yield "data: [DONE]\n\n"
 
 
-def _line(data: object) -> str:
+def describe_failure(error: Exception) -> ApiError:
+    """Logs it: a stream cannot raise it on."""
+    is_known = isinstance(error, EngineFailedError)  # the engine has logged what there was
+    logger.error("a stream failed: %s", error, exc_info=None if is_known else error)
+    return describe(error)
+
+
+def data_line(data: object) -> str:
+    """As server-sent events have it, with the empty line that ends an event."""
     return f"data: {json.dumps(data, allow_nan=False, separators=(',', ':'))}\n\n"
 
 

@@ -28,7 +28,7 @@ async def read_prompts(
 
     Raises InvalidRequestError like the engine, ClientDisconnect when nobody waits for them any more.
     """
-    with naming({"logprobs": field}):
+    with naming({"logprobs": field}.get):
         requests: list[Request] = [
             reading_of(
                 f"{name}-prompt-{i}",

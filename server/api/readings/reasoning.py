@@ -32,7 +32,7 @@ class ReasoningTags:
 
 @dataclass(slots=True)
 class ReasoningSplitter:
-    """Of one choice. reasons: whether its text goes on with reasoning.
+    """Of one choice. reasons: whether its text goes on with reasoning. num_tokens: of reasoning, so far.
 
     Text comes behind the tokens that it is of, so that it is known where a tag is before its text is there.
     Places count characters of the whole text, tags included.
@@ -40,6 +40,7 @@ class ReasoningSplitter:
 
     known: ReasoningTags
     reasons: bool
+    num_tokens: int = 0
     _token_reasons: bool = field(init=False)
     _end: int = 0  # of the text so far
     _begin: int = 0  # of what counts: behind the last tag
@@ -83,7 +84,9 @@ class ReasoningSplitter:
             if token.token_id in (tags.opening, tags.closing):
                 self._tags.append((place, token.token_id))
                 self._token_reasons = token.token_id == tags.opening
-            elif not self._token_reasons:
+            elif self._token_reasons:
+                self.num_tokens += 1
+            else:
                 found.append((token, place))
         return found
 

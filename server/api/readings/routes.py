@@ -36,7 +36,7 @@ async def score(body: ScoreRequest, http: HttpRequest, service: ReadyService) ->
     service.encoding.check_length([*texts, body.prompt or "", body.completion or ""], field)
     encoded = await service.encoding.run(http, _encode, service, body)
     name = f"score-{uuid.uuid4().hex}"
-    with naming(body.engine_fields):
+    with naming(body.engine_fields.get):
         request = reading_of(name, encoded.prompt_ids, encoded.reply_ids, guidance=guidance)
         generation = service.generation([request])
     with generation:

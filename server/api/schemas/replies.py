@@ -185,10 +185,14 @@ class DetokenizeReply(ReplyModel):
     prompt: str
 
 
-def answers(model: type[ReplyModel], *, streams: bool = False) -> dict[int | str, dict[str, Any]]:
-    """`responses` of a route: its reply, as events too where it streams, and the errors."""
+CHUNKS = "with stream: `data:` lines of chunks, an error among them if there is one, and `[DONE]`"
+
+
+def answers(
+    model: type[ReplyModel], *, streams: bool = False, what: str = CHUNKS
+) -> dict[int | str, dict[str, Any]]:
+    """`responses` of a route: its reply, as events too (what they are) where it streams, and the errors."""
     reply: dict[str, Any] = {"model": model}
     if streams:
-        what = "with stream: `data:` lines of chunks, an error among them if there is one, and `[DONE]`"
         reply["content"] = {"text/event-stream": {"schema": {"type": "string", "description": what}}}
     return {200: reply, **ERROR_REPLIES}

@@ -149,14 +149,23 @@ def test_instructor(say, mode):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("output", ["ToolOutput", "NativeOutput", "PromptedOutput"])
-def test_pydantic_ai(say, output, stream):
+@pytest.mark.parametrize(
+    ("kind", "output"),
+    [
+        ("OpenAIChatModel", "ToolOutput"),
+        ("OpenAIChatModel", "NativeOutput"),
+        ("OpenAIChatModel", "PromptedOutput"),
+        ("OpenAIResponsesModel", "ToolOutput"),
+        ("OpenAIResponsesModel", "NativeOutput"),
+    ],
+)
+def test_pydantic_ai(say, kind, output, stream):
     ai = pytest.importorskip("pydantic_ai")
-    from pydantic_ai.models.openai import OpenAIChatModel  # noqa: PLC0415 (optional)
+    from pydantic_ai.models import openai as models  # noqa: PLC0415 (optional)
     from pydantic_ai.providers.openai import OpenAIProvider  # noqa: PLC0415
 
     server = say(CALL, call("final_result") if output == "ToolOutput" else ANSWER)
-    model = OpenAIChatModel("script", provider=OpenAIProvider(base_url=server.url, api_key="none"))
+    model = getattr(models, kind)("script", provider=OpenAIProvider(base_url=server.url, api_key="none"))
     agent = ai.Agent(model, output_type=getattr(ai, output)(Answer), tools=[weather], retries=0)
 
     async def run() -> Any:
@@ -180,12 +189,15 @@ def test_langchain_with_structured_output(say, method):
     assert last == EXPECTED
 
 
-def test_langchain_with_bound_tools(say):
+@pytest.mark.parametrize("responses", [False, True])
+def test_langchain_with_bound_tools(say, responses):
     langchain = pytest.importorskip("langchain_openai")
     from langchain_core.messages import HumanMessage, ToolMessage  # noqa: PLC0415 (optional)
 
     server = say(CALL, CALL, "Yes.", CALL)
-    model = langchain.ChatOpenAI(base_url=server.url, api_key="none", model="script", max_retries=0)
+    model = langchain.ChatOpenAI(
+        base_url=server.url, api_key="none", model="script", max_retries=0, use_responses_api=responses
+    )
     bound, first = model.bind_tools([weather]), HumanMessage(ASKED)
     whole = bound.invoke([first])
     pieces = list(bound.stream([first]))
@@ -195,9 +207,9 @@ def test_langchain_with_bound_tools(say):
     for message in (whole, streamed):
         [found] = message.tool_calls
         assert (found["name"], found["args"]) == ("weather", {"city": "Rome"})
-        assert not message.content
+        assert not message.text
     result = ToolMessage(weather("Rome"), tool_call_id=whole.tool_calls[0]["id"])
-    assert bound.invoke([first, whole, result]).content == "Yes."
+    assert bound.invoke([first, whole, result]).text == "Yes."
     assert_told(server.prompts[-1])
     forced = model.bind_tools([weather], tool_choice="any", strict=True)
     assert forced.invoke(ASKED).tool_calls[0]["args"] == {"city": "Rome"}
@@ -206,7 +218,8 @@ def test_langchain_with_bound_tools(say):
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("is_typed", [False, True])
-def test_openai_agents(say, stream, is_typed):
+@pytest.mark.parametrize("kind", ["OpenAIChatCompletionsModel", "OpenAIResponsesModel"])
+def test_openai_agents(say, kind, stream, is_typed):
     agents = pytest.importorskip("agents")
     server = say(CALL, ANSWER)
 
@@ -214,7 +227,7 @@ def test_openai_agents(say, stream, is_typed):
         async with openai.AsyncOpenAI(base_url=server.url, api_key="none", max_retries=0) as client:
             agent = agents.Agent(
                 "sage",
-                model=agents.OpenAIChatCompletionsModel("script", client),
+                model=getattr(agents, kind)("script", client),
                 tools=[agents.function_tool(weather)],
                 output_type=Answer if is_typed else None,
             )

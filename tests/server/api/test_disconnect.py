@@ -42,7 +42,12 @@ def test_leaving_a_stream_aborts_its_request(holding):
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "count"), [(CHAT, BODY, 1), ("/v1/completions", {"prompt": ["abcd"] * 3}, 3)]
+    ("path", "body", "count"),
+    [
+        (CHAT, BODY, 1),
+        ("/v1/completions", {"prompt": ["abcd"] * 3}, 3),
+        ("/v1/responses", {"input": "hello"}, 1),
+    ],
 )
 def test_leaving_before_a_whole_reply_aborts_every_request_behind_it(holding, path, body, count):
     engine, url = holding

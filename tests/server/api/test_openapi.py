@@ -12,12 +12,14 @@ from trimtab.server.api.schemas.replies import (
     ScoreReply,
     TokenizeReply,
 )
+from trimtab.server.api.schemas.responses import ResponseReply
 
 pytestmark = pytest.mark.anyio
 USER, REPLY = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}
 MODELS = {
     "/v1/chat/completions": ChatReply,
     "/v1/completions": CompletionReply,
+    "/v1/responses": ResponseReply,
     "/v1/score": ScoreReply,
     "/tokenize": TokenizeReply,
     "/detokenize": DetokenizeReply,
@@ -32,6 +34,7 @@ BODIES = [
     ),
     ("/v1/completions", {"prompt": "a"}),
     ("/v1/completions", {"prompt": "ab", "echo": True, "logprobs": 1, "prompt_logprobs": 1, **TRACED}),
+    ("/v1/responses", {"input": "hi", "instructions": "Be brief.", "max_output_tokens": 3, **TRACED}),
     ("/v1/score", {"messages": [USER, REPLY], **TRACED}),
     ("/tokenize", {"prompt": "a", "return_token_strs": True}),
     ("/detokenize", {"tokens": [64]}),

@@ -1,0 +1,308 @@
+"""Bodies of POST /v1/responses: declares and checks them, and reads each as a chat's."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+
+from trimtab.guidance.ranges import shown
+from trimtab.server.api import neutral
+from trimtab.server.api.protocol import (
+    MAX_TOOLS,
+    CalledFunction,
+    ChatRequest,
+    FunctionFields,
+    GuidanceFields,
+    JsonSchemaFormat,
+    Message,
+    ResponseFormat,
+    StreamOptions,
+    StrictModel,
+    TextPart,
+    ToolByName,
+    ToolCallFields,
+    ToolChoice,
+    ToolFields,
+    ToolName,
+    UnicodeText,
+)
+from trimtab.server.engine.request import InvalidRequestError
+
+
+class TypedModel(StrictModel):
+    """One of OpenAI's many types, of which we read TYPES: others are refused by their type, whatever their
+    fields are."""
+
+    TYPES: ClassVar[tuple[str, ...]]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_of_a_type_that_is_read(cls, data: Any) -> Any:
+        found = data.get("type") if isinstance(data, dict) else None
+        if found is not None and found not in cls.TYPES:
+            raise InvalidRequestError(f"must be {' or '.join(cls.TYPES)}, got {shown(found)}", "type")
+        return data
+
+
+class Part(TypedModel):
+    """Of a message, or of what a tool returned."""
+
+    NEUTRAL = neutral.TEXT_PART
+    TYPES = ("input_text", "output_text", "reasoning_text", "text")
+
+    type: Literal["input_text", "output_text", "reasoning_text", "text"]
+    text: UnicodeText
+
+
+def _as_parts(content: Any) -> Any:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+Parts = Annotated[list[Part] | None, BeforeValidator(_as_parts)]
+
+
+class Item(TypedModel):
+    """A message, a call that an earlier reply made, what it returned, or what the model thought."""
+
+    NEUTRAL = neutral.RESPONSE_ITEM
+    TYPES = ("message", "function_call", "function_call_output", "reasoning")
+    NEEDS: ClassVar[dict[str, tuple[str, ...]]] = {
+        "message": ("role", "content"),
+        "function_call": ("call_id", "name", "arguments"),
+        "function_call_output": ("call_id", "output"),
+        "reasoning": ("content",),
+    }
+
+    type: Literal["message", "function_call", "function_call_output", "reasoning"] = "message"
+    role: Literal["system", "developer", "user", "assistant"] | None = None
+    content: Parts = None
+    call_id: UnicodeText | None = None
+    name: UnicodeText | None = None  # a label, but for a call
+    arguments: UnicodeText | None = None
+    output: Parts = None
+
+    @model_validator(mode="after")
+    def _has_what_its_type_has(self) -> Item:
+        needs = self.NEEDS[self.type]
+        given = self.model_dump(exclude_none=True, exclude={"type", "name"})
+        for name in needs:
+            if (
+                getattr(self, name) is None and self.type != "reasoning"
+            ):  # of which it may have only a summary
+                raise InvalidRequestError("is required", name)
+        for name in given:
+            if name not in needs:
+                raise InvalidRequestError(f"is not a {self.type}'s; leave it out", name)
+        return self
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """A message's fields: of a message, or of what a call returned."""
+        parts = self.content if self.type == "message" else self.output
+        said = {"content": [TextPart(type="text", text=part.text) for part in parts or ()]}
+        if self.type == "message":
+            return {"role": self.role, **said}
+        return {"role": "tool", "tool_call_id": self.call_id, **said}
+
+    @property
+    def call(self) -> ToolCallFields:
+        """A call."""
+        function = CalledFunction(name=self.name or "", arguments=self.arguments or "")
+        return ToolCallFields(id=self.call_id or "", function=function)
+
+
+def _as_items(value: Any) -> Any:
+    return [{"role": "user", "content": value}] if isinstance(value, str) else value
+
+
+def _as_list(stop: Any) -> Any:
+    return [stop] if isinstance(stop, str) else stop
+
+
+class TextFormat(TypedModel):
+    """`text.format`."""
+
+    TYPES = ("text", "json_object", "json_schema")
+
+    type: Literal["text", "json_object", "json_schema"]
+    name: ToolName | None = None
+    description: UnicodeText | None = None
+    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    strict: bool | None = None
+
+    @model_validator(mode="after")
+    def _a_schema_where_there_should_be_one(self) -> TextFormat:
+        has_schema = self.type == "json_schema"
+        for name, value in (("name", self.name), ("schema", self.schema_)):
+            if (value is not None) != has_schema:
+                problem = "is required" if has_schema else "is only allowed with type json_schema"
+                raise InvalidRequestError(problem, name)
+        return self
+
+    @property
+    def chats(self) -> ResponseFormat:
+        """As a chat has it."""
+        if self.name is None or self.schema_ is None:
+            return ResponseFormat(type=self.type)
+        schema = JsonSchemaFormat.model_validate({"name": self.name, "schema": self.schema_})
+        return ResponseFormat(type=self.type, json_schema=schema)
+
+
+class TextFields(StrictModel):
+    """`text`."""
+
+    NEUTRAL = neutral.RESPONSE_TEXT
+
+    format: TextFormat | None = None
+
+
+class FunctionTool(TypedModel, FunctionFields):
+    """A tool that may be called, its function's fields beside its type."""
+
+    NEUTRAL = neutral.RESPONSE_TOOL
+    TYPES = ("function",)
+
+    type: Literal["function"]
+
+    @property
+    def chats(self) -> ToolFields:
+        """As a chat has it."""
+        return ToolFields(type="function", function=FunctionFields(**self.model_dump(exclude={"type"})))
+
+
+class Choice(TypedModel):
+    """A word alone, or function and its name."""
+
+    TYPES = ("none", "auto", "required", "function")
+
+    type: Literal["none", "auto", "required", "function"]
+    name: UnicodeText | None = None
+
+    @model_validator(mode="after")
+    def _a_name_where_there_should_be_one(self) -> Choice:
+        if (self.type == "function") != (self.name is not None):
+            problem = "is required" if self.name is None else "is only allowed with type function"
+            raise InvalidRequestError(problem, "name")
+        return self
+
+    @property
+    def chats(self) -> ToolChoice:
+        """As a chat has it."""
+        function = None if self.name is None else ToolByName(name=self.name)
+        return ToolChoice(type=self.type, function=function)
+
+    @property
+    def sent(self) -> Any:
+        return self.type if self.name is None else self.model_dump()
+
+
+def _as_choice(choice: Any) -> Any:
+    return {"type": choice} if isinstance(choice, str) else choice
+
+
+class ReasoningFields(StrictModel):
+    """`reasoning`. effort: for chat templates that read it."""
+
+    NEUTRAL = neutral.REASONING
+
+    effort: UnicodeText | None = None
+
+
+class ResponsesRequest(StrictModel):
+    """The body of POST /v1/responses.
+
+    It stands alone: what was said before is sent again. What OpenAI's own has not, from `top_k` on, is as in
+    chats.
+    """
+
+    NEUTRAL = neutral.RESPONSE
+    OFF = neutral.OFF
+
+    model: str | None = None
+    input: Annotated[list[Item], BeforeValidator(_as_items), Field(min_length=1)]
+    instructions: UnicodeText | None = None
+    max_output_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    text: TextFields | None = None
+    tools: Annotated[list[FunctionTool] | None, Field(max_length=MAX_TOOLS)] = None
+    tool_choice: Annotated[Choice | None, BeforeValidator(_as_choice)] = None
+    parallel_tool_calls: bool | None = None
+    reasoning: ReasoningFields | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    stop: Annotated[list[UnicodeText] | None, BeforeValidator(_as_list)] = None
+    stop_token_ids: list[int] | None = None
+    seed: int | None = None
+    ignore_eos: bool | None = None
+    logit_bias: dict[str, float] | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    guidance: GuidanceFields | None = None
+
+    @property
+    def chats(self) -> ChatRequest:
+        """As a chat has it. Raises InvalidRequestError for what is checked there, as tools are."""
+        asked = {name: getattr(self, name) for name in _SAME_NAME}
+        format = None if self.text is None else self.text.format
+        try:
+            return ChatRequest(
+                messages=self._messages,
+                max_completion_tokens=self.max_output_tokens,
+                response_format=format.chats if format else None,
+                tools=[tool.chats for tool in self.tools or ()],
+                tool_choice=self.tool_choice.chats if self.tool_choice else None,
+                reasoning_effort=self.reasoning.effort if self.reasoning else None,
+                **asked,
+            )
+        except ValidationError as error:
+            first = error.errors()[0]
+            if isinstance(cause := first.get("ctx", {}).get("error"), InvalidRequestError):
+                raise cause from error
+            raise InvalidRequestError(first["msg"], ".".join(map(str, first["loc"]))) from error
+
+    @property
+    def _messages(self) -> list[Message]:
+        """Calls are their reply's, several of them one message's; so is what was thought before it."""
+        found: list[dict[str, Any]] = []
+        if self.instructions is not None:
+            found.append({"role": "system", "content": [TextPart(type="text", text=self.instructions)]})
+        thought = ""
+        for item in self.input:
+            if item.type == "reasoning":
+                thought += "\n".join(part.text for part in item.content or ())
+                continue
+            if item.type != "function_call":
+                found.append(item.message)
+            else:
+                if thought or not found or found[-1]["role"] != "assistant":
+                    found.append({"role": "assistant"})
+                found[-1].setdefault("tool_calls", []).append(item.call)
+            if thought and found[-1]["role"] == "assistant":
+                found[-1]["reasoning_content"] = thought
+            thought = ""
+        return [Message(**fields) for fields in found]
+
+
+_SAME_NAME = [
+    name
+    for name in ResponsesRequest.model_fields
+    if name in ChatRequest.model_fields and name not in ("tools", "tool_choice", "stream_options")
+]
+_NAMES = {
+    "messages": "input",
+    "max_completion_tokens": "max_output_tokens",
+    "response_format": "text.format",
+    "response_format.json_schema.schema": "text.format.schema",
+}
+
+
+def name_of(chats: str) -> str:
+    """What a chat's field is called here."""
+    return _NAMES.get(chats) or re.sub(r"^(tools\[\d+\]|tool_choice)\.function", r"\1", chats)
