@@ -54,7 +54,6 @@ class FrontierReport:
     gold: tuple[str, ...]
     curves: tuple[Curve, ...]
     at_kl: tuple[AtKl, ...] = ()
-    at_cost: tuple[AtCost, ...] = ()
     baseline: str | None = None
     overoptimisation: tuple[Overoptimisation, ...] = ()
     examples: tuple[Example, ...] = ()
@@ -64,6 +63,7 @@ class FrontierReport:
     bias_trials: tuple[BiasTrial, ...] = ()
     wordings: tuple[WordingTrial, ...] = ()
     steering_trials: tuple[SteeringTrial, ...] = ()
+    at_cost: tuple[AtCost, ...] = ()
 
     @property
     def score_names(self) -> tuple[str, ...]:

@@ -55,8 +55,8 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> set[Program]:
         lambda rows, **given: choose(rows, **given | {"device_type": "cuda"}),
     )
 
-    def watch(name: str) -> Any:
-        function = getattr(control_module, name)
+    def watch(module: Any, name: str) -> Any:
+        function = getattr(module, name)
 
         def watched(*args: Any, **given: Any) -> Any:
             programs.add((name, *sorted(key for key, value in given.items() if value is not None)))
@@ -64,8 +64,8 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> set[Program]:
 
         return watched
 
-    for name in ("solve_tilt", "base_statistics"):
-        monkeypatch.setattr(control_module, name, watch(name))
+    for module, name in ((control_module, "solve_tilt"), (sampler_module, "base_statistics")):
+        monkeypatch.setattr(module, name, watch(module, name))
     monkeypatch.setattr(sampler_module, "guided_head", watch_fused)
     monkeypatch.setattr(sampler_module, "guided_logits", watch_logits)
     return programs
