@@ -20,7 +20,6 @@ from trimtab.guidance.policy import Policy
 from trimtab.guidance.rules import PoolRule
 from trimtab.kernels.philox import SIFT, random_words
 from trimtab.server.engine.block_manager import BlockManager
-from trimtab.server.engine.compiled_decode import CompiledDecode
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.experts import Experts, Models
 from trimtab.server.engine.failure import failed, is_device_fault
@@ -69,15 +68,14 @@ class Engine:
         policy: ServedPolicy,
         bank: HeadBank,
         config: EngineConfig,
-        compiled: CompiledDecode | None = None,
         experts: Models = NO_MODELS,
     ) -> None:
-        """config: resolved. compiled: see ModelRunner."""
+        """config: resolved."""
         self.policy, self.bank, self.config = policy, bank, config
         self.grammars = Grammars(policy.tokenizer, policy.vocab_size, policy.eos_token_ids)
         measure = partial(measure_blocks, policy, bank, config, experts=experts)
         num_blocks = resolve_num_blocks(config, policy, measure, experts)
-        self.runner = ModelRunner(policy, config, num_blocks, bank.memory_sizes, compiled)
+        self.runner = ModelRunner(policy, config, num_blocks, bank.memory_sizes)
         self.experts = Experts(experts, config, num_blocks, self.runner.state)
         self._live: dict[str, LiveRequest] = {}
         self._counts = Counts()
@@ -556,12 +554,10 @@ class Engine:
         self._start_over()
 
     def _start_over(self) -> None:
-        config, state, compiled = self.config, self.runner.state, self.runner.compiled
+        config, state = self.config, self.runner.state
         blocks = BlockManager(self.runner.cache.num_blocks, config.block_size, config.prefix_caching)
         self.scheduler = Scheduler(blocks, config.max_num_seqs, config.token_budget, self._counts)
-        self.sampler = Sampler(
-            self.policy, self.bank, state, config.strict, compiled, probe=self.runner.probe
-        )
+        self.sampler = Sampler(self.policy, self.bank, state, config.strict, probe=self.runner.probe)
         self.reader = Reader(self.policy, self.bank, state)
         state.forget_notes()
         choices = [choice for live in self._live.values() for choice in live.choices]

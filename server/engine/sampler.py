@@ -22,7 +22,6 @@ from trimtab.kernels.guided_logits import GuidedDraw, guided_logits, tilted_logi
 from trimtab.kernels.penalties import add_bias, apply_penalties, apply_token_mask
 from trimtab.kernels.truncate import Cuts
 from trimtab.server.engine.batch import DrawInputs
-from trimtab.server.engine.compiled_decode import CompiledDecode
 from trimtab.server.engine.control import Control, Drawing
 from trimtab.server.engine.device_copy import float_tensor, index_tensor, to_device
 from trimtab.server.engine.model_runner import Hidden
@@ -178,7 +177,7 @@ class _Scores:
 
 class Sampler:
     """strict: every row goes the same way through every product, whatever the rows beside it ask for.
-    compiled: what draws, where the decode step is compiled. probe: for rows that look ahead."""
+    probe: for rows that look ahead."""
 
     def __init__(
         self,
@@ -186,12 +185,10 @@ class Sampler:
         bank: HeadBank,
         state: StepState,
         strict: bool = False,
-        compiled: CompiledDecode | None = None,
         probe: Probe | None = None,
     ) -> None:
         self._probe = probe
         self._policy, self._bank, self._state, self._is_strict = policy, bank, state, strict
-        self._guided_logits = guided_logits if compiled is None else compiled.draw
         self._remembering_heads = [head for head, size in enumerate(bank.memory_sizes) if size]
         self._roster: _Roster | None = None
         self._roster_key: tuple[int, ...] = ()
@@ -569,7 +566,7 @@ class Sampler:
             self._state.reasons.index_copy_(0, draws.slots, after)
 
     def _draw(self, scores: _Scores, draws: DrawInputs, roster: _Roster, beta: Tensor | None) -> GuidedDraw:
-        return self._guided_logits(
+        return guided_logits(
             scores.z,
             positions=draws.positions,
             advantage=scores.advantage,

@@ -304,7 +304,7 @@ def test_under_strict_a_reply_is_bitwise_the_same_whoever_shares_its_batch(
     make_engine: Make, heads: tuple[Path, ...], strength: float
 ):
     engine = make_engine(
-        heads=heads, strict=True, max_num_batched_tokens=24, num_blocks=40, pack_weights=False
+        heads=heads, strict=True, max_num_batched_tokens=24, num_blocks=40
     )
     target = request("target", PERSON, strength)
     alone = bits(sample(engine, [target])[0])
