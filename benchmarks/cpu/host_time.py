@@ -11,7 +11,6 @@ document.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import statistics
 import tempfile
 import time
@@ -33,7 +32,7 @@ from trimtab.kernels.guided_logits import GuidedDraw
 from trimtab.server.engine.async_engine import AsyncEngine
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
-from trimtab.server.engine.policy import ServedPolicy, load_served
+from trimtab.server.engine.policy import load_served
 from trimtab.server.engine.request import TERMINAL, Request, SamplingParams
 
 TOKENIZER = Path(__file__).parents[2] / "examples" / "toy" / "built" / "model"

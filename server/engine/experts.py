@@ -11,11 +11,10 @@ from trimtab.guidance.errors import ModelError
 from trimtab.guidance.policy import Policy
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.model_runner import ModelRunner
+from trimtab.server.engine.native.choose import prepare
 from trimtab.server.engine.policy import ServedPolicy, load_served
 from trimtab.server.engine.scheduler import Purpose, Step
-from trimtab.server.engine.native.choose import prepare
 from trimtab.server.engine.step_state import StepState
-
 
 Models = Mapping[str, ServedPolicy]
 
@@ -73,8 +72,7 @@ class Experts:
     def __init__(self, models: Models, config: EngineConfig, num_blocks: int, state: StepState) -> None:
         self.models = models
         self._runners = {
-            name: ModelRunner(model, config, num_blocks, (), state)
-            for name, model in models.items()
+            name: ModelRunner(model, config, num_blocks, (), state) for name, model in models.items()
         }
 
     @property

@@ -6,7 +6,6 @@ import functools
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from trimtab.kernels.rms_norm import rms_norm
 

@@ -20,8 +20,8 @@ from trimtab.server.engine.block_manager import NULL_BLOCK
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.decode_graphs import CudaRecorder, DecodeGraphs, HostWaitError, Recorder
 from trimtab.server.engine.device_copy import index_tensor, to_device
-from trimtab.server.engine.fused_norms import fuse_norms
 from trimtab.server.engine.fused_layers import fuse_layers
+from trimtab.server.engine.fused_norms import fuse_norms
 from trimtab.server.engine.host_memory import keep_freed_memory
 from trimtab.server.engine.kv_cache import KVCache
 from trimtab.server.engine.native.model import NativeModel

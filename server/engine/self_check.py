@@ -139,9 +139,7 @@ def _own_last_logits(policy: ServedPolicy, tokens: list[int]) -> Tensor:
     return logits[0, -1].float()
 
 
-def _engine_last_logits(
-    policy: ServedPolicy, config: EngineConfig, tokens: list[list[int]]
-) -> list[Tensor]:
+def _engine_last_logits(policy: ServedPolicy, config: EngineConfig, tokens: list[list[int]]) -> list[Tensor]:
     """All rows advance side by side, a chunk a step, and end together with one token each."""
     small = dataclasses.replace(config, max_num_seqs=4, max_num_batched_tokens=4 * CHUNK)
     num_blocks = sum(-(-len(row) // config.block_size) for row in tokens) + 1

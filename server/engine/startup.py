@@ -99,7 +99,8 @@ def resolve_num_blocks(
     """
     served = (policy, *experts.values())
     block_bytes = sum(
-        bytes_per_block(each.layers, config.block_size, each.cache_dtype(config.kv_cache_dtype)) for each in served
+        bytes_per_block(each.layers, config.block_size, each.cache_dtype(config.kv_cache_dtype))
+        for each in served
     )
     affordable = config.num_blocks
     if affordable is None and config.kv_cache_gib is not None:

@@ -169,9 +169,7 @@ def _layers_that_only_look(layers: nn.ModuleList, seen: _Seen) -> Iterator[None]
             del layer.forward
 
 
-def _rotary_tables(
-    policy: ServedPolicy, layers: nn.ModuleList
-) -> tuple[list[tuple[Tensor, Tensor]], float]:
+def _rotary_tables(policy: ServedPolicy, layers: nn.ModuleList) -> tuple[list[tuple[Tensor, Tensor]], float]:
     """Of each layer, cosines and sines f32[max_model_len, rotary_dim / 2], shared where they are the same; and
     what embeddings are multiplied by."""
     parts: list[list[tuple[Tensor, Tensor]]] = [[] for _ in layers]

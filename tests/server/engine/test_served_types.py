@@ -6,7 +6,6 @@ that no check on a few tokens can see (FAR).
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
