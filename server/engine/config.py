@@ -39,11 +39,11 @@ class EngineConfig:
     take.
     num_blocks: size of the key/value cache in blocks, in place of kv_cache_gib.
     prefix_caching: reuse the keys and values of prompts that begin alike.
-    cpu_backend: what runs the policy on a CPU: `native` is the C++ backend, which is compiled when it is first
-    used and knows Llama, Mistral, Qwen2 and 3, Granite, Phi-3, Gemma 2 and 3 and what is built like them;
-    `torch` runs any. `auto` is native where the policy and the machine allow it.
-    weights: what the C++ backend stores matrices in; auto is what the checkpoint's are exact in. `q8` is 8 bits
-    in groups of 32; what is not the checkpoint's own changes replies, by how much is in the README.
+    cpu_backend: what runs the policy on a CPU: `native` is the C++ backend, which is compiled when it is
+    first used and knows Llama, Mistral, Qwen2 and 3, Granite, Phi-3, Gemma 2 and 3 and what is built like
+    them; `torch` runs any. `auto` is native where the policy and the machine allow it.
+    weights: what the C++ backend stores matrices in; auto is what the checkpoint's are exact in. `q8` is 8
+    bits in groups of 32; what is not the checkpoint's own changes replies, by how much is in the README.
     kv_cache_dtype: of keys and values in the C++ backend's cache; auto is float32, the others halve it.
     attention: implementation of attention: `triton` runs on a GPU, `sdpa` and `tiled` anywhere; `auto` is
     triton on a GPU, sdpa on a CPU, and tiled on a CPU under strict.
@@ -150,14 +150,15 @@ class EngineConfig:
         others = is_cuda or self.attention != "auto" or self.dtype not in ("auto", "float32")
         if backend == "native" and others:
             raise ValueError(
-                "cpu_backend native needs a CPU, attention auto and dtype auto or float32: leave cpu_backend auto"
+                "cpu_backend native needs a CPU, attention auto and dtype auto or float32: leave cpu_backend "
+                "auto"
             )
         if backend == "auto" and others:
             backend = "torch"
         if backend == "torch" and (self.weights, self.kv_cache_dtype) != ("auto", "auto"):
             raise ValueError(
-                "weights and kv_cache_dtype are of the C++ backend, which does not run here: leave them auto; "
-                "dtype is what torch stores weights in"
+                "weights and kv_cache_dtype are of the C++ backend, which does not run here: leave them "
+                "auto; dtype is what torch stores weights in"
             )
         graphs = self.cuda_graphs
         if graphs == "auto" and (self.strict or not is_cuda or attention != "triton"):

@@ -94,7 +94,11 @@ class Engine:
 
         Raises ModelError or HeadError with one line that names the thing and the fix.
         """
-        return cls(*load(config, chat_template, policy))
+        engine = cls(*load(config, chat_template, policy))
+        if policy is None:  # the weights are nobody else's
+            for served in (engine.policy, *engine.experts.models.values()):
+                served.release_weights()
+        return engine
 
     @property
     def info(self) -> EngineInfo:

@@ -138,6 +138,12 @@ class ServedPolicy:
         """f32[N, V] of what `forward` returned."""
         return self.project(h) if logits is None else logits.float()
 
+    def logits_of(self, h: Tensor) -> Tensor:
+        """f32[N, V] of h [N, d] alone."""
+        if self.native is not None:
+            return self.native.logits(h)
+        return self.project(h) if self.has_linear_tail else self.frozen.logits(h)
+
     def use_attention(self, function: Callable[..., Any] | str) -> None:
         """Route the model's attention through `function`, or through one of transformers' own by name.
 

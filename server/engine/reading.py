@@ -84,7 +84,7 @@ class Reader:
         tilt and of the base."""
         device = self._state.device
         given = index_tensor([token.token_id for token in tokens], device)
-        z = self._policy.project(h) if self._policy.has_linear_tail else self._policy.frozen.logits(h)
+        z = self._policy.logits_of(h)
         rows = torch.arange(len(h), device=device)
         advantage, beta = self._advantage(h, tokens, needs)
         measured = guided_logits(

@@ -69,12 +69,7 @@ def load(config: EngineConfig, chat_template: str | None = None, policy: Policy 
         dtype=served.dtype,
         vocab_size=served.vocab_size,
     )
-    experts = load_experts(config, served)
-    if served.frozen is not policy:  # nobody else's
-        served.release_weights()
-    for expert in experts.values():
-        expert.release_weights()
-    return served, bank, config, experts
+    return served, bank, config, load_experts(config, served)
 
 
 def _resolve(config: EngineConfig) -> EngineConfig:

@@ -1,8 +1,9 @@
-"""Recognised decoder: reads from a loaded model what the C++ backend runs it by, or says what it does not know.
+"""Recognised decoder: reads from a loaded model what the C++ backend runs it by, or says what it does not
+know.
 
-Numbers are taken from the modules themselves, not from their configuration: what a norm makes of a constant is
-its weight, what the rotary module says of a position its angles. Whether all of it is right is the self-check's
-to tell, which holds the outcome against the model's own forward.
+Numbers are taken from the modules themselves, not from their configuration: what a norm makes of a constant
+is its weight, what the rotary module says of a position its angles. Whether all of it is right is the
+self-check's to tell, which holds the outcome against the model's own forward.
 """
 
 from __future__ import annotations
@@ -123,9 +124,9 @@ def _check_layer(layer: Any, shape: LayerShape) -> None:
     if shape.key_dim != shape.value_dim:
         raise UnrecognisedError("its keys and values differ in size")
     for module in (*layer.self_attn.children(), *layer.mlp.children()):
-        if any(True for _ in module.parameters()) and "norm" not in type(module).__name__.lower():
-            if type(module) is not nn.Linear:
-                raise UnrecognisedError(f"it multiplies by a {type(module).__name__}")
+        has_weights = any(True for _ in module.parameters())
+        if has_weights and "norm" not in type(module).__name__.lower() and type(module) is not nn.Linear:
+            raise UnrecognisedError(f"it multiplies by a {type(module).__name__}")
 
 
 def _weighty(module: nn.Module) -> set[str]:
@@ -170,8 +171,8 @@ def _layers_that_only_look(layers: nn.ModuleList, seen: _Seen) -> Iterator[None]
 
 
 def _rotary_tables(policy: ServedPolicy, layers: nn.ModuleList) -> tuple[list[tuple[Tensor, Tensor]], float]:
-    """Of each layer, cosines and sines f32[max_model_len, rotary_dim / 2], shared where they are the same; and
-    what embeddings are multiplied by."""
+    """Of each layer, cosines and sines f32[max_model_len, rotary_dim / 2], shared where they are the same;
+    and what embeddings are multiplied by."""
     parts: list[list[tuple[Tensor, Tensor]]] = [[] for _ in layers]
     scale = 1.0
     for start in range(0, policy.max_model_len, POSITIONS_AT_ONCE):
