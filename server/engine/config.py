@@ -53,6 +53,9 @@ class EngineConfig:
     strict: a seeded reply is bitwise the same whoever shares its batch. Every step runs at one shape, so a
     decode step costs what a full one does.
     async_depth: steps launched before the oldest one's result is read; by default 1 on a GPU, else 0.
+    speculate: `ngram` drafts the next tokens of greedy replies from where their last ones stand earlier in
+    the prompt or the reply, and verifies them in one pass of the C++ backend: the same tokens, several a step
+    where a text is edited or quoted. `off` does not.
     served_model_name: the model's name in requests and reports; by default the folder's name.
     """
 
@@ -78,6 +81,7 @@ class EngineConfig:
     cuda_graphs: Literal["auto", "on", "off"] = "auto"
     strict: bool = False
     async_depth: Literal[0, 1] | None = None
+    speculate: Literal["off", "ngram"] = "off"
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "max_num_batched_tokens", "block_size"):
@@ -128,6 +132,8 @@ class EngineConfig:
     @property
     def needs_native(self) -> bool:
         """Whether something is asked for that the C++ backend alone can do."""
+        if self.speculate != "off":
+            return True
         return self.cpu_backend == "native" or (self.weights, self.kv_cache_dtype) != ("auto", "auto")
 
     @property
@@ -159,6 +165,11 @@ class EngineConfig:
             raise ValueError(
                 "weights and kv_cache_dtype are of the C++ backend, which does not run here: leave them "
                 "auto; dtype is what torch stores weights in"
+            )
+        if self.speculate != "off" and (backend == "torch" or self.strict or self.async_depth):
+            raise ValueError(
+                "speculate needs the C++ backend of a CPU, without strict and async_depth, where a token of "
+                "several is what it would be alone: leave it off"
             )
         graphs = self.cuda_graphs
         if graphs == "auto" and (self.strict or not is_cuda or attention != "triton"):
