@@ -87,6 +87,17 @@ class NativeModel:
         return self.tail(self.project(h))
 
     @property
+    def num_bytes(self) -> int:
+        """What the stored matrices take."""
+        layers = self._decoder.spec.layers
+        packed = [weight for each in layers for weight in (each.qkv, each.o, each.gate_up, each.down)]
+        packed += [
+            self.lm_head,
+            *([embedding] if (embedding := self._decoder.spec.embedding) is not self.lm_head else []),
+        ]
+        return sum(weight.nbytes for weight in packed)
+
+    @property
     def vocab_size(self) -> int:
         return self.lm_head.shape[0]
 

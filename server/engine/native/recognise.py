@@ -259,6 +259,7 @@ def _read_layer(
         k_norm=_head_norm(attention, "k_norm", shape.key_dim),
         cos=cos,
         sin=sin,
+        rotary_dim=2 * cos.shape[1],
         scale=scale,
         softcap=softcap,
         window=shape.window,
