@@ -11,13 +11,13 @@ from torch.nn import functional as F
 
 from trimtab.kernels.cpu.decoder import Decoder
 from trimtab.kernels.cpu.library import Library, load_library
-from trimtab.kernels.cpu.weights import Format, PackedWeight
+from trimtab.kernels.cpu.weights import PackedWeight, WeightFormat
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.kv_cache import KVCache
 from trimtab.server.engine.native.recognise import UnrecognisedError, read_decoder
 from trimtab.server.engine.policy import ServedPolicy
 
-EXACT: dict[Format, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+EXACT: dict[WeightFormat, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 """Formats of half the size, which a checkpoint's weights may be exact in."""
 
 
@@ -53,7 +53,7 @@ class NativeModel:
 
     def __init__(self, policy: ServedPolicy, config: EngineConfig) -> None:
         self.library: Library = load_library()
-        self.format: Format = _format(policy, config.weights)
+        self.format: WeightFormat = _format(policy, config.weights)
         is_exact = self.format == "float32" or _is_exact(policy, self.format)
         kept = config.kv_cache_dtype if config.kv_cache_dtype in EXACT else None
         self.roundings = tuple(each for each in (None if is_exact else self.format, kept) if each)
@@ -105,13 +105,13 @@ class NativeModel:
         return PackedWeight(weight, self.format, self.library)
 
 
-def _format(policy: ServedPolicy, asked: str) -> Format:
+def _format(policy: ServedPolicy, asked: str) -> WeightFormat:
     if asked != "auto":
         return asked  # type: ignore[return-value]
     return next((each for each in EXACT if _is_exact(policy, each)), "float32")
 
 
-def _is_exact(policy: ServedPolicy, format: Format) -> bool:
+def _is_exact(policy: ServedPolicy, format: WeightFormat) -> bool:
     """Whether all matrices are the same in it, as those of a checkpoint in that format are."""
     dtype = EXACT.get(format)
     matrices = (weight for weight in policy.model.parameters() if weight.dim() == 2)

@@ -144,7 +144,7 @@ def test_fewer_bits_change_little(options: dict[str, str], make_engine: Callable
     few, all_bits = make_engine(**options), make_engine()
     sampling = SamplingParams(max_tokens=1, temperature=0, logprobs=20, ignore_eos=True)
     requests = [Request("r", tuple(PROMPTS[0]), sampling)]
-    ours, theirs = (sample(engine, requests)[0].tokens[0].top for engine in (few, all_bits))
+    ours, theirs = (sample(engine, requests)[0].tokens[0].top_logprobs for engine in (few, all_bits))
     difference = max(abs(dict(ours).get(token, -9) - logprob) for token, logprob in theirs[:5])
     assert 0 < difference < 0.3
 
