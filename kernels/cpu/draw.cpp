@@ -22,9 +22,11 @@ constexpr double kLargestNoise = 22.9, kNoNumber = std::numeric_limits<double>::
 constexpr float kMinTemperature = 1e-6f;
 constexpr double kWeakLift = 1e-5;
 
-// Of each tile, see TilePartials in tile_reduce.py; heat: Σ exp((ℓ − top)/temperature).
+// Of each tile, see TilePartials in tile_reduce.py. What stands for ℓ in sums is x = z − base_top + β(A − pivot),
+// which an offset of z costs no digits, and level is nearly its largest: total is Σ exp(x − level), lift
+// Σ exp(x − level)·(A − pivot), heat Σ exp((ℓ − top)/temperature).
 struct Tile {
-    float base_top, top;
+    float base_top, top, level;
     double base_total, spread, drift, total, lift, heat;
 };
 
@@ -102,6 +104,7 @@ void measure(const Piece<kTile>& piece, const Row& row, float inverse, float* ma
     tile.top = largest(top);
     tile.base_top = TILTS ? largest(base_top) : tile.top;
     const float base_origin = origin_of(tile.base_top), origin = origin_of(tile.top);
+    tile.level = TILTS ? origin - base_origin : 0;
     Vec base_total{}, spread{}, drift{}, total{}, lift{};
     for (int64_t i = 0; i < piece.count; i += kLanes) {
         Vec z = load(piece.z + i), below = z - base_origin, mass = exp_below(below);
@@ -110,9 +113,9 @@ void measure(const Piece<kTile>& piece, const Row& row, float inverse, float* ma
         if (TILTS) {
             Vec above = load(piece.a + i) - row.pivot;
             drift = fma(mass, above, drift);
-            mass = exp_below(fused(above, splat(row.beta), z) - origin);
+            mass = exp_below(fused(above, splat(row.beta), below) - tile.level);
             total += mass;
-            lift = fma(mass, above * row.beta, lift);
+            lift = fma(mass, above, lift);
         }
     }
     tile.base_total = exact_sum(base_total);
@@ -203,6 +206,7 @@ void race_group(Race& race, const Row& row, int64_t group) {
 // Of a row, merged from its tiles in their order.
 struct Whole {
     float base_top = -kInfinite, top = -kInfinite;
+    double lead = 0;  // of the tilt's origin over the base's, log Σ exp ℓ = base_top + lead + log total
     double base_total = 0, spread = 0, drift = 0, total = 0, lift = 0, heat = 0;
     int64_t base_tile = 0, tile = 0;  // where the largest are
 
@@ -211,15 +215,16 @@ struct Whole {
             if (tiles[t].base_top > base_top) base_top = tiles[t].base_top, base_tile = t;
             if (tiles[t].top > top) top = tiles[t].top, tile = t;
         }
+        lead = double(origin_of(tiles[tile].base_top)) - origin_of(base_top) + tiles[tile].level;
         for (int64_t t = 0; t < num_tiles; t++) {
             double below = double(origin_of(tiles[t].base_top)) - origin_of(base_top), scale = std::exp(below);
             base_total += scale * tiles[t].base_total;
             if (scale > 0) spread += scale * (tiles[t].spread + tiles[t].base_total * below);
             drift += scale * tiles[t].drift;
-            below = double(origin_of(tiles[t].top)) - origin_of(top), scale = std::exp(below);
+            scale = std::exp(below + tiles[t].level - lead);
             total += scale * tiles[t].total;
             lift += scale * tiles[t].lift;
-            if (inverse) heat += std::exp(below * inverse) * tiles[t].heat;
+            if (inverse) heat += std::exp((double(origin_of(tiles[t].top)) - origin_of(top)) * inverse) * tiles[t].heat;
         }
     }
     double entropy() const { return std::log(base_total) - spread / base_total; }
@@ -266,7 +271,7 @@ class Truncation {
         float found = cut.min_p > 0 ? top_ + cut.temperature * std::log(cut.min_p) : -kInfinite;
         if (cut.by_count(row_.size)) found = std::max(found, search<false>(found, double(cut.top_k), 1));
         if (!(cut.top_p < 1)) return found;
-        double mass = found > -kInfinite ? mass_from(found) : heat_;
+        double mass = cut.needs_heat(row_.size) ? heat_ : mass_from(found);
         double target = std::max(cut.top_p * mass, 1e-30);  // of nothing the likeliest stays
         return std::max(found, search<true>(found, target, cut.temperature));
     }
@@ -518,19 +523,238 @@ void finish_row(const Batch& batch, const Keys& keys, Partials& partials, int64_
         return;
     }
     double drift = row.beta * whole.drift / whole.base_total;
-    double lift = whole.lift / whole.total - drift;
-    double log_mean = (double(whole.top) - whole.base_top) + std::log(whole.total / whole.base_total) - drift;
-    out.logprob[i] = double(tilted_at(row, token)) - whole.top - log_total;
-    out.kl[i] = std::max(lift - log_mean, 0.0);
+    double lift = row.beta * whole.lift / whole.total - drift;
+    double log_mean = whole.lead + std::log(whole.total / whole.base_total) - drift, kl = lift - log_mean;
+    double shift = row.beta * double(row.a[token] - row.pivot);
+    out.logprob[i] = double(row.z[token]) - whole.base_top + shift - whole.lead - log_total;
+    out.kl[i] = kl > 0x1p-22 + 0x1p-24 * std::fabs(drift) ? kl : 0;  // what is less rounding can make
     out.soft_value[i] = (lift < kWeakLift ? lift / 2 : log_mean) / row.beta;
     out.flip[i] = tilted_at(row, find(row, whole.base_tile, whole.base_top, true)) < whole.top;
-    out.lse_guided[i] = whole.top + log_total - drift;
+    out.lse_guided[i] = whole.base_top + whole.lead + log_total - drift;
+}
+
+// Of a row whose tiles were measured in one thread.
+Whole measure_row(const Row& row, std::vector<Tile>& tiles, bool entropy, float inverse, float* maxima) {
+    tiles.resize(row.num_tiles());
+    for (int64_t t = 0; t < row.num_tiles(); t++) {
+        Piece<kTile> piece(row, t * kTile);
+        measure(row, t, piece, inverse, entropy, maxima, tiles[t]);
+    }
+    return Whole(tiles.data(), row.num_tiles(), inverse);
+}
+
+void add_tilt(const Row& row, float mean, float* out) {
+    Vec shift = splat(mean), beta = splat(row.beta);
+    int64_t i = 0;
+    for (; i + kLanes <= row.size; i += kLanes)
+        store(out + i, fused(load(row.a + i) - row.pivot - shift, beta, load(row.z + i)));
+    for (int64_t rest = row.size - i; rest > 0; rest = 0) {
+        Vec centred = load_first(row.a + i, rest) - row.pivot - shift;
+        store_first(out + i, fused(centred, beta, load_first(row.z + i, rest)), rest);
+    }
+}
+
+float threshold_of(const Row& row, const Cut& cut, std::vector<Tile>& tiles, std::vector<float>& maxima) {
+    if (!cut.any(row.size)) return -kInfinite;
+    maxima.resize(row.num_tiles() * (kTile / kGroup));
+    float inverse = cut.needs_heat(row.size) ? 1 / std::max(cut.temperature, FLT_MIN) : 0;
+    Whole whole = measure_row(row, tiles, false, inverse, maxima.data());
+    return Truncation(row, maxima.data(), whole.top, whole.heat).threshold(cut);
+}
+
+// Solving for a row's strength: `_Search` of tilt.py, where each step is explained.
+constexpr int kMaxReadings = 8;
+constexpr double kSlack = 0x1p-8, kAim = 1 - kSlack / 2, kNear = 0.5, kWeak = 1e-3, kTiny = 1e-30;
+
+struct Moments {
+    double top, total, first, second;  // of x = z + β(Ā): the largest, Σ exp(x − top), E[Ā], E[Ā²]
+};
+
+// mean: see BaseStatistics.
+Moments moments(const Row& row, float beta, float mean) {
+    Moments found{-INFINITY, 0, 0, 0};
+    for (int64_t t = 0; t < row.num_tiles(); t++) {
+        Piece<kTile> piece(row, t * kTile);
+        Vec most = splat(-kInfinite), pivot = splat(row.pivot), shift = splat(mean), strength = splat(beta);
+        for (int64_t i = 0; i < piece.count; i += kLanes)
+            most = max(most, fused(load(piece.a + i) - pivot - shift, strength, load(piece.z + i)));
+        float top = largest(most), origin = origin_of(top);
+        Vec total{}, first{}, second{};
+        for (int64_t i = 0; i < piece.count; i += kLanes) {
+            Vec centred = load(piece.a + i) - pivot - shift;
+            Vec mass = exp_below(fused(centred, strength, load(piece.z + i)) - origin);
+            total += mass;
+            mass *= centred;
+            first += mass;
+            second = fma(mass, centred, second);
+        }
+        double higher = std::max<double>(found.top, top), level = higher == -INFINITY ? 0 : higher;
+        double old = std::exp(found.top - level), now = std::exp(origin - level);
+        found = {higher, old * found.total + now * exact_sum(total), old * found.first + now * exact_sum(first),
+                 old * found.second + now * exact_sum(second)};
+    }
+    found.first /= found.total;
+    found.second /= found.total;
+    return found;
+}
+
+class Search {
+  public:
+    Search(double limit, double sign, double kl_cap, double lift)
+        : limit_(limit), sign_(sign), kl_cap_(kl_cap), wanted_(lift), high_{limit, INFINITY, 0, INFINITY, 0} {}
+
+    double run(const Row& row) {
+        Moments base = moments(row, 0, 0);
+        double mean = base.first, variance = base.second - mean * mean;
+        if (!(base.total > 0) || !std::isfinite(mean)) return 0;
+        low_.slope = std::max(std::sqrt(std::max(variance, 0.0) / (2 * kl_cap_)), (1 - kSlack) * variance / wanted_);
+        double b = std::min(limit_, kAim / std::max(low_.slope, kTiny));
+        for (int reading = 1; reading < kMaxReadings; reading++) {
+            float beta = sign_ * b;
+            if (!judge(beta, moments(row, beta, mean), base)) break;
+            b = propose();
+        }
+        return sign_ * low_.at;
+    }
+
+  private:
+    struct Point {
+        double at = 0, reach = 0, slope = 0, kl = 0, lift = 0;
+    };
+
+    // Takes in what β gave; false where no more need be read.
+    bool judge(double beta, const Moments& now, const Moments& base) {
+        double b = sign_ * beta, lift = sign_ * now.first;
+        double variance = std::max(now.second - lift * lift, 0.0);
+        double rise = b * lift, spread = b * b * variance;
+        double log_mean = (now.top - base.top) + std::log(now.total / base.total);
+        bool is_weak = rise < kWeak && spread < 1.25 * rise;
+        double kl = std::max(is_weak ? (2 * rise + spread) / 6 : rise - log_mean, 0.0);
+        double by_cap = std::sqrt(kl / kl_cap_), by_lift = (1 - kSlack) * lift / wanted_;
+        double reach = std::max(by_cap, by_lift);
+        double slope = by_cap >= by_lift ? by_cap * b * variance / (2 * std::max(kl, kTiny))
+                                         : (1 - kSlack) * variance / wanted_;
+        if (std::isnan(reach) || std::isnan(lift)) return false;
+        Point point{b, reach, slope, kl, lift};
+        (reach <= 1 ? low_ : high_) = point;
+        return !(reach <= 1 && (reach >= 1 - kSlack || b == limit_));
+    }
+
+    double propose() {
+        double below = kAim - low_.reach, above = high_.reach - kAim;
+        double from_low = low_.at + below / std::max(low_.slope, kTiny);
+        if (std::isinf(above)) return std::min(from_low, high_.at);
+        double newton = below < above ? from_low : high_.at - above / std::max(high_.slope, kTiny);
+        if (std::min(below, above) < kNear && low_.at < newton && newton < high_.at) return newton;
+        is_cautious_ = !is_cautious_;
+        double found;
+        if (!is_cautious_) {
+            double knee = (high_.kl - low_.kl) / std::max(high_.lift - low_.lift, kTiny);
+            found = std::min(from_low, knee);
+        } else {
+            double width = high_.at - low_.at, height = high_.reach - low_.reach;
+            double secant = width / height, t = below / height, rest = 1 - t;
+            double start = std::min(1 / std::max(low_.slope, kTiny), 3 * secant);
+            double end = std::min(1 / std::max(high_.slope, kTiny), 3 * secant);
+            found = low_.at + width * t * t * (3 - 2 * t) + height * t * rest * (start * rest - end * t);
+        }
+        return std::min(std::max(found, low_.at), high_.at);
+    }
+
+    double limit_, sign_, kl_cap_, wanted_;
+    Point low_, high_;
+    bool is_cautious_ = true;
+};
+
+float solve(const Row& row, float strength, double kl_cap, double lift) {
+    double limit = std::fabs(strength);
+    if (!row.a || kl_cap <= 0 || lift <= 0) limit = 0;
+    if (limit > 0 && std::min(kl_cap, lift) < INFINITY)
+        limit = std::fabs(Search(limit, strength < 0 ? -1 : 1, kl_cap, lift).run(row));
+    return std::copysign(limit, strength);
+}
+
+// −∞ for the tokens of a row whose bit is not set, a word's lowest bit first.
+void mask_row(const uint32_t* words, int64_t size, float* row) {
+    IntVec bit;
+    for (int i = 0; i < kLanes; i++) bit[i] = 1 << i;
+    int64_t w = 0;
+    for (; (w + 1) * 32 <= size; w++) {
+        if (words[w] == 0xffffffffu) continue;
+        for (int i = 0; i < 32; i += kLanes) {
+            float* at = row + w * 32 + i;
+            IntVec allowed = (int32_t(words[w] >> i) & bit) != 0;
+            store(at, select(allowed, load(at), splat(-kInfinite)));
+        }
+    }
+    for (int64_t i = w * 32; i < size; i++)
+        if (!(words[w] >> (i % 32) & 1)) row[i] = -kInfinite;
 }
 
 }  // namespace
 }  // namespace trimtab
 
 using namespace trimtab;
+
+// See base_statistics.py; entropy may be null.
+TRIMTAB_API void trimtab_base_statistics(const Batch* batch, float* top, float* total, float* entropy, float* mean) {
+    parallel([&](Worker& worker) {
+        std::vector<Tile> tiles;
+        worker.each(batch->num_rows, [&](int64_t i) {
+            Row row = batch->row(i);
+            Whole whole = measure_row(row, tiles, entropy != nullptr, 0, nullptr);
+            top[i] = whole.base_top;
+            total[i] = whole.base_total;
+            if (entropy) entropy[i] = whole.entropy();
+            mean[i] = row.a ? whole.drift / whole.base_total : 0;
+        });
+    });
+}
+
+// z + βĀ of each row; out: f32[B, V].
+TRIMTAB_API void trimtab_tilted_logits(const Batch* batch, float* out) {
+    parallel([&](Worker& worker) {
+        std::vector<Tile> tiles;
+        worker.each(batch->num_rows, [&](int64_t i) {
+            Row row = batch->tilted_row(i);
+            float* mine = out + i * row.size;
+            if (!row.a) {
+                std::copy(row.z, row.z + row.size, mine);
+                return;
+            }
+            Whole whole = measure_row(row, tiles, false, 0, nullptr);
+            add_tilt(row, whole.drift / whole.base_total, mine);
+        });
+    });
+}
+
+TRIMTAB_API void trimtab_truncation_threshold(const Batch* batch, const Keys* keys, float* out) {
+    parallel([&](Worker& worker) {
+        std::vector<Tile> tiles;
+        std::vector<float> maxima;
+        worker.each(batch->num_rows,
+                    [&](int64_t i) { out[i] = threshold_of(batch->tilted_row(i), keys->cut(i), tiles, maxima); });
+    });
+}
+
+// batch->beta: the strengths; kl_cap, lift: null where no row has one.
+TRIMTAB_API void trimtab_solve_tilt(const Batch* batch, const float* kl_cap, const float* lift, float* out) {
+    parallel([&](Worker& worker) {
+        worker.each(batch->num_rows, [&](int64_t i) {
+            Row row = batch->row(i);
+            out[i] = solve(row, batch->beta[i], kl_cap ? kl_cap[i] : INFINITY, lift ? lift[i] : INFINITY);
+        });
+    });
+}
+
+// words: [R, ⌈V/32⌉], of the given rows.
+TRIMTAB_API void trimtab_apply_token_mask(float* logits, int64_t stride, int64_t vocab_size, const int64_t* rows,
+                                          int64_t num_rows, const uint32_t* words) {
+    const int64_t num_words = (vocab_size + 31) / 32;
+    parallel([&](Worker& worker) {
+        worker.each(num_rows, [&](int64_t i) { mask_row(words + i * num_words, vocab_size, logits + rows[i] * stride); });
+    });
+}
 
 TRIMTAB_API void trimtab_draw(const Batch* batch, const Keys* keys, const Drawn* out) {
     Partials partials(batch->num_rows, batch->vocab_size);

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from trimtab.kernels.cpu.library import load_library
 from trimtab.kernels.philox import DRAW
-from trimtab.kernels.tile_reduce import GuidedDraw
 
 
 class _Batch(ctypes.Structure):
@@ -103,6 +102,29 @@ class _Call:
             )
         )
 
+    def keys(
+        self,
+        keys: tuple[Tensor, Tensor, Tensor] | None,
+        temperature: Tensor,
+        min_p: Tensor | None,
+        top_k: Tensor | None,
+        top_p: Tensor | None,
+    ) -> Any:
+        """keys: seeds, positions, choices, where something is drawn."""
+        return ctypes.byref(
+            _Keys(
+                *(self.at(key, torch.int64) for key in keys or (None, None, None)),
+                DRAW,
+                self.at(temperature, torch.float32),
+                self.at(min_p, torch.float32),
+                self.at(top_k, torch.int64),
+                self.at(top_p, torch.float32),
+            )
+        )
+
+    def pointer(self, values: Tensor | None, dtype: torch.dtype = torch.float32) -> c_void_p:
+        return c_void_p(self.at(values, dtype))
+
 
 def draw(
     logits: Tensor,
@@ -118,17 +140,10 @@ def draw(
     top_k: Tensor | None = None,
     top_p: Tensor | None = None,
     isa: str | None = None,
-) -> GuidedDraw:
-    """See `guided_logits`. isa: see `load_library`."""
-    library, call, num_rows = load_library(isa), _Call(), len(logits)
-    keys = _Keys(
-        *(call.at(key, torch.int64) for key in (seeds, positions, choices)),
-        DRAW,
-        call.at(temperature, torch.float32),
-        call.at(min_p, torch.float32),
-        call.at(top_k, torch.int64),
-        call.at(top_p, torch.float32),
-    )
+) -> tuple[Tensor, ...]:
+    """The fields of `GuidedDraw`. isa: see `load_library`."""
+    call, num_rows = _Call(), len(logits)
+    keys = call.keys((seeds, positions, choices), temperature, min_p, top_k, top_p)
     token, flip = torch.empty(num_rows, dtype=torch.int64), torch.empty(num_rows, dtype=torch.bool)
     fields = torch.empty(7 if want_entropy else 6, num_rows)
     logprob, base_logprob, kl, soft_value, lse_base, lse_guided, *entropy = fields
@@ -144,8 +159,8 @@ def draw(
         flip.data_ptr(),
     )
     batch = call.batch(logits, advantage, advantage_row, beta)
-    library.cdll.trimtab_draw(batch, ctypes.byref(keys), ctypes.byref(drawn))
-    return GuidedDraw(
+    load_library(isa).cdll.trimtab_draw(batch, keys, ctypes.byref(drawn))
+    return (
         token,
         logprob,
         base_logprob,
@@ -155,4 +170,99 @@ def draw(
         flip,
         lse_base,
         lse_guided,
+    )
+
+
+def measure_base(
+    logits: Tensor,
+    advantage: Tensor | None,
+    advantage_row: Tensor | None,
+    want_entropy: bool,
+    isa: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """The fields of `BaseStatistics`."""
+    call, out = _Call(), torch.empty(4 if want_entropy else 3, len(logits))
+    top, total, mean, *entropy = out
+    load_library(isa).cdll.trimtab_base_statistics(
+        call.batch(logits, advantage, advantage_row, None),
+        call.pointer(top),
+        call.pointer(total),
+        call.pointer(entropy[0] if entropy else None),
+        call.pointer(mean),
+    )
+    return top, total, entropy[0] if entropy else None, mean
+
+
+def tilted_logits(
+    logits: Tensor, advantage: Tensor, advantage_row: Tensor, beta: Tensor, isa: str | None = None
+) -> Tensor:
+    """See `guided_logits.tilted_logits`."""
+    call, out = _Call(), torch.empty(logits.shape)
+    batch = call.batch(logits, advantage, advantage_row, beta)
+    load_library(isa).cdll.trimtab_tilted_logits(batch, call.pointer(out))
+    return out
+
+
+def truncation_threshold(
+    guided_logits: Tensor,
+    temperature: Tensor,
+    min_p: Tensor | None,
+    top_k: Tensor | None,
+    top_p: Tensor | None,
+    isa: str | None = None,
+) -> Tensor:
+    """See `truncate.truncation_threshold`."""
+    call, out = _Call(), torch.empty(len(guided_logits))
+    load_library(isa).cdll.trimtab_truncation_threshold(
+        call.batch(guided_logits, None, None, None),
+        call.keys(None, temperature, min_p, top_k, top_p),
+        call.pointer(out),
+    )
+    return out
+
+
+def truncate_and_draw(
+    guided: Tensor,
+    temperature: Tensor,
+    min_p: Tensor | None,
+    top_k: Tensor | None,
+    top_p: Tensor | None,
+    keys: tuple[Tensor, Tensor, Tensor],
+) -> Tensor:
+    """See `truncate.truncate_and_draw`."""
+    return draw(guided, *keys, temperature, None, None, None, False, min_p, top_k, top_p)[0]
+
+
+def solve_tilt(
+    logits: Tensor,
+    advantage: Tensor,
+    advantage_row: Tensor,
+    strength: Tensor,
+    kl_cap: Tensor | None,
+    lift: Tensor | None,
+    isa: str | None = None,
+) -> Tensor:
+    """See `tilt.solve_tilt`."""
+    call, out = _Call(), torch.empty(len(logits))
+    load_library(isa).cdll.trimtab_solve_tilt(
+        call.batch(logits, advantage, advantage_row, strength),
+        call.pointer(kl_cap),
+        call.pointer(lift),
+        call.pointer(out),
+    )
+    return out
+
+
+def apply_token_mask(logits: Tensor, rows: Tensor, bitmask: Tensor, isa: str | None = None) -> None:
+    """See `penalties.apply_token_mask`."""
+    assert logits.stride(1) == 1
+    call = _Call()
+    address, stride = call.rows(logits)
+    load_library(isa).cdll.trimtab_apply_token_mask(
+        c_void_p(address),
+        c_int64(stride),
+        c_int64(logits.shape[1]),
+        call.pointer(rows, torch.int64),
+        c_int64(len(rows)),
+        call.pointer(bitmask, torch.int32),
     )
