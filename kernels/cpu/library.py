@@ -33,11 +33,9 @@ BASE_FLAGS = (
     *("-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
 )
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
-_AVX512 = tuple(f"-mavx512{part}" for part in ("f", "bw", "dq", "vl", "vnni")) + (
-    "-mprefer-vector-width=512",
-)
+_AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni")
 ISAS: Mapping[str, Mapping[str, tuple[str, ...]]] = {  # architecture → ISA, best first → flags
-    "x86_64": {"avx512": _AVX2 + _AVX512, "avx2": _AVX2, "portable": ()},
+    "x86_64": {"avx512": (*_AVX512, "-mprefer-vector-width=512"), "avx2": _AVX2, "portable": ()},
     "aarch64": {"portable": ("-march=armv8.2-a+fp16+dotprod",)},
 }
 NEEDS = {  # what /proc/cpuinfo must list

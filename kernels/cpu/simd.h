@@ -139,6 +139,31 @@ TRIMTAB_INLINE void store_as(Half* p, float x) {
     p->bits = static_cast<uint16_t>(sign | half);
 }
 
+// Products of signed bytes, four to a lane: sum += w₄·x₄, exactly. Weights are stored with kByteOffset added.
+#if defined(__AVX512VNNI__)
+constexpr int kByteOffset = 128;
+#else
+constexpr int kByteOffset = 0;
+#endif
+
+TRIMTAB_INLINE IntVec dot4(IntVec sum, const uint8_t* w, int32_t x) {
+#if defined(__AVX512VNNI__)
+    return (IntVec)_mm512_dpbusd_epi32((__m512i)sum, _mm512_loadu_si512(w), _mm512_set1_epi32(x));
+#elif defined(__AVX2__)
+    __m256i signed_ = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w));
+    __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(signed_), _mm256_sign_epi8(_mm256_set1_epi32(x), signed_));
+    return sum + (IntVec)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+#elif defined(__ARM_FEATURE_DOTPROD)
+    return vdotq_s32(sum, vld1q_s8(reinterpret_cast<const int8_t*>(w)), vreinterpretq_s8_s32(vdupq_n_s32(x)));
+#else
+    IntVec four;
+    std::memcpy(&four, w, sizeof four);
+    for (int shift = 24; shift >= 0; shift -= 8)
+        sum += (four << shift >> 24) * (static_cast<int32_t>(static_cast<uint32_t>(x) << shift) >> 24);
+    return sum;
+#endif
+}
+
 // e^x within 2 ulp; 0 below −87.3, and NaN stays. Polynomial after Cephes (expf), argument reduced in two parts.
 TRIMTAB_INLINE Vec exp(Vec x) {
     Vec y = min(max(x, splat(-87.33f)), splat(88.72f));

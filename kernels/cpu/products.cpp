@@ -1,0 +1,388 @@
+// Products of few and many rows with packed weights: the tiles, and who computes which.
+#include "products.h"
+
+#include <algorithm>
+#include <utility>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace trimtab {
+namespace {
+
+constexpr int kBlockK = 512;          // of k that a tile takes at a time where rows are many
+constexpr int kBlockRows = 10 * kTileRows;
+constexpr int kDirectRows = 2 * kTileRows;  // up to here panels are read as they are stored
+constexpr int kQ8TileRows = kTileRows < 4 ? 2 : kTileRows * 2 / 3;
+constexpr int64_t kAhead = 4096;      // bytes
+constexpr int64_t kItemBytes = 1 << 16;
+
+// Where sums start, what is fetched meanwhile.
+struct Tile {
+    const float* bias;  // or null
+    bool more;          // go on from what out holds
+    int columns;
+    const uint8_t* fetch;
+    int64_t fetch_step;  // bytes a step of k
+};
+
+TRIMTAB_INLINE void load_columns(const float* p, int columns, Vec& left, Vec& right) {
+    if (columns == kPanel) {
+        left = load(p);
+        right = load(p + kLanes);
+    } else {
+        left = load_first(p, std::min(columns, kLanes));
+        right = columns > kLanes ? load_first(p + kLanes, columns - kLanes) : Vec{};
+    }
+}
+
+TRIMTAB_INLINE void store_columns(float* p, int columns, Vec left, Vec right) {
+    if (columns == kPanel) {
+        store(p, left);
+        store(p + kLanes, right);
+    } else {
+        store_first(p, left, std::min(columns, kLanes));
+        if (columns > kLanes) store_first(p + kLanes, right, columns - kLanes);
+    }
+}
+
+template <int Rows> TRIMTAB_INLINE void start(Vec (&sums)[Rows][2], const float* out, int64_t out_stride, const Tile& tile) {
+    if (tile.more) {
+        for (int m = 0; m < Rows; m++) load_columns(out + m * out_stride, tile.columns, sums[m][0], sums[m][1]);
+        return;
+    }
+    Vec left = {}, right = {};
+    if (tile.bias) load_columns(tile.bias, tile.columns, left, right);
+    for (int m = 0; m < Rows; m++) sums[m][0] = left, sums[m][1] = right;
+}
+
+template <class T, int Rows>
+void float_tile(const T* panel, int64_t k, const float* x, int64_t x_stride, float* out, int64_t out_stride, const Tile& tile) {
+    Vec sums[Rows][2];
+    start<Rows>(sums, out, out_stride, tile);
+    const uint8_t* fetch = tile.fetch;
+    auto step = [&](int64_t i) __attribute__((always_inline)) {
+        for (int b = 0; b < kPanel * static_cast<int>(sizeof(T)); b += 64) __builtin_prefetch(fetch + b);
+        fetch += tile.fetch_step;
+        Vec left = load(panel + i * kPanel), right = load(panel + i * kPanel + kLanes);
+#pragma GCC unroll 12
+        for (int m = 0; m < Rows; m++) {
+            Vec value = splat(x[m * x_stride + i]);
+            sums[m][0] = fma(value, left, sums[m][0]);
+            sums[m][1] = fma(value, right, sums[m][1]);
+        }
+    };
+    int64_t i = 0;
+    if (Rows <= 4)
+        for (; i + 4 <= k; i += 4) step(i), step(i + 1), step(i + 2), step(i + 3);
+    for (; i < k; i++) step(i);
+    for (int m = 0; m < Rows; m++) store_columns(out + m * out_stride, tile.columns, sums[m][0], sums[m][1]);
+}
+
+template <int Rows>
+void q8_tile(const uint8_t* panel, int64_t groups, const Quantised& x, float* out, int64_t out_stride, const Tile& tile) {
+    Vec sums[Rows][2];
+    start<Rows>(sums, out, out_stride, tile);
+    const uint8_t* fetch = tile.fetch;
+    for (int64_t g = 0; g < groups; g++, panel += kGroupBytes, fetch += tile.fetch_step) {
+        for (int b = 0; b < kGroupBytes; b += 64) __builtin_prefetch(fetch + b);
+        IntVec whole[Rows][2];
+        for (int m = 0; m < Rows; m++) whole[m][0] = whole[m][1] = x.start[m * groups + g] - IntVec{};
+#pragma GCC unroll 8
+        for (int i = 0; i < kGroup / 4; i++) {
+#pragma GCC unroll 8
+            for (int m = 0; m < Rows; m++) {
+                int32_t four;
+                std::memcpy(&four, x.bytes + (m * groups + g) * kGroup + i * 4, 4);
+                whole[m][0] = dot4(whole[m][0], panel + i * kPanel * 4, four);
+                whole[m][1] = dot4(whole[m][1], panel + i * kPanel * 4 + kLanes * 4, four);
+            }
+        }
+        const Brain* scales = reinterpret_cast<const Brain*>(panel + kGroup * kPanel);
+        Vec left = load(scales), right = load(scales + kLanes);
+        for (int m = 0; m < Rows; m++) {
+            Vec scale = splat(x.scale[m * groups + g]);
+            sums[m][0] = fma(__builtin_convertvector(whole[m][0], Vec), scale * left, sums[m][0]);
+            sums[m][1] = fma(__builtin_convertvector(whole[m][1], Vec), scale * right, sums[m][1]);
+        }
+    }
+    for (int m = 0; m < Rows; m++) store_columns(out + m * out_stride, tile.columns, sums[m][0], sums[m][1]);
+}
+
+template <class T> using FloatTile = void (*)(const T*, int64_t, const float*, int64_t, float*, int64_t, const Tile&);
+using Q8Tile = void (*)(const uint8_t*, int64_t, const Quantised&, float*, int64_t, const Tile&);
+
+template <class T, int... I> FloatTile<T> float_tile_of(int rows, std::integer_sequence<int, I...>) {
+    static constexpr FloatTile<T> tiles[] = {float_tile<T, I + 1>...};
+    return tiles[rows - 1];
+}
+
+template <int... I> Q8Tile q8_tile_of(int rows, std::integer_sequence<int, I...>) {
+    static constexpr Q8Tile tiles[] = {q8_tile<I + 1>...};
+    return tiles[rows - 1];
+}
+
+// Rows in tiles of nearly the same height: f(first, count, tile's number, how many).
+template <class F> void each_tile(int64_t rows, int height, F&& f) {
+    int64_t tiles = (rows + height - 1) / height;
+    for (int64_t t = 0; t < tiles; t++) f(rows * t / tiles, static_cast<int>(rows * (t + 1) / tiles - rows * t / tiles), t, tiles);
+}
+
+struct Product {
+    const Weight& weight;
+    const float* x;
+    int64_t x_stride, rows;
+    float* out;
+    int64_t out_stride;
+    const float* bias;
+
+    const float* bias_of(int64_t panel) const { return bias ? bias + panel * kPanel : nullptr; }
+    int columns_of(int64_t panel) const { return static_cast<int>(std::min<int64_t>(kPanel, weight.n - panel * kPanel)); }
+};
+
+// Few rows: panels as they are stored, fetched ahead of their reading.
+template <class T> void direct_panel(const Product& p, int64_t panel) {
+    const uint8_t* data = p.weight.panel(panel);
+    constexpr int64_t step = kPanel * sizeof(T);
+    each_tile(p.rows, kTileRows, [&](int64_t first, int count, int64_t t, int64_t tiles) {
+        bool last = t == tiles - 1;  // earlier tiles find the panel's start, later ones all of it, in the cache
+        const uint8_t* fetch = tiles == 1 ? data + kAhead : last ? data + p.weight.panel_bytes() : data + kAhead;
+        Tile tile{p.bias_of(panel), false, p.columns_of(panel), fetch, step};
+        float_tile_of<T>(count, std::make_integer_sequence<int, kTileRows>())(
+            reinterpret_cast<const T*>(data), p.weight.k, p.x + first * p.x_stride, p.x_stride,
+            p.out + first * p.out_stride + panel * kPanel, p.out_stride, tile);
+    });
+}
+
+// Many rows: a few panels as floats, kBlockK at a time, which stay in the second cache while rows pass by.
+template <class T> void blocked_panels(const Product& p, int64_t panel, int count, int64_t first_row, int64_t rows) {
+    static thread_local Buffer memory;
+    float* floats = memory.get<float>(static_cast<int64_t>(count) * kBlockK * kPanel);
+    const int64_t k = p.weight.k;
+    for (int64_t from = 0; from < k; from += kBlockK) {
+        int64_t depth = std::min<int64_t>(kBlockK, k - from);
+        const float* sources[8];
+        for (int i = 0; i < count; i++) {
+            const T* stored = reinterpret_cast<const T*>(p.weight.panel(panel + i)) + from * kPanel;
+            float* target = floats + static_cast<int64_t>(i) * kBlockK * kPanel;
+            sources[i] = target;
+            if constexpr (sizeof(T) == 4) sources[i] = reinterpret_cast<const float*>(stored);
+            else for (int64_t j = 0; j < depth * kPanel; j += kLanes) store(target + j, load(stored + j));
+        }
+        each_tile(rows, kTileRows, [&](int64_t first, int height, int64_t, int64_t) {
+            first += first_row;
+            for (int i = 0; i < count; i++) {
+                Tile tile{p.bias_of(panel + i), from > 0, p.columns_of(panel + i), reinterpret_cast<const uint8_t*>(sources[i]), 0};
+                float_tile_of<float>(height, std::make_integer_sequence<int, kTileRows>())(
+                    sources[i], depth, p.x + first * p.x_stride + from, p.x_stride,
+                    p.out + first * p.out_stride + (panel + i) * kPanel, p.out_stride, tile);
+            }
+        });
+    }
+}
+
+template <class T> void float_product(Worker& worker, const Product& p) {
+    const int64_t panels = p.weight.panels();
+    if (p.rows <= kDirectRows) {
+        int64_t some = std::max<int64_t>(1, std::min(kItemBytes / std::max<int64_t>(1, p.weight.panel_bytes()), panels / (4 * worker.size)));
+        worker.each((panels + some - 1) / some, [&](int64_t item) {
+            for (int64_t i = item * some; i < std::min(panels, (item + 1) * some); i++) direct_panel<T>(p, i);
+        });
+        return;
+    }
+    int64_t blocks = (p.rows + kBlockRows - 1) / kBlockRows;
+    int some = panels * blocks >= 32 * worker.size ? 4 : panels * blocks >= 16 * worker.size ? 2 : 1;
+    worker.each((panels + some - 1) / some * blocks, [&](int64_t item) {
+        int64_t panel = item / blocks * some, block = item % blocks;
+        int64_t first = p.rows * block / blocks, last = p.rows * (block + 1) / blocks;
+        blocked_panels<T>(p, panel, static_cast<int>(std::min<int64_t>(some, panels - panel)), first, last - first);
+    });
+}
+
+void quantise_row(const float* x, int64_t k, int64_t row, const Quantised& q) {
+    int64_t groups = (k + kGroup - 1) / kGroup;
+    for (int64_t g = 0; g < groups; g++) {
+        float values[kGroup] = {};
+        std::memcpy(values, x + g * kGroup, sizeof(float) * std::min<int64_t>(kGroup, k - g * kGroup));
+        Vec most = {}, poison = {};
+        for (int i = 0; i < kGroup; i += kLanes) {
+            Vec v = load(values + i);
+            most = max(most, max(v, -v));
+            poison += v * 0.0f;  // NaN where a number is not finite
+        }
+        float scale = largest(most) / 127.0f;
+        float inverse = scale > 0 ? 1.0f / scale : 0.0f;
+        int32_t total = 0;
+        int8_t* bytes = q.bytes + (row * groups + g) * kGroup;
+        for (int i = 0; i < kGroup; i++) {
+            int32_t whole = bit_cast<int32_t>(std::min(127.0f, std::max(-127.0f, values[i] * inverse)) + 12582912.0f) - 0x4b400000;
+            bytes[i] = static_cast<int8_t>(whole);
+            total += bytes[i];
+        }
+        q.scale[row * groups + g] = scale + sum(poison);
+        q.start[row * groups + g] = -kByteOffset * total;
+    }
+}
+
+void q8_product(Worker& worker, const Product& p, void* shared) {
+    static thread_local Buffer memory;
+    const int64_t k = p.weight.k, groups = p.weight.groups(), panels = p.weight.panels();
+    const bool alone = p.rows <= 4;  // then every worker for itself, without meeting the others
+    Quantised q = Quantised::in(alone ? memory.get<char>(Quantised::room(p.rows, k)) : shared, p.rows, k);
+    if (alone)
+        for (int64_t row = 0; row < p.rows; row++) quantise_row(p.x + row * p.x_stride, k, row, q);
+    else worker.each(p.rows, [&](int64_t row) { quantise_row(p.x + row * p.x_stride, k, row, q); });
+    int64_t blocks = (p.rows + kBlockRows - 1) / kBlockRows;
+    worker.each(panels * blocks, [&](int64_t item) {
+        int64_t panel = item / blocks, block = item % blocks;
+        int64_t first_row = p.rows * block / blocks, rows = p.rows * (block + 1) / blocks - first_row;
+        const uint8_t* data = p.weight.panel(panel);
+        each_tile(rows, kQ8TileRows, [&](int64_t first, int count, int64_t t, int64_t tiles) {
+            first += first_row;
+            const uint8_t* fetch = t > 0 || tiles == 1 ? data + kAhead : data;
+            Tile tile{p.bias_of(panel), false, p.columns_of(panel), fetch, kGroupBytes};
+            Quantised part{q.bytes + first * groups * kGroup, q.scale + first * groups, q.start + first * groups};
+            q8_tile_of(count, std::make_integer_sequence<int, kQ8TileRows>())(
+                data, groups, part, p.out + first * p.out_stride + panel * kPanel, p.out_stride, tile);
+        });
+    });
+}
+
+// Packing: column n of a panel is row n of W.
+template <class From> float value_of(const void* source, int64_t i) { return to_float(static_cast<const From*>(source)[i]); }
+
+float value_of(int32_t format, const void* source, int64_t i) {
+    return format == kFloat32 ? value_of<float>(source, i) : format == kFloat16 ? value_of<Half>(source, i) : value_of<Brain>(source, i);
+}
+
+template <class From, class To> void pack_panel(const From* source, int64_t stride, int columns, int64_t k, To* panel) {
+    constexpr int64_t some = 64;  // of k: the lines read are used up while they are at hand
+    for (int64_t from = 0; from < k; from += some)
+        for (int column = 0; column < kPanel; column++)
+            for (int64_t i = from; i < std::min(k, from + some); i++) {
+                To& target = panel[i * kPanel + column];
+                if constexpr (std::is_same<From, To>::value) target = column < columns ? source[column * stride + i] : To{};
+                else store_as(&target, column < columns ? to_float(source[column * stride + i]) : 0.0f);
+            }
+}
+
+void pack_q8(int32_t from, const void* source, int64_t offset, int64_t stride, int columns, int64_t k, uint8_t* panel) {
+    for (int64_t g = 0; g < (k + kGroup - 1) / kGroup; g++, panel += kGroupBytes) {
+        int depth = static_cast<int>(std::min<int64_t>(kGroup, k - g * kGroup));
+        for (int column = 0; column < kPanel; column++) {
+            float values[kGroup] = {}, most = 0;
+            for (int i = 0; column < columns && i < depth; i++) {
+                values[i] = value_of(from, source, offset + column * stride + g * kGroup + i);
+                most = std::max(most, std::fabs(values[i]));
+            }
+            // bfloat16, rounded up so that no byte passes 127
+            Brain scale{static_cast<uint16_t>((bit_cast<uint32_t>(most / 127.0f) + 0xffff) >> 16)};
+            reinterpret_cast<Brain*>(panel + kGroup * kPanel)[column] = scale;
+            for (int i = 0; i < kGroup; i++) {
+                int whole = most > 0 ? static_cast<int>(std::lrint(values[i] / to_float(scale))) : 0;
+                panel[i / 4 * kPanel * 4 + column * 4 + i % 4] = static_cast<uint8_t>(whole + kByteOffset);
+            }
+        }
+    }
+}
+
+template <class From> void pack_floats(const From* source, int64_t stride, int columns, const Weight& w, uint8_t* panel) {
+    if (w.format == kFloat32) pack_panel(source, stride, columns, w.k, reinterpret_cast<float*>(panel));
+    else if (w.format == kFloat16) pack_panel(source, stride, columns, w.k, reinterpret_cast<Half*>(panel));
+    else pack_panel(source, stride, columns, w.k, reinterpret_cast<Brain*>(panel));
+}
+
+}  // namespace
+
+int64_t Quantised::room(int64_t rows, int64_t k) {
+    int64_t groups = (k + kGroup - 1) / kGroup;
+    return rows * groups * (kGroup + 8);
+}
+
+Quantised Quantised::in(void* memory, int64_t rows, int64_t k) {
+    int64_t groups = (k + kGroup - 1) / kGroup;
+    int8_t* bytes = static_cast<int8_t*>(memory);
+    float* scale = reinterpret_cast<float*>(bytes + rows * groups * kGroup);
+    return {bytes, scale, reinterpret_cast<int32_t*>(scale + rows * groups)};
+}
+
+void product(Worker& worker, const Weight& weight, const float* x, int64_t x_stride, int64_t rows, float* out,
+             int64_t out_stride, const float* bias, void* shared) {
+    Product p{weight, x, x_stride, rows, out, out_stride, bias};
+    if (weight.format == kFloat32) float_product<float>(worker, p);
+    else if (weight.format == kFloat16) float_product<Half>(worker, p);
+    else if (weight.format == kBFloat16) float_product<Brain>(worker, p);
+    else q8_product(worker, p, shared);
+}
+
+void tile_product(const float* panel, int64_t k, const float* x, int64_t x_stride, int rows, float* out,
+                  int64_t out_stride, int columns, bool more) {
+    Tile tile{nullptr, more, columns, reinterpret_cast<const uint8_t*>(panel), 0};
+    float_tile_of<float>(rows, std::make_integer_sequence<int, kTileRows>())(panel, k, x, x_stride, out, out_stride, tile);
+}
+
+void weight_row(const Weight& weight, int64_t id, float* out) {
+    const uint8_t* panel = weight.panel(id / kPanel);
+    int64_t column = id % kPanel;
+    if (weight.format != kQ8) {
+        for (int64_t i = 0; i < weight.k; i++) out[i] = value_of(weight.format, panel, i * kPanel + column);
+        return;
+    }
+    for (int64_t i = 0; i < weight.k; i++) {
+        const uint8_t* group = panel + i / kGroup * kGroupBytes;
+        int64_t place = i % kGroup;
+        float scale = to_float(reinterpret_cast<const Brain*>(group + kGroup * kPanel)[column]);
+        int whole = group[place / 4 * kPanel * 4 + column * 4 + place % 4];
+        out[i] = scale * (kByteOffset ? whole - kByteOffset : static_cast<int8_t>(whole));
+    }
+}
+
+}  // namespace trimtab
+
+using namespace trimtab;
+
+TRIMTAB_API int64_t trimtab_packed_bytes(const Weight* weight) { return weight->panels() * weight->panel_bytes(); }
+
+// W [n, k] in rows `stride` apart, of format `from` (not q8), into weight->data.
+TRIMTAB_API void trimtab_pack(const Weight* weight, int32_t from, const void* source, int64_t stride) {
+    uint8_t* target = const_cast<uint8_t*>(weight->data);
+#if defined(__linux__)
+    constexpr uintptr_t huge = 1 << 21;
+    uintptr_t begin = (reinterpret_cast<uintptr_t>(target) + huge - 1) / huge * huge;
+    uintptr_t end = (reinterpret_cast<uintptr_t>(target) + trimtab_packed_bytes(weight)) / huge * huge;
+    if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+    parallel([&](Worker& worker) {
+        worker.each(weight->panels(), [&](int64_t i) {
+            uint8_t* panel = target + i * weight->panel_bytes();
+            int columns = static_cast<int>(std::min<int64_t>(kPanel, weight->n - i * kPanel));
+            int64_t offset = i * kPanel * stride;
+            if (weight->format == kQ8) pack_q8(from, source, offset, stride, columns, weight->k, panel);
+            else if (from == kFloat32) pack_floats(static_cast<const float*>(source) + offset, stride, columns, *weight, panel);
+            else if (from == kFloat16) pack_floats(static_cast<const Half*>(source) + offset, stride, columns, *weight, panel);
+            else pack_floats(static_cast<const Brain*>(source) + offset, stride, columns, *weight, panel);
+        });
+    });
+}
+
+TRIMTAB_API void trimtab_product(const Weight* weight, const float* x, int64_t x_stride, int64_t rows, float* out,
+                                 int64_t out_stride) {
+    Buffer copied, quantised;
+    const int64_t k = weight->k;
+    const float* from = x;
+    int64_t stride = x_stride;
+    if (rows > 1 && weight->format != kQ8 && x_stride % 256 == 0) {  // rows would share lines of the cache
+        stride = row_stride(k);
+        float* copy = copied.get<float>(rows * stride);
+        for (int64_t i = 0; i < rows; i++) std::memcpy(copy + i * stride, x + i * x_stride, k * sizeof(float));
+        from = copy;
+    }
+    void* shared = weight->format == kQ8 ? quantised.get<char>(Quantised::room(rows, k)) : nullptr;
+    parallel([&](Worker& worker) { product(worker, *weight, from, stride, rows, out, out_stride, nullptr, shared); });
+}
+
+TRIMTAB_API void trimtab_weight_rows(const Weight* weight, const int64_t* ids, int64_t count, float* out) {
+    parallel([&](Worker& worker) {
+        worker.each(count, [&](int64_t i) { weight_row(*weight, ids[i], out + i * weight->k); });
+    });
+}

@@ -1,0 +1,61 @@
+// Products x·Wᵀ with W packed in panels of a few columns, rows of x together. A row's result is the same bits
+// whatever rows are beside it: every sum runs over k in one chain, from the bias on.
+#pragma once
+#include "memory.h"
+#include "pool.h"
+#include "simd.h"
+
+namespace trimtab {
+
+enum Format : int32_t { kFloat32, kFloat16, kBFloat16, kQ8 };
+
+constexpr int kPanel = 2 * kLanes;  // columns
+constexpr int kGroup = 32;          // of k, that share a scale in q8
+constexpr int kGroupBytes = kGroup * kPanel + 2 * kPanel;
+
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kTileRows = 12;  // two accumulators each, in 32 registers
+#elif defined(__AVX2__)
+constexpr int kTileRows = 6;
+#else
+constexpr int kTileRows = 3;
+#endif
+
+// W [n, k], as Python describes it. data: panel after panel; in a panel k after k, kPanel columns each. In q8,
+// group after group: kGroup/4 times kPanel columns of 4 bytes, then the columns' scales in bfloat16.
+struct Weight {
+    const uint8_t* data;
+    int64_t n, k;
+    int32_t format;
+
+    int64_t panels() const { return (n + kPanel - 1) / kPanel; }
+    int64_t groups() const { return (k + kGroup - 1) / kGroup; }
+    int64_t panel_bytes() const {
+        return format == kQ8 ? groups() * kGroupBytes : k * kPanel * (format == kFloat32 ? 4 : 2);
+    }
+    const uint8_t* panel(int64_t i) const { return data + i * panel_bytes(); }
+};
+
+// x [rows, k] on its way into products of q8: its bytes, and each group's scale and what kByteOffset added.
+struct Quantised {
+    int8_t* bytes;  // [rows, groups, kGroup]
+    float* scale;   // [rows, groups]
+    int32_t* start;
+    static int64_t room(int64_t rows, int64_t k);  // bytes
+    static Quantised in(void* memory, int64_t rows, int64_t k);
+};
+
+// out [rows, n] = x [rows, k] · Wᵀ + bias. Every worker calls it; it ends with a barrier. bias: [n] or null.
+// shared: room for Quantised, the same for all, where the format is q8.
+void product(Worker& worker, const Weight& weight, const float* x, int64_t x_stride, int64_t rows, float* out,
+             int64_t out_stride, const float* bias, void* shared);
+
+// The same for up to kTileRows rows and one panel of floats by itself, k of them: columns 0 … columns−1 of out,
+// which is where the sums start if `more`. What attention is made of.
+void tile_product(const float* panel, int64_t k, const float* x, int64_t x_stride, int rows, float* out,
+                  int64_t out_stride, int columns, bool more);
+
+// Row `id` of W as floats.
+void weight_row(const Weight& weight, int64_t id, float* out);
+
+}  // namespace trimtab

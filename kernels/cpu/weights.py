@@ -1,0 +1,102 @@
+"""Packed weights of the CPU backend: a matrix as its products read it, in the numbers that a checkpoint holds."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Literal, cast, get_args
+
+import torch
+from torch import Tensor
+
+from trimtab.kernels.cpu.library import Library
+
+__all__ = ["PackedWeight", "WeightFormat", "WeightStruct"]
+
+WeightFormat = Literal["float32", "float16", "bfloat16", "q8"]
+_CODES = {"float32": 0, "float16": 1, "bfloat16": 2, "q8": 3}
+_DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "q8": 1}
+HALF_MAX = 65504.0
+
+
+class WeightStruct(ctypes.Structure):
+    """`Weight` of products.h."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("n", ctypes.c_int64),
+        ("k", ctypes.c_int64),
+        ("format", ctypes.c_int32),
+    )
+
+
+class PackedWeight:
+    """W [N, K] packed for `library`: x·Wᵀ in fp32 arithmetic, and rows of W.
+
+    "float32", "float16" and "bfloat16" keep numbers exactly that they can represent. "q8" rounds them to bytes
+    with one scale for 32 along K, and the rows of x as well, within the product.
+
+    A row of a product is the same bits whatever other rows are computed with it.
+
+    weight: [N, K] of one of those dtypes; not kept.
+
+    Raises:
+        ValueError: a shape, dtype or format that cannot be packed, or numbers beyond float16.
+    """
+
+    def __init__(self, weight: Tensor, format: WeightFormat, library: Library) -> None:
+        if format not in get_args(WeightFormat):
+            raise ValueError(f"weight format {format!r} does not exist: use one of {', '.join(_CODES)}")
+        if weight.dim() != 2 or not weight.numel() or weight.dtype not in _DTYPES:
+            kinds = "a matrix of float32, float16 or bfloat16"
+            raise ValueError(f"a packed weight needs {kinds}, not {tuple(weight.shape)} of {weight.dtype}")
+        weight = weight.detach()
+        if format == "float16" and weight.dtype != torch.float16 and weight.abs().amax() > HALF_MAX:
+            raise ValueError('weights beyond 65504 do not fit float16: use "bfloat16" or "float32"')
+        self.format, self.library = format, library
+        self.shape = cast(tuple[int, int], tuple(weight.shape))
+        self.struct = WeightStruct(None, *self.shape, _CODES[format])
+        _declare(library)
+        self.nbytes = int(library.cdll.trimtab_packed_bytes(ctypes.byref(self.struct)))
+        self._data = torch.empty(self.nbytes + 64, dtype=torch.uint8)
+        self.struct.data = -(-self._data.data_ptr() // 64) * 64
+        weight = weight.cpu() if weight.stride(1) == 1 else weight.cpu().contiguous()
+        arguments = (_DTYPES[weight.dtype], weight.data_ptr(), weight.stride(0))
+        library.cdll.trimtab_pack(ctypes.byref(self.struct), *arguments)
+
+    def product(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """x·Wᵀ, f32 [M, N], of x f32 [M, K]; into `out` where it is given. Both with rows in one piece."""
+        n, k = self.shape
+        if x.dtype != torch.float32 or x.dim() != 2 or x.shape[1] != k:
+            raise ValueError(
+                f"a product with {self.shape} needs float32 [M, {k}], not {x.dtype} {tuple(x.shape)}"
+            )
+        out = x.new_empty(len(x), n) if out is None else out
+        if out.dtype != torch.float32 or out.shape != (len(x), n) or out.stride(1) != 1:
+            raise ValueError(f"out must be float32 [{len(x)}, {n}] with rows in one piece")
+        x = x if x.stride(1) == 1 else x.contiguous()
+        arguments = (x.data_ptr(), x.stride(0), len(x), out.data_ptr(), out.stride(0))
+        self.library.cdll.trimtab_product(ctypes.byref(self.struct), *arguments)
+        return out
+
+    def rows(self, ids: Tensor) -> Tensor:
+        """Rows of W, f32 [M, K], at ids i64 [M]."""
+        out = torch.empty(len(ids), self.shape[1])
+        ids = ids.contiguous()
+        struct = ctypes.byref(self.struct)
+        self.library.cdll.trimtab_weight_rows(struct, ids.data_ptr(), len(ids), out.data_ptr())
+        return out
+
+
+def _declare(library: Library) -> None:
+    pointer, size = ctypes.c_void_p, ctypes.c_int64
+    cdll = library.cdll
+    cdll.trimtab_packed_bytes.restype = size
+    cdll.trimtab_packed_bytes.argtypes = [pointer]
+    for name, arguments in {
+        "trimtab_pack": [pointer, ctypes.c_int32, pointer, size],
+        "trimtab_product": [pointer, pointer, size, size, pointer, size],
+        "trimtab_weight_rows": [pointer, pointer, size, pointer],
+    }.items():
+        function = getattr(cdll, name)
+        function.restype, function.argtypes = None, arguments
