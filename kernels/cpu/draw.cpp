@@ -16,7 +16,7 @@
 namespace trimtab {
 namespace {
 
-constexpr int kTile = 2048, kGroup = 64, kSpan = 8;  // tokens of a tile and of a group; tiles that one thread takes
+constexpr int kTileTokens = 2048, kGroupTokens = 64, kSpanTiles = 8;  // tokens of a tile and of a group; tiles that one thread takes
 constexpr float kInfinite = std::numeric_limits<float>::infinity();
 constexpr double kLargestNoise = 22.9, kNoNumber = std::numeric_limits<double>::quiet_NaN();
 constexpr float kMinTemperature = 1e-6f;
@@ -42,8 +42,8 @@ struct Row {
     float pivot, beta;
 
     bool tilts() const { return a != nullptr; }
-    int64_t num_tiles() const { return (size + kTile - 1) / kTile; }
-    int64_t num_groups() const { return (size + kGroup - 1) / kGroup; }
+    int64_t num_tiles() const { return (size + kTileTokens - 1) / kTileTokens; }
+    int64_t num_groups() const { return (size + kGroupTokens - 1) / kGroupTokens; }
 };
 
 template <bool TILTS> inline Vec tilted(Vec z, Vec a, float pivot, float beta) {
@@ -58,8 +58,8 @@ template <int SIZE> class Piece {
         z = row.z + first;
         a = row.a ? row.a + first : nullptr;
         count = there;
-        if (there % kGroup) {
-            count = (there + kGroup - 1) / kGroup * kGroup;
+        if (there % kGroupTokens) {
+            count = (there + kGroupTokens - 1) / kGroupTokens * kGroupTokens;
             std::fill(std::copy(z, z + there, z_), z_ + count, -kInfinite);
             z = z_;
             if (a) {
@@ -77,8 +77,8 @@ template <int SIZE> class Piece {
 
 // ℓ of one group, in the very roundings of every other place.
 void tilt_group(const Row& row, int64_t group, float* out) {
-    Piece<kGroup> piece(row, group * kGroup);
-    for (int i = 0; i < kGroup; i += kLanes) {
+    Piece<kGroupTokens> piece(row, group * kGroupTokens);
+    for (int i = 0; i < kGroupTokens; i += kLanes) {
         Vec z = load(piece.z + i);
         store(out + i, row.a ? tilted<true>(z, load(piece.a + i), row.pivot, row.beta) : z);
     }
@@ -89,16 +89,16 @@ inline float origin_of(float top) { return top == -kInfinite ? 0.0f : top; }
 // What a tile measures. maxima: where given, the largest ℓ of each group. inverse: 1/temperature for `heat`,
 // 0 where that is not asked for.
 template <bool TILTS, bool ENTROPY>
-void measure(const Piece<kTile>& piece, const Row& row, float inverse, float* maxima, Tile& tile) {
+void measure(const Piece<kTileTokens>& piece, const Row& row, float inverse, float* maxima, Tile& tile) {
     Vec base_top = splat(-kInfinite), top = base_top;
-    for (int64_t g = 0; g < piece.count; g += kGroup) {
+    for (int64_t g = 0; g < piece.count; g += kGroupTokens) {
         Vec most = splat(-kInfinite);
-        for (int64_t i = g; i < g + kGroup; i += kLanes) {
+        for (int64_t i = g; i < g + kGroupTokens; i += kLanes) {
             Vec z = load(piece.z + i);
             most = max(most, tilted<TILTS>(z, TILTS ? load(piece.a + i) : z, row.pivot, row.beta));
             if (TILTS) base_top = max(base_top, z);
         }
-        if (maxima) maxima[g / kGroup] = largest(most);
+        if (maxima) maxima[g / kGroupTokens] = largest(most);
         top = max(top, most);
     }
     tile.top = largest(top);
@@ -199,8 +199,8 @@ class Race {
 };
 
 void race_group(Race& race, const Row& row, int64_t group) {
-    Piece<kGroup> piece(row, group * kGroup);
-    row.a ? race.run<true>(piece, group * kGroup) : race.run<false>(piece, group * kGroup);
+    Piece<kGroupTokens> piece(row, group * kGroupTokens);
+    row.a ? race.run<true>(piece, group * kGroupTokens) : race.run<false>(piece, group * kGroupTokens);
 }
 
 // Of a row, merged from its tiles in their order.
@@ -232,21 +232,21 @@ struct Whole {
 
 // The first token whose z, or ℓ, is the given one, which its tile holds.
 int64_t find(const Row& row, int64_t tile, float value, bool of_base) {
-    float group[kGroup];
-    int64_t last = std::min((tile + 1) * (kTile / kGroup), row.num_groups());
+    float group[kGroupTokens];
+    int64_t last = std::min((tile + 1) * (kTileTokens / kGroupTokens), row.num_groups());
     Row base{row.z, nullptr, row.size, 0, 0};
-    for (int64_t g = tile * (kTile / kGroup); g < last; g++) {
+    for (int64_t g = tile * (kTileTokens / kGroupTokens); g < last; g++) {
         tilt_group(of_base ? base : row, g, group);
-        for (int i = 0; i < kGroup; i++)
-            if (group[i] == value) return g * kGroup + i;
+        for (int i = 0; i < kGroupTokens; i++)
+            if (group[i] == value) return g * kGroupTokens + i;
     }
     return 0;
 }
 
 float tilted_at(const Row& row, int64_t token) {
-    float group[kGroup];
-    tilt_group(row, token / kGroup, group);
-    return group[token % kGroup];
+    float group[kGroupTokens];
+    tilt_group(row, token / kGroupTokens, group);
+    return group[token % kGroupTokens];
 }
 
 // Truncation of one row, see `truncation_threshold` in truncate.py.
@@ -279,12 +279,12 @@ class Truncation {
   private:
     double mass_from(float floor) {
         double mass = 0;
-        float group[kGroup];
+        float group[kGroupTokens];
         for (int64_t g = 0; g < row_.num_groups(); g++) {
             if (!(maxima_[g] >= floor)) continue;
             tilt_group(row_, g, group);
             Vec sum{};
-            for (int i = 0; i < kGroup; i += kLanes) {
+            for (int i = 0; i < kGroupTokens; i += kLanes) {
                 Vec x = load(group + i);
                 sum += x >= floor ? exp_below((x - top_) * float(inverse_)) : Vec{};
             }
@@ -312,13 +312,13 @@ class Truncation {
     // Those of [lower, upper), and their weight.
     template <bool BY_MASS> double collect(float lower, float upper) {
         slots_.clear();
-        float group[kGroup], weights[kGroup];
+        float group[kGroupTokens], weights[kGroupTokens];
         double weight = 0;
         for (int64_t g = 0; g < row_.num_groups(); g++) {
             if (!(maxima_[g] >= lower)) continue;
             tilt_group(row_, g, group);
             bool is_weighed = false;
-            for (int i = 0; i < kGroup; i += kLanes) {
+            for (int i = 0; i < kGroupTokens; i += kLanes) {
                 Vec x = load(group + i);
                 uint32_t inside = at_least(x, splat(lower)) & ~at_least(x, splat(upper));
                 for (; inside; inside &= inside - 1) {
@@ -334,7 +334,7 @@ class Truncation {
     }
 
     void weigh(const float* group, float* weights) const {
-        for (int i = 0; i < kGroup; i += kLanes) store(weights + i, exp_below((load(group + i) - top_) * float(inverse_)));
+        for (int i = 0; i < kGroupTokens; i += kLanes) store(weights + i, exp_below((load(group + i) - top_) * float(inverse_)));
     }
 
     // The largest value in the slots with Σ weight(≥ it) ≥ target; the least one if rounding leaves none.
@@ -427,8 +427,8 @@ namespace {
 class Partials {
   public:
     Partials(int64_t num_rows, int64_t vocab_size)
-        : num_tiles_((vocab_size + kTile - 1) / kTile), num_groups_(num_tiles_ * (kTile / kGroup)),
-          num_spans_((num_tiles_ + kSpan - 1) / kSpan), tiles_(num_rows * num_tiles_),
+        : num_tiles_((vocab_size + kTileTokens - 1) / kTileTokens), num_groups_(num_tiles_ * (kTileTokens / kGroupTokens)),
+          num_spans_((num_tiles_ + kSpanTiles - 1) / kSpanTiles), tiles_(num_rows * num_tiles_),
           best_(num_rows * num_spans_), maxima_(num_rows * num_groups_), level_(num_rows) {
         for (auto& level : level_) level.store(-kInfinite, std::memory_order_relaxed);
     }
@@ -447,8 +447,8 @@ class Partials {
     std::vector<std::atomic<float>> level_;
 };
 
-void measure(const Row& row, int64_t t, const Piece<kTile>& piece, float inverse, bool entropy, float* maxima, Tile& tile) {
-    if (maxima) maxima += t * (kTile / kGroup);
+void measure(const Row& row, int64_t t, const Piece<kTileTokens>& piece, float inverse, bool entropy, float* maxima, Tile& tile) {
+    if (maxima) maxima += t * (kTileTokens / kGroupTokens);
     if (row.a) {
         entropy ? measure<true, true>(piece, row, inverse, maxima, tile)
                 : measure<true, false>(piece, row, inverse, maxima, tile);
@@ -467,11 +467,11 @@ void draw_span(const Batch& batch, const Keys& keys, bool entropy, Partials& par
     Race race(row, noise, cut.temperature, -kInfinite);
     std::atomic<float>& level = partials.level(i);
     race.raise(level.load(std::memory_order_relaxed));
-    int64_t last = std::min((span + 1) * kSpan, partials.num_tiles());
-    for (int64_t t = span * kSpan; t < last; t++) {
-        Piece<kTile> piece(row, t * kTile);
+    int64_t last = std::min((span + 1) * kSpanTiles, partials.num_tiles());
+    for (int64_t t = span * kSpanTiles; t < last; t++) {
+        Piece<kTileTokens> piece(row, t * kTileTokens);
         measure(row, t, piece, inverse, entropy, cuts ? partials.maxima(i) : nullptr, partials.tiles(i)[t]);
-        if (races) row.a ? race.run<true>(piece, t * kTile) : race.run<false>(piece, t * kTile);
+        if (races) row.a ? race.run<true>(piece, t * kTileTokens) : race.run<false>(piece, t * kTileTokens);
     }
     partials.best(i)[span] = race.best;
     for (float known = level.load(std::memory_order_relaxed);
@@ -537,7 +537,7 @@ void finish_row(const Batch& batch, const Keys& keys, Partials& partials, int64_
 Whole measure_row(const Row& row, std::vector<Tile>& tiles, bool entropy, float inverse, float* maxima) {
     tiles.resize(row.num_tiles());
     for (int64_t t = 0; t < row.num_tiles(); t++) {
-        Piece<kTile> piece(row, t * kTile);
+        Piece<kTileTokens> piece(row, t * kTileTokens);
         measure(row, t, piece, inverse, entropy, maxima, tiles[t]);
     }
     return Whole(tiles.data(), row.num_tiles(), inverse);
@@ -556,7 +556,7 @@ void add_tilt(const Row& row, float mean, float* out) {
 
 float threshold_of(const Row& row, const Cut& cut, std::vector<Tile>& tiles, std::vector<float>& maxima) {
     if (!cut.any(row.size)) return -kInfinite;
-    maxima.resize(row.num_tiles() * (kTile / kGroup));
+    maxima.resize(row.num_tiles() * (kTileTokens / kGroupTokens));
     float inverse = cut.needs_heat(row.size) ? 1 / std::max(cut.temperature, FLT_MIN) : 0;
     Whole whole = measure_row(row, tiles, false, inverse, maxima.data());
     return Truncation(row, maxima.data(), whole.top, whole.heat).threshold(cut);
@@ -574,7 +574,7 @@ struct Moments {
 Moments moments(const Row& row, float beta, float mean) {
     Moments found{-INFINITY, 0, 0, 0};
     for (int64_t t = 0; t < row.num_tiles(); t++) {
-        Piece<kTile> piece(row, t * kTile);
+        Piece<kTileTokens> piece(row, t * kTileTokens);
         Vec most = splat(-kInfinite), pivot = splat(row.pivot), shift = splat(mean), strength = splat(beta);
         for (int64_t i = 0; i < piece.count; i += kLanes)
             most = max(most, fused(load(piece.a + i) - pivot - shift, strength, load(piece.z + i)));
