@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trimtab.kernels.cpu import draw as cpu
 from trimtab.kernels.dispatch import choose_backend, jit, tl, triton
 
 BLOCK_V = 2048  # tokens of one program; the same for every batch, so that no row's sums depend on another's
@@ -131,6 +132,12 @@ def _launch(
     return BaseStatistics(top, total, entropy if want_entropy else None, mean)
 
 
+def _call(
+    logits: Tensor, advantage: Tensor | None, advantage_row: Tensor | None, want_entropy: bool
+) -> BaseStatistics:
+    return BaseStatistics(*cpu.measure_base(logits, advantage, advantage_row, want_entropy))
+
+
 def base_statistics(
     logits: Tensor,
     advantage: Tensor | None = None,
@@ -144,8 +151,8 @@ def base_statistics(
     logits: f32[B, V], −inf marks a masked token. advantage: f32[G, V], finite. advantage_row: i64[B], each
     row's place in `advantage`, −1 for none. backend: see `choose_backend`.
     """
-    run = _BACKENDS[choose_backend(logits.device, backend)]
+    run = _BACKENDS[choose_backend(logits.device, backend, _BACKENDS)]
     return run(logits, advantage, advantage_row, want_entropy)
 
 
-_BACKENDS = {"reference": _reference, "triton": _launch}
+_BACKENDS = {"reference": _reference, "triton": _launch, "cpu": _call}

@@ -5,9 +5,9 @@ Triton is optional: where it is absent the kernels' modules still import, and as
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast
 
 import torch
 
@@ -19,7 +19,7 @@ except ImportError:
 
 __all__ = ["Backend", "HeadPath", "choose_backend", "choose_head_path", "jit", "tl", "triton"]
 
-Backend = Literal["reference", "triton"]
+Backend = Literal["reference", "triton", "cpu"]
 HeadPath = Literal["fused", "materialised"]
 # Rows up to which `guided_head` beats the vendor's product and `guided_logits`, as measured on an H100: at 64
 # rows a plain batch still ties, and a guided one, whose columns are twice as many, takes 1.3 times as long.
@@ -35,24 +35,29 @@ def jit(kernel: Callable[..., Any], unspecialised: Sequence[str] = ()) -> Any:
     return kernel if triton is None else triton.jit(kernel, do_not_specialize=list(unspecialised))
 
 
-def choose_backend(device: torch.device, backend: str | None = None) -> Backend:
+def choose_backend(
+    device: torch.device, backend: str | None = None, offered: Collection[str] = ("reference", "triton")
+) -> Backend:
     """The backend that runs an op on tensors of `device`: Triton on CUDA, the reference elsewhere.
 
-    backend: overrides that by name. Triton runs off the GPU only in its interpreter, for tests.
+    backend: overrides that by name. Triton runs off the GPU only in its interpreter, for tests; "cpu" is the
+        library of kernels/cpu, which whoever names it has made sure of. offered: those that the op has.
 
     Raises:
-        ValueError: no such backend.
+        ValueError: the op has no such backend.
         RuntimeError: the backend named, or the one the device needs, cannot run here.
     """
     if backend is None:
         backend = "triton" if device.type == "cuda" else "reference"
-    if backend not in get_args(Backend):
-        raise ValueError(f"backend {backend!r} does not exist: use one of {', '.join(get_args(Backend))}")
+    if backend not in offered:
+        raise ValueError(f"backend {backend!r} does not exist: use one of {', '.join(offered)}")
     if backend == "triton":
         if triton is None:
             raise RuntimeError('backend "triton" needs triton: install it, or ask for "reference"')
         if device.type != "cuda" and not triton.knobs.runtime.interpret:
             raise RuntimeError(f'backend "triton" needs a GPU, not {device.type}: ask for "reference"')
+    if backend == "cpu" and device.type != "cpu":
+        raise RuntimeError(f'backend "cpu" cannot run on {device.type}: leave it out')
     return cast(Backend, backend)
 
 

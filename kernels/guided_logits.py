@@ -17,6 +17,7 @@ from trimtab.kernels.base_statistics import (
     exponent_origin,
     pivot_and_stride,
 )
+from trimtab.kernels.cpu import draw as cpu
 from trimtab.kernels.dispatch import choose_backend, jit, tl, triton
 from trimtab.kernels.philox import DRAW, MIN_TEMPERATURE, gumbel_tile, keyed_draw
 from trimtab.kernels.tile_reduce import (
@@ -268,6 +269,22 @@ def _launch(inputs: _Inputs) -> GuidedDraw:
     return tile_reduce(partials, beta, want_entropy=inputs.want_entropy, backend="triton")
 
 
+def _call(inputs: _Inputs) -> GuidedDraw:
+    fields = cpu.draw(
+        inputs.logits,
+        inputs.seeds,
+        inputs.positions,
+        inputs.choices,
+        inputs.temperature,
+        inputs.advantage,
+        inputs.advantage_row,
+        inputs.beta,
+        inputs.want_entropy,
+        **inputs.cuts,
+    )
+    return GuidedDraw(*fields)
+
+
 def guided_logits(
     logits: Tensor,
     *,
@@ -307,18 +324,28 @@ def guided_logits(
         logits, seeds, positions, choices, temperature, advantage, advantage_row, beta, want_entropy,
         any_greedy, any_sampled, cuts,
     )  # fmt: skip
-    return _BACKENDS[choose_backend(logits.device, backend)](inputs)
+    return _BACKENDS[choose_backend(logits.device, backend, _BACKENDS)](inputs)
 
 
-def tilted_logits(logits: Tensor, advantage: Tensor, advantage_row: Tensor, beta: Tensor) -> Tensor:
+def tilted_logits(
+    logits: Tensor,
+    advantage: Tensor,
+    advantage_row: Tensor,
+    beta: Tensor,
+    backend: str | None = None,
+) -> Tensor:
     """`z + βĀ`, Ā centred under the base, f32[R, V]; −inf stays −inf, rows without a tilt stay as they are.
 
     logits: f32[R, V]. advantage: f32[G, V]. advantage_row: i64[R], −1 for none. beta: f32[R].
+    backend: see `choose_backend`.
     """
     if not len(advantage):
         return logits
-    mean = base_statistics(logits, advantage, advantage_row).mean
+    backend = choose_backend(logits.device, backend, _BACKENDS)
+    if backend == "cpu":
+        return cpu.tilted_logits(logits, advantage, advantage_row, beta)
+    mean = base_statistics(logits, advantage, advantage_row, backend=backend).mean
     return _add_shift(logits, advantage, advantage_row, beta, mean)
 
 
-_BACKENDS = {"reference": _reference, "triton": _launch}
+_BACKENDS = {"reference": _reference, "triton": _launch, "cpu": _call}

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trimtab.kernels.base_statistics import BLOCK_V
+from trimtab.kernels.cpu import draw as cpu
 from trimtab.kernels.dispatch import choose_backend, jit, tl, triton
 
 WORD = 32  # tokens to an int32 of a mask
@@ -59,10 +60,10 @@ def apply_token_mask(logits: Tensor, rows: Tensor, bitmask: Tensor, backend: str
         backend: see `choose_backend`.
     """
     assert bitmask.shape == (len(rows), -(-logits.shape[1] // WORD))
-    _BACKENDS[choose_backend(logits.device, backend)](logits, rows, bitmask)
+    _BACKENDS[choose_backend(logits.device, backend, _BACKENDS)](logits, rows, bitmask)
 
 
-_BACKENDS = {"reference": _reference, "triton": _launch}
+_BACKENDS = {"reference": _reference, "triton": _launch, "cpu": cpu.apply_token_mask}
 
 
 def add_bias(logits: Tensor, places: Tensor, values: Tensor) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from trimtab.kernels.base_statistics import exponent_origin
+from trimtab.kernels.cpu import draw as cpu
 from trimtab.kernels.dispatch import choose_backend, jit, tl
 
 MAX_EVALUATIONS = 8  # of Λ, Λ′ and Λ″ of a row; each reads the whole row
@@ -385,8 +386,8 @@ def solve_tilt(
     """
     if not len(advantage):
         return torch.zeros_like(strength)
-    run = _BACKENDS[choose_backend(logits.device, backend)]
+    run = _BACKENDS[choose_backend(logits.device, backend, _BACKENDS)]
     return run(logits, advantage, advantage_row, strength, kl_cap, lift)
 
 
-_BACKENDS = {"reference": _reference, "triton": _launch}
+_BACKENDS = {"reference": _reference, "triton": _launch, "cpu": cpu.solve_tilt}

@@ -8,6 +8,7 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
+from trimtab.kernels.cpu import draw as cpu
 from trimtab.kernels.dispatch import choose_backend, jit, tl
 from trimtab.kernels.philox import DRAW, MIN_TEMPERATURE, gumbel_at, gumbel_tile, keyed_draw
 from trimtab.kernels.tile_reduce import NO_TOKEN
@@ -395,7 +396,7 @@ def truncation_threshold(
     Returns:
         f32[B]: tokens with `guided_logits >= threshold` may be drawn; −inf where nothing is cut.
     """
-    run = _THRESHOLDS[choose_backend(guided_logits.device, backend)]
+    run = _THRESHOLDS[choose_backend(guided_logits.device, backend, _THRESHOLDS)]
     return run(guided_logits, temperature, min_p, top_k, top_p)
 
 
@@ -424,9 +425,9 @@ def truncate_and_draw(
     Returns:
         i64[B]; −1 where the row holds a NaN or no finite logit.
     """
-    run = _DRAWS[choose_backend(guided.device, backend)]
+    run = _DRAWS[choose_backend(guided.device, backend, _DRAWS)]
     return run(guided, temperature, min_p, top_k, top_p, (seeds, positions, choices))
 
 
-_THRESHOLDS = {"reference": _reference, "triton": _launch}
-_DRAWS = {"reference": _reference_draw, "triton": _launch}
+_THRESHOLDS = {"reference": _reference, "triton": _launch, "cpu": cpu.truncation_threshold}
+_DRAWS = {"reference": _reference_draw, "triton": _launch, "cpu": cpu.truncate_and_draw}

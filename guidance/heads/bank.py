@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,6 @@ from trimtab.guidance.heads.forms import (
     Advantage,
     Head,
     LinearScalar,
-    LowRankAdvantage,
     Remembering,
     Scalar,
     TiedAdvantage,
@@ -30,6 +29,23 @@ from trimtab.kernels.wide_product import wide_product
 WHOLE = 32
 """Ranks are padded to multiples of it: of so many columns a CPU's product gives every row the same bits,
 wherever it stands; of fewer, or of some that are left over, it need not."""
+
+
+Product = Callable[[Tensor], Tensor]
+"""x [N, r] -> f32[N, V], what x is multiplied to with a matrix [V, r]."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Products with the vocabulary-sized matrices of heads, by other means than torch's.
+
+    lm_head: [V, d] of the policy. A tied head's product with it is taken once, W·up [V, r], which leaves r
+        columns of the vocabulary to multiply with for every row, and not d.
+    product: of a matrix [V, r], which it may pack; it need not keep it.
+    """
+
+    lm_head: Tensor
+    product: Callable[[Tensor], Product]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +111,10 @@ class HeadBank:
         *,
         device: torch.device | str,
         vocab_size: int | None = None,
+        vocabulary: Vocabulary | None = None,
     ) -> None:
-        """vocab_size: V of the logits that the heads steer, where heads have rows for padding beyond it."""
+        """vocab_size: V of the logits that the heads steer, where heads have rows for padding beyond it.
+        vocabulary: with it every advantage is a low-rank one, and has no factors."""
         self.manifests = tuple(manifest for _, manifest in heads)
         self.names = tuple(manifest.name for manifest in self.manifests)
         self.has_advantage = tuple(head.advantage is not None for head, _ in heads)
@@ -108,12 +126,16 @@ class HeadBank:
             None if part is None else part.value_per_advantage for part in advantage_parts
         )
         self._index = {name: index for index, name in enumerate(self.names)}
-        advantages = [head.advantage for head, _ in heads]
-        self._tied = _stack(advantages, self.manifests, TiedAdvantage)
-        self._lowrank = _stack(advantages, self.manifests, LowRankAdvantage)
-        self._lowrank_up = {
-            i: a.up[:vocab_size] for i, a in enumerate(advantages) if isinstance(a, LowRankAdvantage)
-        }
+        self._vocab_size, self._vocabulary = vocab_size, vocabulary
+        advantages = {i: head.advantage for i, (head, _) in enumerate(heads) if head.advantage is not None}
+        tied = {i: a for i, a in advantages.items() if isinstance(a, TiedAdvantage) and vocabulary is None}
+        lowrank = {i: a for i, a in advantages.items() if i not in tied}
+        self._tied = _stack(tied, self.manifests, has_up=True)
+        self._lowrank = _stack(lowrank, self.manifests, has_up=False)
+        self._lowrank_up = {i: self._up(a) for i, a in lowrank.items()} if vocabulary is None else {}
+        self._products = {i: self._product(i, a) for i, a in lowrank.items()}
+        self._is_tied = {i: isinstance(a, TiedAdvantage) for i, a in advantages.items()}
+        self._ranks = {i: a.down.shape[0] for i, a in lowrank.items()}
         self._stacked_up: tuple[tuple[int, ...], Tensor] | None = None
         self._values = _gather([head.value for head, _ in heads], self.manifests, hidden_size, device)
         self._rewards = _gather([head.reward for head, _ in heads], self.manifests, hidden_size, device)
@@ -127,8 +149,10 @@ class HeadBank:
         device: torch.device | str,
         dtype: torch.dtype,
         vocab_size: int | None = None,
+        vocabulary: Vocabulary | None = None,
     ) -> HeadBank:
         """Reads the heads and makes sure that each fits the policy. dtype: that of h; scalars stay float32.
+        vocab_size, vocabulary: see the constructor.
 
         Raises:
             HeadError: see load_head; or two heads share a name.
@@ -141,7 +165,20 @@ class HeadBank:
                     f"{owner[manifest.name]} and {folder} are both named {manifest.name!r}: load one of them"
                 )
             owner[manifest.name] = Path(folder)
-        return cls(heads, policy.hidden_size, device=device, vocab_size=vocab_size)
+        return cls(heads, policy.hidden_size, device=device, vocab_size=vocab_size, vocabulary=vocabulary)
+
+    def _up(self, advantage: Advantage) -> Tensor:
+        """[V, r], what φ(Dh) is multiplied with."""
+        if isinstance(advantage, TiedAdvantage):
+            assert self._vocabulary is not None
+            return self._vocabulary.lm_head.float() @ advantage.up.float()
+        return advantage.up[: self._vocab_size]
+
+    def _product(self, index: int, advantage: Advantage) -> Product:
+        if self._vocabulary is not None:
+            return self._vocabulary.product(self._up(advantage))
+        up = self._lowrank_up[index]
+        return lambda inner: wide_product(inner.to(up.dtype), up)
 
     @torch.no_grad()
     def put_advantage(self, name: str, advantage: Advantage) -> None:
@@ -153,20 +190,24 @@ class HeadBank:
         """
         self.check([(name, 1.0)])
         index = self._index[name]
-        adapters = self._tied if isinstance(advantage, TiedAdvantage) else self._lowrank
-        if adapters is None or index not in adapters.members:
+        is_tied = isinstance(advantage, TiedAdvantage)
+        if is_tied is not self._is_tied.get(index):
             raise HeadError(f"head {name!r} has an advantage of another form: load one of this form")
+        adapters = self._tied if is_tied and self._vocabulary is None else self._lowrank
+        assert adapters is not None
         slot, rank = adapters.members.index(index), advantage.down.shape[0]
         pairs: list[tuple[Tensor, Tensor]] = [(adapters.down[slot, :rank], advantage.down)]
         if adapters.up is not None:
             pairs.append((adapters.up[slot, :, :rank], advantage.up))
-        else:
+        elif self._vocabulary is None:
             mine = self._lowrank_up[index]
             pairs.append((mine, advantage.up[: len(mine)]))
         if any(mine.shape != new.shape for mine, new in pairs) or adapters.down[slot, rank:].any():
             raise HeadError(f"head {name!r} has an advantage of another size: load one of rank {rank}")
         for mine, new in pairs:
             mine.copy_(new)
+        if self._vocabulary is not None:
+            self._products[index] = self._product(index, advantage)
         self._stacked_up = None
 
     def check(self, heads: Sequence[tuple[str, float]], *, steering: bool = True) -> None:
@@ -208,9 +249,8 @@ class HeadBank:
         total: Tensor | None = None
         for slot, member in enumerate(self._lowrank.members):
             if member in active:
-                up = self._lowrank_up[member]  # [V, rᵢ]
-                mine = inner[:, slot * rank : slot * rank + up.shape[1]].to(up.dtype)
-                term = wide_product(mine, up)
+                mine = inner[:, slot * rank : slot * rank + self._ranks[member]]
+                term = self._products[member](mine)
                 total = term if total is None else total.add_(term)
         return total
 
@@ -219,7 +259,8 @@ class HeadBank:
     ) -> tuple[Tensor, Tensor] | None:
         """a [G, R] and U [V, R] with a Uᵀ = Σ wᵢ Aᵢ over the low-rank heads; None when none is active.
 
-        What lowrank_advantage multiplies, for a kernel that does so itself. See tied_column.
+        What lowrank_advantage multiplies, for a kernel that does so itself; of a bank without a vocabulary.
+        See tied_column.
         """
         inner = self._lowrank.column(h, weights, active) if self._lowrank else None
         if inner is None:
@@ -259,17 +300,15 @@ class HeadBank:
 
 
 def _stack(
-    advantages: Sequence[Advantage | None],
-    manifests: Sequence[Manifest],
-    form: type[TiedAdvantage] | type[LowRankAdvantage],
+    advantages: Mapping[int, Advantage], manifests: Sequence[Manifest], *, has_up: bool
 ) -> _Adapters | None:
-    chosen = [(index, a) for index, a in enumerate(advantages) if isinstance(a, form)]
-    if not chosen:
+    if not advantages:
         return None
-    rank = -(-max(a.down.shape[0] for _, a in chosen) // WHOLE) * WHOLE
-    down = torch.stack([_pad(a.down, 0, rank) for _, a in chosen])
-    up = torch.stack([_pad(a.up, 1, rank) for _, a in chosen]) if form is TiedAdvantage else None
-    members = tuple(index for index, _ in chosen)
+    chosen = advantages.values()
+    rank = -(-max(a.down.shape[0] for a in chosen) // WHOLE) * WHOLE
+    down = torch.stack([_pad(a.down, 0, rank) for a in chosen])
+    up = torch.stack([_pad(a.up, 1, rank) for a in chosen]) if has_up else None
+    members = tuple(advantages)
     activations = []
     for index in members:
         part = manifests[index].parts.advantage

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from trimtab.kernels import base_statistics, guided_logits, penalties, tilt, truncate
 from trimtab.kernels.philox import random_words
 from trimtab.kernels.truncate import truncation_threshold
 
@@ -67,7 +68,9 @@ def measure(logits: Tensor, arguments: dict[str, Any]) -> Oracle:
     score = torch.where(heat > 0, tilted / heat.clamp(min=1e-6) + noise, tilted)
     cuts = [arguments.get(name) for name in ("min_p", "top_k", "top_p")]
     if any(cut is not None for cut in cuts):
-        threshold = truncation_threshold(tilted, arguments["temperature"].double(), *cuts)
+        threshold = truncation_threshold(
+            tilted, arguments["temperature"].double(), *cuts, backend="reference"
+        )
         score = score.masked_fill(tilted < threshold[:, None], -torch.inf)
     return Oracle(
         base,
@@ -102,6 +105,14 @@ def make_batch(
         "advantage_row": index % (num_advantages + 1) - 1,
         "beta": torch.tensor([1.0, -2.0, 0.3, 0.0, 5.0, 0.01])[index % 6],
     }
+
+
+@pytest.fixture(params=["reference", "cpu"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What runs the ops that the CPU library has, where a test names none."""
+    for module in (base_statistics, guided_logits, penalties, tilt, truncate):
+        monkeypatch.setattr(module, "choose_backend", lambda _, name=None, *__: name or request.param)
+    return request.param
 
 
 @pytest.fixture(scope="session")

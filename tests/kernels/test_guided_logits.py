@@ -10,6 +10,8 @@ from torch import Tensor
 
 from trimtab.kernels.guided_logits import GuidedDraw, guided_logits, tilted_logits
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 FIELDS = [field.name for field in dataclasses.fields(GuidedDraw)]
 
 

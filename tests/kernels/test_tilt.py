@@ -7,6 +7,8 @@ from torch import Tensor
 
 from trimtab.kernels.tilt import solve_tilt
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 
 def solve(rows: Limits) -> Tensor:
     return solve_tilt(

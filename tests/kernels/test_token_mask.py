@@ -10,6 +10,8 @@ import torch
 from trimtab.kernels.guided_logits import guided_logits
 from trimtab.kernels.penalties import apply_token_mask
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 
 def bitmask(allowed: torch.Tensor) -> torch.Tensor:
     """i32[R, W] of bool[R, V], bit by bit."""

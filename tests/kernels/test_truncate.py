@@ -9,6 +9,8 @@ from truncation_oracle import by_sorting, disagreements, make_cuts, make_keys
 from trimtab.kernels.guided_logits import guided_logits
 from trimtab.kernels.truncate import truncate_and_draw, truncation_threshold
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 
 def kept(logits: list[float], temperature: float = 1.0, **cuts: float) -> list[int]:
     row = torch.tensor([logits])

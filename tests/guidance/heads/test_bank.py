@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from trimtab.guidance.errors import HeadError
-from trimtab.guidance.heads.bank import HeadBank
+from trimtab.guidance.heads.bank import HeadBank, Vocabulary
 from trimtab.guidance.heads.fingerprint import PolicyIdentity
 from trimtab.guidance.heads.forms import Head
 from trimtab.guidance.heads.manifest import AdvantagePart, BaseModel, Manifest, Parts, ScalarPart
@@ -224,3 +224,32 @@ def test_no_bit_of_an_advantage_depends_on_the_row_that_it_is_computed_in(form: 
             assert advantage is not None
             found.add(tuple(advantage[place].tolist()))
         assert len(found) == 1
+
+
+def test_products_of_ones_own_give_what_torch_gives_and_new_weights_too():
+    torch.manual_seed(1)
+    h, lm_head, heads = torch.randn(3, D), torch.randn(V, D), make_heads()
+    vocabulary = Vocabulary(lm_head, lambda matrix: lambda inner: inner @ matrix.T)
+    own = HeadBank(list(heads.values()), D, device="cpu", vocabulary=vocabulary)
+    plain = HeadBank(list(heads.values()), D, device="cpu")
+    weights = torch.tensor(
+        [plain.weights_row(h) for h in ([("tied4", 1.0)], [("low7", 2.0), ("tied9", 1.0)], [])]
+    )
+
+    def check() -> None:
+        active = tuple(range(len(plain.names)))
+        assert own.tied_column(h, weights, active) is None
+        torch.testing.assert_close(
+            own.lowrank_advantage(h, weights, active), advantage_of(plain, h, lm_head, weights)
+        )
+
+    check()
+    for name in ("tied4", "low7"):
+        learned = Head(HEADS[name], D, V).requires_grad_(False)
+        for parameter in learned.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+        for bank in (own, plain):
+            bank.put_advantage(name, learned.advantage)
+            with pytest.raises(HeadError, match="of another"):
+                bank.put_advantage("low7" if name == "tied4" else "tied4", learned.advantage)
+        check()

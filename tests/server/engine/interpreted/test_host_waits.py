@@ -136,7 +136,7 @@ def test_no_launch_waits_for_the_device(
         pytest.skip("needs logits")
     for module in [m for n, m in sys.modules.items() if n.startswith("trimtab.kernels.")]:
         if hasattr(module, "choose_backend"):
-            monkeypatch.setattr(module, "choose_backend", lambda _, backend=None: backend or "triton")
+            monkeypatch.setattr(module, "choose_backend", lambda _, backend=None, *__: backend or "triton")
     monkeypatch.setattr(sampler, "choose_head_path", lambda *_, **__: path)
     schedule, run = engine.scheduler.schedule, engine._run
 
