@@ -19,19 +19,20 @@ __all__ = ["Activation", "Decoder", "DecoderSpec", "LayerSpec"]
 Activation = Literal["silu", "gelu_tanh", "gelu"]
 _ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "gelu": 2}
 _FORMATS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-_TENSORS = ("qkv_bias", "o_bias", "gate_up_bias", "down_bias")
-_TENSORS += ("input_norm", "post_attention_norm", "pre_mlp_norm", "post_mlp_norm", "q_norm", "k_norm")
-_TENSORS += ("cos", "sin")
+_BIASES = ("qkv_bias", "o_bias", "gate_up_bias", "down_bias")
+_NORMS = ("input_norm", "post_attention_norm", "pre_mlp_norm", "post_mlp_norm")
+_TENSORS = (*_BIASES, *_NORMS, "q_norm", "k_norm", "cos", "sin")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSpec:
     """One layer, H query heads and Hkv of keys and values of D numbers each. Tensors are float32.
 
-    qkv: [(H + 2·Hkv)·D, d]. gate_up: [2I, d], the gates first. post_attention_norm, post_mlp_norm: of what
-    attention and the MLP give, before it is added. q_norm, k_norm: [D], RMS of each head before it is rotated.
+    qkv: [(H + 2·Hkv)·D, d]. gate_up: [2I, d], the gates first.
+    post_attention_norm, post_mlp_norm: of what attention and the MLP give, before it is added.
+    q_norm, k_norm: [D], RMS of each head before it is rotated.
     Norms' weights are what is multiplied with: 1 + w where a model means that.
-    cos, sin: [positions, rotary_dim/2]; the first rotary_dim of D numbers turn, number i with i + rotary_dim/2.
+    cos, sin: [positions, rotary_dim/2]; of D numbers the first rotary_dim turn, i with i + rotary_dim/2.
     softcap: scores become softcap·tanh(score/softcap). window: keys that a token sees, its own too.
     """
 
@@ -115,8 +116,8 @@ class Decoder:
     """The body of `spec` on `library`. A token's result is the same bits whatever is computed with it, and
     however its row was cut into steps. One step at a time.
 
-    Keys lie [blocks, Hkv, D, block_size], values [blocks, Hkv, block_size, D], a tensor each for a layer, all of
-    float32, float16 or bfloat16.
+    Keys lie [blocks, Hkv, D, block_size], values [blocks, Hkv, block_size, D], a tensor each for a layer, all
+    of float32, float16 or bfloat16.
 
     Raises:
         ValueError: parts that do not fit each other.
@@ -128,19 +129,17 @@ class Decoder:
         self._cdll = library.cdll
         self._kept: list[Any] = []  # what the library's pointers point to
         layers = (_Layer * len(spec.layers))(*(self._layer(layer) for layer in spec.layers))
-        packed = isinstance(spec.embedding, PackedWeight)
+        packed, dense, code = WeightStruct(), None, 0
+        if isinstance(spec.embedding, PackedWeight):
+            packed = spec.embedding.struct
+        else:
+            dense, code = self._address(spec.embedding, spec.embedding.dtype), _FORMATS[spec.embedding.dtype]
+        sizes = (getattr(spec, name) for name in _Decoder._SIZES[1:])
+        scales = (spec.embedding_scale, spec.residual_scale, spec.eps)
+        kinds = (code, _ACTIVATIONS[spec.activation])
+        norm = self._address(spec.final_norm)
         struct = _Decoder(
-            ctypes.addressof(layers),
-            len(spec.layers),
-            *(getattr(spec, name) for name in _Decoder._SIZES[1:]),
-            spec.embedding.struct if isinstance(spec.embedding, PackedWeight) else WeightStruct(),
-            None if packed else self._address(spec.embedding, spec.embedding.dtype),  # type: ignore[union-attr]
-            self._address(spec.final_norm),
-            spec.embedding_scale,
-            spec.residual_scale,
-            spec.eps,
-            0 if packed else _FORMATS[spec.embedding.dtype],  # type: ignore[union-attr]
-            _ACTIVATIONS[spec.activation],
+            ctypes.addressof(layers), len(spec.layers), *sizes, packed, dense, norm, *scales, *kinds
         )
         self._cdll.trimtab_decoder_new.restype = ctypes.c_void_p
         self._cdll.trimtab_decoder_run.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
@@ -162,9 +161,9 @@ class Decoder:
     ) -> Tensor:
         """Hidden states after the final norm, f32 [K, d], at places `outputs` of the packed tokens.
 
-        ids, positions, cache_slots: i64 [T]; a slot is block·block_size + place. rows: i64 [R + 1], where each
-        row's tokens begin. block_tables: i64 [R, N], where each row's keys lie, this step's included; the
-        token at position p sees positions ≤ p. outputs: i64 [K].
+        ids, positions, cache_slots: i64 [T]; a slot is block·block_size + place. rows: i64 [R + 1], where
+        each row's tokens begin. block_tables: i64 [R, N], where each row's keys lie, this step's included;
+        the token at position p sees positions ≤ p. outputs: i64 [K], in any order.
         """
         hidden = torch.empty(len(outputs), self.spec.hidden)
         arrays = [tensor.contiguous() for tensor in (ids, positions, cache_slots, rows)]
@@ -225,7 +224,6 @@ class Decoder:
 def _check(spec: DecoderSpec) -> None:
     d, dim, wide = spec.hidden, spec.head_dim, spec.intermediate
     out = spec.num_heads * dim
-    norms = ("input_norm", "pre_mlp_norm", "post_attention_norm", "post_mlp_norm")
     if spec.num_heads % spec.num_kv_heads or not spec.layers:
         raise ValueError("a decoder needs layers, and as many query heads for every head of keys")
     if spec.activation not in _ACTIVATIONS:
@@ -237,7 +235,7 @@ def _check(spec: DecoderSpec) -> None:
         right: dict[str, tuple[int, ...]] = {
             "qkv": (qkv, d), "o": (d, out), "gate_up": (2 * wide, d), "down": (d, wide),
             "qkv_bias": (qkv,), "o_bias": (d,), "gate_up_bias": (2 * wide,), "down_bias": (d,),
-            **dict.fromkeys(norms, (d,)), "q_norm": (dim,), "k_norm": (dim,),
+            **dict.fromkeys(_NORMS, (d,)), "q_norm": (dim,), "k_norm": (dim,),
             "cos": (len(layer.cos), layer.rotary_dim // 2), "sin": (len(layer.cos), layer.rotary_dim // 2),
         }  # fmt: skip
         for field in fields(layer):
