@@ -21,6 +21,7 @@ from trimtab.guidance.errors import ModelError, PolicyError, first_line
 from trimtab.guidance.heads.fingerprint import PolicyIdentity
 from trimtab.guidance.policy import Policy, load_policy, output_embedding_input
 from trimtab.guidance.text.ends import end_of_reply
+from trimtab.kernels.dispatch import Backend
 from trimtab.kernels.wide_product import wide_product
 from trimtab.server.engine.attention.base import UnsupportedAttentionError
 from trimtab.server.engine.attention.probe import probe_layers
@@ -63,7 +64,8 @@ class ServedPolicy:
     reply_end_id: the token that ends a reply, appended before a reward part reads it; None without one.
     has_linear_tail: logits are exactly `h Wᵀ` of what the body returns; otherwise they go through the model's
     own tail (softcap, scale, bias), and the model is always run to its end.
-    native: what runs it in the place of its modules, if anything.
+    native: what runs it in the place of its modules, if anything. backend: what its tokens are drawn by, if
+    not what the device says; see `choose_backend`.
     """
 
     frozen: Policy
@@ -75,6 +77,7 @@ class ServedPolicy:
     reply_end_id: int | None = None
     has_linear_tail: bool = False
     native: NativeModel | None = None
+    backend: Backend | None = None
     text: TextDecoder = field(init=False)
     tags: Tags | None = field(init=False)
 

@@ -98,11 +98,12 @@ class Reader:
             beta=beta,
             want_entropy=True,
             any_sampled=False,
+            backend=self._policy.backend,
         )
         assert measured.entropy is not None
         base = tilt = z.log_softmax(-1)
         if advantage is not None and beta is not None:
-            tilt = tilted_logits(z, advantage, rows, beta).log_softmax(-1)
+            tilt = tilted_logits(z, advantage, rows, beta, self._policy.backend).log_softmax(-1)
         logprob, base_logprob = (of.gather(1, given[:, None])[:, 0] for of in (tilt, base))
         statistics = (logprob, base_logprob, measured.kl, measured.flip, measured.entropy)
         return (

@@ -16,7 +16,7 @@ from trimtab.guidance.rules.contrast import contrast_advantage, implausible
 from trimtab.guidance.rules.expert import POLICY, expert_advantage
 from trimtab.guidance.rules.lookahead import lookahead_advantage
 from trimtab.kernels.base_statistics import base_statistics
-from trimtab.kernels.dispatch import choose_head_path
+from trimtab.kernels.dispatch import Backend, choose_head_path
 from trimtab.kernels.guided_head import guided_head
 from trimtab.kernels.guided_logits import GuidedDraw, guided_logits, tilted_logits
 from trimtab.kernels.penalties import add_bias, apply_penalties, apply_token_mask
@@ -226,9 +226,9 @@ class Sampler:
             scores = self._advise(self._score(hidden, roster), experts or {}, roster)
             if roster.needs.masked:
                 bitmask = to_device(np.stack(masks), self._state.device)
-                apply_token_mask(scores.z, roster.masked, bitmask)
+                apply_token_mask(scores.z, roster.masked, bitmask, self._policy.backend)
             entries = self._penalise(scores.z, draws, roster)
-            entropy = _entropy_of_base(scores.z, roster)
+            entropy = _entropy_of_base(scores.z, roster, self._policy.backend)
             whole = scores.z.index_select(0, roster.released)
             scores = self._look_ahead(self._narrow(scores, roster), rows, roster)
             beta = self._controlled(beta, scores, entropy, values, draws, roster)
@@ -554,7 +554,7 @@ class Sampler:
         spent, reasons = (x.index_select(0, draws.slots) for x in (self._state.spent_kl, self._state.reasons))
         columns = (scores.kept, scores.z, scores.advantage, scores.advantage_row)
         return roster.control.strength(
-            Drawing(beta, draws.positions, spent, reasons, values, entropy, *columns)
+            Drawing(beta, draws.positions, spent, reasons, values, entropy, *columns), self._policy.backend
         )
 
     def _follow(self, drawn: Tensor, draws: DrawInputs) -> None:
@@ -573,6 +573,7 @@ class Sampler:
             advantage_row=scores.advantage_row,
             beta=beta,
             want_entropy=bool(roster.needs.traced),
+            backend=self._policy.backend,
             **roster.asked,
             **roster.cuts,
         )
@@ -609,7 +610,7 @@ class Sampler:
         top_logprobs = top_ids = base_logprobs = base_ids = None
         if needs.top:
             assert scores is not None
-            top_logprobs, top_ids = _top_of_tilt(scores, beta, roster)
+            top_logprobs, top_ids = _top_of_tilt(scores, beta, roster, self._policy.backend)
         if needs.traced:
             assert scores is not None
             base_logprobs, base_ids = _top(scores.z.index_select(0, roster.traced), NUM_BASE_TOP)
@@ -651,12 +652,14 @@ class Sampler:
         return torch.cat(values), torch.cat(memories)
 
 
-def _top_of_tilt(scores: _Scores, beta: Tensor | None, roster: _Roster) -> tuple[Tensor, Tensor]:
+def _top_of_tilt(
+    scores: _Scores, beta: Tensor | None, roster: _Roster, backend: Backend | None
+) -> tuple[Tensor, Tensor]:
     tilted = scores.z.index_select(0, roster.top)
     if scores.advantage is not None and scores.advantage_row is not None:
         assert beta is not None
         advantage_row, beta = (x.index_select(0, roster.top) for x in (scores.advantage_row, beta))
-        tilted = tilted_logits(tilted, scores.advantage, advantage_row, beta)
+        tilted = tilted_logits(tilted, scores.advantage, advantage_row, beta, backend)
     return _top(tilted, roster.needs.num_top)
 
 
@@ -682,12 +685,12 @@ def _of_heads(beta: Tensor | None, roster: _Roster) -> Tensor | None:
     return beta.index_copy(0, roster.shares, strengths.index_select(0, roster.shares))
 
 
-def _entropy_of_base(z: Tensor, roster: _Roster) -> Tensor | None:
+def _entropy_of_base(z: Tensor, roster: _Roster, backend: Backend | None) -> Tensor | None:
     """f32[B] of all tokens, where it is asked for and the draw does not measure it in time, or not of all."""
     is_read = roster.control is not None and roster.control.reads_entropy
     if not is_read and not (roster.needs.traced and roster.needs.narrowed):
         return None
-    return base_statistics(z, want_entropy=True).entropy
+    return base_statistics(z, want_entropy=True, backend=backend).entropy
 
 
 def _release(scores: _Scores, whole: Tensor, beta: Tensor | None, roster: _Roster) -> _Scores:

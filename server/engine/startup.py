@@ -68,6 +68,7 @@ def load(config: EngineConfig, chat_template: str | None = None, policy: Policy 
         device=served.device,
         dtype=served.dtype,
         vocab_size=served.vocab_size,
+        vocabulary=None if served.native is None else served.native.vocabulary(),
     )
     return served, bank, config, load_experts(config, served)
 

@@ -66,6 +66,7 @@ class EngineWriter:
             identity.hidden_size,
             device=served.device,
             vocab_size=served.vocab_size,
+            vocabulary=None if served.native is None else served.native.vocabulary(),
         )
         encoder = RowEncoder(policy, rows_of(config, policy), extra_keys=config.extra_columns)
         return cls(Engine(served, bank, engine_config), encoder, scorer, config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from trimtab.guidance.errors import ModelError
-from trimtab.kernels.cpu.library import BuildError
+from trimtab.kernels.cpu.library import BuildError, load_library
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.native.model import NativeModel
 from trimtab.server.engine.native.recognise import UnrecognisedError
@@ -25,6 +25,8 @@ def prepare(policy: ServedPolicy, config: EngineConfig) -> None:
         self_check(policy, config)
         return
     try:
+        load_library()
+        policy.backend = "cpu"
         policy.native = NativeModel(policy, config)
         self_check(policy, config)
     except (BuildError, UnrecognisedError, ModelError) as error:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from trimtab.guidance.heads.bank import Vocabulary
 from trimtab.kernels.cpu.decoder import Decoder
 from trimtab.kernels.cpu.library import Library, load_library
 from trimtab.kernels.cpu.weights import PackedWeight, WeightFormat
@@ -81,6 +82,17 @@ class NativeModel:
     def project(self, columns: Tensor) -> Tensor:
         """columns f32[N, d] times the output embedding, f32[N, V]."""
         return self.lm_head.product(columns)
+
+    def vocabulary(self) -> Vocabulary:
+        """What a bank of heads multiplies by: stored exactly in half the bytes where they can be, else as the
+        policy's own matrices are."""
+
+        def pack(matrix: Tensor) -> Callable[[Tensor], Tensor]:
+            rounded = matrix.to(torch.bfloat16)
+            is_exact = torch.equal(rounded.to(matrix.dtype), matrix)
+            return PackedWeight(matrix, "bfloat16" if is_exact else self.format, self.library).product
+
+        return Vocabulary(self.project, pack)
 
     def logits(self, h: Tensor) -> Tensor:
         """Logits f32[N, V] of h f32[N, d], by a tail that is not linear as well."""
