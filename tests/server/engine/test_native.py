@@ -1,4 +1,4 @@
-"""Policies run by the C++ backend: which are recognised, that they are run right, and what is said of others."""
+"""Policies run by the C++ backend: which are, that they are run right, and what is said of others."""
 
 from __future__ import annotations
 
