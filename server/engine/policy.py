@@ -7,7 +7,7 @@ import copy
 import itertools
 import logging
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +30,7 @@ from trimtab.server.engine.kv_cache import LayerShape
 from trimtab.server.engine.reasoning import Tags, find_tags
 
 if TYPE_CHECKING:
+    from trimtab.kernels.cpu.weights import PackedWeight
     from trimtab.server.engine.native.model import NativeModel
 
 logger = logging.getLogger(__name__)
@@ -64,7 +65,8 @@ class ServedPolicy:
     reply_end_id: the token that ends a reply, appended before a reward part reads it; None without one.
     has_linear_tail: logits are exactly `h Wᵀ` of what the body returns; otherwise they go through the model's
     own tail (softcap, scale, bias), and the model is always run to its end.
-    native: what runs it in the place of its modules, if anything. backend: what its tokens are drawn by, if
+    native: what runs it in the place of its modules, if anything; packed: what stands
+    for the weights of some of them where they run themselves. backend: what its tokens are drawn by, if
     not what the device says; see `choose_backend`.
     """
 
@@ -77,6 +79,7 @@ class ServedPolicy:
     reply_end_id: int | None = None
     has_linear_tail: bool = False
     native: NativeModel | None = None
+    packed: Mapping[nn.Module, PackedWeight] = field(default_factory=dict)
     backend: Backend | None = None
     text: TextDecoder = field(init=False)
     tags: Tags | None = field(init=False)
@@ -135,6 +138,8 @@ class ServedPolicy:
             return wide_product(columns, self.lm_head)
         if self.native is not None:
             return self.native.project(columns)
+        if (lm_head := self.packed.get(self.model.get_output_embeddings())) is not None:
+            return lm_head.product(columns)
         return nn.functional.linear(columns, self.lm_head).float()
 
     def logits(self, h: Tensor, logits: Tensor | None) -> Tensor:

@@ -15,6 +15,7 @@ from trimtab.guidance.heads.fingerprint import identify
 from trimtab.guidance.heads.forms import Head
 from trimtab.guidance.heads.manifest import AdvantagePart, BaseModel, Manifest, Parts, ScalarPart
 from trimtab.guidance.policy import Policy, has_linear_tail
+from trimtab.kernels.cpu.library import load_library
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.kv_cache import LayerShape
@@ -90,7 +91,7 @@ class Subject:
         bank = HeadBank(list(self.heads.values()), self.size.hidden, device=policy.device)
         config = EngineConfig(model=self.size.name, **options).resolved(policy.device.type)
         if config.cpu_backend != "torch":
-            policy.native = NativeModel(policy, config)
+            policy.native = NativeModel(policy, config, load_library())
         return Engine(policy, bank, config)
 
     def head_bytes(self, name: str) -> int:

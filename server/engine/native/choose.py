@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 
+import torch
+
 from trimtab.guidance.errors import ModelError
 from trimtab.kernels.cpu.library import BuildError, load_library
 from trimtab.server.engine.config import EngineConfig
+from trimtab.server.engine.native.linears import pack_linears
 from trimtab.server.engine.native.model import NativeModel
 from trimtab.server.engine.native.recognise import UnrecognisedError
 from trimtab.server.engine.policy import ServedPolicy
@@ -25,15 +28,24 @@ def prepare(policy: ServedPolicy, config: EngineConfig) -> None:
         self_check(policy, config)
         return
     try:
-        load_library()
-        policy.backend = "cpu"
-        policy.native = NativeModel(policy, config)
+        library = load_library()
+    except BuildError as error:
+        if config.needs_native:
+            raise ModelError(f"{error}; or leave cpu_backend, weights and kv_cache_dtype auto") from error
+        logger.warning("%s runs by torch alone, and slower: %s", policy.name, error)
         self_check(policy, config)
-    except (BuildError, UnrecognisedError, ModelError) as error:
+        return
+    policy.backend = "cpu"
+    try:
+        policy.native = NativeModel(policy, config, library)
+        self_check(policy, config)
+    except (UnrecognisedError, ModelError) as error:
         if config.needs_native:
             reason = f"the C++ backend cannot run '{policy.name}': {error}"
             raise ModelError(f"{reason}; leave cpu_backend, weights and kv_cache_dtype auto") from error
         policy.native = None
+        if policy.dtype == torch.float32:
+            policy.packed = pack_linears(policy.model, library)
         self_check(policy, config)
         log = logger.info if isinstance(error, UnrecognisedError) else logger.warning
         log("%s runs by torch, and slower: %s", policy.name, error)

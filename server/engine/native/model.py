@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from trimtab.guidance.heads.bank import Vocabulary
 from trimtab.kernels.cpu.decoder import Decoder
-from trimtab.kernels.cpu.library import Library, load_library
+from trimtab.kernels.cpu.library import Library
 from trimtab.kernels.cpu.weights import PackedWeight, WeightFormat
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.kv_cache import KVCache
@@ -49,11 +49,11 @@ class NativeModel:
     """Of a policy on a CPU. weights: what they are stored in, of whatever the checkpoint is. roundings: the
     formats that weights, keys and values have been rounded to, and lose bits in.
 
-    Raises BuildError, or UnrecognisedError.
+    Raises UnrecognisedError.
     """
 
-    def __init__(self, policy: ServedPolicy, config: EngineConfig) -> None:
-        self.library: Library = load_library()
+    def __init__(self, policy: ServedPolicy, config: EngineConfig, library: Library) -> None:
+        self.library = library
         self.format: WeightFormat = _format(policy, config.weights)
         is_exact = self.format == "float32" or _is_exact(policy, self.format)
         kept = config.kv_cache_dtype if config.kv_cache_dtype in EXACT else None

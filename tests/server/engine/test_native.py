@@ -17,6 +17,7 @@ from trimtab.guidance.errors import ModelError
 from trimtab.kernels.cpu.library import BuildError
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
+from trimtab.server.engine.native import choose as native_choose
 from trimtab.server.engine.native import model as native_model
 from trimtab.server.engine.request import Completion, Request, SamplingParams
 from trimtab.server.rollouts.sample import sample
@@ -80,6 +81,7 @@ def test_another_architecture_is_run_by_torch_and_the_log_says_why(
     with caplog.at_level(logging.INFO):
         engine = Engine.from_config(EngineConfig(folder, max_num_seqs=4))
     assert engine.policy.native is None
+    assert engine.policy.packed, "its products are packed all the same"
     assert "runs by torch" in caplog.text
     with pytest.raises(ModelError, match=r"the C\+\+ backend cannot run .* GPT2Model"):
         Engine.from_config(EngineConfig(folder, max_num_seqs=4, cpu_backend="native"))
@@ -91,7 +93,7 @@ def test_without_a_compiler_torch_runs_it_and_one_line_says_so(
     def fail() -> None:
         raise BuildError("no C++ compiler is found: install g++, or set CXX")
 
-    monkeypatch.setattr(native_model, "load_library", fail)
+    monkeypatch.setattr(native_choose, "load_library", fail)
     with caplog.at_level(logging.WARNING):
         engine = make_engine()
     assert engine.policy.native is None
