@@ -3,7 +3,7 @@
 # On a GPU, a model of yours with its heads, mounted:
 #   docker build --target cuda -t trimtab:cuda .
 #   docker run --rm --gpus all -p 8000:8000 -v ~/model:/model:ro trimtab:cuda --model /model --heads /model/heads/kind
-# The root file system may be read-only (--read-only --tmpfs /tmp): compiled code goes to /tmp.
+# The root file system may be read-only (--read-only --tmpfs /tmp): what Triton compiles goes to /tmp.
 # Without a Docker engine: deploy/check_image.sh
 ARG BASE=python:3.11-slim
 
@@ -12,6 +12,7 @@ FROM ${BASE} AS build
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 RUN python3 -m venv /opt/trimtab
+RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY pyproject.toml smollm2.txt README.md LICENSE ./
 COPY src ./src
@@ -19,13 +20,13 @@ COPY kernels ./kernels
 COPY guidance ./guidance
 COPY server ./server
 RUN /opt/trimtab/bin/pip install --no-cache-dir .
+# The CPU's library for every instruction set, so that the image runs anywhere and needs no compiler.
+RUN /opt/trimtab/bin/python -m trimtab.kernels.cpu.library
 
 FROM ${BASE} AS runtime
-# torch.compile and Triton want a C++ compiler.
-RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 RUN useradd --create-home --uid 1000 trimtab
 COPY --from=build /opt/trimtab /opt/trimtab
-ENV PATH=/opt/trimtab/bin:$PATH TRITON_CACHE_DIR=/tmp/triton TORCHINDUCTOR_CACHE_DIR=/tmp/inductor
+ENV PATH=/opt/trimtab/bin:$PATH TRITON_CACHE_DIR=/tmp/triton
 USER trimtab
 WORKDIR /home/trimtab
 EXPOSE 8000
@@ -35,6 +36,10 @@ HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \
 ENTRYPOINT ["trimtab", "serve", "--host", "0.0.0.0"]
 
 FROM runtime AS cuda
+USER root
+# Triton wants a C compiler.
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
+USER trimtab
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 
 # The last stage is what `docker build .` makes: with the default model inside, converted here, at 540 MB; a

@@ -83,7 +83,7 @@ FOREIGN = {  # folder → packages of others that it must not import
     "server/api": ("torch",),
 }
 TORCH_FREE = ("lane", "block_manager", "scheduler", "waiting_line", "request", "replies", "row_needs")
-TORCH_FREE += ("detokenizer", "grammar", "population")
+TORCH_FREE += ("detokenizer", "grammar", "population", "prompt_lookup")
 HEAVY = ("torch", "transformers", "trimtab.kernels")
 POLICY_TRAINING = tuple(f"examples/toy/{n}" for n in ("corpus.py", "tokenizer.py", "policy.py", "grammar/"))
 JUDGE = "examples/toy/judge.py"

@@ -111,8 +111,8 @@ class GuidedGenerate:
 class Vllm:
     """vLLM in its own interpreter."""
 
-    def __init__(self, python: Path, model: Path) -> None:
-        self._worker = Worker(python, vllm_worker.__file__, model)
+    def __init__(self, python: Path, model: Path, dtype: str = "float32") -> None:
+        self._worker = Worker(python, vllm_worker.__file__, model, dtype)
         self.version, self.close = self._worker.version, self._worker.close
 
     def run(self, prompts: Prompts, num_new_tokens: int) -> float:

@@ -11,15 +11,15 @@ document.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ from trimtab.kernels.guided_logits import GuidedDraw
 from trimtab.server.engine.async_engine import AsyncEngine
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
-from trimtab.server.engine.policy import ServedPolicy, load_served
+from trimtab.server.engine.policy import load_served
 from trimtab.server.engine.request import TERMINAL, Request, SamplingParams
 
 TOKENIZER = Path(__file__).parents[2] / "examples" / "toy" / "built" / "model"
@@ -61,21 +61,23 @@ class HostTimeConfig:
     out: Path | None = None
 
 
-class InstantDecode:
-    """Stands where a compiled decode step would, with results made beforehand."""
+class InstantModel:
+    """Stands where the C++ backend would, with results made beforehand."""
+
+    roundings = ()
 
     def __init__(self, max_num_rows: int, hidden_size: int, vocab_size: int, seed: int) -> None:
         rng = torch.Generator().manual_seed(seed)
+        self.vocab_size = vocab_size
         self._h = torch.zeros(max_num_rows, hidden_size)
         self._tokens = torch.randint(10, vocab_size, (max_num_rows,), generator=rng)
         self._zeros, self._no = torch.zeros(max_num_rows), torch.zeros(max_num_rows, dtype=torch.bool)
 
-    @staticmethod
-    def suits(ends: Sequence[int]) -> bool:
-        return True
+    def run(self, *inputs: Any) -> Tensor:
+        return self._h[: len(inputs[-1])]
 
-    def run(self, input_ids: Tensor, *_: Any) -> Tensor:
-        return self._h[: len(input_ids)]
+    def project(self, columns: Tensor) -> Tensor:
+        return columns.new_zeros(1, 1).expand(len(columns), self.vocab_size)
 
     def draw(self, z: Tensor, **_: Any) -> GuidedDraw:
         zero = self._zeros[: len(z)]
@@ -84,34 +86,23 @@ class InstantDecode:
         )
 
 
-@dataclass(slots=True)
-class InstantPolicy(ServedPolicy):
-    """A policy whose logits cost nothing."""
-
-    def project(self, columns: Tensor) -> Tensor:
-        return columns.new_zeros(1, 1).expand(len(columns), self.vocab_size)
-
-
 def new_engine(config: HostTimeConfig, num_rows: int) -> Engine:
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
     with tempfile.TemporaryDirectory() as folder:
         model = AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=len(tokenizer), **SIZES))
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        loaded = load_served(folder, name="instant", pack_weights=False)
-    policy = InstantPolicy(
-        **{field.name: getattr(loaded, field.name) for field in dataclasses.fields(loaded) if field.init}
-    )
-    decode = InstantDecode(num_rows, SIZES["hidden_size"], len(tokenizer), config.seed)
+        policy = load_served(folder, name="instant")
+    instant = InstantModel(num_rows, SIZES["hidden_size"], policy.vocab_size, config.seed)
+    policy.native = instant  # type: ignore[assignment]
     options = EngineConfig(
         "instant",
         max_num_seqs=num_rows,
-        compile="off",
         kv_cache_gib=0.1,
         async_depth=config.async_depth,  # type: ignore[arg-type]
     )
     bank = HeadBank.load((), policy.identity, device=policy.device, dtype=policy.dtype)
-    return Engine(policy, bank, options.resolved("cpu"), decode)  # type: ignore[arg-type]
+    return Engine(policy, bank, options.resolved("cpu"))
 
 
 def new_requests(config: HostTimeConfig, num_rows: int) -> list[Request]:
@@ -186,7 +177,8 @@ def measure(config: HostTimeConfig) -> Document:
 def _median_of_steps(config: HostTimeConfig, num_rows: int, run: Way, turn: int) -> float:
     engine = new_engine(config, num_rows)
     clock = StepClock(engine, num_rows)
-    run(engine, new_requests(config, num_rows), clock)
+    with mock.patch("trimtab.server.engine.sampler.guided_logits", engine.policy.native.draw):
+        run(engine, new_requests(config, num_rows), clock)
     return 1e3 * statistics.median(clock.seconds)
 
 

@@ -23,7 +23,7 @@ SIZES = {
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
     "intermediate_size": 1376,
-    "max_position_embeddings": 1024,
+    "max_position_embeddings": 2048,
     "bos_token_id": 0,
     "eos_token_id": 1,
 }
@@ -60,7 +60,12 @@ def save_policy(folder: Path, sizes: Mapping[str, Any], seed: int = 0) -> tuple[
 def save_subject(folder: Path, seed: int = 0) -> tuple[Path, dict[str, Path]]:
     """Write the 31M model and one head of each form. Returns their folders."""
     model, tokenizer = save_policy(folder / "model", SIZES, seed)
-    identity = identify(model, tokenizer, "random 31M")
+    return folder / "model", save_heads(folder, model, tokenizer, "random 31M")
+
+
+def save_heads(folder: Path, model: Any, tokenizer: Any, name: str) -> dict[str, Path]:
+    """Write one head of each form for a model. Returns their folders."""
+    identity = identify(model, tokenizer, name)
     heads = {}
     for form in FORMS:
         parts = Parts(advantage=AdvantagePart(form=form, rank=RANK), value=ScalarPart())
@@ -71,4 +76,4 @@ def save_subject(folder: Path, seed: int = 0) -> tuple[Path, dict[str, Path]]:
         manifest = Manifest(form, parts, identity.hidden_size, identity.vocab_size, identity.base_model)
         save_head(folder / form, head, manifest)
         heads[form] = folder / form
-    return folder / "model", heads
+    return heads

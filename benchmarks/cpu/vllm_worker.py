@@ -1,6 +1,6 @@
 """Worker that runs vLLM in its own virtual environment: one JSON job a line in, one line of seconds out.
 
-Started by benchmarks.cpu as `PYTHON vllm_worker.py MODEL_FOLDER`; imports nothing of trimtab.
+Started by benchmarks.cpu as `PYTHON vllm_worker.py MODEL_FOLDER DTYPE`; imports nothing of trimtab.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def main() -> None:
     os.dup2(2, 1)  # whatever vLLM prints goes to stderr, so that stdout carries JSON alone
     from vllm import LLM, SamplingParams, __version__  # noqa: PLC0415
 
-    llm = LLM(sys.argv[1], dtype="float32", max_model_len=1024, seed=0, enable_prefix_caching=False,
+    llm = LLM(sys.argv[1], dtype=sys.argv[2], max_model_len=2048, seed=0, enable_prefix_caching=True,
               max_num_seqs=64)  # fmt: skip
     print(json.dumps({"version": __version__}), file=out, flush=True)
     for line in sys.stdin:

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -23,7 +23,6 @@ class GrowthSizes:
 
     rows, contexts, heads, vocabs: what is varied. context_rows, head_rows, vocab_rows: concurrent replies
     while it is. prompt: tokens, where the context is not varied. steps: counted at every point.
-    compile: as in EngineConfig; the same at every point, so that none is drawn between two ways.
     bandwidth_bytes, product: sizes of the copy and of the square product that floors are drawn from.
     """
 
@@ -40,7 +39,6 @@ class GrowthSizes:
     vocab_rows: int
     prompt: int
     steps: int
-    compile: Literal["on", "off"]
     bandwidth_bytes: int
     product: int
 
@@ -65,7 +63,6 @@ CPU = GrowthSizes(
     vocab_rows=8,
     prompt=32,
     steps=20,
-    compile="on",
     bandwidth_bytes=256 << 20,
     product=1536,
 )
@@ -83,7 +80,6 @@ CUDA = GrowthSizes(
     vocab_rows=16,
     prompt=64,
     steps=40,
-    compile="off",
     bandwidth_bytes=1 << 30,
     product=8192,
 )
@@ -101,7 +97,6 @@ TOY = GrowthSizes(
     vocab_rows=2,
     prompt=6,
     steps=3,
-    compile="off",
     bandwidth_bytes=1 << 20,
     product=64,
 )
@@ -201,8 +196,8 @@ class _Bench:
     ) -> None:
         gc.collect()
         self._num_steps = sizes.steps
-        self.subject = Subject(model, device, sizes.dtype, sizes.rank, forms, pack_weights=True)
-        self._engine = self.subject.engine(max_num_seqs=num_rows, compile=sizes.compile)
+        self.subject = Subject(model, device, sizes.dtype, sizes.rank, forms)
+        self._engine = self.subject.engine(max_num_seqs=num_rows)
 
     def time_steps(self, prompts: Prompts, series: Series) -> dict[str, float]:
         """By series, the median of a decode step in milliseconds; the series take turns."""

@@ -39,12 +39,13 @@ Product = Callable[[Tensor], Tensor]
 class Vocabulary:
     """Products with the vocabulary-sized matrices of heads, by other means than torch's.
 
-    lm_head: [V, d] of the policy. A tied head's product with it is taken once, W·up [V, r], which leaves r
-        columns of the vocabulary to multiply with for every row, and not d.
+    project: columns [N, d] times the policy's output embedding W, f32[N, V]. A tied head's product with it
+        is taken once, W·up [V, r], which leaves r columns of the vocabulary to multiply with for every row,
+        and not d.
     product: of a matrix [V, r], which it may pack; it need not keep it.
     """
 
-    lm_head: Tensor
+    project: Product
     product: Callable[[Tensor], Product]
 
 
@@ -171,7 +172,7 @@ class HeadBank:
         """[V, r], what φ(Dh) is multiplied with."""
         if isinstance(advantage, TiedAdvantage):
             assert self._vocabulary is not None
-            return self._vocabulary.lm_head.float() @ advantage.up.float()
+            return self._vocabulary.project(advantage.up.float().T.contiguous()).T.contiguous()
         return advantage.up[: self._vocab_size]
 
     def _product(self, index: int, advantage: Advantage) -> Product:

@@ -105,7 +105,6 @@ Shared& pools() {
 }  // namespace
 
 void Worker::barrier() {
-    if (size == 1) return;
     uint32_t epoch = team_.epoch.load(std::memory_order_relaxed);
     if (team_.arrived.fetch_add(1, std::memory_order_acq_rel) == size - 1) {
         team_.arrived.store(0, std::memory_order_relaxed);

@@ -31,11 +31,16 @@ class Worker {
 
     // f(i) for i in 0 … n−1, each once, on any thread; returns when all are done.
     template <class F> void each(int64_t n, F&& f) {
-        if (size == 1) {
-            for (int64_t i = 0; i < n; i++) f(i);
-            return;
-        }
         for (int64_t i = take(); i < n; i = take()) f(i);
+        barrier();
+    }
+
+    // The same with what this worker takes next, n or more for nothing: f(i, next).
+    template <class F> void each_ahead(int64_t n, F&& f) {
+        for (int64_t i = take(), next; i < n; i = next) {
+            next = take();
+            f(i, next);
+        }
         barrier();
     }
 

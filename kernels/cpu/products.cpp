@@ -12,10 +12,10 @@ namespace {
 
 constexpr int kBlockK = 512;          // of k that a tile takes at a time where rows are many
 constexpr int kBlockRows = 10 * kTileRows;
-constexpr int kDirectRows = 2 * kTileRows;  // up to here panels are read as they are stored
+constexpr int kDirectRows = kTileRows;  // up to here panels are only read once, as they are stored
 constexpr int kQ8TileRows = kTileRows < 4 ? 2 : kTileRows * 2 / 3;
 constexpr int64_t kAhead = 4096;      // bytes
-constexpr int64_t kItemBytes = 1 << 16;
+constexpr int64_t kFetchBytes = 1 << 17;  // a panel up to here is fetched whole while the one before is used
 
 // Where sums start, what is fetched meanwhile.
 struct Tile {
@@ -23,7 +23,8 @@ struct Tile {
     bool more;          // go on from what out holds
     int columns;
     const uint8_t* fetch;
-    int64_t fetch_step;  // bytes a step of k
+    int64_t fetch_step;     // bytes a step of k
+    float* kept = nullptr;  // where the panel is left as floats, if Keeps
 };
 
 TRIMTAB_INLINE void load_columns(const float* p, int columns, Vec& left, Vec& right) {
@@ -56,7 +57,7 @@ template <int Rows> TRIMTAB_INLINE void start(Vec (&sums)[Rows][2], const float*
     for (int m = 0; m < Rows; m++) sums[m][0] = left, sums[m][1] = right;
 }
 
-template <class T, int Rows>
+template <class T, int Rows, bool Keeps>
 void float_tile(const T* panel, int64_t k, const float* x, int64_t x_stride, float* out, int64_t out_stride, const Tile& tile) {
     Vec sums[Rows][2];
     start<Rows>(sums, out, out_stride, tile);
@@ -65,6 +66,7 @@ void float_tile(const T* panel, int64_t k, const float* x, int64_t x_stride, flo
         for (int b = 0; b < kPanel * static_cast<int>(sizeof(T)); b += 64) __builtin_prefetch(fetch + b);
         fetch += tile.fetch_step;
         Vec left = load(panel + i * kPanel), right = load(panel + i * kPanel + kLanes);
+        if (Keeps) store_columns(tile.kept + i * kPanel, kPanel, left, right);
 #pragma GCC unroll 12
         for (int m = 0; m < Rows; m++) {
             Vec value = splat(x[m * x_stride + i]);
@@ -112,9 +114,13 @@ void q8_tile(const uint8_t* panel, int64_t groups, const Quantised& x, float* ou
 template <class T> using FloatTile = void (*)(const T*, int64_t, const float*, int64_t, float*, int64_t, const Tile&);
 using Q8Tile = void (*)(const uint8_t*, int64_t, const Quantised&, float*, int64_t, const Tile&);
 
-template <class T, int... I> FloatTile<T> float_tile_of(int rows, std::integer_sequence<int, I...>) {
-    static constexpr FloatTile<T> tiles[] = {float_tile<T, I + 1>...};
+template <class T, bool Keeps, int... I> FloatTile<T> float_tile_of(int rows, std::integer_sequence<int, I...>) {
+    static constexpr FloatTile<T> tiles[] = {float_tile<T, I + 1, Keeps>...};
     return tiles[rows - 1];
+}
+
+template <class T, bool Keeps = false> FloatTile<T> float_tile_of(int rows) {
+    return float_tile_of<T, Keeps>(rows, std::make_integer_sequence<int, kTileRows>());
 }
 
 template <int... I> Q8Tile q8_tile_of(int rows, std::integer_sequence<int, I...>) {
@@ -140,42 +146,45 @@ struct Product {
     int columns_of(int64_t panel) const { return static_cast<int>(std::min<int64_t>(kPanel, weight.n - panel * kPanel)); }
 };
 
-// Few rows: panels as they are stored, fetched ahead of their reading.
-template <class T> void direct_panel(const Product& p, int64_t panel) {
-    const uint8_t* data = p.weight.panel(panel);
-    constexpr int64_t step = kPanel * sizeof(T);
+// What is fetched while a panel is used: the one that this worker takes next, or its own farther on.
+const uint8_t* fetched(const Weight& weight, int64_t panel, int64_t next) {
+    if (weight.panel_bytes() > kFetchBytes) return weight.panel(panel) + kAhead;
+    return weight.panel(next < weight.panels() ? next : panel);
+}
+
+// Few rows: panels as they are stored.
+template <class T> void direct_panel(const Product& p, int64_t panel, int64_t next) {
+    const T* data = reinterpret_cast<const T*>(p.weight.panel(panel));
     each_tile(p.rows, kTileRows, [&](int64_t first, int count, int64_t t, int64_t tiles) {
-        bool last = t == tiles - 1;  // earlier tiles find the panel's start, later ones all of it, in the cache
-        const uint8_t* fetch = tiles == 1 ? data + kAhead : last ? data + p.weight.panel_bytes() : data + kAhead;
+        int64_t step = kPanel * sizeof(T) / tiles;
+        const uint8_t* fetch = fetched(p.weight, panel, next) + t * step * p.weight.k;
         Tile tile{p.bias_of(panel), false, p.columns_of(panel), fetch, step};
-        float_tile_of<T>(count, std::make_integer_sequence<int, kTileRows>())(
-            reinterpret_cast<const T*>(data), p.weight.k, p.x + first * p.x_stride, p.x_stride,
-            p.out + first * p.out_stride + panel * kPanel, p.out_stride, tile);
+        float_tile_of<T>(count)(data, p.weight.k, p.x + first * p.x_stride, p.x_stride,
+                                p.out + first * p.out_stride + panel * kPanel, p.out_stride, tile);
     });
 }
 
-// Many rows: a few panels as floats, kBlockK at a time, which stay in the second cache while rows pass by.
+// Many rows: a few panels, kBlockK at a time. The first rows leave them as floats, which stay in the second
+// cache while the others pass by; the second rows fetch what comes after.
 template <class T> void blocked_panels(const Product& p, int64_t panel, int count, int64_t first_row, int64_t rows) {
     static thread_local Buffer memory;
+    constexpr bool keeps = sizeof(T) != sizeof(float);
     float* floats = memory.get<float>(static_cast<int64_t>(count) * kBlockK * kPanel);
-    const int64_t k = p.weight.k;
-    for (int64_t from = 0; from < k; from += kBlockK) {
-        int64_t depth = std::min<int64_t>(kBlockK, k - from);
-        const float* sources[8];
-        for (int i = 0; i < count; i++) {
-            const T* stored = reinterpret_cast<const T*>(p.weight.panel(panel + i)) + from * kPanel;
-            float* target = floats + static_cast<int64_t>(i) * kBlockK * kPanel;
-            sources[i] = target;
-            if constexpr (sizeof(T) == 4) sources[i] = reinterpret_cast<const float*>(stored);
-            else for (int64_t j = 0; j < depth * kPanel; j += kLanes) store(target + j, load(stored + j));
-        }
-        each_tile(rows, kTileRows, [&](int64_t first, int height, int64_t, int64_t) {
+    for (int64_t from = 0; from < p.weight.k; from += kBlockK) {
+        int64_t depth = std::min<int64_t>(kBlockK, p.weight.k - from);
+        each_tile(rows, kTileRows, [&](int64_t first, int height, int64_t t, int64_t) {
             first += first_row;
+            const float* x = p.x + first * p.x_stride + from;
             for (int i = 0; i < count; i++) {
-                Tile tile{p.bias_of(panel + i), from > 0, p.columns_of(panel + i), reinterpret_cast<const uint8_t*>(sources[i]), 0};
-                float_tile_of<float>(height, std::make_integer_sequence<int, kTileRows>())(
-                    sources[i], depth, p.x + first * p.x_stride + from, p.x_stride,
-                    p.out + first * p.out_stride + (panel + i) * kPanel, p.out_stride, tile);
+                const T* stored = reinterpret_cast<const T*>(p.weight.panel(panel + i)) + from * kPanel;
+                float* kept = floats + static_cast<int64_t>(i) * kBlockK * kPanel;
+                float* out = p.out + first * p.out_stride + (panel + i) * kPanel;
+                const uint8_t* fetch = reinterpret_cast<const uint8_t*>(t == 1 ? stored + depth * kPanel : stored);
+                int64_t step = t < 2 ? kPanel * sizeof(T) : 0;
+                Tile tile{p.bias_of(panel + i), from > 0, p.columns_of(panel + i), fetch, step, kept};
+                if (!keeps || t == 0)
+                    float_tile_of<T, keeps>(height)(stored, depth, x, p.x_stride, out, p.out_stride, tile);
+                else float_tile_of<float>(height)(kept, depth, x, p.x_stride, out, p.out_stride, tile);
             }
         });
     }
@@ -184,14 +193,12 @@ template <class T> void blocked_panels(const Product& p, int64_t panel, int coun
 template <class T> void float_product(Worker& worker, const Product& p) {
     const int64_t panels = p.weight.panels();
     if (p.rows <= kDirectRows) {
-        int64_t some = std::max<int64_t>(1, std::min(kItemBytes / std::max<int64_t>(1, p.weight.panel_bytes()), panels / (4 * worker.size)));
-        worker.each((panels + some - 1) / some, [&](int64_t item) {
-            for (int64_t i = item * some; i < std::min(panels, (item + 1) * some); i++) direct_panel<T>(p, i);
-        });
+        worker.each_ahead(panels, [&](int64_t panel, int64_t next) { direct_panel<T>(p, panel, next); });
         return;
     }
     int64_t blocks = (p.rows + kBlockRows - 1) / kBlockRows;
     int some = panels * blocks >= 32 * worker.size ? 4 : panels * blocks >= 16 * worker.size ? 2 : 1;
+    if (blocks == 1) some = 1;
     worker.each((panels + some - 1) / some * blocks, [&](int64_t item) {
         int64_t panel = item / blocks * some, block = item % blocks;
         int64_t first = p.rows * block / blocks, last = p.rows * (block + 1) / blocks;
@@ -233,14 +240,15 @@ void q8_product(Worker& worker, const Product& p, void* shared) {
         for (int64_t row = 0; row < p.rows; row++) quantise_row(p.x + row * p.x_stride, k, row, q);
     else worker.each(p.rows, [&](int64_t row) { quantise_row(p.x + row * p.x_stride, k, row, q); });
     int64_t blocks = (p.rows + kBlockRows - 1) / kBlockRows;
-    worker.each(panels * blocks, [&](int64_t item) {
+    worker.each_ahead(panels * blocks, [&](int64_t item, int64_t next) {
         int64_t panel = item / blocks, block = item % blocks;
         int64_t first_row = p.rows * block / blocks, rows = p.rows * (block + 1) / blocks - first_row;
         const uint8_t* data = p.weight.panel(panel);
         each_tile(rows, kQ8TileRows, [&](int64_t first, int count, int64_t t, int64_t tiles) {
             first += first_row;
-            const uint8_t* fetch = t > 0 || tiles == 1 ? data + kAhead : data;
-            Tile tile{p.bias_of(panel), false, p.columns_of(panel), fetch, kGroupBytes};
+            int64_t step = kGroupBytes / tiles;
+            const uint8_t* fetch = fetched(p.weight, panel, next / blocks) + t * step * groups;
+            Tile tile{p.bias_of(panel), false, p.columns_of(panel), fetch, step};
             Quantised part{q.bytes + first * groups * kGroup, q.scale + first * groups, q.start + first * groups};
             q8_tile_of(count, std::make_integer_sequence<int, kQ8TileRows>())(
                 data, groups, part, p.out + first * p.out_stride + panel * kPanel, p.out_stride, tile);
@@ -318,7 +326,7 @@ void product(Worker& worker, const Weight& weight, const float* x, int64_t x_str
 void tile_product(const float* panel, int64_t k, const float* x, int64_t x_stride, int rows, float* out,
                   int64_t out_stride, int columns, bool more) {
     Tile tile{nullptr, more, columns, reinterpret_cast<const uint8_t*>(panel), 0};
-    float_tile_of<float>(rows, std::make_integer_sequence<int, kTileRows>())(panel, k, x, x_stride, out, out_stride, tile);
+    float_tile_of<float>(rows)(panel, k, x, x_stride, out, out_stride, tile);
 }
 
 void weight_row(const Weight& weight, int64_t id, float* out) {

@@ -1,4 +1,4 @@
-"""Packed weights of the CPU backend: a matrix as its products read it, in the numbers that a checkpoint holds."""
+"""Packed weights of the CPU backend: a matrix as its products read it, in the numbers of its checkpoint."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class WeightStruct(ctypes.Structure):
 class PackedWeight:
     """W [N, K] packed for `library`: x·Wᵀ in fp32 arithmetic, and rows of W.
 
-    "float32", "float16" and "bfloat16" keep numbers exactly that they can represent. "q8" rounds them to bytes
-    with one scale for 32 along K, and the rows of x as well, within the product.
+    "float32", "float16" and "bfloat16" keep numbers exactly that they can represent. "q8" rounds them to
+    bytes with one scale for 32 along K, and the rows of x as well, within the product.
 
     A row of a product is the same bits whatever other rows are computed with it.
 

@@ -44,6 +44,8 @@ _COUNTERS: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
         "Replies that had to give way and were computed anew.",
         lambda s: s.num_preemptions,
     ),
+    ("vllm:spec_decode_num_draft_tokens", "Tokens of replies that were drafted.", lambda s: s.num_drafted),
+    ("vllm:spec_decode_num_accepted_tokens", "Drafts that were right.", lambda s: s.num_accepted),
 )
 
 

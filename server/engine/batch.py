@@ -187,7 +187,7 @@ class BatchBuilder:
             lists.ids.append(lane.tokens[start] if start < len(lane.tokens) else DRAWN)
             lists.blocks.append(lane.blocks[start // size])
         else:
-            known = lane.tokens[start:end]
+            known = [*lane.tokens[start:end], *row.drafts]
             lists.ids.extend(known)
             lists.ids.extend([DRAWN] * (num_tokens - len(known)))
             lists.blocks.extend([lane.blocks[at // size] for at in range(start, end)])
@@ -198,8 +198,8 @@ class BatchBuilder:
         elif row.purpose is Purpose.DRAW:
             if row.output_positions:
                 lists.draws.extend([first + at for at in row.output_positions])
-                lists.draw_slots.append(lane.slot)
-                lists.draw_positions.append(end)
+                lists.draw_slots.extend([lane.slot] * len(row.output_positions))
+                lists.draw_positions.extend([start + at + 1 for at in row.output_positions])
         elif row.output_positions:
             others = {Purpose.REWARD: lists.judged, Purpose.MEASURE: lists.measured}
             others.get(row.purpose, lists.read).extend([first + at for at in row.output_positions])

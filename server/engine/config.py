@@ -39,10 +39,12 @@ class EngineConfig:
     take.
     num_blocks: size of the key/value cache in blocks, in place of kv_cache_gib.
     prefix_caching: reuse the keys and values of prompts that begin alike.
-    pack_weights: keep oneDNN-packed copies of the weights on a CPU: faster, at twice the memory.
-    compile: compile the decode step on a CPU at start-up, which takes a C++ compiler, 3 to 8 s a layer, and
-    the weights' memory once more; `auto` does for policies of more than 10 million parameters and at most
-    8 layers, where it can; `on` also for others, which long rollouts may be worth.
+    cpu_backend: what runs the policy on a CPU: `native` is the C++ backend, which is compiled when it is
+    first used and knows Llama, Mistral, Qwen2 and 3, Granite, Phi-3, Gemma 2 and 3 and what is built like
+    them; `torch` runs any. `auto` is native where the policy and the machine allow it.
+    weights: what the C++ backend stores matrices in; auto is what the checkpoint's are exact in. `q8` is 8
+    bits in groups of 32; what is not the checkpoint's own changes replies, by how much is in the README.
+    kv_cache_dtype: of keys and values in the C++ backend's cache; auto is float32, the others halve it.
     attention: implementation of attention: `triton` runs on a GPU, `sdpa` and `tiled` anywhere; `auto` is
     triton on a GPU, sdpa on a CPU, and tiled on a CPU under strict.
     padding: `buckets` pads decode steps to fixed batch sizes, as CUDA graphs need it; `none` does not.
@@ -51,6 +53,9 @@ class EngineConfig:
     strict: a seeded reply is bitwise the same whoever shares its batch. Every step runs at one shape, so a
     decode step costs what a full one does.
     async_depth: steps launched before the oldest one's result is read; by default 1 on a GPU, else 0.
+    speculate: `ngram` drafts the next tokens of greedy replies from where their last ones stand earlier in
+    the prompt or the reply, and verifies them in one pass of the C++ backend: the same tokens, several a step
+    where a text is edited or quoted. `off` does not.
     served_model_name: the model's name in requests and reports; by default the folder's name.
     """
 
@@ -68,13 +73,15 @@ class EngineConfig:
     gpu_memory_utilization: float = 0.9
     num_blocks: int | None = None
     prefix_caching: bool = True
-    pack_weights: bool = True
-    compile: Literal["auto", "on", "off"] = "auto"
+    cpu_backend: Literal["auto", "native", "torch"] = "auto"
+    weights: Literal["auto", "float32", "float16", "bfloat16", "q8"] = "auto"
+    kv_cache_dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     attention: Literal["auto", "sdpa", "tiled", "triton"] = "auto"
     padding: Literal["none", "buckets"] = "none"
     cuda_graphs: Literal["auto", "on", "off"] = "auto"
     strict: bool = False
     async_depth: Literal[0, 1] | None = None
+    speculate: Literal["off", "ngram"] = "off"
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "max_num_batched_tokens", "block_size"):
@@ -97,8 +104,6 @@ class EngineConfig:
             raise ValueError(
                 "strict needs attention that is the same in every batch: attention auto, tiled or triton"
             )
-        if self.strict and self.compile == "on":
-            raise ValueError("strict runs every step one way, also decode steps: leave compile auto")
         if self.strict and self.cuda_graphs == "on":
             raise ValueError(
                 "strict runs every step at one shape, without CUDA graphs: leave cuda_graphs auto"
@@ -125,6 +130,13 @@ class EngineConfig:
         return {name: model for name, _, model in (entry.partition("=") for entry in self.expert)}
 
     @property
+    def needs_native(self) -> bool:
+        """Whether something is asked for that the C++ backend alone can do."""
+        if self.speculate != "off":
+            return True
+        return self.cpu_backend == "native" or (self.weights, self.kv_cache_dtype) != ("auto", "auto")
+
+    @property
     def token_budget(self) -> int:
         """max_num_batched_tokens of a resolved configuration."""
         assert self.max_num_batched_tokens is not None
@@ -139,11 +151,26 @@ class EngineConfig:
         attention = self.attention
         if attention == "auto":
             attention = "triton" if is_cuda else "tiled" if self.strict else "sdpa"
-        compile = self.compile
-        if compile == "auto" and (is_cuda or self.strict or attention != "sdpa"):
-            compile = "off"
-        if compile == "on" and (is_cuda or attention != "sdpa"):
-            raise ValueError("compile on needs a CPU and attention sdpa: leave compile auto")
+        backend = self.cpu_backend
+        # Attention that is asked for by name is torch's or Triton's, and so is another dtype than ours.
+        others = is_cuda or self.attention != "auto" or self.dtype not in ("auto", "float32")
+        if backend == "native" and others:
+            raise ValueError(
+                "cpu_backend native needs a CPU, attention auto and dtype auto or float32: leave cpu_backend "
+                "auto"
+            )
+        if backend == "auto" and others:
+            backend = "torch"
+        if backend == "torch" and (self.weights, self.kv_cache_dtype) != ("auto", "auto"):
+            raise ValueError(
+                "weights and kv_cache_dtype are of the C++ backend, which does not run here: leave them "
+                "auto; dtype is what torch stores weights in"
+            )
+        if self.speculate != "off" and (backend == "torch" or self.strict or self.async_depth):
+            raise ValueError(
+                "speculate needs the C++ backend of a CPU, without strict and async_depth, where a token of "
+                "several is what it would be alone: leave it off"
+            )
         graphs = self.cuda_graphs
         if graphs == "auto" and (self.strict or not is_cuda or attention != "triton"):
             graphs = "off"
@@ -160,7 +187,7 @@ class EngineConfig:
             max_num_batched_tokens=budget,
             kv_cache_gib=CPU_CACHE_GIB if self.kv_cache_gib is None and not is_cuda else self.kv_cache_gib,
             attention=attention,
-            compile=compile,
+            cpu_backend=backend,
             cuda_graphs=graphs,
             padding=self.padding if graphs == "off" else "buckets",
             async_depth=int(is_cuda) if self.async_depth is None else self.async_depth,  # type: ignore[arg-type]

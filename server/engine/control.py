@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from trimtab.guidance.controllers.base import Controller, RowState
+from trimtab.kernels.dispatch import Backend
 from trimtab.kernels.tilt import solve_tilt
 from trimtab.server.engine.device_copy import index_tensor, to_device
 from trimtab.server.engine.row_needs import RowNeeds
@@ -59,9 +60,9 @@ class Control:
         self._controllers = [_on_device(kind, rows, needs, device) for kind, rows in controlled.items()]
         self.reads_entropy = any(kind.READS_ENTROPY for kind in controlled)
 
-    def strength(self, drawing: Drawing) -> Tensor:
+    def strength(self, drawing: Drawing, backend: Backend | None = None) -> Tensor:
         """β f32[B] of every row, as it was asked for where none controls it. The host waits for nothing that
-        the draw does not wait for."""
+        the draw does not wait for. backend: see `choose_backend`."""
         beta_max = drawing.strength.abs()
         kl_cap, lift = torch.full_like(beta_max, torch.inf), torch.full_like(beta_max, torch.inf)
         is_capped = False
@@ -83,6 +84,7 @@ class Control:
             strength=strength,
             kl_cap=kl_cap,
             lift=lift,
+            backend=backend,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import secrets
@@ -17,10 +18,9 @@ from torch import Tensor
 
 from trimtab.guidance.heads.bank import HeadBank
 from trimtab.guidance.policy import Policy
-from trimtab.guidance.rules import PoolRule
+from trimtab.guidance.rules import PoolRule, Tilt
 from trimtab.kernels.philox import SIFT, random_words
 from trimtab.server.engine.block_manager import BlockManager
-from trimtab.server.engine.compiled_decode import CompiledDecode
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.experts import Experts, Models
 from trimtab.server.engine.failure import failed, is_device_fault
@@ -31,6 +31,7 @@ from trimtab.server.engine.live_request import LiveRequest
 from trimtab.server.engine.model_runner import Hidden, ModelRunner
 from trimtab.server.engine.policy import ServedPolicy
 from trimtab.server.engine.population import Population
+from trimtab.server.engine.prompt_lookup import PromptLookup
 from trimtab.server.engine.reading import GivenToken, Reader, given_tokens
 from trimtab.server.engine.rejection import Race
 from trimtab.server.engine.replies import Measured, Reply, new_replies
@@ -69,15 +70,14 @@ class Engine:
         policy: ServedPolicy,
         bank: HeadBank,
         config: EngineConfig,
-        compiled: CompiledDecode | None = None,
         experts: Models = NO_MODELS,
     ) -> None:
-        """config: resolved. compiled: see ModelRunner."""
+        """config: resolved."""
         self.policy, self.bank, self.config = policy, bank, config
         self.grammars = Grammars(policy.tokenizer, policy.vocab_size, policy.eos_token_ids)
         measure = partial(measure_blocks, policy, bank, config, experts=experts)
         num_blocks = resolve_num_blocks(config, policy, measure, experts)
-        self.runner = ModelRunner(policy, config, num_blocks, bank.memory_sizes, compiled)
+        self.runner = ModelRunner(policy, config, num_blocks, bank.memory_sizes)
         self.experts = Experts(experts, config, num_blocks, self.runner.state)
         self._live: dict[str, LiveRequest] = {}
         self._counts = Counts()
@@ -96,7 +96,11 @@ class Engine:
 
         Raises ModelError or HeadError with one line that names the thing and the fix.
         """
-        return cls(*load(config, chat_template, policy))
+        engine = cls(*load(config, chat_template, policy))
+        if policy is None:  # the weights are nobody else's
+            for served in (engine.policy, *engine.experts.models.values()):
+                served.release_weights()
+        return engine
 
     @property
     def info(self) -> EngineInfo:
@@ -149,6 +153,8 @@ class Engine:
             prefix_queries=self._counts.prefix_queries,
             prefix_hits=self._counts.prefix_hits,
             num_preemptions=self._counts.num_preemptions,
+            num_drafted=self._counts.num_drafted,
+            num_accepted=self._counts.num_accepted,
         )
 
     @property
@@ -206,6 +212,9 @@ class Engine:
         if request.sampling.forbids and not request.given:
             ends = {*policy.eos_token_ids, *replies[0].stop_ids}
             live.forbidden = Forbidden(request.sampling, tuple(ends), policy.vocab_size)
+        if self.config.speculate == "ngram" and self._recorder is None and _can_draft(request, needs):
+            for choice in choices:
+                choice.lane.lookup = PromptLookup()
         if isinstance(guidance.rule, PoolRule):
             live.population = Population(replies[0], guidance, partial(_uniform, live.seed))
         return live
@@ -285,7 +294,12 @@ class Engine:
 
     def _run(self, step: Step) -> StepResult:
         hidden, advice = self.runner.run(step), self.experts.run(step)
-        drawing = [row for row in step.rows if row.purpose is Purpose.DRAW and not row.lane.is_companion]
+        drawing = [
+            row
+            for row in step.rows
+            if row.purpose is Purpose.DRAW and not row.lane.is_companion
+            for _ in row.output_positions
+        ]
         judging = [row for row in step.rows if row.purpose is Purpose.REWARD]
         measuring = [row for row in step.rows if row.purpose is Purpose.MEASURE]
         needs = [self._live[row.choice.request.request_id].needs for row in drawing]
@@ -353,13 +367,26 @@ class Engine:
         for row, value in values:
             if row.choice.phase is not Phase.DONE:
                 self._process(row, self._weigh, value)
-        for row, token in draws:
-            is_past_its_end = row.choice.is_finishing or row.lane.is_over
-            if row.choice.phase is not Phase.DONE and not is_past_its_end:
-                self._process(row, self._take, token)
+        for _, of_row in itertools.groupby(draws, key=lambda draw: id(draw[0])):
+            rows, tokens = zip(*of_row, strict=True)
+            self._take_all(rows[0], tokens)
         for place, token in given:
             if place.row.choice.phase is not Phase.DONE and not place.row.choice.is_finishing:
                 self._process(place.row, partial(self._hear, index=place.index), token)
+
+    def _take_all(self, row: Row, tokens: Sequence[Measured]) -> None:
+        """The row's token, and those behind its drafts as far as these were right."""
+        num_accepted = 0
+        for index, token in enumerate(tokens):
+            is_past_its_end = row.choice.is_finishing or row.lane.is_over
+            if row.choice.phase is Phase.DONE or is_past_its_end:
+                break
+            self._process(row, self._take, token)
+            num_accepted = index
+            if index < len(row.drafts) and row.drafts[index] != token.record.token_id:
+                break
+        if row.drafts:
+            self.scheduler.settle_drafts(row, num_accepted)
 
     def _process(self, row: Row, work: Callable[[LiveRequest, Row, Read], None], read: Read) -> None:
         """What is done for one row alone, and fails for its request alone."""
@@ -556,12 +583,10 @@ class Engine:
         self._start_over()
 
     def _start_over(self) -> None:
-        config, state, compiled = self.config, self.runner.state, self.runner.compiled
+        config, state = self.config, self.runner.state
         blocks = BlockManager(self.runner.cache.num_blocks, config.block_size, config.prefix_caching)
         self.scheduler = Scheduler(blocks, config.max_num_seqs, config.token_budget, self._counts)
-        self.sampler = Sampler(
-            self.policy, self.bank, state, config.strict, compiled, probe=self.runner.probe
-        )
+        self.sampler = Sampler(self.policy, self.bank, state, config.strict, probe=self.runner.probe)
         self.reader = Reader(self.policy, self.bank, state)
         state.forget_notes()
         choices = [choice for live in self._live.values() for choice in live.choices]
@@ -581,6 +606,14 @@ def _new_lanes(request: Request, root: int) -> tuple[Lane, ...]:
         return tuple(Lane(list(prompt), index=index) for index in range(rule.num_lanes))
     lane, companion = Lane(list(prompt), num_probes=rule.num_probes, root=root), rule.companion
     return (lane, Lane(list(companion), is_companion=True)) if companion else (lane,)
+
+
+def _can_draft(request: Request, needs: RowNeeds) -> bool:
+    """Whether the request's tokens are known before they are drawn but for the model's own word: greedy ones,
+    which nothing depends on that a reply leaves behind from token to token."""
+    has_history = needs.has_mask or needs.has_penalties or needs.controls or needs.remembering
+    is_tilt = isinstance(request.guidance.rule, Tilt)
+    return needs.is_greedy and is_tilt and not (has_history or request.given or request.rejection)
 
 
 def _read_at(request: Request) -> Sequence[int]:

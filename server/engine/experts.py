@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from trimtab.guidance.errors import ModelError
 from trimtab.guidance.policy import Policy
-from trimtab.server.engine.compiled_decode import CompiledDecode, compile_decode
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.model_runner import ModelRunner
+from trimtab.server.engine.native.choose import prepare
 from trimtab.server.engine.policy import ServedPolicy, load_served
 from trimtab.server.engine.scheduler import Purpose, Step
-from trimtab.server.engine.self_check import self_check
 from trimtab.server.engine.step_state import StepState
 
-
-@dataclass(frozen=True, slots=True)
-class ExpertModel:
-    """A further model as it was loaded. compiled: its decode step, if any."""
-
-    policy: ServedPolicy
-    compiled: CompiledDecode | None = None
+Models = Mapping[str, ServedPolicy]
 
 
-Models = Mapping[str, ExpertModel]
-
-
-def load_experts(config: EngineConfig, policy: ServedPolicy) -> dict[str, ExpertModel]:
+def load_experts(config: EngineConfig, policy: ServedPolicy) -> dict[str, ServedPolicy]:
     """The models that a resolved configuration names, in its order, checked as the policy is.
 
     Raises ModelError with one line that names the expert and what is wrong with it.
@@ -43,14 +32,12 @@ def load_experts(config: EngineConfig, policy: ServedPolicy) -> dict[str, Expert
                 name=name,
                 device=str(policy.device),
                 dtype=config.dtype,
-                pack_weights=config.pack_weights,
             )
             _check_vocabulary(served, policy)
-            compiled = compile_decode(served, config)
-            self_check(served, config, compiled)
+            prepare(served, config)
         except ModelError as error:
             raise ModelError(f"--expert {name}: {error}") from error
-        models[name] = ExpertModel(served, compiled)
+        models[name] = served
     return models
 
 
@@ -85,8 +72,7 @@ class Experts:
     def __init__(self, models: Models, config: EngineConfig, num_blocks: int, state: StepState) -> None:
         self.models = models
         self._runners = {
-            name: ModelRunner(model.policy, config, num_blocks, (), model.compiled, state)
-            for name, model in models.items()
+            name: ModelRunner(model, config, num_blocks, (), state) for name, model in models.items()
         }
 
     @property

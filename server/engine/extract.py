@@ -37,7 +37,7 @@ class RunnerExtract:
 
     @classmethod
     def from_config(cls, config: EngineConfig, policy: Policy | None = None) -> RunnerExtract:
-        """Loads the policy and checks that it runs right. config: without heads, cuda_graphs and compile off.
+        """Loads the policy and checks that it runs right. config: without heads, cuda_graphs off.
         policy: see `load`.
 
         Raises ModelError with one line that names the model and the fix.

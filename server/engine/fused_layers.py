@@ -20,7 +20,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from trimtab.kernels.rms_norm import rms_norm
 from trimtab.kernels.silu_mul import silu_mul
 from trimtab.kernels.store_kv import rope_store
-from trimtab.server.engine.fast_modules import TOLERANCE
+from trimtab.server.engine.fused_norms import TOLERANCE
 
 KNOWN = frozenset({"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"})
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}

@@ -30,7 +30,11 @@ class LayerShape:
 
 
 class KVCache:
-    """keys[l]: [num_blocks, block_size, num_kv_heads, key_dim]; values[l] alike. Starts as zeros."""
+    """keys[l]: [num_blocks, block_size, num_kv_heads, key_dim]; values[l] alike. Starts as zeros.
+
+    for_native: as the C++ backend reads them, keys [num_blocks, num_kv_heads, key_dim, block_size] and values
+    [num_blocks, num_kv_heads, block_size, value_dim]; `store` and `gather` are not for it.
+    """
 
     def __init__(
         self,
@@ -39,15 +43,21 @@ class KVCache:
         block_size: int,
         dtype: torch.dtype,
         device: torch.device,
+        *,
+        for_native: bool = False,
     ) -> None:
         self.num_blocks, self.block_size, self.dtype, self.device = num_blocks, block_size, dtype, device
         self.windows = [layer.window for layer in layers]
 
-        def zeros(heads: int, dim: int) -> Tensor:
-            return _zeros((num_blocks, block_size, heads, dim), dtype, device)
+        def zeros(*shape: int) -> Tensor:
+            return _zeros((num_blocks, *shape), dtype, device)
 
-        self.keys = [zeros(layer.num_kv_heads, layer.key_dim) for layer in layers]
-        self.values = [zeros(layer.num_kv_heads, layer.value_dim) for layer in layers]
+        if for_native:
+            self.keys = [zeros(layer.num_kv_heads, layer.key_dim, block_size) for layer in layers]
+            self.values = [zeros(layer.num_kv_heads, block_size, layer.value_dim) for layer in layers]
+        else:
+            self.keys = [zeros(block_size, layer.num_kv_heads, layer.key_dim) for layer in layers]
+            self.values = [zeros(block_size, layer.num_kv_heads, layer.value_dim) for layer in layers]
         self._flat_keys = [keys.flatten(0, 1) for keys in self.keys]
         self._flat_values = [values.flatten(0, 1) for values in self.values]
 

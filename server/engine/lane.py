@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from trimtab.guidance.rules import PoolRule
+from trimtab.server.engine.prompt_lookup import PromptLookup
 from trimtab.server.engine.request import Request
 
 
@@ -23,6 +24,7 @@ class Lane:
     from the lane's admission on.
     root: the further models that run over its tokens, as a number: 0 for none, else below. Its blocks hold
     their keys and values, too, and are found by lanes of the same root alone (see Experts).
+    lookup: of a reply whose next tokens are drafted.
     index: which of a pool's lanes it is. is_over: of a pool's, its reply has ended; is_closed: that has been
     measured as well, and nothing is left to compute.
     """
@@ -41,6 +43,7 @@ class Lane:
     index: int = 0
     is_over: bool = False
     is_closed: bool = False
+    lookup: PromptLookup | None = None
 
     def start_over(self) -> None:
         """Forget the cache and the device; the tokens stay."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,14 +17,14 @@ from trimtab.server.engine.attention.choose import make_attention
 from trimtab.server.engine.attention.triton import TritonAttention
 from trimtab.server.engine.batch import Batch, BatchBuilder, DrawInputs, RowSpans, TokenInputs
 from trimtab.server.engine.block_manager import NULL_BLOCK
-from trimtab.server.engine.compiled_decode import CompiledDecode
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.decode_graphs import CudaRecorder, DecodeGraphs, HostWaitError, Recorder
-from trimtab.server.engine.device_copy import to_device
-from trimtab.server.engine.fast_modules import fuse_norms
+from trimtab.server.engine.device_copy import index_tensor, to_device
 from trimtab.server.engine.fused_layers import fuse_layers
+from trimtab.server.engine.fused_norms import fuse_norms
 from trimtab.server.engine.host_memory import keep_freed_memory
 from trimtab.server.engine.kv_cache import KVCache
+from trimtab.server.engine.native.model import NativeModel
 from trimtab.server.engine.policy import ServedPolicy
 from trimtab.server.engine.scheduler import Row, Step
 from trimtab.server.engine.step_state import StepState
@@ -53,8 +54,7 @@ class Hidden:
 
 class ModelRunner:
     """config: resolved. The policy's attention is this runner's from then on. memory_sizes: of the heads, see
-    HeadBank. compiled: for decode steps, if any; runners of one policy may share it. state: another runner's,
-    whose lanes this one runs as well."""
+    HeadBank. state: another runner's, whose lanes this one runs as well."""
 
     def __init__(
         self,
@@ -62,15 +62,21 @@ class ModelRunner:
         config: EngineConfig,
         num_blocks: int,
         memory_sizes: Sequence[int],
-        compiled: CompiledDecode | None = None,
         state: StepState | None = None,
     ) -> None:
-        self.policy, self.compiled = policy, compiled
+        self.policy = policy
         self._budget, self._is_strict = config.token_budget, config.strict
         self.state = state or StepState(
             config.max_num_seqs, policy.max_model_len, config.block_size, memory_sizes, policy.device
         )
-        self.cache = KVCache(policy.layers, num_blocks, config.block_size, policy.dtype, policy.device)
+        self.cache = KVCache(
+            policy.layers,
+            num_blocks,
+            config.block_size,
+            policy.cache_dtype(config.kv_cache_dtype),
+            policy.device,
+            for_native=policy.native is not None,
+        )
         self._attention = make_attention(config, self.cache, self.state)
         policy.use_attention(self._attention)
         if policy.device.type == "cuda":
@@ -146,12 +152,11 @@ class ModelRunner:
 
     def _run_probes(self, tokens: TokenInputs, ends: list[int], num_padding: int) -> Tensor:
         """h of tokens that are each a row of their own; padding tokens are in the null block, behind them."""
-        compiled, num = self.compiled, len(ends)
+        num = len(ends)
         assert tokens.block_tables is not None
-        if compiled is not None and compiled.suits(ends):
-            tables = tokens.block_tables[:, : -(-max(ends) // self.state.block_size)]
-            h = compiled.run(tokens.ids, tokens.positions, tokens.cache_slots, tables, self.cache)
-            return h[:num]
+        if self.policy.native is not None:
+            spans, every = RowSpans(range(num), [1] * num, ends), torch.arange(num)
+            return self._run_native(self.policy.native, tokens, spans, tokens.ids, every)
         spans = RowSpans(range(num), [1] * num, ends)
         if num_padding:
             slots = F.pad(tokens.slots, (0, num_padding), value=num)
@@ -165,14 +170,17 @@ class ModelRunner:
         return self.policy.forward(tokens.ids[None], tokens.positions[None], outputs, len(outputs))[0]
 
     def _forward(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """One of three ways: a recorded decode step, a compiled one, or whatever rows there are."""
-        rows, compiled = batch.rows, self.compiled
+        """One of three ways: a recorded decode step, the C++ backend, or the model's own modules."""
+        rows, native = batch.rows, self.policy.native
         if self._graphs is not None and rows.are_single and len(rows.slots) in self._graphs:
             h, logits = self._graphs.replay(len(rows.slots))
             h = h.index_select(0, batch.outputs)
             return h, None if logits is None else logits.index_select(0, batch.outputs)
-        if compiled is not None and rows.are_single and compiled.suits(rows.ends):
-            return self._run_compiled(compiled, batch), None
+        if native is not None:
+            tokens = batch.tokens
+            ids = self.state.input_ids(tokens.slots, tokens.ids)
+            h = self._run_native(native, tokens, rows, ids, batch.outputs)
+            return h, None if self.policy.has_linear_tail else native.logits(h[: len(h) - batch.num_read])
         self._attention.prepare(batch.tokens, rows)
         return self._run_policy(batch.tokens, batch.outputs, batch.num_read)
 
@@ -199,13 +207,23 @@ class ModelRunner:
         self._attention.prepare_decode(tokens)
         return self._run_policy(tokens, self._all_rows[:size])
 
-    def _run_compiled(self, compiled: CompiledDecode, batch: Batch) -> Tensor:
-        tokens, state = batch.tokens, self.state
-        input_ids = state.input_ids(tokens.slots, tokens.ids)
-        num_blocks = -(-max(batch.rows.ends) // state.block_size)
-        tables = state.block_tables.index_select(0, tokens.slots)[:, :num_blocks]
-        h = compiled.run(input_ids, tokens.positions, tokens.cache_slots, tables, self.cache)
-        return h.index_select(0, batch.outputs)
+    def _run_native(
+        self, native: NativeModel, tokens: TokenInputs, rows: RowSpans, ids: Tensor, outputs: Tensor
+    ) -> Tensor:
+        """h of the tokens at `outputs`. ids: of all tokens, known by now."""
+        firsts = [0, *itertools.accumulate(rows.num_tokens)]
+        num_blocks = max(-(-max(rows.ends) // self.state.block_size), 1)
+        slots = index_tensor(rows.slots, self.state.device)
+        tables = self.state.block_tables if tokens.block_tables is None else tokens.block_tables
+        return native.run(
+            ids,
+            tokens.positions,
+            tokens.cache_slots,
+            firsts,
+            tables[:, :num_blocks].index_select(0, slots),
+            self.cache,
+            outputs,
+        )
 
     def _run_policy(
         self, tokens: TokenInputs, outputs: Tensor, num_read: int = 0

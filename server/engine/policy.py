@@ -7,11 +7,11 @@ import copy
 import itertools
 import logging
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +21,17 @@ from trimtab.guidance.errors import ModelError, PolicyError, first_line
 from trimtab.guidance.heads.fingerprint import PolicyIdentity
 from trimtab.guidance.policy import Policy, load_policy, output_embedding_input
 from trimtab.guidance.text.ends import end_of_reply
+from trimtab.kernels.dispatch import Backend
 from trimtab.kernels.wide_product import wide_product
 from trimtab.server.engine.attention.base import UnsupportedAttentionError
 from trimtab.server.engine.attention.probe import probe_layers
 from trimtab.server.engine.detokenizer import TextDecoder
-from trimtab.server.engine.fast_modules import can_pack, pack_policy, packed_linear
 from trimtab.server.engine.kv_cache import LayerShape
 from trimtab.server.engine.reasoning import Tags, find_tags
+
+if TYPE_CHECKING:
+    from trimtab.kernels.cpu.weights import PackedWeight
+    from trimtab.server.engine.native.model import NativeModel
 
 logger = logging.getLogger(__name__)
 DEFAULT_MAX_MODEL_LEN = 2048
@@ -61,6 +65,9 @@ class ServedPolicy:
     reply_end_id: the token that ends a reply, appended before a reward part reads it; None without one.
     has_linear_tail: logits are exactly `h Wᵀ` of what the body returns; otherwise they go through the model's
     own tail (softcap, scale, bias), and the model is always run to its end.
+    native: what runs it in the place of its modules, if anything; packed: what stands
+    for the weights of some of them where they run themselves. backend: what its tokens are drawn by, if
+    not what the device says; see `choose_backend`.
     """
 
     frozen: Policy
@@ -71,7 +78,9 @@ class ServedPolicy:
     eos_token_ids: tuple[int, ...]
     reply_end_id: int | None = None
     has_linear_tail: bool = False
-    packed_lm_head: Tensor | None = None
+    native: NativeModel | None = None
+    packed: Mapping[nn.Module, PackedWeight] = field(default_factory=dict)
+    backend: Backend | None = None
     text: TextDecoder = field(init=False)
     tags: Tags | None = field(init=False)
 
@@ -102,20 +111,46 @@ class ServedPolicy:
         return self.model.get_output_embeddings().weight
 
     @property
+    def hidden_size(self) -> int:
+        return self.identity.hidden_size
+
+    @property
     def vocab_size(self) -> int:
-        return self.lm_head.shape[0]
+        return len(self.lm_head) if self.native is None else self.native.vocab_size
+
+    def cache_dtype(self, asked: str) -> torch.dtype:
+        """Of keys and values; see EngineConfig.kv_cache_dtype."""
+        if asked == "auto" or self.native is None:
+            return self.dtype
+        found: torch.dtype = getattr(torch, asked)
+        return found
+
+    def release_weights(self) -> None:
+        """Give back the memory of weights that the C++ backend has copies of: the modules do not run again.
+        For a policy that is nobody else's."""
+        if self.native is not None:
+            for parameter in {*self.model.parameters(), *self.frozen.model.parameters()}:
+                parameter.data = parameter.data.new_empty(0)
 
     def project(self, columns: Tensor) -> Tensor:
         """columns [N, d] times the output embedding, f32[N, V]: for h logits if the tail is linear."""
         if columns.is_cuda:
             return wide_product(columns, self.lm_head)
-        if self.packed_lm_head is not None:
-            return packed_linear(self.packed_lm_head, None, columns).float()
+        if self.native is not None:
+            return self.native.project(columns)
+        if (lm_head := self.packed.get(self.model.get_output_embeddings())) is not None:
+            return lm_head.product(columns)
         return nn.functional.linear(columns, self.lm_head).float()
 
     def logits(self, h: Tensor, logits: Tensor | None) -> Tensor:
         """f32[N, V] of what `forward` returned."""
         return self.project(h) if logits is None else logits.float()
+
+    def logits_of(self, h: Tensor) -> Tensor:
+        """f32[N, V] of h [N, d] alone."""
+        if self.native is not None:
+            return self.native.logits(h)
+        return self.project(h) if self.has_linear_tail else self.frozen.logits(h)
 
     def use_attention(self, function: Callable[..., Any] | str) -> None:
         """Route the model's attention through `function`, or through one of transformers' own by name.
@@ -166,7 +201,6 @@ def load_served(
     device: str = "auto",
     dtype: str = "auto",
     max_model_len: int | None = None,
-    pack_weights: bool = True,
     chat_template: str | None = None,
 ) -> ServedPolicy:
     """Load a folder or hub id; name, device, dtype and chat_template as load_policy takes them.
@@ -175,15 +209,13 @@ def load_served(
     """
     with refusing(f"model '{path}'"):
         policy = load_policy(path, name=name, device=device, dtype=dtype, chat_template=chat_template)
-    return serve(policy, max_model_len=max_model_len, pack_weights=pack_weights)
+    return serve(policy, max_model_len=max_model_len)
 
 
-def serve(
-    policy: Policy, *, name: str | None = None, max_model_len: int | None = None, pack_weights: bool = True
-) -> ServedPolicy:
+def serve(policy: Policy, *, name: str | None = None, max_model_len: int | None = None) -> ServedPolicy:
     """A loaded policy, served from the same weights.
 
-    name: what to call it; by default its own. pack_weights: see packed_linear.
+    name: what to call it; by default its own.
     Raises ModelError with one line that names the model and the fix.
     """
     name = name or policy.identity.base_model.name
@@ -206,8 +238,6 @@ def serve(
             has_linear_tail=policy.has_linear_tail and _body_feeds_lm_head(model),
         )
     served.reply_end_id = _reply_end_id(policy.tokenizer)
-    if pack_weights and can_pack(served.device, served.dtype):
-        served.packed_lm_head = pack_policy(model)
     return served
 
 

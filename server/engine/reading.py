@@ -84,7 +84,7 @@ class Reader:
         tilt and of the base."""
         device = self._state.device
         given = index_tensor([token.token_id for token in tokens], device)
-        z = self._policy.project(h) if self._policy.has_linear_tail else self._policy.frozen.logits(h)
+        z = self._policy.logits_of(h)
         rows = torch.arange(len(h), device=device)
         advantage, beta = self._advantage(h, tokens, needs)
         measured = guided_logits(
@@ -98,11 +98,12 @@ class Reader:
             beta=beta,
             want_entropy=True,
             any_sampled=False,
+            backend=self._policy.backend,
         )
         assert measured.entropy is not None
         base = tilt = z.log_softmax(-1)
         if advantage is not None and beta is not None:
-            tilt = tilted_logits(z, advantage, rows, beta).log_softmax(-1)
+            tilt = tilted_logits(z, advantage, rows, beta, self._policy.backend).log_softmax(-1)
         logprob, base_logprob = (of.gather(1, given[:, None])[:, 0] for of in (tilt, base))
         statistics = (logprob, base_logprob, measured.kl, measured.flip, measured.entropy)
         return (

@@ -530,7 +530,7 @@ class EngineInfo:
 class EngineStats:
     """What an engine is at, and has done so far. cache_usage: share of the blocks that lanes hold.
     prefix_queries, prefix_hits: tokens of prompts that were looked up, and found. num_guided: of the running
-    choices, those that are steered."""
+    choices, those that are steered. num_drafted, num_accepted: tokens, see prompt_lookup."""
 
     num_running: int = 0
     num_waiting: int = 0
@@ -539,6 +539,8 @@ class EngineStats:
     prefix_queries: int = 0
     prefix_hits: int = 0
     num_preemptions: int = 0
+    num_drafted: int = 0
+    num_accepted: int = 0
 
 
 def check_request(request: Request, info: EngineInfo) -> None:

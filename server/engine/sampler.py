@@ -16,13 +16,12 @@ from trimtab.guidance.rules.contrast import contrast_advantage, implausible
 from trimtab.guidance.rules.expert import POLICY, expert_advantage
 from trimtab.guidance.rules.lookahead import lookahead_advantage
 from trimtab.kernels.base_statistics import base_statistics
-from trimtab.kernels.dispatch import choose_head_path
+from trimtab.kernels.dispatch import Backend, choose_head_path
 from trimtab.kernels.guided_head import guided_head
 from trimtab.kernels.guided_logits import GuidedDraw, guided_logits, tilted_logits
 from trimtab.kernels.penalties import add_bias, apply_penalties, apply_token_mask
 from trimtab.kernels.truncate import Cuts
 from trimtab.server.engine.batch import DrawInputs
-from trimtab.server.engine.compiled_decode import CompiledDecode
 from trimtab.server.engine.control import Control, Drawing
 from trimtab.server.engine.device_copy import float_tensor, index_tensor, to_device
 from trimtab.server.engine.model_runner import Hidden
@@ -178,7 +177,7 @@ class _Scores:
 
 class Sampler:
     """strict: every row goes the same way through every product, whatever the rows beside it ask for.
-    compiled: what draws, where the decode step is compiled. probe: for rows that look ahead."""
+    probe: for rows that look ahead."""
 
     def __init__(
         self,
@@ -186,12 +185,10 @@ class Sampler:
         bank: HeadBank,
         state: StepState,
         strict: bool = False,
-        compiled: CompiledDecode | None = None,
         probe: Probe | None = None,
     ) -> None:
         self._probe = probe
         self._policy, self._bank, self._state, self._is_strict = policy, bank, state, strict
-        self._guided_logits = guided_logits if compiled is None else compiled.draw
         self._remembering_heads = [head for head, size in enumerate(bank.memory_sizes) if size]
         self._roster: _Roster | None = None
         self._roster_key: tuple[int, ...] = ()
@@ -229,9 +226,9 @@ class Sampler:
             scores = self._advise(self._score(hidden, roster), experts or {}, roster)
             if roster.needs.masked:
                 bitmask = to_device(np.stack(masks), self._state.device)
-                apply_token_mask(scores.z, roster.masked, bitmask)
+                apply_token_mask(scores.z, roster.masked, bitmask, self._policy.backend)
             entries = self._penalise(scores.z, draws, roster)
-            entropy = _entropy_of_base(scores.z, roster)
+            entropy = _entropy_of_base(scores.z, roster, self._policy.backend)
             whole = scores.z.index_select(0, roster.released)
             scores = self._look_ahead(self._narrow(scores, roster), rows, roster)
             beta = self._controlled(beta, scores, entropy, values, draws, roster)
@@ -557,7 +554,7 @@ class Sampler:
         spent, reasons = (x.index_select(0, draws.slots) for x in (self._state.spent_kl, self._state.reasons))
         columns = (scores.kept, scores.z, scores.advantage, scores.advantage_row)
         return roster.control.strength(
-            Drawing(beta, draws.positions, spent, reasons, values, entropy, *columns)
+            Drawing(beta, draws.positions, spent, reasons, values, entropy, *columns), self._policy.backend
         )
 
     def _follow(self, drawn: Tensor, draws: DrawInputs) -> None:
@@ -569,13 +566,14 @@ class Sampler:
             self._state.reasons.index_copy_(0, draws.slots, after)
 
     def _draw(self, scores: _Scores, draws: DrawInputs, roster: _Roster, beta: Tensor | None) -> GuidedDraw:
-        return self._guided_logits(
+        return guided_logits(
             scores.z,
             positions=draws.positions,
             advantage=scores.advantage,
             advantage_row=scores.advantage_row,
             beta=beta,
             want_entropy=bool(roster.needs.traced),
+            backend=self._policy.backend,
             **roster.asked,
             **roster.cuts,
         )
@@ -612,7 +610,7 @@ class Sampler:
         top_logprobs = top_ids = base_logprobs = base_ids = None
         if needs.top:
             assert scores is not None
-            top_logprobs, top_ids = _top_of_tilt(scores, beta, roster)
+            top_logprobs, top_ids = _top_of_tilt(scores, beta, roster, self._policy.backend)
         if needs.traced:
             assert scores is not None
             base_logprobs, base_ids = _top(scores.z.index_select(0, roster.traced), NUM_BASE_TOP)
@@ -654,12 +652,14 @@ class Sampler:
         return torch.cat(values), torch.cat(memories)
 
 
-def _top_of_tilt(scores: _Scores, beta: Tensor | None, roster: _Roster) -> tuple[Tensor, Tensor]:
+def _top_of_tilt(
+    scores: _Scores, beta: Tensor | None, roster: _Roster, backend: Backend | None
+) -> tuple[Tensor, Tensor]:
     tilted = scores.z.index_select(0, roster.top)
     if scores.advantage is not None and scores.advantage_row is not None:
         assert beta is not None
         advantage_row, beta = (x.index_select(0, roster.top) for x in (scores.advantage_row, beta))
-        tilted = tilted_logits(tilted, scores.advantage, advantage_row, beta)
+        tilted = tilted_logits(tilted, scores.advantage, advantage_row, beta, backend)
     return _top(tilted, roster.needs.num_top)
 
 
@@ -685,12 +685,12 @@ def _of_heads(beta: Tensor | None, roster: _Roster) -> Tensor | None:
     return beta.index_copy(0, roster.shares, strengths.index_select(0, roster.shares))
 
 
-def _entropy_of_base(z: Tensor, roster: _Roster) -> Tensor | None:
+def _entropy_of_base(z: Tensor, roster: _Roster, backend: Backend | None) -> Tensor | None:
     """f32[B] of all tokens, where it is asked for and the draw does not measure it in time, or not of all."""
     is_read = roster.control is not None and roster.control.reads_entropy
     if not is_read and not (roster.needs.traced and roster.needs.narrowed):
         return None
-    return base_statistics(z, want_entropy=True).entropy
+    return base_statistics(z, want_entropy=True, backend=backend).entropy
 
 
 def _release(scores: _Scores, whole: Tensor, beta: Tensor | None, roster: _Roster) -> _Scores:

@@ -13,6 +13,7 @@ from itertools import chain, zip_longest
 
 from trimtab.server.engine.block_manager import BlockManager, ChainKey, OutOfBlocksError
 from trimtab.server.engine.lane import Choice, Lane, Phase
+from trimtab.server.engine.prompt_lookup import num_drafts
 from trimtab.server.engine.waiting_line import WaitingLine
 
 SHORT_SHARE = 4  # see Scheduler
@@ -35,6 +36,8 @@ class Row:
     output_positions: offsets within the row whose hidden states are asked for; of a prefill those of a reply
     that is computed again, for a value that remembers it.
     is_plain: a single token, of the lane's last block, after which one is drawn; as most rows are.
+    drafts: the row's last tokens, which the lane does not have: a token is drawn behind each, and counts as
+    far as those before it were drafted right.
     """
 
     choice: Choice
@@ -44,6 +47,7 @@ class Row:
     purpose: Purpose
     output_positions: tuple[int, ...] = ()
     is_plain: bool = False
+    drafts: tuple[int, ...] = ()
 
     @property
     def end(self) -> int:
@@ -79,11 +83,14 @@ class _Refusal:
 @dataclass(slots=True)
 class Counts:
     """What an engine's schedulers have done so far, one after the other. prefix_queries, prefix_hits: tokens
-    of prompts that were looked up in the prefix cache, and found there."""
+    of prompts that were looked up in the prefix cache, and found there. num_drafted, num_accepted: tokens of
+    replies."""
 
     prefix_queries: int = 0
     prefix_hits: int = 0
     num_preemptions: int = 0
+    num_drafted: int = 0
+    num_accepted: int = 0
 
 
 class Scheduler:
@@ -149,7 +156,10 @@ class Scheduler:
             if choice.phase is not Phase.RUNNING:
                 continue
             self.considered = choice
-            if budget > 0 and self._draws_next(choice):
+            if choice.lane.lookup is not None and (row := self._draft(step, choice, budget)) is not None:
+                step.rows.append(row)
+                budget -= row.num_tokens
+            elif budget > 0 and self._draws_next(choice):
                 lane = choice.lane
                 step.rows.append(Row(choice, lane, lane.num_computed, 1, Purpose.DRAW, (0,), is_plain=True))
                 budget -= 1
@@ -171,12 +181,21 @@ class Scheduler:
                 row.choice.is_measuring, row.choice.awaits = False, True
             if row.purpose is Purpose.DRAW:
                 row.choice.count_run(lane, lane.num_computed, len(lane.scratch))
-                lane.num_inflight += 1
+                lane.num_inflight += 1 + len(row.drafts)
             if lane.num_computed // self.blocks.block_size > len(lane.chain):
                 self.blocks.register(lane)
             if row.choice.followers and row.output_positions:
                 self.waiting.put_first(row.choice.followers)
                 row.choice.followers = []
+
+    def settle_drafts(self, row: Row, num_accepted: int) -> None:
+        """Of a row's drafts so many were right; the keys and values of the others are forgotten."""
+        lane = row.lane
+        self.counts.num_drafted += len(row.drafts)
+        self.counts.num_accepted += num_accepted
+        if row.choice.phase is Phase.RUNNING and not row.choice.is_finishing:
+            lane.num_inflight = 0
+            self.blocks.truncate(lane, min(lane.num_computed, len(lane.tokens) - 1))
 
     def begin_finishing(self, choice: Choice, tokens: list[int]) -> None:
         """Feed the last token of `tokens` (the prompt and the finished reply) once more, to be judged.
@@ -255,6 +274,31 @@ class Scheduler:
         is_decoding = choice.is_single and not choice.is_finishing and length - lane.num_computed == 1
         is_due = not (choice.awaits_draws and lane.num_inflight)
         return is_decoding and is_due and length < choice.max_length and self.blocks.append(lane)
+
+    def _draft(self, step: Step, choice: Choice, budget: int) -> Row | None:
+        """A row of the last token and of what may follow it, if anything is known that may. Reserves the
+        blocks."""
+        lane = choice.lane
+        if choice.is_finishing or lane.num_inflight or lane.remaining != 1 or lane.lookup is None:
+            return None
+        most = min(num_drafts(len(self.running)), choice.max_length - len(lane.tokens) - 1, budget - 1)
+        drafts = lane.lookup.draft(lane.tokens, most) if most > 0 else ()
+        row = Row(
+            choice,
+            lane,
+            lane.num_computed,
+            1 + len(drafts),
+            Purpose.DRAW,
+            tuple(range(1 + len(drafts))),
+            drafts=drafts,
+        )
+        if not drafts:
+            return None
+        try:
+            self._reserve([row], step.copies)
+        except OutOfBlocksError:  # one token may still have room
+            return None
+        return row
 
     def _prefill(self, step: Step, prefilling: list[Choice], budget: int) -> None:
         spare = self._spare(prefilling, budget)

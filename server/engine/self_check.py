@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from trimtab.guidance.errors import ModelError
 from trimtab.server.engine.block_manager import BlockManager
-from trimtab.server.engine.compiled_decode import CompiledDecode
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.lane import Choice, Lane
 from trimtab.server.engine.model_runner import Hidden, ModelRunner
@@ -20,6 +19,7 @@ from trimtab.server.engine.request import Request
 from trimtab.server.engine.scheduler import Purpose, Row, Step
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 6e-2}
+STORED = {"float16": 2e-2, "bfloat16": 1e-1, "q8": 3e-1}  # of a wrong model it is above 1
 ALONE_TOLERANCE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 2e-2}  # of batches of one shape
 LONGEST_PROBE = 600
 CHUNK = 7
@@ -27,7 +27,7 @@ NEAR = (0, 1, 2, 3, 5, 8, 13)
 
 
 @torch.inference_mode()
-def self_check(policy: ServedPolicy, config: EngineConfig, compiled: CompiledDecode | None = None) -> None:
+def self_check(policy: ServedPolicy, config: EngineConfig) -> None:
     """Check how the model numbers positions and that only attention mixes tokens; then hold three rows of
     mixed length, prefilled in chunks and decoded together, against the model's own forward.
 
@@ -37,7 +37,7 @@ def self_check(policy: ServedPolicy, config: EngineConfig, compiled: CompiledDec
     with refusing(name):
         _check_positions(policy, name)
         _check_independence(policy, name)
-        _check_rows(policy, config, name, compiled)
+        _check_rows(policy, config, name)
 
 
 def _check_positions(policy: ServedPolicy, name: str) -> None:
@@ -89,15 +89,13 @@ def _hidden(policy: ServedPolicy, tokens: Sequence[int], positions: Sequence[int
     return policy.forward(_row(policy, tokens), _row(policy, positions), every)[0].float()
 
 
-def _check_rows(
-    policy: ServedPolicy, config: EngineConfig, name: str, compiled: CompiledDecode | None
-) -> None:
+def _check_rows(policy: ServedPolicy, config: EngineConfig, name: str) -> None:
     lengths = _probe_lengths(policy)
     tokens = [_probe_tokens(policy, i, length) for i, length in enumerate(lengths)]
     policy.use_attention("eager")
     expected = [_own_last_logits(policy, row) for row in tokens]
-    actual = _engine_last_logits(policy, config, tokens, compiled)
-    tolerance = TOLERANCE[policy.dtype]
+    actual = _engine_last_logits(policy, config, tokens)
+    tolerance = _tolerance(policy)
     for length, want, got in zip(lengths, expected, actual, strict=True):
         error = _error(got, want)
         if not error <= tolerance:
@@ -106,6 +104,12 @@ def _check_rows(
                 f"differ from its own by {error:.2g} of their size (tolerance {tolerance:g} in "
                 f"{str(policy.dtype).removeprefix('torch.')})"
             )
+
+
+def _tolerance(policy: ServedPolicy) -> float:
+    """Of what is stored in fewer bits than the model's own forward reads, more."""
+    roundings = () if policy.native is None else policy.native.roundings
+    return max(TOLERANCE[policy.dtype], *(STORED[each] for each in roundings), 0.0)
 
 
 def _error(got: Tensor, want: Tensor) -> float:
@@ -135,13 +139,11 @@ def _own_last_logits(policy: ServedPolicy, tokens: list[int]) -> Tensor:
     return logits[0, -1].float()
 
 
-def _engine_last_logits(
-    policy: ServedPolicy, config: EngineConfig, tokens: list[list[int]], compiled: CompiledDecode | None
-) -> list[Tensor]:
+def _engine_last_logits(policy: ServedPolicy, config: EngineConfig, tokens: list[list[int]]) -> list[Tensor]:
     """All rows advance side by side, a chunk a step, and end together with one token each."""
     small = dataclasses.replace(config, max_num_seqs=4, max_num_batched_tokens=4 * CHUNK)
     num_blocks = sum(-(-len(row) // config.block_size) for row in tokens) + 1
-    runner = ModelRunner(policy, small, num_blocks, memory_sizes=(), compiled=compiled)
+    runner = ModelRunner(policy, small, num_blocks, memory_sizes=())
     blocks = BlockManager(num_blocks, config.block_size)
     choices = [Choice(Request(str(i), tuple(row)), 0, (Lane(list(row)),)) for i, row in enumerate(tokens)]
     for slot, choice in enumerate(choices):
@@ -151,7 +153,7 @@ def _engine_last_logits(
     while any(choice.lane.remaining > 1 for choice in choices):
         _advance(runner, [c for c in choices if c.lane.remaining > 1], is_last=False)
     hidden = _advance(runner, choices, is_last=True)
-    logits = hidden.logits if hidden.logits is not None else hidden.h @ policy.lm_head.T
+    logits = policy.logits(hidden.h, hidden.logits)
     return list(logits[: len(tokens)].float())
 
 

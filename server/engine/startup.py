@@ -14,30 +14,28 @@ from trimtab.guidance.heads.bank import HeadBank
 from trimtab.guidance.policy import Policy
 from trimtab.guidance.rules import Expert, Tilt
 from trimtab.server.engine.block_manager import NULL_BLOCK
-from trimtab.server.engine.compiled_decode import CompiledDecode, compile_decode
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.experts import Experts, Models, load_experts
 from trimtab.server.engine.kv_cache import bytes_per_block
 from trimtab.server.engine.lane import Choice, Lane
 from trimtab.server.engine.model_runner import ModelRunner
+from trimtab.server.engine.native.choose import prepare
 from trimtab.server.engine.policy import ServedPolicy, load_served, serve
 from trimtab.server.engine.request import Guidance, Request, SamplingParams
 from trimtab.server.engine.row_needs import RowNeeds
 from trimtab.server.engine.sampler import Drawn, Sampler
 from trimtab.server.engine.scheduler import Purpose, Row, Step
-from trimtab.server.engine.self_check import self_check
 
 logger = logging.getLogger(__name__)
 
 
 NO_MODELS: Models = MappingProxyType({})
-Loaded = tuple[ServedPolicy, HeadBank, EngineConfig, CompiledDecode | None, Models]
+Loaded = tuple[ServedPolicy, HeadBank, EngineConfig, Models]
 """What an Engine is made of. The configuration is resolved for the policy's device."""
 
 
 def load(config: EngineConfig, chat_template: str | None = None, policy: Policy | None = None) -> Loaded:
-    """The policy, its heads, its compiled decode step, if any, and experts. chat_template: replaces the
-    tokenizer's.
+    """The policy, its heads, and experts. chat_template: replaces the tokenizer's.
 
     policy: the model, loaded already on the same device. Its weights are shared where their dtype is what the
     configuration asks for.
@@ -51,7 +49,6 @@ def load(config: EngineConfig, chat_template: str | None = None, policy: Policy 
             policy,
             name=config.served_model_name,
             max_model_len=config.max_model_len,
-            pack_weights=config.pack_weights,
         )
     else:
         served = load_served(
@@ -60,21 +57,20 @@ def load(config: EngineConfig, chat_template: str | None = None, policy: Policy 
             device=config.device,
             dtype=config.dtype,
             max_model_len=config.max_model_len,
-            pack_weights=config.pack_weights,
             chat_template=chat_template,
         )
     if served.device.type == "cuda":
         torch.cuda.set_device(served.device)  # of this thread, which runs the engine
-    compiled = compile_decode(served, config)
-    self_check(served, config, compiled)
+    prepare(served, config)
     bank = HeadBank.load(
         config.heads,
         served.identity,
         device=served.device,
         dtype=served.dtype,
         vocab_size=served.vocab_size,
+        vocabulary=None if served.native is None else served.native.vocabulary(),
     )
-    return served, bank, config, compiled, load_experts(config, served)
+    return served, bank, config, load_experts(config, served)
 
 
 def _resolve(config: EngineConfig) -> EngineConfig:
@@ -97,8 +93,11 @@ def resolve_num_blocks(
     no number. Lowers the policy's max_model_len to what fits, where the user did not ask for a length.
     Raises ModelError when not even one sequence of the asked length fits.
     """
-    served = (policy, *(expert.policy for expert in experts.values()))
-    block_bytes = sum(bytes_per_block(each.layers, config.block_size, each.dtype) for each in served)
+    served = (policy, *experts.values())
+    block_bytes = sum(
+        bytes_per_block(each.layers, config.block_size, each.cache_dtype(config.kv_cache_dtype))
+        for each in served
+    )
     affordable = config.num_blocks
     if affordable is None and config.kv_cache_gib is not None:
         affordable = int(config.kv_cache_gib * 2**30) // block_bytes
@@ -173,7 +172,7 @@ def run_largest_step(
     config = dataclasses.replace(config, cuda_graphs="off")
     runner = ModelRunner(policy, config, 1, bank.memory_sizes)
     beside = Experts(experts, config, 1, runner.state)
-    largest = sorted(experts, key=lambda name: -experts[name].policy.model.num_parameters())
+    largest = sorted(experts, key=lambda name: -experts[name].model.num_parameters())
     rule = Expert(largest[0], largest[1] if len(largest) > 1 else None) if largest else Tilt()
     num_tokens = min(config.token_budget // config.max_num_seqs, policy.max_model_len)
     heads = tuple((name, 1.0) for name, has in zip(bank.names, bank.has_advantage, strict=True) if has)

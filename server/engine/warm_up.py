@@ -93,7 +93,7 @@ def _padding(policy: ServedPolicy, state: StepState, rows: int) -> Hidden:
     host_slots, host_positions = [state.padding_slot] * rows, [0] * rows
     slots, positions = (index_tensor(values, state.device) for values in (host_slots, host_positions))
     draws = DrawInputs(slots, positions, host_slots, host_positions)
-    h = torch.zeros(rows, policy.lm_head.shape[1], dtype=policy.dtype, device=state.device)
+    h = torch.zeros(rows, policy.hidden_size, dtype=policy.dtype, device=state.device)
     logits = None if policy.has_linear_tail else h.new_zeros(rows, policy.vocab_size)
     return Hidden(h, logits, draws)
 

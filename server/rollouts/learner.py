@@ -50,7 +50,7 @@ class EngineWriter:
         be had.
         """
         scorer = _scorer(config, policy) if config.on_policy.score else None
-        served, _, engine_config, compiled, _ = load(_engine_config(config, policy), policy=policy)
+        served, _, engine_config, _ = load(_engine_config(config, policy), policy=policy)
         identity, parts = policy.identity, Parts(advantage=config.advantage.part())
         head = Head(parts, identity.hidden_size, identity.vocab_size).requires_grad_(False)
         head.to(served.device, served.dtype)
@@ -66,9 +66,10 @@ class EngineWriter:
             identity.hidden_size,
             device=served.device,
             vocab_size=served.vocab_size,
+            vocabulary=None if served.native is None else served.native.vocabulary(),
         )
         encoder = RowEncoder(policy, rows_of(config, policy), extra_keys=config.extra_columns)
-        return cls(Engine(served, bank, engine_config, compiled), encoder, scorer, config)
+        return cls(Engine(served, bank, engine_config), encoder, scorer, config)
 
     @property
     def is_scoring(self) -> bool:

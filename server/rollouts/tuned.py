@@ -60,7 +60,7 @@ def _sample(
 ) -> list[Completion]:
     """Replies at temperature 1; prompt and sample have the same noise at every scale."""
     try:
-        engine = Engine.from_config(EngineConfig(folder, device=config.device, compile="off"))
+        engine = Engine.from_config(EngineConfig(folder, device=config.device))
     except ModelError as error:
         raise UserError(str(error)) from error
     encoder = ReplyEncoder(engine.policy.tokenizer, form, extra_keys=config.extra_columns)

@@ -15,11 +15,11 @@ from trimtab.guidance.heads.fingerprint import identify
 from trimtab.guidance.heads.forms import Head
 from trimtab.guidance.heads.manifest import AdvantagePart, BaseModel, Manifest, Parts, ScalarPart
 from trimtab.guidance.policy import Policy, has_linear_tail
-from trimtab.server.engine.compiled_decode import compile_decode
+from trimtab.kernels.cpu.library import load_library
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
-from trimtab.server.engine.fast_modules import can_pack, pack_policy
 from trimtab.server.engine.kv_cache import LayerShape
+from trimtab.server.engine.native.model import NativeModel
 from trimtab.server.engine.policy import ServedPolicy
 
 FORMS = ("lowrank", "tied")
@@ -46,7 +46,7 @@ class Subject:
 
     weight_bytes: what a decode step reads: every weight but the input embeddings, of which it reads rows.
     has_linear_tail: as the engine finds it; without, no step takes the fused head.
-    forms: by the heads' names. pack_weights: as the engine's configuration has it, where they can be packed.
+    forms: by the heads' names.
     """
 
     def __init__(
@@ -56,7 +56,6 @@ class Subject:
         dtype: torch.dtype,
         rank: int,
         forms: Mapping[str, str] = ONE_OF_EACH,
-        pack_weights: bool = False,
     ) -> None:
         self.size = size
         self.model = _random_model(size, device, dtype)
@@ -70,9 +69,6 @@ class Subject:
             weight.numel() * weight.itemsize for weight in self.model.parameters() if weight is not embedded
         )
         self.has_linear_tail = has_linear_tail(self.model)
-        self._packed_lm_head = None
-        if pack_weights and can_pack(device, dtype):
-            self._packed_lm_head = pack_policy(self.model)
 
     def policy(self) -> ServedPolicy:
         size = self.size
@@ -86,7 +82,6 @@ class Subject:
             max_model_len=size.max_len,
             eos_token_ids=(),
             has_linear_tail=self.has_linear_tail,
-            packed_lm_head=self._packed_lm_head,
         )
 
     def engine(self, **options: Any) -> Engine:
@@ -95,7 +90,9 @@ class Subject:
         policy = self.policy()
         bank = HeadBank(list(self.heads.values()), self.size.hidden, device=policy.device)
         config = EngineConfig(model=self.size.name, **options).resolved(policy.device.type)
-        return Engine(policy, bank, config, compile_decode(policy, config))
+        if config.cpu_backend != "torch":
+            policy.native = NativeModel(policy, config, load_library())
+        return Engine(policy, bank, config)
 
     def head_bytes(self, name: str) -> int:
         advantage = self.heads[name][0].advantage

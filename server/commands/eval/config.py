@@ -199,8 +199,11 @@ class EvalConfig:
             raise ValueError("steering_coefficients must hold finite numbers")
         if len(set(self.steering_layers)) > 1 and self.tuning_prompts is None:
             raise ValueError("several steering_layers need --tuning-prompts to choose one on")
-        if self.activation_steering and "on" in (self.engine.compile, self.engine.cuda_graphs):
-            raise ValueError("activation_steering hooks into the layers: leave compile and cuda_graphs auto")
+        engine = self.engine
+        if self.activation_steering and (engine.cpu_backend == "native" or engine.cuda_graphs == "on"):
+            raise ValueError(
+                "activation_steering hooks into the layers: leave cpu_backend and cuda_graphs auto"
+            )
 
     @property
     def has_bias_choice(self) -> bool:

@@ -115,7 +115,7 @@ def _load_engine(materials: Materials) -> tuple[Engine, str]:
     heads, _ = with_reward_head(config.proxy_scorer, heads, "--proxy")
     engine_config = replace(engine_config, heads=heads)
     if config.activation_steering:  # hooks are run in no other way, and steered keys are no plain ones
-        engine_config = replace(engine_config, compile="off", cuda_graphs="off", prefix_caching=False)
+        engine_config = replace(engine_config, cpu_backend="torch", cuda_graphs="off", prefix_caching=False)
     try:
         engine = Engine.from_config(engine_config, policy=materials.policy)
     except ModelError as error:

@@ -62,7 +62,7 @@ class FeaturesConfig:
     overwrite: bool = False
     show_progress: bool = True
     engine: tyro.conf.OmitArgPrefixes[EngineConfig] = field(
-        default=EngineConfig(DEFAULT_MODEL, max_num_batched_tokens=2048, compile="off", cuda_graphs="off"),
+        default=EngineConfig(DEFAULT_MODEL, max_num_batched_tokens=2048, cuda_graphs="off"),
         metadata={FLAGS: ENGINE_FLAGS},
     )
     row_options: tyro.conf.OmitArgPrefixes[RowLimits] = field(default_factory=RowLimits)

@@ -20,7 +20,7 @@ from trimtab.server.judging.config import JudgeConfig
 from trimtab.server.scoring.choose import SCORERS, SPELLINGS
 from trimtab.server.scoring.scorer import OnBadScores
 
-ENGINE_FLAGS = ("model", "device", "max_model_len", "max_num_seqs", "kv_cache_gib", "compile")
+ENGINE_FLAGS = ("model", "device", "max_model_len", "max_num_seqs", "kv_cache_gib", "cpu_backend")
 PREFERENCES = "preferences"
 WINDOW = 16
 Credit = Literal["tokens", "windows", "replies", "preferences"]

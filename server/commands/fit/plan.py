@@ -41,9 +41,8 @@ class Amounts:
 
 
 def measure_speed(policy: Policy, config: EngineConfig, prompts: Sequence[Prompt], amounts: Amounts) -> float:
-    """Tokens a second of replies side by side, as far as there will be so many. Uncompiled: a run is
-    faster."""
-    engine = Engine.from_config(replace(config, compile="off", heads=()), policy=policy)
+    """Tokens a second of replies side by side, as far as there will be so many."""
+    engine = Engine.from_config(replace(config, heads=()), policy=policy)
     encoder = ReplyEncoder(policy.tokenizer, end_ids=policy.end_ids, extra_keys="ignore")
     num_rows = min(config.max_num_seqs, max(amounts.replies, amounts.judged, 1))
     some = prompts[: max(1, num_rows // 8)]

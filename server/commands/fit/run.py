@@ -46,7 +46,14 @@ HELD_OUT = 0.1
 _LOTS = 3
 """How many times as many replies as run side by side are sampled before they are kept: between two lots the
 engine runs empty."""
-_FREE = {"head_folder", "run_folder", "judge", "engine.max_num_seqs", "engine.kv_cache_gib", "engine.compile"}
+_FREE = {
+    "head_folder",
+    "run_folder",
+    "judge",
+    "engine.max_num_seqs",
+    "engine.kv_cache_gib",
+    "engine.cpu_backend",
+}
 
 
 def run(config: FitConfig) -> None:
@@ -224,7 +231,6 @@ class Fit:
                 self.config.engine,
                 max_num_seqs=64,
                 max_num_batched_tokens=2048,
-                compile="off",
                 cuda_graphs="off",
             ),
             row_options=RowLimits(**{f.name: getattr(trained, f.name) for f in fields(RowLimits)}),

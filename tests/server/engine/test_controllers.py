@@ -335,7 +335,6 @@ def test_under_strict_no_bit_depends_on_batchmates_or_preemptions(tmp_path: Path
             max_num_batched_tokens=24,
             num_blocks=26,
             strict=True,
-            pack_weights=False,
             async_depth=1,
         )
     )

@@ -42,7 +42,7 @@ def some_replies(num: int = 24, num_prompts: int = 5, seed: int = 0) -> list[Enc
 
 
 def make(folder: Path, **options: object) -> RunnerExtract:
-    config = EngineConfig(folder, block_size=8, compile="off", cuda_graphs="off", **options)  # type: ignore[arg-type]
+    config = EngineConfig(folder, block_size=8, cuda_graphs="off", **options)  # type: ignore[arg-type]
     return RunnerExtract.from_config(config)
 
 

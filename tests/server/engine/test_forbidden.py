@@ -35,7 +35,7 @@ def reply_of(engine: Engine, **sampling: object) -> Completion:
     return reply
 
 
-@pytest.mark.parametrize("options", [{}, {"async_depth": 1}, {"strict": True, "pack_weights": False}])
+@pytest.mark.parametrize("options", [{}, {"async_depth": 1}, {"strict": True}])
 def test_no_end_is_drawn_before_so_many_tokens(make_engine: Make, options):
     engine = make_engine(**options)
     (eos,) = engine.policy.eos_token_ids

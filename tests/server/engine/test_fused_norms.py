@@ -5,7 +5,7 @@ import torch
 from tiny_models import SIZES
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, PretrainedConfig, Qwen3Config
 
-from trimtab.server.engine.fast_modules import fuse_norms
+from trimtab.server.engine.fused_norms import fuse_norms
 
 
 def make_model(config: PretrainedConfig, dtype: torch.dtype) -> torch.nn.Module:

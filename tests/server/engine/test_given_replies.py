@@ -35,7 +35,7 @@ WAYS: dict[str, dict[str, object]] = {
     "at once": {"async_depth": 0},
     "in parts, two launched steps": {"async_depth": 1, "max_num_batched_tokens": 8, "num_blocks": 40},
     "preempted": {"async_depth": 1, "num_blocks": 12, "max_num_batched_tokens": 12},
-    "strict": {"strict": True, "pack_weights": False},
+    "strict": {"strict": True},
 }
 
 

@@ -303,9 +303,7 @@ def test_replies_go_on_after_the_engine_starts_over(engine: Engine):
 def test_under_strict_a_reply_is_bitwise_the_same_whoever_shares_its_batch(
     make_engine: Make, heads: tuple[Path, ...], strength: float
 ):
-    engine = make_engine(
-        heads=heads, strict=True, max_num_batched_tokens=24, num_blocks=40, pack_weights=False
-    )
+    engine = make_engine(heads=heads, strict=True, max_num_batched_tokens=24, num_blocks=40)
     target = request("target", PERSON, strength)
     alone = bits(sample(engine, [target])[0])
     together = sample(engine, [*mixed()[:4], target, *mixed()[4:]])

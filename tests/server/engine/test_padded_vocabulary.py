@@ -46,7 +46,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def start(folder: Path, **options: object) -> Engine:
     heads = (folder / "heads/tied", folder / "heads/lowrank")
-    config = EngineConfig(folder, heads, block_size=8, max_num_seqs=8, compile="off", **options)  # type: ignore[arg-type]
+    config = EngineConfig(folder, heads, block_size=8, max_num_seqs=8, **options)  # type: ignore[arg-type]
     return Engine.from_config(config)
 
 

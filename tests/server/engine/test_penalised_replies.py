@@ -28,7 +28,7 @@ WAYS: dict[str, dict[str, object]] = {
     "one launched step": {"async_depth": 0},
     "two launched steps": {"async_depth": 1},
     "preempted": {"async_depth": 1, "num_blocks": 19, "max_num_batched_tokens": 16, "prefix_caching": False},
-    "strict": {"strict": True, "pack_weights": False},
+    "strict": {"strict": True},
 }
 
 

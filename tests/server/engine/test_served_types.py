@@ -6,7 +6,6 @@ that no check on a few tokens can see (FAR).
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -108,16 +107,6 @@ def test_a_window_that_a_layer_does_not_pass_on_holds_in_every_way_of_running(
     model_type: str, options: dict[str, Any], tmp_path: Path
 ) -> None:
     outcome = outcome_of(model_type, tmp_path, NEAR, **options)
-    assert outcome.kind == "right", outcome.detail
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler: g++")
-@pytest.mark.parametrize("model_type", WINDOWS_IN_THE_MASK_ALONE)
-def test_a_window_that_a_layer_does_not_pass_on_holds_in_compiled_steps(
-    model_type: str, tmp_path: Path
-) -> None:
-    outcome = outcome_of(model_type, tmp_path, NEAR, compile="on")
     assert outcome.kind == "right", outcome.detail
 
 

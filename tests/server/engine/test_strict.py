@@ -45,7 +45,6 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Engine:
             max_num_batched_tokens=24,
             num_blocks=18,
             strict=True,
-            pack_weights=False,  # the plain product of 1 to 3 rows rounds differently from that of more
         )
     )
 

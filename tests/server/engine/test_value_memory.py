@@ -40,7 +40,7 @@ WAYS: dict[str, dict[str, object]] = {
     "two launched steps": {"async_depth": 1},
     "few slots": {"async_depth": 1, "max_num_seqs": 3},
     "preempted": {"async_depth": 1, "num_blocks": 13, "max_num_batched_tokens": 16},
-    "strict": {"strict": True, "pack_weights": False, "num_blocks": 13, "max_num_batched_tokens": 16},
+    "strict": {"strict": True, "num_blocks": 13, "max_num_batched_tokens": 16},
 }
 
 

@@ -82,11 +82,8 @@ def test_fused_layers_over_the_paged_cache_give_the_tokens_of_sdpa(tmp_path: Pat
         max_num_seqs=4,
         max_num_batched_tokens=16,
         attention="triton",
-        pack_weights=False,
     )
-    engine = Engine(
-        load_served(folder, pack_weights=False), HeadBank([], 32, device="cpu"), config.resolved("cpu")
-    )
+    engine = Engine(load_served(folder), HeadBank([], 32, device="cpu"), config.resolved("cpu"))
     assert fuse_layers(engine.policy.model, engine.runner._attention.rotate_and_attend) == 3
     ours = sample(engine, REQUESTS)
     assert [choice.token_ids for choice in ours] == [choice.token_ids for choice in theirs]

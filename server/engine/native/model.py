@@ -1,0 +1,147 @@
+"""Native model: runs steps of packed tokens by the C++ backend, and takes h to logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from trimtab.guidance.heads.bank import Vocabulary
+from trimtab.kernels.cpu.decoder import Decoder
+from trimtab.kernels.cpu.library import Library
+from trimtab.kernels.cpu.weights import PackedWeight, WeightFormat
+from trimtab.server.engine.config import EngineConfig
+from trimtab.server.engine.kv_cache import KVCache
+from trimtab.server.engine.native.recognise import UnrecognisedError, read_decoder
+from trimtab.server.engine.policy import ServedPolicy
+
+EXACT: dict[WeightFormat, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Formats of half the size, which a checkpoint's weights may be exact in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """What becomes of h·Wᵀ: + bias f32[V], · scale, and softcapped."""
+
+    bias: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    @property
+    def is_linear(self) -> bool:
+        return self == Tail()
+
+    def __call__(self, products: Tensor) -> Tensor:
+        """Logits [N, V] of products [N, V], which are overwritten."""
+        if self.bias is not None:
+            products += self.bias
+        if self.scale != 1:
+            products *= self.scale
+        if self.softcap is not None:
+            products.div_(self.softcap).tanh_().mul_(self.softcap)
+        return products
+
+
+class NativeModel:
+    """Of a policy on a CPU. weights: what they are stored in, of whatever the checkpoint is. roundings: the
+    formats that weights, keys and values have been rounded to, and lose bits in.
+
+    Raises UnrecognisedError.
+    """
+
+    def __init__(self, policy: ServedPolicy, config: EngineConfig, library: Library) -> None:
+        self.library = library
+        self.format: WeightFormat = _format(policy, config.weights)
+        is_exact = self.format == "float32" or _is_exact(policy, self.format)
+        kept = config.kv_cache_dtype if config.kv_cache_dtype in EXACT else None
+        self.roundings = tuple(each for each in (None if is_exact else self.format, kept) if each)
+        spec, self.lm_head = read_decoder(policy, config.block_size, self._pack)
+        self.tail = _read_tail(policy)
+        self._decoder = Decoder(spec, self.library)
+
+    def run(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        cache_slots: Tensor,
+        firsts: Sequence[int],
+        block_tables: Tensor,
+        cache: KVCache,
+        outputs: Tensor,
+    ) -> Tensor:
+        """h f32[K, d] of the packed tokens at `outputs` i64[K]. ids, positions, cache_slots: i64[T]. firsts:
+        where each row's tokens begin, and T. block_tables: i64[R, N]."""
+        starts = torch.tensor(firsts)
+        return self._decoder.run(
+            ids, positions, cache_slots, starts, block_tables, cache.keys, cache.values, outputs
+        )
+
+    def project(self, columns: Tensor) -> Tensor:
+        """columns f32[N, d] times the output embedding, f32[N, V]."""
+        return self.lm_head.product(columns)
+
+    def vocabulary(self) -> Vocabulary:
+        """What a bank of heads multiplies by: stored exactly in half the bytes where they can be, else as the
+        policy's own matrices are."""
+
+        def pack(matrix: Tensor) -> Callable[[Tensor], Tensor]:
+            rounded = matrix.to(torch.bfloat16)
+            is_exact = torch.equal(rounded.to(matrix.dtype), matrix)
+            return PackedWeight(matrix, "bfloat16" if is_exact else self.format, self.library).product
+
+        return Vocabulary(self.project, pack)
+
+    def logits(self, h: Tensor) -> Tensor:
+        """Logits f32[N, V] of h f32[N, d], by a tail that is not linear as well."""
+        return self.tail(self.project(h))
+
+    @property
+    def num_bytes(self) -> int:
+        """What the stored matrices take."""
+        layers = self._decoder.spec.layers
+        packed = [weight for each in layers for weight in (each.qkv, each.o, each.gate_up, each.down)]
+        packed += [
+            self.lm_head,
+            *([embedding] if (embedding := self._decoder.spec.embedding) is not self.lm_head else []),
+        ]
+        return sum(weight.nbytes for weight in packed)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.lm_head.shape[0]
+
+    def _pack(self, weight: Tensor) -> PackedWeight:
+        return PackedWeight(weight, self.format, self.library)
+
+
+def _format(policy: ServedPolicy, asked: str) -> WeightFormat:
+    if asked != "auto":
+        return asked  # type: ignore[return-value]
+    return next((each for each in EXACT if _is_exact(policy, each)), "float32")
+
+
+def _is_exact(policy: ServedPolicy, format: WeightFormat) -> bool:
+    """Whether all matrices are the same in it, as those of a checkpoint in that format are."""
+    dtype = EXACT.get(format)
+    matrices = (weight for weight in policy.model.parameters() if weight.dim() == 2)
+    return dtype is not None and all(torch.equal(w.to(dtype).to(w.dtype), w) for w in matrices)
+
+
+@torch.inference_mode()
+def _read_tail(policy: ServedPolicy) -> Tail:
+    if policy.has_linear_tail:
+        return Tail()
+    lm_head, config = policy.model.get_output_embeddings(), policy.model.config.get_text_config()
+    bias = getattr(lm_head, "bias", None)
+    tail = Tail(
+        None if bias is None else bias.detach().float(),
+        1 / float(getattr(config, "logits_scaling", None) or 1),
+        getattr(config, "final_logit_softcapping", None),
+    )
+    h = torch.randn(4, lm_head.weight.shape[1], generator=torch.Generator().manual_seed(0))
+    if not torch.allclose(tail(F.linear(h, lm_head.weight)), policy.frozen.logits(h), rtol=1e-5, atol=1e-5):
+        raise UnrecognisedError("what becomes of its logits is not known")
+    return tail

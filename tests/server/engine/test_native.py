@@ -1,0 +1,174 @@
+"""Policies run by the C++ backend: which are, that they are run right, and what is said of others."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from served_types import outcome_of
+from tiny_configs import FAR, NEAR
+from tiny_models import SIZES, save_random_model
+from transformers import GPT2Config, LlamaConfig
+
+from trimtab.guidance.errors import ModelError
+from trimtab.kernels.cpu.library import BuildError
+from trimtab.server.engine.config import EngineConfig
+from trimtab.server.engine.engine import Engine
+from trimtab.server.engine.native import choose as native_choose
+from trimtab.server.engine.native import model as native_model
+from trimtab.server.engine.request import Completion, Request, SamplingParams
+from trimtab.server.rollouts.sample import sample
+
+FAMILIES = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "granite",
+    "phi3",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "smollm3",
+)
+PROMPTS = ([5, 9, 200, 31], [7] * 20, list(range(40, 70)))
+
+
+def replies(engine: Engine, **sampling: object) -> list[Completion]:
+    asked = SamplingParams(**{"max_tokens": 12, "ignore_eos": True, "seed": 3} | sampling)  # type: ignore[arg-type]
+    return sample(engine, [Request(str(i), tuple(prompt), asked) for i, prompt in enumerate(PROMPTS)])
+
+
+def tokens(engine: Engine, **sampling: object) -> list[list[int]]:
+    return [reply.token_ids for reply in replies(engine, **sampling)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_is_run_by_the_backend_and_right_past_its_windows(family: str, tmp_path: Path) -> None:
+    outcome = outcome_of(family, tmp_path, NEAR, cpu_backend="native")
+    assert outcome.kind == "right", outcome.detail
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_is_run_right_far_beyond_what_start_up_runs_over(family: str, tmp_path: Path) -> None:
+    outcome = outcome_of(family, tmp_path, FAR, cpu_backend="native")
+    assert outcome.kind == "right", outcome.detail
+
+
+def test_both_backends_say_the_same(make_engine: Callable[..., Engine]) -> None:
+    native, plain = make_engine(cpu_backend="native"), make_engine(cpu_backend="torch")
+    assert native.policy.native is not None
+    assert plain.policy.native is None
+    for ours, theirs in zip(
+        replies(native, logprobs=1, temperature=0), replies(plain, logprobs=1, temperature=0), strict=True
+    ):
+        assert ours.token_ids == theirs.token_ids
+        expected = [token.logprob for token in theirs.tokens]
+        assert [token.logprob for token in ours.tokens] == pytest.approx(expected, abs=1e-5)
+
+
+def test_another_architecture_is_run_by_torch_and_the_log_says_why(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = GPT2Config(
+        vocab_size=260, n_positions=64, n_embd=32, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=1
+    )
+    folder = save_random_model(config, tmp_path)
+    with caplog.at_level(logging.INFO):
+        engine = Engine.from_config(EngineConfig(folder, max_num_seqs=4))
+    assert engine.policy.native is None
+    assert engine.policy.packed, "its products are packed all the same"
+    assert "runs by torch" in caplog.text
+    with pytest.raises(ModelError, match=r"the C\+\+ backend cannot run .* GPT2Model"):
+        Engine.from_config(EngineConfig(folder, max_num_seqs=4, cpu_backend="native"))
+
+
+def test_without_a_compiler_torch_runs_it_and_one_line_says_so(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise BuildError("no C++ compiler is found: install g++, or set CXX")
+
+    monkeypatch.setattr(native_choose, "load_library", fail)
+    with caplog.at_level(logging.WARNING):
+        engine = make_engine()
+    assert engine.policy.native is None
+    assert [line for line in caplog.messages if "no C++ compiler" in line and "\n" not in line]
+    assert len(tokens(engine)) == len(PROMPTS)
+    with pytest.raises(ModelError, match=r"no C\+\+ compiler"):
+        make_engine(weights="float16")
+
+
+def test_a_model_that_the_backend_gets_wrong_is_run_by_torch(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    right = native_model.read_decoder
+
+    def wrong(*given: object) -> object:
+        spec, lm_head = right(*given)  # type: ignore[arg-type]
+        return dataclasses.replace(spec, residual_scale=0.9), lm_head
+
+    monkeypatch.setattr(native_model, "read_decoder", wrong)
+    engine = make_engine()
+    assert engine.policy.native is None
+    assert "differ from its own" in caplog.text
+    with pytest.raises(ModelError, match="differ from its own"):
+        make_engine(cpu_backend="native")
+
+
+def test_the_weights_are_kept_once(make_engine: Callable[..., Engine]) -> None:
+    engine = make_engine(cpu_backend="native")
+    assert sum(p.numel() for p in engine.policy.model.parameters()) == 0
+    assert engine.info.vocab_size == engine.policy.vocab_size > 0
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_checkpoint_of_two_bytes_is_stored_in_two_bytes(dtype: str, tmp_path: Path) -> None:
+    folder = save_random_model(LlamaConfig(**SIZES, dtype=dtype), tmp_path)
+    native = Engine.from_config(EngineConfig(folder, max_num_seqs=4)).policy.native
+    assert native is not None
+    assert (native.format, native.roundings) == (dtype, ())
+    whole = Engine.from_config(EngineConfig(folder, max_num_seqs=4, weights="float32"))
+    assert whole.policy.native is not None
+    assert whole.policy.native.num_bytes > 1.9 * native.num_bytes
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"weights": "float16"}, {"weights": "bfloat16"}, {"weights": "q8"}, {"kv_cache_dtype": "float16"}],
+    ids=str,
+)
+def test_fewer_bits_change_little(options: dict[str, str], make_engine: Callable[..., Engine]) -> None:
+    few, all_bits = make_engine(**options), make_engine()
+    sampling = SamplingParams(max_tokens=1, temperature=0, logprobs=20, ignore_eos=True)
+    requests = [Request("r", tuple(PROMPTS[0]), sampling)]
+    ours, theirs = (sample(engine, requests)[0].tokens[0].top_logprobs for engine in (few, all_bits))
+    difference = max(abs(dict(ours).get(token, -9) - logprob) for token, logprob in theirs[:5])
+    assert 0 < difference < 0.3
+
+
+def test_forced_preemption_gives_the_same_bits(make_engine: Callable[..., Engine]) -> None:
+    roomy, cramped = make_engine(), make_engine(num_blocks=11)
+    assert tokens(cramped) == tokens(roomy)
+    assert cramped.stats.num_preemptions > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cpu_backend": "native", "attention": "sdpa"}, "attention auto"),
+        ({"cpu_backend": "native", "dtype": "bfloat16"}, "dtype auto or float32"),
+        ({"cpu_backend": "torch", "weights": "q8"}, "leave them auto"),
+        ({"attention": "tiled", "kv_cache_dtype": "float16"}, "leave them auto"),
+        ({"speculate": "ngram", "cpu_backend": "torch"}, "speculate needs"),
+        ({"speculate": "ngram", "strict": True}, "speculate needs"),
+    ],
+    ids=str,
+)
+def test_what_does_not_go_together_is_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        EngineConfig("anywhere", **options).resolved("cpu")  # type: ignore[arg-type]
