@@ -19,14 +19,15 @@ namespace {
 constexpr int kTileTokens = 2048, kGroupTokens = 64, kSpanTiles = 8;  // tokens of a tile and of a group; tiles that one thread takes
 constexpr float kInfinite = std::numeric_limits<float>::infinity();
 constexpr double kLargestNoise = 22.9, kNoNumber = std::numeric_limits<double>::quiet_NaN();
+constexpr float kFar = 40;  // nats from a tile's origin within which exponentials over it hold well
 constexpr float kMinTemperature = 1e-6f;
 constexpr double kWeakLift = 1e-5;
 
-// Of each tile, see TilePartials in tile_reduce.py. What stands for ℓ in sums is x = z − base_top + β(A − pivot),
-// which an offset of z costs no digits, and level is nearly its largest: total is Σ exp(x − level), lift
-// Σ exp(x − level)·(A − pivot), heat Σ exp((ℓ − top)/temperature).
+// Of each tile, see TilePartials in tile_reduce.py. Sums are of exponentials over an origin that is near the
+// largest: base_total is Σ exp(z − origin), and with x = z − origin + β(A − pivot), which an offset of z costs no
+// digits, total is Σ exp(x − level), lift Σ exp(x − level)·(A − pivot). heat: Σ exp((ℓ − top)/temperature).
 struct Tile {
-    float base_top, top, level;
+    float base_top, top, origin, level;
     double base_total, spread, drift, total, lift, heat;
 };
 
@@ -84,51 +85,68 @@ void tilt_group(const Row& row, int64_t group, float* out) {
     }
 }
 
-inline float origin_of(float top) { return top == -kInfinite ? 0.0f : top; }
+inline float number(float top) { return top == -kInfinite ? 0.0f : top; }
 
-// What a tile measures. maxima: where given, the largest ℓ of each group. inverse: 1/temperature for `heat`,
-// 0 where that is not asked for.
-template <bool TILTS, bool ENTROPY>
-void measure(const Piece<kTileTokens>& piece, const Row& row, float inverse, float* maxima, Tile& tile) {
-    Vec base_top = splat(-kInfinite), top = base_top;
+// The sums of a tile over its origin and level, and its largest.
+template <bool TILTS, bool ENTROPY> void sum_tile(const Piece<kTileTokens>& piece, const Row& row, float* maxima, Tile& tile) {
+    const Vec origin = splat(tile.origin), level = splat(tile.level), pivot = splat(row.pivot), beta = splat(row.beta);
+    Vec base_top = splat(-kInfinite), top = base_top, base_total{}, spread{}, drift{}, total{}, lift{};
     for (int64_t g = 0; g < piece.count; g += kGroupTokens) {
         Vec most = splat(-kInfinite);
         for (int64_t i = g; i < g + kGroupTokens; i += kLanes) {
-            Vec z = load(piece.z + i);
-            most = max(most, tilted<TILTS>(z, TILTS ? load(piece.a + i) : z, row.pivot, row.beta));
-            if (TILTS) base_top = max(base_top, z);
+            Vec z = load(piece.z + i), below = z - origin, mass = exp_of(below);
+            base_total += mass;
+            if (ENTROPY) spread += mass > 0.0f ? mass * below : Vec{};
+            if (TILTS) {
+                Vec above = load(piece.a + i) - pivot;
+                base_top = max(base_top, z);
+                most = max(most, fused(above, beta, z));
+                drift = fma(mass, above, drift);
+                mass = exp_of(fused(above, beta, below) - level);
+                total += mass;
+                lift = fma(mass, above, lift);
+            } else {
+                most = max(most, z);
+            }
         }
         if (maxima) maxima[g / kGroupTokens] = largest(most);
         top = max(top, most);
     }
     tile.top = largest(top);
     tile.base_top = TILTS ? largest(base_top) : tile.top;
-    const float base_origin = origin_of(tile.base_top), origin = origin_of(tile.top);
-    tile.level = TILTS ? origin - base_origin : 0;
-    Vec base_total{}, spread{}, drift{}, total{}, lift{};
-    for (int64_t i = 0; i < piece.count; i += kLanes) {
-        Vec z = load(piece.z + i), below = z - base_origin, mass = exp_below(below);
-        base_total += mass;
-        if (ENTROPY) spread += mass > 0.0f ? mass * below : Vec{};
-        if (TILTS) {
-            Vec above = load(piece.a + i) - row.pivot;
-            drift = fma(mass, above, drift);
-            mass = exp_below(fused(above, splat(row.beta), below) - tile.level);
-            total += mass;
-            lift = fma(mass, above, lift);
-        }
-    }
     tile.base_total = exact_sum(base_total);
     tile.spread = exact_sum(spread);
     tile.drift = exact_sum(drift);
     tile.total = TILTS ? exact_sum(total) : tile.base_total;
     tile.lift = exact_sum(lift);
-    if (inverse == 1) tile.heat = tile.total;
-    if (inverse == 0 || inverse == 1) return;
-    Vec heat{};
+}
+
+// What a tile measures. maxima: where given, the largest ℓ of each group. inverse: 1/temperature for `heat`,
+// 0 where that is not asked for.
+template <bool TILTS, bool ENTROPY>
+void measure(const Piece<kTileTokens>& piece, const Row& row, float inverse, float* maxima, Tile& tile) {
+    // The first group's largest will do for an origin, nearly always.
+    Vec base_top = splat(-kInfinite), top = base_top;
+    for (int i = 0; i < kGroupTokens; i += kLanes) {
+        Vec z = load(piece.z + i);
+        base_top = max(base_top, z);
+        if (TILTS) top = max(top, tilted<TILTS>(z, load(piece.a + i), row.pivot, row.beta));
+    }
+    tile.origin = number(largest(base_top));
+    tile.level = TILTS ? number(largest(top)) - tile.origin : 0;
+    sum_tile<TILTS, ENTROPY>(piece, row, maxima, tile);
+    if (std::fabs(number(tile.base_top) - tile.origin) > kFar ||
+        std::fabs(number(tile.top) - tile.origin - tile.level) > kFar) {
+        tile.origin = number(tile.base_top);
+        tile.level = TILTS ? number(tile.top) - tile.origin : 0;
+        sum_tile<TILTS, ENTROPY>(piece, row, nullptr, tile);
+    }
+    if (inverse == 0) return;
+    Vec heat{}, origin = splat(number(tile.top));
     for (int64_t i = 0; i < piece.count; i += kLanes) {
         Vec z = load(piece.z + i);
-        heat += exp_below((tilted<TILTS>(z, TILTS ? load(piece.a + i) : z, row.pivot, row.beta) - origin) * inverse);
+        Vec x = tilted<TILTS>(z, TILTS ? load(piece.a + i) : z, row.pivot, row.beta);
+        heat += exp_of((x - origin) * inverse);
     }
     tile.heat = exact_sum(heat);
 }
@@ -215,16 +233,17 @@ struct Whole {
             if (tiles[t].base_top > base_top) base_top = tiles[t].base_top, base_tile = t;
             if (tiles[t].top > top) top = tiles[t].top, tile = t;
         }
-        lead = double(origin_of(tiles[tile].base_top)) - origin_of(base_top) + tiles[tile].level;
+        const double base_origin = number(base_top), origin = number(top);
+        lead = origin - base_origin;
         for (int64_t t = 0; t < num_tiles; t++) {
-            double below = double(origin_of(tiles[t].base_top)) - origin_of(base_top), scale = std::exp(below);
+            double below = double(tiles[t].origin) - base_origin, scale = std::exp(below);
             base_total += scale * tiles[t].base_total;
             if (scale > 0) spread += scale * (tiles[t].spread + tiles[t].base_total * below);
             drift += scale * tiles[t].drift;
             scale = std::exp(below + tiles[t].level - lead);
             total += scale * tiles[t].total;
             lift += scale * tiles[t].lift;
-            if (inverse) heat += std::exp((double(origin_of(tiles[t].top)) - origin_of(top)) * inverse) * tiles[t].heat;
+            if (inverse) heat += std::exp((number(tiles[t].top) - origin) * inverse) * tiles[t].heat;
         }
     }
     double entropy() const { return std::log(base_total) - spread / base_total; }
@@ -286,7 +305,7 @@ class Truncation {
             Vec sum{};
             for (int i = 0; i < kGroupTokens; i += kLanes) {
                 Vec x = load(group + i);
-                sum += x >= floor ? exp_below((x - top_) * float(inverse_)) : Vec{};
+                sum += x >= floor ? exp_of((x - top_) * float(inverse_)) : Vec{};
             }
             mass += exact_sum(sum);
         }
@@ -334,7 +353,7 @@ class Truncation {
     }
 
     void weigh(const float* group, float* weights) const {
-        for (int i = 0; i < kGroupTokens; i += kLanes) store(weights + i, exp_below((load(group + i) - top_) * float(inverse_)));
+        for (int i = 0; i < kGroupTokens; i += kLanes) store(weights + i, exp_of((load(group + i) - top_) * float(inverse_)));
     }
 
     // The largest value in the slots with Σ weight(≥ it) ≥ target; the least one if rounding leaves none.
@@ -513,7 +532,7 @@ void finish_row(const Batch& batch, const Keys& keys, Partials& partials, int64_
     }
     int64_t token = draw_token(row, keys, partials, i, whole);
     out.token[i] = token;
-    out.base_logprob[i] = double(row.z[token]) - whole.base_top - base_log_total;
+    out.base_logprob[i] = std::min(double(row.z[token]) - whole.base_top - base_log_total, 0.0);
     out.lse_base[i] = whole.base_top + base_log_total;
     if (!row.a) {
         out.logprob[i] = out.base_logprob[i];
@@ -526,7 +545,7 @@ void finish_row(const Batch& batch, const Keys& keys, Partials& partials, int64_
     double lift = row.beta * whole.lift / whole.total - drift;
     double log_mean = whole.lead + std::log(whole.total / whole.base_total) - drift, kl = lift - log_mean;
     double shift = row.beta * double(row.a[token] - row.pivot);
-    out.logprob[i] = double(row.z[token]) - whole.base_top + shift - whole.lead - log_total;
+    out.logprob[i] = std::min(double(row.z[token]) - whole.base_top + shift - whole.lead - log_total, 0.0);
     out.kl[i] = kl > 0x1p-22 + 0x1p-24 * std::fabs(drift) ? kl : 0;  // what is less rounding can make
     out.soft_value[i] = (lift < kWeakLift ? lift / 2 : log_mean) / row.beta;
     out.flip[i] = tilted_at(row, find(row, whole.base_tile, whole.base_top, true)) < whole.top;
@@ -578,11 +597,11 @@ Moments moments(const Row& row, float beta, float mean) {
         Vec most = splat(-kInfinite), pivot = splat(row.pivot), shift = splat(mean), strength = splat(beta);
         for (int64_t i = 0; i < piece.count; i += kLanes)
             most = max(most, fused(load(piece.a + i) - pivot - shift, strength, load(piece.z + i)));
-        float top = largest(most), origin = origin_of(top);
+        float top = largest(most), origin = number(top);
         Vec total{}, first{}, second{};
         for (int64_t i = 0; i < piece.count; i += kLanes) {
             Vec centred = load(piece.a + i) - pivot - shift;
-            Vec mass = exp_below(fused(centred, strength, load(piece.z + i)) - origin);
+            Vec mass = exp_of(fused(centred, strength, load(piece.z + i)) - origin);
             total += mass;
             mass *= centred;
             first += mass;

@@ -40,19 +40,16 @@ TRIMTAB_INLINE double exact_sum(Vec x) {
     return sum;
 }
 
-// e^x as `exp` for x ≤ 0, in fewer instructions.
-TRIMTAB_INLINE Vec exp_below(Vec x) {
+// e^x for sums of many, within 2⁻²² of it for x ≤ 64; 0 below −87.3, and NaN stays.
+TRIMTAB_INLINE Vec exp_of(Vec x) {
 #if defined(__AVX512F__)
     Vec n = _mm512_roundscale_ps(x * 1.44269504f, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    Vec r = fused(n, splat(-0.693359375f), x);
-    r = fused(n, splat(2.12194440e-4f), r);
-    Vec p = splat(1.9875691500e-4f);
-    p = fused(p, r, splat(1.3981999507e-3f));
-    p = fused(p, r, splat(8.3334519073e-3f));
-    p = fused(p, r, splat(4.1665795894e-2f));
-    p = fused(p, r, splat(1.6666665459e-1f));
-    p = fused(p, r, splat(5.0000001201e-1f));
-    p = fused(p, r * r, r + 1.0f);
+    Vec r = fused(n, splat(-0.693147181f), x);
+    Vec p = fused(splat(8.312526e-3f), r, splat(4.1890156e-2f));  // 1 + r + r²·(…), fitted to |r| ≤ ½ log 2
+    p = fused(p, r, splat(0.16667114f));
+    p = fused(p, r, splat(0.4999923f));
+    p = fused(p, r, splat(1.0f));
+    p = fused(p, r, splat(1.0f));
     __mmask16 is_some = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.33f), _CMP_NLT_UQ);
     return _mm512_maskz_scalef_ps(is_some, p, n);
 #else
