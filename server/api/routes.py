@@ -14,7 +14,6 @@ from starlette.responses import JSONResponse, Response
 from trimtab.server.api.errors import ERROR_REPLIES, RETRY_LATER, naming
 from trimtab.server.api.generation import Generation, Usage
 from trimtab.server.api.metrics import CONTENT_TYPE
-from trimtab.server.api.protocol import ChatRequest, CompletionRequest, GenerationRequest
 from trimtab.server.api.readings.prompts import (
     PromptReading,
     unfollowed,
@@ -36,6 +35,9 @@ from trimtab.server.api.requests import (
     tokens_of_words,
     truncated,
 )
+from trimtab.server.api.schemas.chats import ChatRequest
+from trimtab.server.api.schemas.completions import CompletionRequest
+from trimtab.server.api.schemas.generation import GenerationRequest
 from trimtab.server.api.schemas.replies import ChatReply, CompletionReply, answers
 from trimtab.server.api.selection import Selection, rejection_of, selection_of
 from trimtab.server.api.service import ReadyService, Service, why_not_ready

@@ -16,8 +16,8 @@ from trimtab.server.api.errors import NotReadyError
 from trimtab.server.api.generation import EngineClient, Generation, Usage
 from trimtab.server.api.metrics import Metrics
 from trimtab.server.api.models.profiles import Body, find_model, steered
-from trimtab.server.api.protocol import GuidanceFields
 from trimtab.server.api.readings.reasoning import ReasoningTags
+from trimtab.server.api.schemas.guidance import GuidanceFields
 from trimtab.server.api.tokens import Encoding, Tokenizer, TokenText
 from trimtab.server.api.tools.formats import CallFormat
 from trimtab.server.engine.request import EngineInfo, EngineStats, HeadInfo, Request

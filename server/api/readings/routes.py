@@ -13,9 +13,9 @@ from trimtab.guidance.errors import DataError, PolicyError
 from trimtab.guidance.text.encoding import EncodedReply, ReplyEncoder
 from trimtab.guidance.text.message import Message as TextMessage
 from trimtab.server.api.errors import ERROR_REPLIES, naming
-from trimtab.server.api.protocol import DetokenizeRequest, ScoreRequest, TokenizeRequest
 from trimtab.server.api.replies import Json, summary_json, trace_json, usage_json
 from trimtab.server.api.requests import render_chat, resolve_guidance
+from trimtab.server.api.schemas.readings import DetokenizeRequest, ScoreRequest, TokenizeRequest
 from trimtab.server.api.schemas.replies import DetokenizeReply, ScoreReply, TokenizeReply, answers
 from trimtab.server.api.service import ReadyService, Service
 from trimtab.server.api.streaming import gather_while_connected
