@@ -99,6 +99,7 @@ class Choice:
     is_short: bool = True
     num_run_tokens: int = 0
     num_run_for_reply: int = 0
+    tenant: str = field(init=False)
     is_pool: bool = field(init=False)
     is_measuring: bool = False
     awaits: bool = False
@@ -110,7 +111,7 @@ class Choice:
     awaits_draws: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        self.lane = self.lanes[0]
+        self.lane, self.tenant = self.lanes[0], self.request.tenant
         self.num_prompt_tokens = len(self.request.prompt_token_ids)
         self.max_length = self.num_prompt_tokens + self.request.sampling.max_tokens
         rule = self.request.guidance.rule

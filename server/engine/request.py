@@ -291,6 +291,7 @@ class Request:
     rejection: ends choices that fall behind the others.
     given: the reply, of max_tokens tokens, where it is given: nothing is drawn, and its tokens are told of as
     if they had been. logit_bias and penalties, which are for draws, are no part of that.
+    tenant: who asks; the engine is shared fairly between tenants, whoever they are.
     """
 
     request_id: str
@@ -301,6 +302,7 @@ class Request:
     grammar: GrammarSpec | None = None
     rejection: Rejection | None = None
     given: tuple[int, ...] = ()
+    tenant: str = ""
 
     @property
     def num_tokens(self) -> int:
