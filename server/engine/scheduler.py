@@ -317,8 +317,8 @@ class Scheduler:
         return {choice.tenant: choice for choice in reversed(self.running)}
 
     def _victim(self, step: Step) -> Choice:
-        """The youngest running choice that this step has not scheduled yet, of the tenant with the most lanes;
-        a tenant's oldest last, so that something of everybody's goes on."""
+        """The youngest running choice that this step has not scheduled, of the tenant with the most lanes; a
+        tenant's oldest last, so that something of everybody's goes on."""
         scheduled = {id(row.choice) for row in step.rows}
         lanes, oldest = self._lanes_held(), self._oldest()
         left = [choice for choice in reversed(self.running) if id(choice) not in scheduled]

@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from trimtab.guidance.ranges import shown
 from trimtab.server.api import neutral
 from trimtab.server.api.schemas.chats import ChatRequest
-from trimtab.server.api.schemas.generation import StreamOptions
+from trimtab.server.api.schemas.generation import CacheSalt, StreamOptions
 from trimtab.server.api.schemas.guidance import GuidanceFields
 from trimtab.server.api.schemas.messages import CalledFunction, Message, TextPart, ToolCallFields
 from trimtab.server.api.schemas.strict import StrictModel, UnicodeText
@@ -239,6 +239,7 @@ class ResponsesRequest(StrictModel):
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    cache_salt: CacheSalt | None = None
     guidance: GuidanceFields | None = None
 
     @property

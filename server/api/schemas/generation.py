@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from trimtab.guidance.ranges import shown
 from trimtab.server.api import neutral
@@ -13,6 +13,8 @@ from trimtab.server.api.schemas.guidance import GuidanceFields
 from trimtab.server.api.schemas.strict import StrictModel, UnicodeText, at_most
 from trimtab.server.api.schemas.structured import Choices, JsonSchema, ResponseFormat, StructuredOutputs
 from trimtab.server.engine.request import MAX_LOGIT_BIAS, MAX_STOPS, InvalidRequestError
+
+MAX_SALT = 256
 
 
 class StreamOptions(StrictModel):
@@ -39,6 +41,14 @@ class RejectionFields(StrictModel):
     share: float | None = None
 
 
+def _check_salt(salt: str) -> str:
+    if not 0 < len(salt) <= MAX_SALT:
+        raise ValueError(f"must have 1…{MAX_SALT} characters, got {len(salt)}")
+    return salt
+
+
+CacheSalt = Annotated[UnicodeText, AfterValidator(_check_salt)]
+"""Only requests with the same share cached prefixes, as in vLLM."""
 StopList = Annotated[list[UnicodeText], Field(fail_fast=True)]
 
 
@@ -94,6 +104,7 @@ class GenerationRequest(StrictModel):
     stop_token_ids: list[int] | None = None
     include_stop_str_in_output: bool | None = None
     bad_words: list[UnicodeText] | None = None
+    cache_salt: CacheSalt | None = None
     guided_json: JsonSchema | None = None
     guided_regex: UnicodeText | None = None
     guided_choice: Choices | None = None
