@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from trimtab.guidance.errors import HeadError
@@ -32,21 +33,22 @@ wherever it stands; of fewer, or of some that are left over, it need not."""
 
 
 Product = Callable[[Tensor], Tensor]
-"""x [N, r] -> f32[N, V], what x is multiplied to with a matrix [V, r]."""
+"""f32[N, K] -> f32[N, M], what is multiplied with a matrix [M, K]."""
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Products with the vocabulary-sized matrices of heads, by other means than torch's.
+    """Products with the matrices of heads, by other means than torch's.
 
     project: columns [N, d] times the policy's output embedding W, f32[N, V]. A tied head's product with it
         is taken once, W·up [V, r], which leaves r columns of the vocabulary to multiply with for every row,
         and not d.
-    product: of a matrix [V, r], which it may pack; it need not keep it.
+    product: of a matrix [V, r]; inner: of a small one [R, d]. They may pack it, and need not keep it.
     """
 
     project: Product
     product: Callable[[Tensor], Product]
+    inner: Callable[[Tensor], Product]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +61,21 @@ class _Adapters:
     up: Tensor | None  # [H', d, r] of tied heads
     activations: tuple[str, ...]
 
-    def column(self, h: Tensor, weights: Tensor, active: Sequence[int]) -> Tensor | None:
-        """Weighted g [G, d] of tied heads, or a [G, H'·r] of low-rank ones; None when no member is active."""
+    def column(
+        self, h: Tensor, weights: Tensor, active: Sequence[int], inner: Product | None = None
+    ) -> Tensor | None:
+        """Weighted g [G, d] of tied heads, or a [G, H'·r] of low-rank ones; None when no member is active.
+        inner: multiplies with `down` of low-rank ones."""
         mine = tuple(slot for slot, member in enumerate(self.members) if member in active)
         if not mine:
             return None
+        if inner is not None:
+            columns = inner(h.float())
+            for slot, part in enumerate(columns.chunk(len(self.members), 1)):
+                weight = weights[:, self.members[slot], None]
+                is_silu = self.activations[slot] == "silu"
+                part.copy_(torch.where(weight != 0, (F.silu(part) if is_silu else part) * weight, 0.0))
+            return columns
         return value_adapter(
             h, weights[:, self.index], self.down, self.up, self.activations, None, None, mine
         )[0]
@@ -136,6 +148,7 @@ class HeadBank:
         self._lowrank_up = {i: self._up(a) for i, a in lowrank.items()} if vocabulary is None else {}
         self._products = {i: self._product(i, a) for i, a in lowrank.items()}
         self._is_tied = {i: isinstance(a, TiedAdvantage) for i, a in advantages.items()}
+        self._inner = self._new_inner()
         self._ranks = {i: a.down.shape[0] for i, a in lowrank.items()}
         self._stacked_up: tuple[tuple[int, ...], Tensor] | None = None
         self._values = _gather([head.value for head, _ in heads], self.manifests, hidden_size, device)
@@ -175,6 +188,11 @@ class HeadBank:
             return self._vocabulary.project(advantage.up.float().T.contiguous()).T.contiguous()
         return advantage.up[: self._vocab_size]
 
+    def _new_inner(self) -> Product | None:
+        if self._vocabulary is None or self._lowrank is None:
+            return None
+        return self._vocabulary.inner(self._lowrank.down.flatten(0, 1))
+
     def _product(self, index: int, advantage: Advantage) -> Product:
         if self._vocabulary is not None:
             return self._vocabulary.product(self._up(advantage))
@@ -208,7 +226,7 @@ class HeadBank:
         for mine, new in pairs:
             mine.copy_(new)
         if self._vocabulary is not None:
-            self._products[index] = self._product(index, advantage)
+            self._products[index], self._inner = self._product(index, advantage), self._new_inner()
         self._stacked_up = None
 
     def check(self, heads: Sequence[tuple[str, float]], *, steering: bool = True) -> None:
@@ -242,7 +260,7 @@ class HeadBank:
 
     def lowrank_advantage(self, h: Tensor, weights: Tensor, active: Sequence[int]) -> Tensor | None:
         """Σ wᵢ Aᵢ over the low-rank heads, f32[G, V]; None when none is active. See tied_column."""
-        inner = self._lowrank.column(h, weights, active) if self._lowrank else None
+        inner = self._lowrank.column(h, weights, active, self._inner) if self._lowrank else None
         if inner is None:
             return None
         assert self._lowrank is not None
