@@ -1,4 +1,4 @@
-"""Kernels on the CPU: times of the references and of the compiled draw: python -m benchmarks.cpu.kernels"""
+"""Kernels on the CPU: times of the references and of the C++ backend: python -m benchmarks.cpu.kernels"""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import torch
 from benchmarks import common
 from benchmarks.common import Document
 from benchmarks.gpu.timing import Repeats, time_calls
-from trimtab.kernels.compiled_draw import CompiledDraw
 from trimtab.kernels.guided_logits import guided_logits
 from trimtab.kernels.philox import gumbel_noise
 from trimtab.kernels.tilt import solve_tilt
@@ -42,27 +41,27 @@ def measure(config: KernelConfig) -> Document:
         torch.set_num_threads(config.threads)
     # As in an engine after a prefill: malloc keeps more memory once a large block has come and gone.
     torch.empty(1 << 22)
-    compiled, repeats = CompiledDraw(config.vocab_size), Repeats(WARM_UP, config.repeats)
+    repeats = Repeats(WARM_UP, config.repeats)
     return {
         "microseconds": {
             str(num_rows): {
                 name: time_calls(common.CPU, [call], repeats).as_dict()
-                for name, call in calls(num_rows, config.vocab_size, compiled).items()
+                for name, call in calls(num_rows, config.vocab_size).items()
             }
             for num_rows in config.rows
         }
     }
 
 
-def calls(num_rows: int, vocab_size: int, compiled: CompiledDraw) -> dict[str, Callable[[], object]]:
+def calls(num_rows: int, vocab_size: int) -> dict[str, Callable[[], object]]:
     logits, advantage = 2 * torch.randn(num_rows, vocab_size), torch.randn(num_rows, vocab_size)
     h, down = torch.randn(num_rows, HIDDEN_SIZE), torch.randn(1, RANK, HIDDEN_SIZE)
     rows, one = torch.arange(num_rows), torch.ones(num_rows)
     seeds, positions, choices = rows, rows + 9, torch.zeros_like(rows)
     tilt: dict[str, Any] = {"advantage": advantage, "advantage_row": rows, "beta": one}
 
-    def draw(sampled: bool = True, function: Callable[..., object] = guided_logits, **tilt: Any) -> object:
-        return function(
+    def draw(sampled: bool = True, **tilt: Any) -> object:
+        return guided_logits(
             logits,
             seeds=seeds,
             positions=positions,
@@ -82,8 +81,13 @@ def calls(num_rows: int, vocab_size: int, compiled: CompiledDraw) -> dict[str, C
         "guided, half the rows": lambda: draw(
             **tilt | {"advantage_row": torch.where(rows % 2 == 0, rows, -1)}
         ),
-        "compiled, plain": lambda: draw(function=compiled),
-        "compiled, guided": lambda: draw(function=compiled, **tilt),
+        "C++, greedy": lambda: draw(sampled=False, backend="cpu"),
+        "C++, plain": lambda: draw(backend="cpu"),
+        "C++, guided": lambda: draw(backend="cpu", **tilt),
+        "C++, top-p 0.9": lambda: truncation_threshold(logits, one, top_p=0.9 * one, backend="cpu"),
+        "C++, strengths under a KL cap": lambda: solve_tilt(
+            logits, advantage, rows, strength=4 * one, kl_cap=0.05 * one, backend="cpu"
+        ),
         "top-k 40": lambda: truncation_threshold(logits, one, top_k=torch.full_like(rows, 40)),
         "top-p 0.9": lambda: truncation_threshold(logits, one, top_p=0.9 * one),
         "strengths under a KL cap": lambda: solve_tilt(

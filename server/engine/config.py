@@ -57,6 +57,7 @@ class EngineConfig:
     the prompt or the reply, and verifies them in one pass of the C++ backend: the same tokens, several a step
     where a text is edited or quoted. `off` does not.
     served_model_name: the model's name in requests and reports; by default the folder's name.
+    num_vacant_heads: how many heads may be put in while it serves.
     """
 
     model: str | Path
@@ -82,6 +83,7 @@ class EngineConfig:
     strict: bool = False
     async_depth: Literal[0, 1] | None = None
     speculate: Literal["off", "ngram"] = "off"
+    num_vacant_heads: int = field(default=0, metadata={"no_flag": True})
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "max_num_batched_tokens", "block_size"):

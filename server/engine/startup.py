@@ -69,6 +69,7 @@ def load(config: EngineConfig, chat_template: str | None = None, policy: Policy 
         dtype=served.dtype,
         vocab_size=served.vocab_size,
         vocabulary=None if served.native is None else served.native.vocabulary(),
+        num_vacant=config.num_vacant_heads,
     )
     return served, bank, config, load_experts(config, served)
 

@@ -106,11 +106,9 @@ class NativeModel:
         """What the stored matrices take."""
         layers = self._decoder.spec.layers
         packed = [weight for each in layers for weight in (each.qkv, each.o, each.gate_up, each.down)]
-        packed += [
-            self.lm_head,
-            *([embedding] if (embedding := self._decoder.spec.embedding) is not self.lm_head else []),
-        ]
-        return sum(weight.nbytes for weight in packed)
+        embedding = self._decoder.spec.embedding
+        ends = {id(each): each for each in (self.lm_head, embedding)}
+        return sum(weight.nbytes for weight in (*packed, *ends.values()))
 
     @property
     def vocab_size(self) -> int:

@@ -74,7 +74,7 @@ def read_decoder(policy: ServedPolicy, block_size: int, pack: Pack) -> tuple[Dec
         _read_layer(layer, policy.layers[i], seen.scales[i], seen.softcaps[i], tables[i], pack)
         for i, layer in enumerate(layers)
     ]
-    first = layers[0]
+    first: Any = layers[0]
     norm, eps = _read_norm(body.norm, "the last norm")
     num_kv_heads, head_dim = policy.layers[0].num_kv_heads, policy.layers[0].key_dim
     if {(shape.num_kv_heads, shape.key_dim) for shape in policy.layers} != {(num_kv_heads, head_dim)}:
