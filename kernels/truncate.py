@@ -3,6 +3,7 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypedDict
 
 import torch
@@ -429,5 +430,13 @@ def truncate_and_draw(
     return run(guided, temperature, min_p, top_k, top_p, (seeds, positions, choices))
 
 
-_THRESHOLDS = {"reference": _reference, "triton": _launch, "cpu": cpu.truncation_threshold}
-_DRAWS = {"reference": _reference_draw, "triton": _launch, "cpu": cpu.truncate_and_draw}
+_THRESHOLDS: dict[str, Callable[..., Tensor]] = {
+    "reference": _reference,
+    "triton": _launch,
+    "cpu": cpu.truncation_threshold,
+}
+_DRAWS: dict[str, Callable[..., Tensor]] = {
+    "reference": _reference_draw,
+    "triton": _launch,
+    "cpu": cpu.truncate_and_draw,
+}

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from trimtab.guidance.errors import HeadError
@@ -32,21 +33,22 @@ WHOLE = 32
 """Ranks are padded to multiples of it: of so many columns a CPU's product gives every row the same bits,
 wherever it stands; of fewer, or of some that are left over, it need not."""
 Product = Callable[[Tensor], Tensor]
-"""x [N, r] -> f32[N, V], what x is multiplied to with a matrix [V, r]."""
+"""f32[N, K] -> f32[N, M], what is multiplied with a matrix [M, K]."""
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Products with the vocabulary-sized matrices of heads, by other means than torch's.
+    """Products with the matrices of heads, by other means than torch's.
 
     project: columns [N, d] times the policy's output embedding W, f32[N, V]. A tied head's product with it
         is taken once, W·up [V, r], which leaves r columns of the vocabulary to multiply with for every row,
         and not d.
-    product: of a matrix [V, r], which it may pack; it need not keep it.
+    product: of a matrix [V, r]; inner: of a small one [r, d]. They may pack it, and need not keep it.
     """
 
     project: Product
     product: Callable[[Tensor], Product]
+    inner: Callable[[Tensor], Product]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +103,7 @@ class _Scalars:
 class _Shelf:
     """Heads that were put in together. columns: of the bank, those that they are. lowrank_up, ranks,
     products: of low-rank heads, by column; of a bank with a vocabulary tied ones are low-rank as well, and it
-    keeps no `lowrank_up`. Scalars are by place in `columns`."""
+    keeps `inners`, products with their `down`, and no `lowrank_up`. Scalars are by place in `columns`."""
 
     columns: tuple[int, ...]
     tied: _Adapters | None
@@ -109,6 +111,7 @@ class _Shelf:
     lowrank_up: dict[int, Tensor]
     ranks: dict[int, int]
     products: dict[int, Product]
+    inners: dict[int, Product]
     values: _Scalars
     rewards: _Scalars
 
@@ -139,9 +142,25 @@ class _Shelf:
             ups if vocabulary is None else {},
             {at: up.shape[1] for at, up in ups.items()},
             {at: _product(up, vocabulary) for at, up in ups.items()},
+            {} if vocabulary is None else {at: vocabulary.inner(part.down) for at, part in lowrank.items()},
             _gather(values, hidden_size, device),
             _gather(rewards, hidden_size, device),
         )
+
+    def lowrank_columns(self, h: Tensor, weights: Tensor, active: Sequence[int]) -> Tensor | None:
+        """See _Adapters.column."""
+        adapters = self.lowrank
+        if adapters is None or not self.inners:
+            return None if adapters is None else adapters.column(h, weights, active)
+        if not any(member in active for member in adapters.members):
+            return None
+        columns = h.new_zeros(len(h), len(adapters.members), adapters.down.shape[1], dtype=torch.float32)
+        for slot, member in enumerate(adapters.members):
+            if member in active:
+                inner, weight = self.inners[member](h.float()), weights[:, member, None]
+                inner = F.silu(inner) if adapters.activations[slot] == "silu" else inner
+                columns[:, slot, : inner.shape[1]] = torch.where(weight != 0, inner * weight, 0.0)
+        return columns.flatten(1)
 
 
 class HeadBank:
@@ -234,9 +253,14 @@ class HeadBank:
         kept = tuple(None if i in columns else head for i, head in enumerate(self._columns))
         first, *others = self._shelves
         ups = {i: up for i, up in first.lowrank_up.items() if i not in columns}
-        products = {i: product for i, product in first.products.items() if i not in columns}
+        products, inners = (
+            {i: product for i, product in of.items() if i not in columns}
+            for of in (first.products, first.inners)
+        )
         shelves = [shelf for shelf in others if shelf.columns[0] not in columns]
-        return self._changed(kept, self._index, (replace(first, lowrank_up=ups, products=products), *shelves))
+        return self._changed(
+            kept, self._index, (replace(first, lowrank_up=ups, products=products, inners=inners), *shelves)
+        )
 
     def _changed(
         self,
@@ -312,7 +336,9 @@ class HeadBank:
             mine.copy_(new)
         if index in shelf.products and index not in shelf.lowrank_up:
             *_, vocab_size, vocabulary = self._sizes
+            assert vocabulary is not None
             shelf.products[index] = _product(_up(advantage, vocab_size, vocabulary), vocabulary)
+            shelf.inners[index] = vocabulary.inner(advantage.down)
         self._stacked_up = None
 
     def check(self, heads: Sequence[tuple[str, float]], *, steering: bool = True) -> None:
@@ -384,7 +410,7 @@ class HeadBank:
         self, h: Tensor, weights: Tensor, active: Sequence[int]
     ) -> Iterator[tuple[_Shelf, Sequence[int], Tensor]]:
         for shelf, mine in self._active(active):
-            inner = shelf.lowrank.column(h, weights, mine) if shelf.lowrank else None
+            inner = shelf.lowrank_columns(h, weights, mine)
             if inner is not None:
                 yield shelf, mine, inner
 

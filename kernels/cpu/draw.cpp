@@ -141,7 +141,8 @@ void measure(const Piece<kTileTokens>& piece, const Row& row, float inverse, flo
         tile.level = TILTS ? number(tile.top) - tile.origin : 0;
         sum_tile<TILTS, ENTROPY>(piece, row, nullptr, tile);
     }
-    if (inverse == 0) return;
+    tile.heat = tile.total * std::exp(double(tile.origin) + tile.level - number(tile.top));
+    if (inverse == 0 || inverse == 1) return;
     Vec heat{}, origin = splat(number(tile.top));
     for (int64_t i = 0; i < piece.count; i += kLanes) {
         Vec z = load(piece.z + i);
@@ -163,27 +164,31 @@ class Race {
     // A score that some token of the row is known to have; those below it are left out.
     void aim(double score) {
         // The bound is a float's: it may be off by some units in the last place of what it is made of.
-        level_ = std::max<float>(level_, score - 1e-3 - 1e-6 * std::fabs(score));
+        raise(score - 1e-3 - 1e-6 * std::fabs(score));
     }
-    void raise(float level) { level_ = std::max(level_, level); }
+    void raise(float level) {
+        if (!(level > level_)) return;
+        level_ = level;
+        low_ = (level - kLargestNoise) / inverse_;
+    }
     float level() const { return level_; }
 
     template <bool TILTS, int SIZE> void run(const Piece<SIZE>& piece, int64_t first_token) {
         const Vec inverse = splat(inverse_), threshold = splat(threshold_);
-        for (int64_t i = 0; i < piece.count; i += kDraws) {
-            const Vec low = splat(float((level_ - kLargestNoise) / inverse_));
-            Vec guided[2];
+        constexpr int kVecs = kGroupTokens / kLanes;
+        for (int64_t i = 0; i < piece.count; i += kGroupTokens) {
+            Vec guided[kVecs];
             uint32_t hopeful = 0;
-            for (int k = 0; k < 2; k++) {
+            for (int k = 0; k < kVecs; k++) {
                 Vec z = load(piece.z + i + k * kLanes);
                 Vec x = tilted<TILTS>(z, TILTS ? load(piece.a + i + k * kLanes) : z, row_.pivot, row_.beta);
-                hopeful |= at_least(x, max(threshold, low));
+                hopeful |= at_least(x, max(threshold, splat(low_)));
                 guided[k] = x;
             }
             if (!hopeful) continue;
-            UIntVec words[2];
-            noise_.words(first_token + i, words);
-            for (int k = 0; k < 2; k++) {
+            UIntVec words[kVecs];
+            for (int k = 0; k < kVecs; k += 2) noise_.words(first_token + i + k * kLanes, words + k);
+            for (int k = 0; k < kVecs; k++) {
                 Vec bound = fused(guided[k], inverse, noise_bound(words[k]));
                 uint32_t may_win = at_least(bound, splat(level_)) & at_least(guided[k], threshold);
                 if (may_win) compare(may_win, bound, guided[k], words[k], first_token + i + k * kLanes);
@@ -213,7 +218,7 @@ class Race {
     const Row& row_;
     const Philox& noise_;
     double inverse_;
-    float threshold_, level_ = -kInfinite;
+    float threshold_, level_ = -kInfinite, low_ = -kInfinite;
 };
 
 void race_group(Race& race, const Row& row, int64_t group) {

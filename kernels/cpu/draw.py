@@ -140,7 +140,7 @@ def draw(
     top_k: Tensor | None = None,
     top_p: Tensor | None = None,
     isa: str | None = None,
-) -> tuple[Tensor, ...]:
+) -> tuple[Any, ...]:
     """The fields of `GuidedDraw`. isa: see `load_library`."""
     call, num_rows = _Call(), len(logits)
     keys = call.keys((seeds, positions, choices), temperature, min_p, top_k, top_p)

@@ -79,37 +79,36 @@ constexpr int kDraws = 2 * kLanes;
 
 class Philox {
   public:
-    Philox(uint64_t seed, uint32_t position, uint32_t choice, uint32_t purpose) : purpose_(purpose) {
+    Philox(uint64_t seed, uint32_t position, uint32_t choice, uint32_t purpose) {
         for (int i = 0; i < 10; i++) {
-            key_0_[i] = uint32_t(seed) + uint32_t(i) * 0x9E3779B9u;
-            key_1_[i] = uint32_t(seed >> 32) + uint32_t(i) * 0xBB67AE85u;
+            key_0_[i] = uint32_t(uint32_t(seed) + uint32_t(i) * 0x9E3779B9u);
+            key_1_[i] = uint32_t(uint32_t(seed >> 32) + uint32_t(i) * 0xBB67AE85u);
         }
-        // What of the first two rounds is the same for every token.
+        // What of the first two rounds is the same for every token is done here, and joined to their keys.
         uint64_t product = uint64_t(kMultiplier_1) * choice;
-        uint32_t word_0 = uint32_t(product >> 32) ^ position ^ key_0_[0];
-        word_1_ = uint32_t(product);
+        uint32_t word_0 = uint32_t(product >> 32) ^ position ^ uint32_t(key_0_[0]);
+        key_0_[1] ^= uint32_t(product);
         product = uint64_t(kMultiplier_0) * word_0;
-        high_ = uint32_t(product >> 32);
-        word_3_ = uint32_t(product);
+        key_1_[0] ^= purpose;
+        key_1_[1] ^= product >> 32;
+        key_1_[2] ^= uint32_t(product);
     }
 
     // Words of the tokens first … first + kDraws − 1, in order; first is a multiple of 4.
-    void words(uint32_t first, UIntVec out[2]) const {
+    TRIMTAB_INLINE void words(uint32_t first, UIntVec out[2]) const {
         LongVec block;
         for (int i = 0; i < kLanes / 4; i++) block[2 * i] = i, block[2 * i + 1] = i + kLanes / 4;
-        LongVec product = multiply(block + (first >> 2), kMultiplier_0);
-        LongVec word_2 = (product >> 32) ^ uint64_t(purpose_ ^ key_1_[0]);
-        LongVec word_3 = product;
-        product = multiply(word_2, kMultiplier_1);
-        LongVec word_0 = (product >> 32) ^ uint64_t(word_1_ ^ key_0_[1]);
-        LongVec word_1 = product;
-        word_2 = word_3 ^ uint64_t(high_ ^ key_1_[1]);
-        word_3 = LongVec{} + uint64_t(word_3_);
+        LongVec word_3 = multiply(block + (first >> 2), kMultiplier_0);
+        LongVec word_2 = (word_3 >> 32) ^ key_1_[0];
+        LongVec word_1 = multiply(word_2, kMultiplier_1);
+        LongVec word_0 = (word_1 >> 32) ^ key_0_[1];
+        word_2 = word_3 ^ key_1_[1];
+        word_3 = LongVec{};
 #pragma GCC unroll 8
         for (int i = 2; i < 10; i++) {
             LongVec product_0 = multiply(word_0, kMultiplier_0), product_1 = multiply(word_2, kMultiplier_1);
-            word_0 = (product_1 >> 32) ^ word_1 ^ uint64_t(key_0_[i]);
-            word_2 = (product_0 >> 32) ^ word_3 ^ uint64_t(key_1_[i]);
+            word_0 = (product_1 >> 32) ^ word_1 ^ key_0_[i];
+            word_2 = (product_0 >> 32) ^ word_3 ^ key_1_[i];
             word_1 = product_1;
             word_3 = product_0;
         }
@@ -137,7 +136,7 @@ class Philox {
 #endif
     }
 
-    uint32_t key_0_[10], key_1_[10], purpose_, word_1_, high_, word_3_;
+    uint64_t key_0_[10], key_1_[10];
 };
 
 // A bound from above of the noise of random words, close where u is small: −log(u), read off a float's bits.

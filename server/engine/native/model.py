@@ -92,7 +92,10 @@ class NativeModel:
             is_exact = torch.equal(rounded.to(matrix.dtype), matrix)
             return PackedWeight(matrix, "bfloat16" if is_exact else self.format, self.library).product
 
-        return Vocabulary(self.project, pack)
+        def keep(matrix: Tensor) -> Callable[[Tensor], Tensor]:
+            return PackedWeight(matrix.float(), "float32", self.library).product
+
+        return Vocabulary(self.project, pack, keep)
 
     def logits(self, h: Tensor) -> Tensor:
         """Logits f32[N, V] of h f32[N, d], by a tail that is not linear as well."""

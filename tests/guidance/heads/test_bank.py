@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -226,12 +227,15 @@ def test_no_bit_of_an_advantage_depends_on_the_row_that_it_is_computed_in(form: 
         assert len(found) == 1
 
 
+def times(matrix: Tensor) -> Callable[[Tensor], Tensor]:
+    matrix = matrix.clone()
+    return lambda x: x @ matrix.T
+
+
 def test_products_of_ones_own_give_what_torch_gives_and_new_weights_too():
     torch.manual_seed(1)
     h, lm_head, heads = torch.randn(3, D), torch.randn(V, D), make_heads()
-    vocabulary = Vocabulary(
-        lambda columns: columns @ lm_head.T, lambda matrix: lambda inner: inner @ matrix.T
-    )
+    vocabulary = Vocabulary(lambda columns: columns @ lm_head.T, times, times)
     own = HeadBank(list(heads.values()), D, device="cpu", vocabulary=vocabulary)
     plain = HeadBank(list(heads.values()), D, device="cpu")
     weights = torch.tensor(
