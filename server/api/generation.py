@@ -131,7 +131,10 @@ class Generation:
 
         Raises EngineFailedError when a request ends in any other way, or takes too long.
         """
-        async for prompt_index, event in _in_time(_merge(list(self._running.values())), self._timeout):
+        items = _merge(list(self._running.values()))
+        if self._timeout is not None:
+            items = _in_time(items, self._timeout)
+        async for prompt_index, event in items:
             if isinstance(event, TERMINAL):
                 self._running.pop(event.request_id, None)
             if self._meter is not None:
@@ -157,13 +160,9 @@ class Generation:
 
 
 async def _in_time(
-    items: AsyncIterator[tuple[int, Event]], seconds: float | None
+    items: AsyncIterator[tuple[int, Event]], seconds: float
 ) -> AsyncIterator[tuple[int, Event]]:
     """Raises RequestTimeoutError where they take longer."""
-    if seconds is None:
-        async for item in items:
-            yield item
-        return
     deadline = asyncio.get_running_loop().time() + seconds
     try:
         while True:

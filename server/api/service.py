@@ -100,7 +100,7 @@ def stats_of(app: FastAPI) -> EngineStats | None:
     return None if service is None else service.engine.stats
 
 
-def ready_service(request: HttpRequest) -> Service:
+async def ready_service(request: HttpRequest) -> Service:  # async: else FastAPI calls it in a thread
     """The dependency of every /v1 route. Raises NotReadyError unless the engine takes requests."""
     reason = why_not_ready(request.app)
     if reason is not None:
