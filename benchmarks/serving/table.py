@@ -29,6 +29,7 @@ COLUMNS = {  # of a load: heading, figure
     "between tokens, ms: p50": "between_tokens_ms_p50",
     "p99 ": "between_tokens_ms_p99",
 }
+NOTHING = "No report is committed: every figure of a load is open. `python -m benchmarks.serving` writes one."
 AIM = 0.9  # of the throughput of the engine alone, through HTTP
 Document = Mapping[str, Any]
 Record = Mapping[str, Any]
@@ -40,17 +41,20 @@ def read_reports(folder: Path) -> list[Document]:
 
 
 def as_markdown(reports: Iterable[Document]) -> str:
-    return "\n\n".join("\n\n".join(_section(report)) for report in reports)
+    sections = ["\n\n".join(_section(report)) for report in reports]
+    return "\n\n".join(sections) if sections else NOTHING
 
 
 def _section(report: Document) -> Iterator[str]:
     records: list[Record] = report["records"]
     if "machine" in report:
-        yield f"{hardware_line(report['machine'])}; medians (p10…p90) over turns."
+        yield f"{hardware_line(report['machine'])}; medians (p10…p90) over turns, p50 and p99 of a load."
     for model in dict.fromkeys(record["load"]["model"] for record in records):
         of_model = [record for record in records if record["load"]["model"] == model]
         yield f"**{NAMES[model]}**"
         yield _loads(of_model)
+        shares = [record["client_cpu_share"] for record in of_model if "client_cpu_share" in record]
+        yield f"The load client took {max(shares, default=0):.0%} of a core at most."
         ratios = [*_ratios(of_model)]
         if ratios:
             yield as_table(["tokens/s, ratio within turns", "streams", "ratio", "aim"], ratios)
@@ -80,9 +84,17 @@ def _place(contestant: str) -> int:
     return [*NAMES].index(contestant) if contestant in NAMES else len(NAMES)
 
 
-def _spread(turns: Iterable[Record], figure: str) -> object:
+def _spread(turns: Iterable[Record], figure: str) -> str:
     values = [turn[figure] for turn in turns if turn.get(figure) is not None]
-    return spread_of(values).as_dict() if values else ""
+    if not values:
+        return ""
+    spread = spread_of(values)
+    return f"{_shown(spread.median)} ({_shown(spread.p10)}…{_shown(spread.p90)})"
+
+
+def _shown(value: float) -> str:
+    """Three digits, and all that stand before the point."""
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 
 def _ratios(records: list[Record]) -> Iterator[list[object]]:
