@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -84,7 +85,7 @@ class Records:
     """What has been measured, kept in a file beside the document until that is whole."""
 
     def __init__(self, config: ServingConfig) -> None:
-        self._path = None if config.out is None else config.out.with_suffix(".part.json")
+        self._path = None if config.out is None else config.out.with_suffix(".part")
         self._settings = common.settings(config)
         self.found: list[Document] = []
         if self._path is not None and self._path.is_file():
@@ -108,6 +109,7 @@ class Records:
 def measure(config: ServingConfig) -> Document:
     """Every load that is not there yet. Raises SystemExit where the budget ends before."""
     deadline = time.monotonic() + config.budget
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended; the same command goes on from here"))
     records = Records(config)
     found: Document = {"machine": common.hardware() | versions(config), "absent": absent(config)}
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:

@@ -4,12 +4,12 @@ together."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Protocol
 
-from trimtab.server.api.errors import EngineFailedError, RequestTimeoutError, ShuttingDownError
+from trimtab.server.api.errors import EngineFailedError, QueueTimeoutError, ShuttingDownError, too_slow
 from trimtab.server.api.metrics import Metrics, RequestMeter
 from trimtab.server.engine.request import (
     TERMINAL,
@@ -58,6 +58,17 @@ class EngineClient(Protocol):
         ...
 
 
+_FAILURES: Mapping[str, type[EngineFailedError]] = {"shutdown": ShuttingDownError, "queue": QueueTimeoutError}
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """at: on the event loop's clock. seconds: what a request may take, for the error."""
+
+    at: float
+    seconds: float
+
+
 @dataclass(slots=True)
 class Usage:
     """Tokens of all prompts and of all choices. computed: see Finished."""
@@ -86,12 +97,12 @@ class Generation:
         engine: EngineClient,
         requests: Sequence[Request],
         metrics: Metrics,
-        timeout: float | None = None,
+        deadline: Deadline | None = None,
         before: Usage | None = None,
     ) -> None:
         """Submits them all, or none: raises InvalidRequestError or QueueFullError when the engine refuses
-        one. timeout: seconds that they may take. before: what was computed for them beforehand."""
-        self._engine, self._requests, self._timeout = engine, tuple(requests), timeout
+        one. deadline: when they have to have ended. before: what was computed for them beforehand."""
+        self._engine, self._requests = engine, tuple(requests)
         self._n = requests[0].sampling.n
         self._running: dict[str, AsyncIterator[Event]] = {}
         self._meter: RequestMeter | None = None  # of what was admitted
@@ -104,11 +115,19 @@ class Generation:
             raise
         self._meter = RequestMeter(metrics, requests)
         self.num_choices = self._n * len(requests)
+        events = _merge(list(self._running.values()))
+        self._events = events if deadline is None else _in_time(events, deadline)
+        self._early: list[tuple[int, Event]] = []
 
     @property
     def usage_so_far(self) -> Usage:
         """Of the prompts, before anything is drawn."""
         return Usage(prompt=sum(len(request.prompt_token_ids) for request in self._requests))
+
+    @property
+    def may_wait_too_long(self) -> bool:
+        """Whether they may end before the engine has begun with them."""
+        return self._requests[0].max_wait is not None
 
     def __enter__(self) -> Generation:
         return self
@@ -126,30 +145,39 @@ class Generation:
         if self._meter is not None:
             self._meter.leave()
 
+    async def begin(self) -> None:
+        """Waits until the engine has begun with the requests. Raises what `events` raises."""
+        self._early.append(await self._next())
+
+    async def _next(self) -> tuple[int, Event]:
+        """Raises StopAsyncIteration where nothing more comes."""
+        prompt_index, event = await anext(self._events)
+        if isinstance(event, TERMINAL):
+            self._running.pop(event.request_id, None)
+        if self._meter is not None:
+            index = 0 if isinstance(event, TERMINAL) else prompt_index * self._n + event.index
+            self._meter.see(index, event)
+        match event:
+            case Finished():
+                self.usage.add(event)
+            case Aborted():
+                raise EngineFailedError("the engine aborted the request")
+            case Failed():
+                raise _FAILURES.get(event.reason, EngineFailedError)(event.message)
+        return prompt_index, event
+
     async def events(self) -> AsyncIterator[tuple[int, Delta | ChoiceDone]]:
         """(choice index, event) as they come, until every request has finished; fills `usage`.
 
         Raises EngineFailedError when a request ends in any other way, or takes too long.
         """
-        items = _merge(list(self._running.values()))
-        if self._timeout is not None:
-            items = _in_time(items, self._timeout)
-        async for prompt_index, event in items:
-            if isinstance(event, TERMINAL):
-                self._running.pop(event.request_id, None)
-            if self._meter is not None:
-                index = 0 if isinstance(event, TERMINAL) else prompt_index * self._n + event.index
-                self._meter.see(index, event)
-            match event:
-                case Delta() | ChoiceDone():
-                    yield prompt_index * self._n + event.index, event
-                case Finished():
-                    self.usage.add(event)
-                case Aborted():
-                    raise EngineFailedError("the engine aborted the request")
-                case Failed():
-                    kind = ShuttingDownError if event.reason == "shutdown" else EngineFailedError
-                    raise kind(event.message)
+        while True:
+            try:
+                prompt_index, event = self._early.pop() if self._early else await self._next()
+            except StopAsyncIteration:
+                return
+            if isinstance(event, Delta | ChoiceDone):
+                yield prompt_index * self._n + event.index, event
 
     async def gather(self) -> list[Completion]:
         """All replies in the order of their index. Raises like `events`."""
@@ -160,19 +188,18 @@ class Generation:
 
 
 async def _in_time(
-    items: AsyncIterator[tuple[int, Event]], seconds: float
+    items: AsyncIterator[tuple[int, Event]], deadline: Deadline
 ) -> AsyncIterator[tuple[int, Event]]:
     """Raises RequestTimeoutError where they take longer."""
-    deadline = asyncio.get_running_loop().time() + seconds
     try:
         while True:
-            async with asyncio.timeout_at(deadline):
+            async with asyncio.timeout_at(deadline.at):
                 item = await anext(items)
             yield item
     except StopAsyncIteration:
         return
     except TimeoutError as error:
-        raise RequestTimeoutError(f"the request took longer than the {seconds:g} seconds it may") from error
+        raise too_slow(deadline.seconds) from error
 
 
 async def _merge(streams: Sequence[AsyncIterator[Event]]) -> AsyncIterator[tuple[int, Event]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
 
@@ -14,7 +14,6 @@ from starlette.responses import JSONResponse, Response
 from trimtab.server.api.errors import ERROR_REPLIES, RETRY_LATER, naming
 from trimtab.server.api.generation import Generation, Usage
 from trimtab.server.api.metrics import CONTENT_TYPE
-from trimtab.server.api.protocol import ChatRequest, CompletionRequest, GenerationRequest
 from trimtab.server.api.readings.prompts import (
     PromptReading,
     unfollowed,
@@ -37,6 +36,9 @@ from trimtab.server.api.requests import (
     tokens_of_words,
     truncated,
 )
+from trimtab.server.api.schemas.chats import ChatRequest
+from trimtab.server.api.schemas.completions import CompletionRequest
+from trimtab.server.api.schemas.generation import GenerationRequest
 from trimtab.server.api.schemas.replies import ChatReply, CompletionReply, answers
 from trimtab.server.api.selection import Selection, rejection_of, selection_of
 from trimtab.server.api.service import ReadyService, Service, why_not_ready
@@ -84,7 +86,7 @@ async def begin_chat(body: ChatRequest, http: HttpRequest, service: Service) -> 
         encoding.check_length(others, NEGATIVE_PROMPT)
         negative = await encoding.run(http, negative_chat, service.tokenizer, body, tools)
     guidance = resolve_guidance(body.guidance, service.config, info, negative)
-    grammar = await _prepare(service, body, use)
+    grammar = await _prepare(http, service, body, use)
     tokenizer = service.tokenizer
     prompt = await encoding.run(http, render_chat, tokenizer, body.messages, tools, "messages", body)
     prompt = truncated(prompt, body, info)
@@ -111,10 +113,10 @@ async def begin_chat(body: ChatRequest, http: HttpRequest, service: Service) -> 
             check_request(request, info)
             asked = [PromptReading("", request.prompt_token_ids)]
             (reply.prompt,), usage = await read_prompts(
-                http, service, reply.reply_id, asked, guidance, body.prompt_logprobs
+                http, service, body, reply.reply_id, asked, guidance, body.prompt_logprobs
             )
             reply.num_prompt_top = body.prompt_logprobs
-        generation = service.generation([request], usage)
+        generation = service.generation(http, [request], usage, body.cache_salt)
     return Chat(model, reply, generation, sampling, selection)
 
 
@@ -131,7 +133,7 @@ async def create_completion(body: CompletionRequest, http: HttpRequest, service:
         encoding.check_length(others, NEGATIVE_PROMPT)
         negative = await encoding.run(http, negative_text, service.tokenizer, body)
     guidance = resolve_guidance(body.guidance, service.config, info, negative)
-    grammar = await _prepare(service, body)
+    grammar = await _prepare(http, service, body)
     prompts = [prompt for prompt in body.prompt if not isinstance(prompt, str)]
     if len(prompts) < len(body.prompt):
         prompts = await encoding.run(http, _tokenise, service.tokenizer, body.prompt)
@@ -166,7 +168,7 @@ async def create_completion(body: CompletionRequest, http: HttpRequest, service:
         if not requests:
             read = reply.echoed or reply.prompts
             return JSONResponse(reply.reply(unfollowed(read), usage_of(read, usage)))
-        generation = service.generation(requests, usage)
+        generation = service.generation(http, requests, usage, body.cache_salt)
     if body.stream:
         return _stream(body, generation, reply)
     return await whole_reply(http, generation, reply, selection)
@@ -198,7 +200,9 @@ async def _read_prompts(
     if body.prompt_logprobs is not None or body.logprobs is not None:
         num_top = max(body.logprobs or 0, body.prompt_logprobs or 0)
         field = "logprobs" if num_top == body.logprobs else "prompt_logprobs"
-        asked, usage = await read_prompts(http, service, reply.reply_id, asked, guidance, num_top, field)
+        asked, usage = await read_prompts(
+            http, service, body, reply.reply_id, asked, guidance, num_top, field
+        )
     if body.echo:
         reply.echoed, reply.num_echo_top = asked, body.logprobs or 0
     if body.prompt_logprobs is not None:
@@ -207,13 +211,14 @@ async def _read_prompts(
 
 
 async def _prepare(
-    service: Service, body: GenerationRequest, use: ToolUse | None = None
+    http: HttpRequest, service: Service, body: GenerationRequest, use: ToolUse | None = None
 ) -> GrammarSpec | None:
     """What the reply is held to, compiled."""
     grammar = resolve_grammar(body)
     if use is not None:
         grammar = use.grammar(grammar)
     if grammar is not None:
+        grammar = replace(grammar, salt=service.salt(http, body.cache_salt))
         await service.engine.prepare(grammar)
     return grammar
 
