@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 from trimtab.server.api.errors import EngineFailedError, RequestTimeoutError, ShuttingDownError
 from trimtab.server.api.metrics import Metrics, RequestMeter
@@ -26,6 +27,7 @@ from trimtab.server.engine.request import (
     Request,
 )
 
+T = TypeVar("T")
 EngineStatus = Literal["starting", "ready", "stopping", "dead"]
 
 
@@ -48,14 +50,45 @@ class EngineClient(Protocol):
         cannot be served, EngineUnavailableError when too many are being compiled."""
         ...
 
-    def submit(self, request: Request) -> AsyncIterator[Event]:
-        """The request's events. Raises InvalidRequestError at once for what can never be served,
-        EngineUnavailableError when the engine takes none (any more)."""
+    async def submit(self, request: Request) -> AsyncIterator[Event]:
+        """The request's events, once an engine has taken it. Raises InvalidRequestError for what can never be
+        served, EngineUnavailableError when no engine takes it, QueueFullError when none does now."""
         ...
 
     def abort(self, request_id: str) -> None:
         """Ends the request's events with Aborted. Does nothing for a request that has ended."""
         ...
+
+
+class Deadline:
+    """The end of the seconds that a request may take from now; None for any."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self._seconds = seconds
+        self._at = None if seconds is None else asyncio.get_running_loop().time() + seconds
+
+    @asynccontextmanager
+    async def kept(self) -> AsyncIterator[None]:
+        """Raises RequestTimeoutError where what is within takes longer."""
+        try:
+            async with asyncio.timeout_at(self._at):
+                yield
+        except TimeoutError as error:
+            what = f"the request took longer than the {self._seconds:g} seconds it may"
+            raise RequestTimeoutError(what) from error
+
+    async def all_of(self, items: AsyncIterator[T]) -> AsyncIterator[T]:
+        """Raises RequestTimeoutError where they take longer."""
+        if self._at is None:
+            async for item in items:
+                yield item
+            return
+        while True:
+            async with self.kept():
+                item = await anext(items, None)
+            if item is None:
+                return
+            yield item
 
 
 @dataclass(slots=True)
@@ -81,28 +114,36 @@ class Generation:
     Choices are numbered over all prompts: the i-th choice of prompt p has index p·n + i.
     """
 
-    def __init__(
-        self,
+    @classmethod
+    async def start(
+        cls,
         engine: EngineClient,
         requests: Sequence[Request],
         metrics: Metrics,
         timeout: float | None = None,
         before: Usage | None = None,
+    ) -> Generation:
+        """Submits them all, or none: raises like `submit` when the engine refuses one, and
+        RequestTimeoutError. timeout: seconds that they may take. before: what was computed for them
+        beforehand."""
+        deadline, meter = Deadline(timeout), RequestMeter(metrics, requests)
+        async with deadline.kept():
+            streams = await _submit_all(engine, requests)
+        return cls(engine, requests, streams, meter, deadline, before or Usage())
+
+    def __init__(
+        self,
+        engine: EngineClient,
+        requests: Sequence[Request],
+        streams: Sequence[AsyncIterator[Event]],
+        meter: RequestMeter,
+        deadline: Deadline,
+        before: Usage,
     ) -> None:
-        """Submits them all, or none: raises InvalidRequestError or QueueFullError when the engine refuses
-        one. timeout: seconds that they may take. before: what was computed for them beforehand."""
-        self._engine, self._requests, self._timeout = engine, tuple(requests), timeout
+        self._engine, self._requests, self._meter, self._deadline = engine, tuple(requests), meter, deadline
         self._n = requests[0].sampling.n
-        self._running: dict[str, AsyncIterator[Event]] = {}
-        self._meter: RequestMeter | None = None  # of what was admitted
-        self.usage = Usage(computed=0 if before is None else before.computed)
-        try:
-            for request in requests:
-                self._running[request.request_id] = engine.submit(request)
-        except BaseException:
-            self.abort()
-            raise
-        self._meter = RequestMeter(metrics, requests)
+        self._running = dict(zip((request.request_id for request in requests), streams, strict=True))
+        self.usage = Usage(computed=before.computed)
         self.num_choices = self._n * len(requests)
 
     @property
@@ -123,20 +164,18 @@ class Generation:
         for request_id in self._running:
             self._engine.abort(request_id)
         self._running.clear()
-        if self._meter is not None:
-            self._meter.leave()
+        self._meter.leave()
 
     async def events(self) -> AsyncIterator[tuple[int, Delta | ChoiceDone]]:
         """(choice index, event) as they come, until every request has finished; fills `usage`.
 
         Raises EngineFailedError when a request ends in any other way, or takes too long.
         """
-        async for prompt_index, event in _in_time(_merge(list(self._running.values())), self._timeout):
+        async for prompt_index, event in self._deadline.all_of(_merge(list(self._running.values()))):
             if isinstance(event, TERMINAL):
                 self._running.pop(event.request_id, None)
-            if self._meter is not None:
-                index = 0 if isinstance(event, TERMINAL) else prompt_index * self._n + event.index
-                self._meter.see(index, event)
+            index = 0 if isinstance(event, TERMINAL) else prompt_index * self._n + event.index
+            self._meter.see(index, event)
             match event:
                 case Delta() | ChoiceDone():
                     yield prompt_index * self._n + event.index, event
@@ -156,24 +195,16 @@ class Generation:
         return completions
 
 
-async def _in_time(
-    items: AsyncIterator[tuple[int, Event]], seconds: float | None
-) -> AsyncIterator[tuple[int, Event]]:
-    """Raises RequestTimeoutError where they take longer."""
-    if seconds is None:
-        async for item in items:
-            yield item
-        return
-    deadline = asyncio.get_running_loop().time() + seconds
+async def _submit_all(engine: EngineClient, requests: Sequence[Request]) -> list[AsyncIterator[Event]]:
+    """At once: an engine may be far away."""
+    tasks = [asyncio.create_task(engine.submit(request)) for request in requests]
     try:
-        while True:
-            async with asyncio.timeout_at(deadline):
-                item = await anext(items)
-            yield item
-    except StopAsyncIteration:
-        return
-    except TimeoutError as error:
-        raise RequestTimeoutError(f"the request took longer than the {seconds:g} seconds it may") from error
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for request, task in zip(requests, tasks, strict=True):
+            if not task.cancel() and not task.cancelled() and task.exception() is None:
+                engine.abort(request.request_id)
+        raise
 
 
 async def _merge(streams: Sequence[AsyncIterator[Event]]) -> AsyncIterator[tuple[int, Event]]:

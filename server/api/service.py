@@ -73,9 +73,10 @@ class Service:
         """Whether there is a chat template."""
         return bool(self.tokenizer.chat_template)
 
-    def generation(self, requests: Sequence[Request], before: Usage | None = None) -> Generation:
-        """Takes and raises what Generation does."""
-        return Generation(self.engine, requests, self.metrics, self.config.access.request_timeout, before)
+    async def generation(self, requests: Sequence[Request], before: Usage | None = None) -> Generation:
+        """Takes and raises what Generation.start does."""
+        timeout = self.config.access.request_timeout
+        return await Generation.start(self.engine, requests, self.metrics, timeout, before)
 
     def check_model(self, asked: str | None) -> None:
         """Raises ModelNotFoundError for any other than the one served, and its profiles."""

@@ -1,0 +1,45 @@
+"""Router for Ray Serve: sends a request where its prompt's beginning was read, if it is not far busier."""
+
+from __future__ import annotations
+
+import random
+
+from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
+
+from trimtab.server.cluster.prefixes import PrefixMemory
+from trimtab.server.engine.request import Request
+
+MAX_LEAD = 8
+
+
+class PrefixRouter(RequestRouter):  # type: ignore[misc]  # which has no types
+    """max_lead: requests that a replica may have more than the idlest one and still get those whose prefix it
+    has."""
+
+    def initialize_state(self, max_lead: int = MAX_LEAD) -> None:
+        self._max_lead = max_lead
+        self._memory: PrefixMemory[ReplicaID] = PrefixMemory()
+
+    async def choose_replicas(
+        self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
+    ) -> list[list[RunningReplica]]:
+        """The replicas in the order in which they are asked to take it."""
+        load = {r.replica_id: self.replica_queue_len_cache.get(r.replica_id) or 0 for r in candidate_replicas}
+        ranked = sorted(candidate_replicas, key=lambda r: (load[r.replica_id], random.random()))
+        if pending_request is not None:
+            pending_request.routing_context.should_backoff = True  # where all of them are full
+            found = self._memory.find(prompt_of(pending_request), load)
+            if found is not None and load[found] - min(load.values()) <= self._max_lead:
+                ranked.sort(key=lambda r: r.replica_id != found)
+        return [[replica] for replica in ranked]
+
+    def on_request_routed(
+        self, pending_request: PendingRequest, replica_id: ReplicaID, result: object
+    ) -> None:
+        """Remembers it."""
+        self._memory.remember(prompt_of(pending_request), replica_id)
+
+
+def prompt_of(pending: PendingRequest) -> tuple[int, ...]:
+    """Nothing of calls that are no requests."""
+    return next((arg.prompt_token_ids for arg in pending.args if isinstance(arg, Request)), ())
