@@ -84,9 +84,10 @@ class Deadline:
                 yield item
             return
         while True:
-            async with self.kept():
-                item = await anext(items, None)
-            if item is None:
+            try:
+                async with self.kept():
+                    item = await anext(items)
+            except StopAsyncIteration:
                 return
             yield item
 

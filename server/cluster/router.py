@@ -23,15 +23,17 @@ class PrefixRouter(RequestRouter):  # type: ignore[misc]  # which has no types
     async def choose_replicas(
         self, candidate_replicas: list[RunningReplica], pending_request: PendingRequest | None = None
     ) -> list[list[RunningReplica]]:
-        """The replicas in the order in which they are asked to take it."""
-        load = {r.replica_id: self.replica_queue_len_cache.get(r.replica_id) or 0 for r in candidate_replicas}
-        ranked = sorted(candidate_replicas, key=lambda r: (load[r.replica_id], random.random()))
-        if pending_request is not None:
-            pending_request.routing_context.should_backoff = True  # where all of them are full
-            found = self._memory.find(prompt_of(pending_request), load)
-            if found is not None and load[found] - min(load.values()) <= self._max_lead:
-                ranked.sort(key=lambda r: r.replica_id != found)
-        return [[replica] for replica in ranked]
+        """Groups of replicas, of which Ray asks the first one's idlest, then the next one's."""
+        replicas = random.sample(candidate_replicas, len(candidate_replicas))  # where they are equally idle
+        if pending_request is None:
+            return [replicas]
+        pending_request.routing_context.should_backoff = True  # where all of them are full
+        found = self._memory.find(prompt_of(pending_request), {r.replica_id for r in replicas})
+        known = {r.replica_id: self.replica_queue_len_cache.get(r.replica_id) for r in replicas}
+        loads = {replica_id: load for replica_id, load in known.items() if load is not None}
+        if found is None or loads.get(found, 0) - min(loads.values(), default=0) > self._max_lead:
+            return [replicas]
+        return [[r for r in replicas if r.replica_id == found], replicas]
 
     def on_request_routed(
         self, pending_request: PendingRequest, replica_id: ReplicaID, result: object

@@ -43,9 +43,7 @@ def read_settings(
     return parse(config, prog, args, values)
 
 
-def settings_of(
-    config: type[T], given: Mapping[str, Any], environment: Mapping[str, str] = os.environ
-) -> T:
+def settings_of(config: type[T], given: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> T:
     """The same of a mapping of options, which count as flags do, `config` among them; texts as variables have
     them. Raises like read_settings."""
     known = options(config)

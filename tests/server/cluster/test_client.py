@@ -76,7 +76,9 @@ async def collect(remote: RemoteEngine) -> list[Event]:
     return [event async for event in await remote.submit(REQUEST)]
 
 
-@pytest.mark.parametrize("messages", [[[], [DELTA, DONE], [FINISHED]], [[], [DELTA, DONE, FINISHED], [DELTA]]])
+@pytest.mark.parametrize(
+    "messages", [[[], [DELTA, DONE], [FINISHED]], [[], [DELTA, DONE, FINISHED], [DELTA]]]
+)
 def test_events_arrive_one_by_one_up_to_the_terminal_one(messages: list[Message]):
     script = Script(messages)
     assert asyncio.run(collect(engine(script))) == [DELTA, DONE, FINISHED]
