@@ -1,4 +1,4 @@
-"""Engines elsewhere: every request ends in one terminal event, whatever becomes of the engine that took it."""
+"""Engines elsewhere: every request ends in one terminal event, whatever becomes of its engine."""
 
 from __future__ import annotations
 
