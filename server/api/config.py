@@ -12,7 +12,7 @@ from trimtab.server.api.generation_defaults import SamplingDefaults
 from trimtab.server.engine.request import MAX_STRENGTH, EngineInfo
 
 if TYPE_CHECKING:
-    from trimtab.server.api.protocol import GuidanceFields
+    from trimtab.server.api.schemas.guidance import GuidanceFields
 
 ToolCallParser = Literal["auto", "hermes", "llama3_json"]
 

@@ -4,13 +4,12 @@ together."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, Protocol
 
-from trimtab.server.api.errors import EngineFailedError, RequestTimeoutError, ShuttingDownError
+from trimtab.server.api.errors import EngineFailedError, QueueTimeoutError, ShuttingDownError, too_slow
 from trimtab.server.api.metrics import Metrics, RequestMeter
 from trimtab.server.engine.request import (
     TERMINAL,
@@ -27,7 +26,6 @@ from trimtab.server.engine.request import (
     Request,
 )
 
-T = TypeVar("T")
 EngineStatus = Literal["starting", "ready", "stopping", "dead"]
 
 
@@ -60,36 +58,15 @@ class EngineClient(Protocol):
         ...
 
 
+_FAILURES: Mapping[str, type[EngineFailedError]] = {"shutdown": ShuttingDownError, "queue": QueueTimeoutError}
+
+
+@dataclass(frozen=True, slots=True)
 class Deadline:
-    """The end of the seconds that a request may take from now; None for any."""
+    """at: on the event loop's clock. seconds: what a request may take, for the error."""
 
-    def __init__(self, seconds: float | None) -> None:
-        self._seconds = seconds
-        self._at = None if seconds is None else asyncio.get_running_loop().time() + seconds
-
-    @asynccontextmanager
-    async def kept(self) -> AsyncIterator[None]:
-        """Raises RequestTimeoutError where what is within takes longer."""
-        try:
-            async with asyncio.timeout_at(self._at):
-                yield
-        except TimeoutError as error:
-            what = f"the request took longer than the {self._seconds:g} seconds it may"
-            raise RequestTimeoutError(what) from error
-
-    async def all_of(self, items: AsyncIterator[T]) -> AsyncIterator[T]:
-        """Raises RequestTimeoutError where they take longer."""
-        if self._at is None:
-            async for item in items:
-                yield item
-            return
-        while True:
-            try:
-                async with self.kept():
-                    item = await anext(items)
-            except StopAsyncIteration:
-                return
-            yield item
+    at: float
+    seconds: float
 
 
 @dataclass(slots=True)
@@ -121,16 +98,13 @@ class Generation:
         engine: EngineClient,
         requests: Sequence[Request],
         metrics: Metrics,
-        timeout: float | None = None,
+        deadline: Deadline | None = None,
         before: Usage | None = None,
     ) -> Generation:
-        """Submits them all, or none: raises like `submit` when the engine refuses one, and
-        RequestTimeoutError. timeout: seconds that they may take. before: what was computed for them
-        beforehand."""
-        deadline, meter = Deadline(timeout), RequestMeter(metrics, requests)
-        async with deadline.kept():
-            streams = await _submit_all(engine, requests)
-        return cls(engine, requests, streams, meter, deadline, before or Usage())
+        """Submits them all, or none: raises like `submit` when the engine refuses one. deadline: when they
+        have to have ended. before: what was computed for them beforehand."""
+        meter = RequestMeter(metrics, requests)
+        return cls(engine, requests, await _submit_all(engine, requests), meter, deadline, before or Usage())
 
     def __init__(
         self,
@@ -138,19 +112,26 @@ class Generation:
         requests: Sequence[Request],
         streams: Sequence[AsyncIterator[Event]],
         meter: RequestMeter,
-        deadline: Deadline,
+        deadline: Deadline | None,
         before: Usage,
     ) -> None:
-        self._engine, self._requests, self._meter, self._deadline = engine, tuple(requests), meter, deadline
+        self._engine, self._requests, self._meter = engine, tuple(requests), meter
         self._n = requests[0].sampling.n
         self._running = dict(zip((request.request_id for request in requests), streams, strict=True))
         self.usage = Usage(computed=before.computed)
         self.num_choices = self._n * len(requests)
+        self._events = _in_time(_merge(list(self._running.values())), deadline)
+        self._early: list[tuple[int, Event]] = []
 
     @property
     def usage_so_far(self) -> Usage:
         """Of the prompts, before anything is drawn."""
         return Usage(prompt=sum(len(request.prompt_token_ids) for request in self._requests))
+
+    @property
+    def may_wait_too_long(self) -> bool:
+        """Whether they may end before the engine has begun with them."""
+        return self._requests[0].max_wait is not None
 
     def __enter__(self) -> Generation:
         return self
@@ -167,26 +148,38 @@ class Generation:
         self._running.clear()
         self._meter.leave()
 
+    async def begin(self) -> None:
+        """Waits until the engine has begun with the requests. Raises what `events` raises."""
+        self._early.append(await self._next())
+
+    async def _next(self) -> tuple[int, Event]:
+        """Raises StopAsyncIteration where nothing more comes."""
+        prompt_index, event = await anext(self._events)
+        if isinstance(event, TERMINAL):
+            self._running.pop(event.request_id, None)
+        index = 0 if isinstance(event, TERMINAL) else prompt_index * self._n + event.index
+        self._meter.see(index, event)
+        match event:
+            case Finished():
+                self.usage.add(event)
+            case Aborted():
+                raise EngineFailedError("the engine aborted the request")
+            case Failed():
+                raise _FAILURES.get(event.reason, EngineFailedError)(event.message)
+        return prompt_index, event
+
     async def events(self) -> AsyncIterator[tuple[int, Delta | ChoiceDone]]:
         """(choice index, event) as they come, until every request has finished; fills `usage`.
 
         Raises EngineFailedError when a request ends in any other way, or takes too long.
         """
-        async for prompt_index, event in self._deadline.all_of(_merge(list(self._running.values()))):
-            if isinstance(event, TERMINAL):
-                self._running.pop(event.request_id, None)
-            index = 0 if isinstance(event, TERMINAL) else prompt_index * self._n + event.index
-            self._meter.see(index, event)
-            match event:
-                case Delta() | ChoiceDone():
-                    yield prompt_index * self._n + event.index, event
-                case Finished():
-                    self.usage.add(event)
-                case Aborted():
-                    raise EngineFailedError("the engine aborted the request")
-                case Failed():
-                    kind = ShuttingDownError if event.reason == "shutdown" else EngineFailedError
-                    raise kind(event.message)
+        while True:
+            try:
+                prompt_index, event = self._early.pop() if self._early else await self._next()
+            except StopAsyncIteration:
+                return
+            if isinstance(event, Delta | ChoiceDone):
+                yield prompt_index * self._n + event.index, event
 
     async def gather(self) -> list[Completion]:
         """All replies in the order of their index. Raises like `events`."""
@@ -206,6 +199,25 @@ async def _submit_all(engine: EngineClient, requests: Sequence[Request]) -> list
             if not task.cancel() and not task.cancelled() and task.exception() is None:
                 engine.abort(request.request_id)
         raise
+
+
+async def _in_time(
+    items: AsyncIterator[tuple[int, Event]], deadline: Deadline | None
+) -> AsyncIterator[tuple[int, Event]]:
+    """Raises RequestTimeoutError where they take longer."""
+    if deadline is None:
+        async for item in items:
+            yield item
+        return
+    try:
+        while True:
+            async with asyncio.timeout_at(deadline.at):
+                item = await anext(items)
+            yield item
+    except StopAsyncIteration:
+        return
+    except TimeoutError as error:
+        raise too_slow(deadline.seconds) from error
 
 
 async def _merge(streams: Sequence[AsyncIterator[Event]]) -> AsyncIterator[tuple[int, Event]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
 
@@ -14,7 +14,6 @@ from starlette.responses import JSONResponse, Response
 from trimtab.server.api.errors import ERROR_REPLIES, RETRY_LATER, naming
 from trimtab.server.api.generation import Generation, Usage
 from trimtab.server.api.metrics import CONTENT_TYPE
-from trimtab.server.api.protocol import ChatRequest, CompletionRequest, GenerationRequest
 from trimtab.server.api.readings.prompts import (
     PromptReading,
     unfollowed,
@@ -36,6 +35,9 @@ from trimtab.server.api.requests import (
     tokens_of_words,
     truncated,
 )
+from trimtab.server.api.schemas.chats import ChatRequest
+from trimtab.server.api.schemas.completions import CompletionRequest
+from trimtab.server.api.schemas.generation import GenerationRequest
 from trimtab.server.api.schemas.replies import ChatReply, CompletionReply, answers
 from trimtab.server.api.selection import Selection, rejection_of, selection_of
 from trimtab.server.api.service import ReadyService, Service, why_not_ready
@@ -81,7 +83,7 @@ async def begin_chat(body: ChatRequest, http: HttpRequest, service: Service) -> 
     encoding.check_length(negative_texts(body), NEGATIVE_PROMPT)
     negative = await encoding.run(http, negative_chat, service.tokenizer, body, tools)
     guidance = resolve_guidance(body.guidance, service.config, info, negative)
-    grammar = await _prepare(service, body, use)
+    grammar = await _prepare(http, service, body, use)
     tokenizer = service.tokenizer
     prompt = await encoding.run(http, render_chat, tokenizer, body.messages, tools, "messages", body)
     prompt = truncated(prompt, body, info)
@@ -108,10 +110,10 @@ async def begin_chat(body: ChatRequest, http: HttpRequest, service: Service) -> 
             check_request(request, info)
             asked = [PromptReading("", request.prompt_token_ids)]
             (reply.prompt,), usage = await read_prompts(
-                http, service, reply.reply_id, asked, guidance, body.prompt_logprobs
+                http, service, body, reply.reply_id, asked, guidance, body.prompt_logprobs
             )
             reply.num_prompt_top = body.prompt_logprobs
-        generation = await service.generation([request], usage)
+        generation = await service.generation(http, [request], usage, body.cache_salt)
     return Chat(model, reply, generation, sampling, selection)
 
 
@@ -126,7 +128,7 @@ async def create_completion(body: CompletionRequest, http: HttpRequest, service:
     encoding.check_length(negative_texts(body), NEGATIVE_PROMPT)
     negative = await encoding.run(http, negative_text, service.tokenizer, body)
     guidance = resolve_guidance(body.guidance, service.config, info, negative)
-    grammar = await _prepare(service, body)
+    grammar = await _prepare(http, service, body)
     prompts = await encoding.run(http, _tokenise, service.tokenizer, body.prompt)
     prompts = [truncated(prompt, body, info) for prompt in prompts]
     bad_words = await encoding.run(http, tokens_of_words, service.tokenizer, body.bad_words or [])
@@ -159,7 +161,7 @@ async def create_completion(body: CompletionRequest, http: HttpRequest, service:
         if not requests:
             read = reply.echoed or reply.prompts
             return JSONResponse(reply.reply(unfollowed(read), usage_of(read, usage)))
-        generation = await service.generation(requests, usage)
+        generation = await service.generation(http, requests, usage, body.cache_salt)
     if body.stream:
         return _stream(body, generation, reply)
     return await whole_reply(http, generation, reply, selection)
@@ -191,7 +193,9 @@ async def _read_prompts(
     if body.prompt_logprobs is not None or body.logprobs is not None:
         num_top = max(body.logprobs or 0, body.prompt_logprobs or 0)
         field = "logprobs" if num_top == body.logprobs else "prompt_logprobs"
-        asked, usage = await read_prompts(http, service, reply.reply_id, asked, guidance, num_top, field)
+        asked, usage = await read_prompts(
+            http, service, body, reply.reply_id, asked, guidance, num_top, field
+        )
     if body.echo:
         reply.echoed, reply.num_echo_top = asked, body.logprobs or 0
     if body.prompt_logprobs is not None:
@@ -200,13 +204,14 @@ async def _read_prompts(
 
 
 async def _prepare(
-    service: Service, body: GenerationRequest, use: ToolUse | None = None
+    http: HttpRequest, service: Service, body: GenerationRequest, use: ToolUse | None = None
 ) -> GrammarSpec | None:
     """What the reply is held to, compiled."""
     grammar = resolve_grammar(body)
     if use is not None:
         grammar = use.grammar(grammar)
     if grammar is not None:
+        grammar = replace(grammar, salt=service.salt(http, body.cache_salt))
         await service.engine.prepare(grammar)
     return grammar
 

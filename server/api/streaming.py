@@ -22,7 +22,8 @@ logger = logging.getLogger(__name__)
 
 
 class GenerationStream(StreamingResponse):
-    """Server-sent events of a generation, which ends with them."""
+    """Server-sent events of a generation, which ends with them. Where it does not begin in time that is what
+    is raised, and no status is sent."""
 
     media_type = "text/event-stream"
 
@@ -32,6 +33,8 @@ class GenerationStream(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._generation:  # not in the generators: they may never have been started
+            if self._generation.may_wait_too_long:
+                await while_connected(Request(scope, receive), self._generation.begin())
             await super().__call__(scope, receive, send)
 
 

@@ -57,16 +57,17 @@ class RemoteEngine:
 
     async def submit(self, request: Request) -> AsyncIterator[Event]:
         """See EngineClient."""
+        seconds = min(request.max_wait or ADMISSION_SECONDS, ADMISSION_SECONDS)
         stream = self.send(request)
         try:
-            async with asyncio.timeout(ADMISSION_SECONDS):
+            async with asyncio.timeout(seconds):
                 first = await anext(stream)
         except asyncio.CancelledError:
             stream.cancel()
             raise
         except TimeoutError as error:
             stream.cancel()
-            raise EngineUnavailableError(f"no engine was free for {ADMISSION_SECONDS:g} seconds") from error
+            raise EngineUnavailableError(f"no engine was free for {seconds:g} seconds") from error
         except self.busy as error:
             raise QueueFullError("too many requests are waiting; try again in a moment") from error
         except Exception as error:

@@ -17,24 +17,24 @@ class PrefixMemory(Generic[Place]):
         self._block, self._most = block, most
         self._places: OrderedDict[int, Place] = OrderedDict()
 
-    def remember(self, tokens: Sequence[int], place: Place) -> None:
-        """They are read there now."""
-        for key in self._keys(tokens):
+    def remember(self, tokens: Sequence[int], place: Place, salt: str = "") -> None:
+        """They are read there now. salt: only prompts of the same one share prefixes."""
+        for key in self._keys(tokens, salt):
             self._places[key] = place
             self._places.move_to_end(key)
         while len(self._places) > self._most:
             self._places.popitem(last=False)
 
-    def find(self, tokens: Sequence[int], places: Collection[Place]) -> Place | None:
+    def find(self, tokens: Sequence[int], places: Collection[Place], salt: str = "") -> Place | None:
         """Of these places the one where the longest of their prefixes was read; None where none was."""
         best = None
-        for key in self._keys(tokens):
+        for key in self._keys(tokens, salt):
             place = self._places.get(key)
             best = place if place in places else best
         return best
 
-    def _keys(self, tokens: Sequence[int]) -> Iterator[int]:
-        key = 0
+    def _keys(self, tokens: Sequence[int], salt: str) -> Iterator[int]:
+        key = hash(salt)
         for start in range(0, len(tokens) - self._block + 1, self._block):
             key = hash((key, *tokens[start : start + self._block]))
             yield key

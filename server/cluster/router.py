@@ -28,7 +28,9 @@ class PrefixRouter(RequestRouter):  # type: ignore[misc]  # which has no types
         if pending_request is None:
             return [replicas]
         pending_request.routing_context.should_backoff = True  # where all of them are full
-        found = self._memory.find(prompt_of(pending_request), {r.replica_id for r in replicas})
+        request = request_of(pending_request)
+        places = {r.replica_id for r in replicas}
+        found = self._memory.find(request.prompt_token_ids, places, request.salt) if request else None
         known = {r.replica_id: self.replica_queue_len_cache.get(r.replica_id) for r in replicas}
         loads = {replica_id: load for replica_id, load in known.items() if load is not None}
         if found is None or loads.get(found, 0) - min(loads.values(), default=0) > self._max_lead:
@@ -39,9 +41,10 @@ class PrefixRouter(RequestRouter):  # type: ignore[misc]  # which has no types
         self, pending_request: PendingRequest, replica_id: ReplicaID, result: object
     ) -> None:
         """Remembers it."""
-        self._memory.remember(prompt_of(pending_request), replica_id)
+        if (request := request_of(pending_request)) is not None:
+            self._memory.remember(request.prompt_token_ids, replica_id, request.salt)
 
 
-def prompt_of(pending: PendingRequest) -> tuple[int, ...]:
-    """Nothing of calls that are no requests."""
-    return next((arg.prompt_token_ids for arg in pending.args if isinstance(arg, Request)), ())
+def request_of(pending: PendingRequest) -> Request | None:
+    """None of other calls."""
+    return next((arg for arg in pending.args if isinstance(arg, Request)), None)

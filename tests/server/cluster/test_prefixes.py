@@ -23,6 +23,13 @@ def test_the_place_of_the_longest_prefix_is_found():
     assert places.find(tokens(1, 2, 9), {"a", "b"}) == "b"  # the last one to read it
 
 
+def test_prompts_of_different_salts_share_nothing():
+    places = memory()
+    places.remember(tokens(1), "a", salt="mine")
+    assert places.find(tokens(1), {"a"}, salt="mine") == "a"
+    assert places.find(tokens(1), {"a"}, salt="yours") is None
+
+
 def test_only_whole_blocks_from_the_beginning_count():
     places = memory()
     places.remember(tokens(1, 2), "a")
