@@ -149,9 +149,10 @@ def test_a_client_that_leaves_frees_its_blocks(url: str):
     body = {**BODY, "max_tokens": LONG, "stream": True}
     for _ in range(2):
         with httpx.stream("POST", f"{url}/v1/completions", json=body) as response:
-            next(response.iter_lines())
+            lines = response.iter_lines()
+            assert "text" in next(lines)
             assert not are_idle()
-    wait_for(are_idle, 2)
+    wait_for(are_idle, 5)
 
 
 def test_one_id_names_a_request_and_bad_ones_are_refused_as_by_one_server(url: str):
