@@ -74,7 +74,7 @@ class Service:
         """Whether there is a chat template."""
         return bool(self.tokenizer.chat_template)
 
-    def generation(
+    async def generation(
         self,
         http: HttpRequest,
         requests: Sequence[Request],
@@ -82,7 +82,7 @@ class Service:
         cache_salt: str | None = None,
     ) -> Generation:
         """Of one HTTP request, whose sender's the requests are: of these the first may not wait too long, and
-        the others wait for that. Raises what Generation does."""
+        the others wait for that. Raises what Generation.start does."""
         access = self.config.access
         tenant, salt = sender(http), self.salt(http, cache_salt)
         waits = (access.queue_timeout, *[None] * len(requests))
@@ -92,7 +92,7 @@ class Service:
         ]
         at: float | None = getattr(http.state, "deadline", None)
         deadline = None if at is None else Deadline(at, access.request_timeout or 0.0)
-        return Generation(self.engine, theirs, self.metrics, deadline, before)
+        return await Generation.start(self.engine, theirs, self.metrics, deadline, before)
 
     def salt(self, http: HttpRequest, asked: str | None = None) -> str:
         """Only requests of the same may find what others have left in caches: those of one key, unless all
