@@ -61,8 +61,8 @@ UNAVAILABLE = {
 @dataclass(frozen=True, slots=True)
 class Service:
     """info: the engine's, as it was when it got ready, or heads were changed last. config: resolved.
-    head_rows: to be told what heads are used on. call_format: how the model calls tools, where that is known. reasoning: the tags that it thinks
-    between, if it does. model_ids: see profiles."""
+    head_rows: to be told what heads are used on. call_format: how the model calls tools, where that is known.
+    reasoning: the tags that it thinks between, if it does. model_ids: see profiles."""
 
     engine: EngineClient
     info: EngineInfo
