@@ -47,7 +47,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     )
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
-        args = {"model": str(model), "compile": "off", "min_replicas": 2, "max_replicas": 2}
+        args = {"model": str(model), "min_replicas": 2, "max_replicas": 2}
         args |= {"max_num_seqs": ROWS, "max_queued_requests": QUEUED, "served_model_name": "tiny"}
         serve.run(build(args), name="trimtab", route_prefix="/")
         url = f"http://127.0.0.1:{port}"
