@@ -126,7 +126,12 @@ def _dtype_to_load(dtype: str, device: str) -> str | torch.dtype:
 def _load_model(path: str | Path, dtype: str | torch.dtype, local: bool) -> PreTrainedModel:
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, use_safetensors=True, local_files_only=local, trust_remote_code=False, output_loading_info=True
+            path,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=local,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
     except Exception as error:  # whatever a corrupt checkpoint makes the loader raise
         raise PolicyError(

@@ -4,13 +4,13 @@ together."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Protocol
 
 from trimtab.server.api.errors import EngineFailedError, RequestTimeoutError, ShuttingDownError
-from trimtab.server.api.metrics import Metrics, RequestMeter
+from trimtab.server.api.telemetry.account import Watcher
 from trimtab.server.engine.request import (
     TERMINAL,
     Aborted,
@@ -85,16 +85,17 @@ class Generation:
         self,
         engine: EngineClient,
         requests: Sequence[Request],
-        metrics: Metrics,
+        watch: Callable[[Sequence[Request]], Sequence[Watcher]],
         timeout: float | None = None,
         before: Usage | None = None,
     ) -> None:
         """Submits them all, or none: raises InvalidRequestError or QueueFullError when the engine refuses
-        one. timeout: seconds that they may take. before: what was computed for them beforehand."""
+        one. watch: who is told of those that it took. timeout: seconds that they may take. before: what was
+        computed for them beforehand."""
         self._engine, self._requests, self._timeout = engine, tuple(requests), timeout
         self._n = requests[0].sampling.n
         self._running: dict[str, AsyncIterator[Event]] = {}
-        self._meter: RequestMeter | None = None  # of what was admitted
+        self._watchers: Sequence[Watcher] = ()
         self.usage = Usage(computed=0 if before is None else before.computed)
         try:
             for request in requests:
@@ -102,7 +103,7 @@ class Generation:
         except BaseException:
             self.abort()
             raise
-        self._meter = RequestMeter(metrics, requests)
+        self._watchers = watch(requests)
         self.num_choices = self._n * len(requests)
 
     @property
@@ -123,8 +124,8 @@ class Generation:
         for request_id in self._running:
             self._engine.abort(request_id)
         self._running.clear()
-        if self._meter is not None:
-            self._meter.leave()
+        for watcher in self._watchers:
+            watcher.leave()
 
     async def events(self) -> AsyncIterator[tuple[int, Delta | ChoiceDone]]:
         """(choice index, event) as they come, until every request has finished; fills `usage`.
@@ -134,9 +135,9 @@ class Generation:
         async for prompt_index, event in _in_time(_merge(list(self._running.values())), self._timeout):
             if isinstance(event, TERMINAL):
                 self._running.pop(event.request_id, None)
-            if self._meter is not None:
-                index = 0 if isinstance(event, TERMINAL) else prompt_index * self._n + event.index
-                self._meter.see(index, event)
+            index = 0 if isinstance(event, TERMINAL) else prompt_index * self._n + event.index
+            for watcher in self._watchers:
+                watcher.see(index, event)
             match event:
                 case Delta() | ChoiceDone():
                     yield prompt_index * self._n + event.index, event

@@ -140,7 +140,9 @@ class _Encode:
 
 def _tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=must_be_local(path), trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(
+            path, local_files_only=must_be_local(path), trust_remote_code=False
+        )
     except Exception as error:  # whatever a corrupt file makes the loader raise
         reason = first_line(error)
         raise PolicyError(

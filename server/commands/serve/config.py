@@ -11,6 +11,7 @@ import tyro
 
 from trimtab.server.api.access.config import AccessConfig
 from trimtab.server.api.config import ToolCallParser
+from trimtab.server.api.telemetry.config import TelemetryConfig
 from trimtab.server.commands.model import ModelConfig
 from trimtab.server.flags import NO_FLAG
 
@@ -22,13 +23,14 @@ class ServeConfig(ModelConfig):
 
     host: address to listen on; 0.0.0.0 is every one.
     port: port to listen on; 0 takes a free one.
-    shutdown_timeout: seconds that replies under way may go on for after SIGTERM or Ctrl-C, while new requests
-    are answered 503; what then still runs ends with an error, as it does at once on a second signal.
+    drain: seconds that replies under way may go on for after SIGTERM or Ctrl-C, while new requests are
+    answered 503; what then still runs ends with an error, as it does at once on a second signal.
     tool_call_parser: how the model writes calls of tools: hermes (Hermes, Qwen) or llama3_json (Llama 3);
     `auto` goes by the chat template.
     tls_certificate: PEM file of a certificate, with its chain; the server then speaks HTTPS alone.
     tls_key: PEM file of the certificate's private key.
     access: keys, limits and hosts.
+    telemetry: what is told of requests, and how.
     profiles: guidance under names, which clients ask for as models; a file alone can say it.
     config: a YAML file of these options by their names, and of profiles. A flag counts more than a variable
     of the environment, such as TRIMTAB_MAX_MODEL_LEN, and that more than the file.
@@ -37,11 +39,12 @@ class ServeConfig(ModelConfig):
 
     host: str = "127.0.0.1"
     port: int = 8000
-    shutdown_timeout: float = 8.0
+    drain: float = 8.0
     tool_call_parser: ToolCallParser = "auto"
     tls_certificate: Path | None = None
     tls_key: Path | None = None
     access: tyro.conf.OmitArgPrefixes[AccessConfig] = field(default_factory=AccessConfig)
+    telemetry: tyro.conf.OmitArgPrefixes[TelemetryConfig] = field(default_factory=TelemetryConfig)
     profiles: dict[str, Any] = field(default_factory=dict, metadata={NO_FLAG: True})
     config: Path | None = None
     print_config: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -49,7 +52,7 @@ class ServeConfig(ModelConfig):
     def __post_init__(self) -> None:
         if not 0 <= self.port < 2**16:
             raise ValueError(f"port must be 0…65535, got {self.port}")
-        if not 0 <= self.shutdown_timeout < math.inf:
-            raise ValueError(f"shutdown_timeout must be 0 or more seconds, got {self.shutdown_timeout:g}")
+        if not 0 <= self.drain < math.inf:
+            raise ValueError(f"drain must be 0 or more seconds, got {self.drain:g}")
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("tls_certificate and tls_key go together: give both, or neither")

@@ -184,7 +184,7 @@ def read_with_openai(url: str) -> str:
     "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)], ids=lambda n: n.name
 )
 def test_what_outlasts_the_timeout_ends_with_an_error(serve, number):
-    served = serve("--shutdown-timeout", 0.3)
+    served = serve("--drain", 0.3)
     streaming, whole = served.stream(100), served.whole(100)
     client = served.pool.submit(read_with_openai, served.url)
     time.sleep(0.5)
@@ -200,7 +200,7 @@ def test_what_outlasts_the_timeout_ends_with_an_error(serve, number):
 
 @pytest.mark.slow
 def test_a_second_signal_ends_replies_at_once(serve):
-    served = serve("--shutdown-timeout", 60)
+    served = serve("--drain", 60)
     streaming, whole = served.stream(100), served.whole(100)
     time.sleep(0.2)
     served.tell(signal.SIGTERM)
@@ -224,4 +224,4 @@ def test_a_dead_engine_ends_its_streams_and_then_the_process(serve):
     code, errors = end_of(served)
     assert code == 1
     assert "AcceleratorError: a secret" in errors
-    assert errors.splitlines()[-1].startswith("trimtab: the engine has died")
+    assert "CRITICAL trimtab.server.commands.serve.main: the engine has died" in errors.splitlines()[-1]
