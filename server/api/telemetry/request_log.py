@@ -11,7 +11,7 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from trimtab.server.api.access.gate import PROBES
+from trimtab.server.api.access.gate import ANYONE, PROBES
 from trimtab.server.api.telemetry.account import Account, current
 from trimtab.server.api.telemetry.spans import Tracing
 from trimtab.server.api.tokens import Tokenizer
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 MAX_REQUEST_ID = 128  # characters
 MAX_PATH = 500
 NOT_LOGGED = (*PROBES, "/metrics")
-"""Paths that are asked for all the time; only what they fail at is told."""
+"""Paths that are asked for all the time, and answer 200 or 503."""
 
 
 class RequestLog:
@@ -61,7 +61,7 @@ class RequestLog:
             status, error = (500 if status == 499 else status), raised
             raise
         finally:
-            if scope["path"] not in NOT_LOGGED or status >= 500:
+            if scope["path"] not in NOT_LOGGED or status not in (200, 503):
                 fields = _fields(scope, account, status, time.monotonic() - began)
                 logger.info("answered", extra={"fields": fields})
             if self._tracing is not None and account.span is not None:
@@ -81,7 +81,7 @@ def _fields(scope: Scope, account: Account, status: int, seconds: float) -> dict
         "status": status,
         "duration": round(seconds, 6),
     }
-    if (key := scope["state"].get("key_name")) is not None:
+    if (key := scope["state"].get("key_name", ANYONE)) != ANYONE:
         fields["key"] = key
     if account.num_prompt_tokens:
         fields |= {

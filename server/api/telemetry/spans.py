@@ -15,6 +15,7 @@ from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from trimtab.guidance.errors import UserError, printable
+from trimtab.server.api.access.gate import ANYONE
 from trimtab.server.engine.request import ChoiceDone, Event, Failed, Finished, Request
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class Tracing:
             span.set_attribute("http.route", route)
             span.update_name(f"{_short(scope['method'])} {route}")
         span.set_attribute("http.response.status_code", status)
-        if (key := scope["state"].get("key_name")) is not None:
+        if (key := scope["state"].get("key_name", ANYONE)) != ANYONE:
             span.set_attribute("enduser.id", key)
         if error is not None or status >= 400:  # by its kind: its words may quote the request
             span.set_attribute("error.type", str(status) if error is None else type(error).__name__)
