@@ -30,7 +30,7 @@ from trimtab.server.cli import main
 run = ModelRunner.run
 
 def slowly(self, step):
-    time.sleep(0.05)
+    time.sleep(float(os.environ.get("STEP_SECONDS", 0.05)))
     if os.path.exists(sys.argv[1]):
         raise torch.AcceleratorError("a secret")
     return run(self, step)
@@ -97,10 +97,10 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start_server(policy: Path, fault: Path, *flags: object) -> Served:
-    """A server whose steps last, and whose device fails once the file `fault` is there."""
+def start_server(policy: Path, fault: Path, *flags: object, step: float = 0.05) -> Served:
+    """A server whose steps last so many seconds, and whose device fails once the file `fault` is there."""
     program = [sys.executable, "-c", SLOW_SERVER, fault, "serve", "--model", policy, "--port", "0", *flags]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "STEP_SECONDS": str(step)}
     process = subprocess.Popen(
         list(map(str, program)),
         stdout=subprocess.PIPE,
@@ -252,17 +252,19 @@ class Cut:
 def cut(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cut]:
     head = save_random_head(tmp_path_factory.mktemp("heads"), policy, "kind")
     flags = ("--heads", head, "--drain", 60, "--tool-call-parser", "hermes", "--compile", "off")
-    served = start_server(policy, policy / "no fault", *flags)
+    served = start_server(policy, policy / "no fault", *flags, step=0.2)
+    client = httpx.Client(base_url=served.url, timeout=60, verify=False)
     lines: dict[str, list[str]] = {name: [] for name in ROUTES}
 
     def read(name: str) -> None:
         path, body = ROUTES[name]
-        with httpx.stream("POST", served.url + path, json=body | {"stream": True}, timeout=60) as response:
+        with client.stream("POST", path, json=body | {"stream": True}) as response:
             assert response.status_code == 200, response.read()
-            lines[name].extend(line for line in response.iter_lines() if line)
+            for line in response.iter_lines():
+                lines[name].extend([line] if line else [])
 
     def post(path: str, body: dict[str, Any]) -> httpx.Response:
-        return httpx.post(served.url + path, json=body, timeout=60)
+        return client.post(path, json=body)
 
     try:
         streaming = [served.pool.submit(read, name) for name in ROUTES]
@@ -274,8 +276,8 @@ def cut(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cut]
         score = served.pool.submit(post, "/v1/score", answer)
         time.sleep(0.03)
         served.tell(signal.SIGTERM)
-        wait_until(lambda: httpx.get(f"{served.url}/ready").status_code == 503)
-        probes = {path: httpx.get(served.url + path) for path in ("/live", "/ready", "/health", "/ping")}
+        wait_until(lambda: client.get("/ready").status_code == 503)
+        probes = {path: client.get(path) for path in ("/live", "/ready", "/health", "/ping")}
         probes |= {path: post(path, body) for path, body in ROUTES.values()}
         assert not any(each.done() for each in (*streaming, *wholes.values()))
         start = time.monotonic()
@@ -287,6 +289,7 @@ def cut(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cut]
         code, errors = end_of(served)
         yield Cut(lines, told, score.result(), seconds, probes, code, errors)
     finally:
+        client.close()
         end(served)
 
 
