@@ -118,7 +118,8 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         self.filters["tojson"] = _to_json
         self.filters = {name: _bounded_filter(name, call) for name, call in self.filters.items()}
         self.filters[_COMPARED] = _compared
-        self.tests = {name: _bounded_test(call) for name, call in self.tests.items()}
+        tests: dict[str, Any] = self.tests
+        self.tests = {name: _bounded_test(call) for name, call in tests.items()}
 
     def concat(self, parts: Iterable[str]) -> str:
         """In place of "".join: of whatever the template writes."""
@@ -190,9 +191,9 @@ class _Ticks(NodeTransformer):
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
-        for side in (node, *node.ops):
-            compared = nodes.Filter(side.expr, _COMPARED, [], [], None, None, lineno=node.lineno)
-            side.expr = compared
+        sides: list[nodes.Compare | nodes.Operand] = [node, *node.ops]
+        for side in sides:
+            side.expr = nodes.Filter(side.expr, _COMPARED, [], [], None, None, lineno=node.lineno)
         return node
 
     def _ticking(self, node: nodes.For | nodes.Macro) -> nodes.Node:
