@@ -56,6 +56,7 @@ def create_waiting_app(access: AccessConfig | None = None, tracing: Tracing | No
         rates=Rates(access.max_requests_per_key, access.requests_per_minute),
         hosts=access.allowed_hosts,
         read_timeout=access.read_timeout,
+        request_timeout=access.request_timeout,
     )
     if access.allowed_origins:
         app.add_middleware(

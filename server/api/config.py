@@ -13,7 +13,7 @@ from trimtab.server.api.telemetry.config import TelemetryConfig
 from trimtab.server.engine.request import MAX_STRENGTH, EngineInfo
 
 if TYPE_CHECKING:
-    from trimtab.server.api.protocol import GuidanceFields
+    from trimtab.server.api.schemas.guidance import GuidanceFields
 
 ToolCallParser = Literal["auto", "hermes", "llama3_json"]
 

@@ -44,6 +44,10 @@ class ShuttingDownError(EngineFailedError):
     """It did so because the server was told to stop."""
 
 
+class QueueTimeoutError(EngineFailedError):
+    """The request has waited longer than requests may, and not begun."""
+
+
 class BodyTooLargeError(Exception):
     """The request's body has more bytes than are read."""
 
@@ -54,6 +58,11 @@ class SlowBodyError(Exception):
 
 class RequestTimeoutError(EngineFailedError):
     """The request took longer than requests may."""
+
+
+def too_slow(seconds: float) -> RequestTimeoutError:
+    """seconds: that a request may take."""
+    return RequestTimeoutError(f"the request took longer than the {seconds:g} seconds it may")
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +124,7 @@ KINDS: Mapping[type[Exception], tuple[int, str, str | None]] = {
     NotReadyError: (503, "server_error", "not_ready"),
     EngineUnavailableError: (503, "server_error", "not_ready"),
     ShuttingDownError: (503, "server_error", "shutting_down"),
+    QueueTimeoutError: (503, "server_error", "queue_timeout"),
     EngineFailedError: (500, "server_error", "engine_failed"),
 }
 """Our exceptions: HTTP status, OpenAI's type and code. The first that fits counts."""

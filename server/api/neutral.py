@@ -37,7 +37,6 @@ GENERATION: Harmless = {
     **LABELS,
     # peers' demands, each with its neutral value
     "allowed_token_ids": (),
-    "cache_salt": (),
     "dry_multiplier": (0,),
     "early_stopping": (False,),
     "guided_whitespace_pattern": (),

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from fastapi import Depends, FastAPI
 from starlette.requests import Request as HttpRequest
 
 from trimtab.guidance.text.prompt_form import Form, mismatch
+from trimtab.server.api.access.gate import ANYONE
 from trimtab.server.api.config import ApiConfig
 from trimtab.server.api.errors import NotReadyError
-from trimtab.server.api.generation import EngineClient, Generation, Usage
+from trimtab.server.api.generation import Deadline, EngineClient, Generation, Usage
 from trimtab.server.api.metrics import Metrics, RequestMeter
 from trimtab.server.api.models.profiles import Body, find_model, steered
-from trimtab.server.api.protocol import GuidanceFields
 from trimtab.server.api.readings.reasoning import ReasoningTags
+from trimtab.server.api.schemas.guidance import GuidanceFields
 from trimtab.server.api.telemetry.account import Watcher, current
 from trimtab.server.api.telemetry.request_log import PromptLog
 from trimtab.server.api.telemetry.spans import Tracing
@@ -77,9 +78,31 @@ class Service:
         """Whether there is a chat template."""
         return bool(self.tokenizer.chat_template)
 
-    def generation(self, requests: Sequence[Request], before: Usage | None = None) -> Generation:
-        """Takes and raises what Generation does."""
-        return Generation(self.engine, requests, self._watch, self.config.access.request_timeout, before)
+    async def generation(
+        self,
+        http: HttpRequest,
+        requests: Sequence[Request],
+        before: Usage | None = None,
+        cache_salt: str | None = None,
+    ) -> Generation:
+        """Of one HTTP request, whose sender's the requests are: of these the first may not wait too long, and
+        the others wait for that. Raises what Generation.start does."""
+        access = self.config.access
+        tenant, salt = sender(http), self.salt(http, cache_salt)
+        waits = (access.queue_timeout, *[None] * len(requests))
+        theirs = [
+            replace(request, tenant=tenant, salt=salt, max_wait=wait)
+            for request, wait in zip(requests, waits, strict=False)
+        ]
+        at: float | None = getattr(http.state, "deadline", None)
+        deadline = None if at is None else Deadline(at, access.request_timeout or 0.0)
+        return await Generation.start(self.engine, theirs, self._watch, deadline, before)
+
+    def salt(self, http: HttpRequest, asked: str | None = None) -> str:
+        """Only requests of the same may find what others have left in caches: those of one key, unless all
+        share, and of one `cache_salt`."""
+        name = ANYONE if self.config.access.share_prefixes else sender(http)
+        return "" if name == ANYONE and asked is None else f"{name}\0{asked or ''}"
 
     def _watch(self, requests: Sequence[Request]) -> list[Watcher]:
         watchers: list[Watcher] = [RequestMeter(self.metrics, requests)]
@@ -105,6 +128,11 @@ class Service:
         return steered(body, self.model_ids)
 
 
+def sender(http: HttpRequest) -> str:
+    """The name of the key that a request came with."""
+    return str(getattr(http.state, "key_name", ANYONE))
+
+
 def why_not_ready(app: FastAPI) -> str | None:
     """None when requests can be served."""
     service: Service | None = app.state.service
@@ -124,7 +152,7 @@ def stats_of(app: FastAPI) -> EngineStats | None:
     return None if service is None else service.engine.stats
 
 
-def ready_service(request: HttpRequest) -> Service:
+async def ready_service(request: HttpRequest) -> Service:  # async: else FastAPI calls it in a thread
     """The dependency of every /v1 route. Raises NotReadyError unless the engine takes requests."""
     reason = why_not_ready(request.app)
     if reason is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import logging
 import math
 import secrets
@@ -23,7 +25,7 @@ from trimtab.server.engine.block_manager import BlockManager
 from trimtab.server.engine.compiled_decode import CompiledDecode
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.experts import Experts, Models
-from trimtab.server.engine.failure import failed, is_device_fault
+from trimtab.server.engine.failure import failed, is_device_fault, waited_too_long
 from trimtab.server.engine.forbidden import Forbidden
 from trimtab.server.engine.grammar import Grammar, Grammars
 from trimtab.server.engine.lane import Choice, Lane, Phase
@@ -86,6 +88,8 @@ class Engine:
             warm_up(self.sampler, policy, bank, self.runner.state)
         self._launched: deque[StepResult] = deque()
         self._pending_events: list[Event] = []
+        self._due: list[tuple[float, int, str]] = []  # a heap of when requests have to have begun
+        self._arrivals = itertools.count()
         self._recorder: StateRecorder | None = None
 
     @classmethod
@@ -178,6 +182,9 @@ class Engine:
             self._release(live)
             raise
         self._live[request.request_id] = live
+        if request.max_wait is not None:
+            due = live.arrived + request.max_wait
+            heapq.heappush(self._due, (due, next(self._arrivals), request.request_id))
 
     def _new_live(self, request: Request, grammar: Grammar | None) -> LiveRequest:
         needs, guidance = RowNeeds.of(request, self.bank), request.guidance
@@ -224,6 +231,7 @@ class Engine:
         """
         if self._is_suspect:  # something failed since the last step
             self._start_over()
+        self._end_overdue()
         step = self._schedule()
         keep = (self.config.async_depth or 0) if step.rows and self._launch(step) else 0
         while len(self._launched) > keep:
@@ -232,6 +240,13 @@ class Engine:
             self._start_over()
         events, self._pending_events = self._pending_events, []
         return events
+
+    def _end_overdue(self) -> None:
+        """Requests that should have begun by now."""
+        while self._due and self._due[0][0] <= time.monotonic():
+            live = self._live.get(heapq.heappop(self._due)[2])
+            if live is not None and live.taken_up is None:
+                self._end(live, waited_too_long(live.request.request_id))
 
     def _schedule(self) -> Step:
         try:
@@ -575,12 +590,13 @@ class Engine:
 def _new_lanes(request: Request, root: int) -> tuple[Lane, ...]:
     """Of one choice: the lane that is drawn from and the companion that its rule asks for, or a pool."""
     rule, prompt = request.guidance.rule, request.prompt_token_ids
+    own, plain = ((number, request.salt) if request.salt else number for number in (root, 0))
     if request.given:
-        return (Lane([*prompt, *request.given]),)
+        return (Lane([*prompt, *request.given], root=plain),)
     if rule.is_pool:
-        return tuple(Lane(list(prompt), index=index) for index in range(rule.num_lanes))
-    lane, companion = Lane(list(prompt), num_probes=rule.num_probes, root=root), rule.companion
-    return (lane, Lane(list(companion), is_companion=True)) if companion else (lane,)
+        return tuple(Lane(list(prompt), index=index, root=plain) for index in range(rule.num_lanes))
+    lane, companion = Lane(list(prompt), num_probes=rule.num_probes, root=own), rule.companion
+    return (lane, Lane(list(companion), is_companion=True, root=plain)) if companion else (lane,)
 
 
 def _read_at(request: Request) -> Sequence[int]:

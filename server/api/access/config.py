@@ -25,6 +25,10 @@ class AccessConfig:
     max_queued_tokens: of prompts and replies that these may have together, at most.
     read_timeout: seconds that a client may take for a request's headers, and again for its body.
     request_timeout: seconds after which a request ends with an error, whatever it has by then.
+    queue_timeout: seconds that a request may wait to begin; then it is answered 503. Streams answer 200 once
+    they have begun.
+    share_prefixes: let requests of different keys share the keys and values of a prefix; how long a reply
+    takes to begin then tells a client what others have asked.
     """
 
     api_keys: Path | None = None
@@ -37,13 +41,15 @@ class AccessConfig:
     max_queued_tokens: int = 16_000_000
     read_timeout: float = 30.0
     request_timeout: float | None = None
+    queue_timeout: float | None = None
+    share_prefixes: bool = False
 
     def __post_init__(self) -> None:
         for name in ("max_requests_per_key", "max_connections", "max_queued_requests", "max_queued_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        for name in ("requests_per_minute", "read_timeout", "request_timeout"):
+        for name in ("requests_per_minute", "read_timeout", "request_timeout", "queue_timeout"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} must be a number above 0, got {value:g}")

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trimtab.server.api.access.keys import Keys
 from trimtab.server.api.access.rates import Rates
-from trimtab.server.api.errors import ApiError, SlowBodyError
+from trimtab.server.api.errors import ApiError, SlowBodyError, describe, too_slow
 
 ORCHESTRATORS = ("/live", "/ready")
 """Probes that are sent to an address, whose name nobody allowed; they say one word to anybody."""
@@ -27,13 +27,20 @@ ANYONE = "anyone"
 class Gate:
     """ASGI middleware. keys: none for a server that asks for none. rates: of each key; where there are none,
     of all clients together. hosts: names that a request may be sent to, `*.` before one for all below it;
-    none for any. read_timeout: seconds for a request's body."""
+    none for any. read_timeout: seconds for a request's body; request_timeout: until its answer begins, which
+    then has to end by the same `deadline` in the scope's state."""
 
     def __init__(
-        self, app: ASGIApp, keys: Keys, rates: Rates, hosts: Sequence[str], read_timeout: float
+        self,
+        app: ASGIApp,
+        keys: Keys,
+        rates: Rates,
+        hosts: Sequence[str],
+        read_timeout: float,
+        request_timeout: float | None = None,
     ) -> None:
         self._app, self._keys, self._rates, self._hosts = app, keys, rates, hosts
-        self._read_timeout = read_timeout
+        self._read_timeout, self._request_timeout = read_timeout, request_timeout
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -63,9 +70,30 @@ class Gate:
             return
         scope.setdefault("state", {})["key_name"] = name
         try:
-            await self._app(scope, _timely(receive, self._read_timeout), send)
+            await self._answer(scope, _timely(receive, self._read_timeout), send)
         finally:
             self._rates.end(name)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """In time; 504 where the answer has not begun by then."""
+        seconds = self._request_timeout
+        deadline = None if seconds is None else asyncio.get_running_loop().time() + seconds
+        scope["state"]["deadline"] = deadline
+        has_begun = False
+
+        async def begin(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            limit.reschedule(None)
+            await send(message)
+
+        try:
+            async with asyncio.timeout_at(deadline) as limit:
+                await self._app(scope, receive, begin)
+        except TimeoutError:
+            if has_begun:
+                raise
+            await _refuse(scope, receive, send, describe(too_slow(seconds or 0.0)), {})
 
     def _is_for_us(self, host: str) -> bool:
         if not self._hosts:

@@ -9,24 +9,19 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from trimtab.guidance.ranges import shown
 from trimtab.server.api import neutral
-from trimtab.server.api.protocol import (
+from trimtab.server.api.schemas.chats import ChatRequest
+from trimtab.server.api.schemas.generation import CacheSalt, StreamOptions
+from trimtab.server.api.schemas.guidance import GuidanceFields
+from trimtab.server.api.schemas.messages import CalledFunction, Message, TextPart, ToolCallFields
+from trimtab.server.api.schemas.strict import StrictModel, UnicodeText
+from trimtab.server.api.schemas.structured import JsonSchemaFormat, ResponseFormat
+from trimtab.server.api.schemas.tools import (
     MAX_TOOLS,
-    CalledFunction,
-    ChatRequest,
     FunctionFields,
-    GuidanceFields,
-    JsonSchemaFormat,
-    Message,
-    ResponseFormat,
-    StreamOptions,
-    StrictModel,
-    TextPart,
     ToolByName,
-    ToolCallFields,
     ToolChoice,
     ToolFields,
     ToolName,
-    UnicodeText,
 )
 from trimtab.server.engine.request import InvalidRequestError
 
@@ -244,6 +239,7 @@ class ResponsesRequest(StrictModel):
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    cache_salt: CacheSalt | None = None
     guidance: GuidanceFields | None = None
 
     @property

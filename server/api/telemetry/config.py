@@ -10,15 +10,10 @@ LogFormat = Literal["text", "json"]
 
 @dataclass(frozen=True)
 class TelemetryConfig:
-    """What a server tells of its requests.
+    """What a server tells of its requests; the options of `trimtab serve` have these names.
 
-    log_format: how log lines are written, of which each request has one: `text`, with what is known of it as
-    name=value, or `json`, an object a line, for programs.
-    log_prompts: log prompts and replies too, and the words of errors that may quote them; without it no line
-    has any of them.
-    otel_endpoint: URL of an OpenTelemetry collector that takes OTLP over HTTP, such as http://localhost:4318,
-    for a trace of each request; needs the extra `otel`. OTEL_EXPORTER_OTLP_ENDPOINT says the same, and other
-    variables OTEL_… what they mean elsewhere.
+    log_format: of log lines. log_prompts: whether these may hold prompts and replies. otel_endpoint: where
+    traces go.
     """
 
     log_format: LogFormat = "text"

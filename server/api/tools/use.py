@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trimtab.server.api.protocol import ChatRequest, ToolFields
+from trimtab.server.api.schemas.chats import ChatRequest
+from trimtab.server.api.schemas.tools import ToolFields
 from trimtab.server.api.tools.choice import ToolChoiceReader
 from trimtab.server.api.tools.formats import CallFormat
 from trimtab.server.api.tools.reading import CallReader, TagWriter

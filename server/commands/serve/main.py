@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import ipaddress
 import json
 import logging
@@ -29,13 +30,13 @@ from trimtab.guidance.errors import (
 )
 from trimtab.server.api.access.config import AccessConfig
 from trimtab.server.api.telemetry.log_lines import set_up_log
-from trimtab.server.api.telemetry.spans import Tracing, make_tracing
 from trimtab.server.commands.model import resolve_api, resolve_engine
 from trimtab.server.commands.serve.config import ServeConfig
 from trimtab.server.commands.settings import print_settings, read_settings
 
 if TYPE_CHECKING:
     from trimtab.server.api.service import Service
+    from trimtab.server.api.telemetry.spans import Tracing
     from trimtab.server.commands.serve.run import ModelServer
 
 
@@ -65,6 +66,8 @@ def _serve(config: ServeConfig) -> None:
     api_config = replace(
         resolve_api(config), tool_call_parser=config.tool_call_parser, telemetry=config.telemetry
     )
+    from trimtab.server.api.telemetry.spans import make_tracing  # noqa: PLC0415 (heavy, as others are)
+
     tracing = make_tracing(config.telemetry.otel_endpoint, os.environ)
     listener = bind(config.host, config.port)
     api_config = replace(api_config, access=at_home(config.access, listener))
@@ -83,6 +86,8 @@ def _serve(config: ServeConfig) -> None:
     api_config = replace(api_config, profiles=read_profiles(config.profiles))
 
     def announce(service: Service) -> None:
+        gc.collect()
+        gc.freeze()  # what has been loaded stays: no later collection walks it, and holds every stream up
         seconds = time.perf_counter() - start
         if is_text:
             print(welcome(service, url, seconds), flush=True)

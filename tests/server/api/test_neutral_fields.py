@@ -80,7 +80,8 @@ async def test_the_newer_name_of_the_limit_wins(client, engine):
         ({"z" * 10**6: 1}, "z" * 499 + "…", "zzz"),
         ({"use_beam_search": True}, "use_beam_search", "leave it out, or send false"),
         ({"length_penalty": True}, "length_penalty", "send 1"),
-        ({"cache_salt": "x"}, "cache_salt", "is not supported; leave it out"),
+        ({"cache_salt": ""}, "cache_salt", "must have 1…256 characters"),
+        ({"audio": {}}, "audio", "is not supported; leave it out"),
         ({"typical_p": 0.5}, "typical_p", "is not supported"),
     ],
 )
