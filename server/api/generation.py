@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Literal, Protocol
 
@@ -55,6 +56,14 @@ class EngineClient(Protocol):
 
     def abort(self, request_id: str) -> None:
         """Ends the request's events with Aborted. Does nothing for a request that has ended."""
+        ...
+
+    async def load_head(self, folder: Path, name: str) -> None:
+        """Requests can ask for a further head, if this returns. Raises HeadError."""
+        ...
+
+    async def unload_head(self, name: str) -> None:
+        """No further request can ask for it. Raises HeadError."""
         ...
 
 
@@ -120,7 +129,8 @@ class Generation:
         self._running = dict(zip((request.request_id for request in requests), streams, strict=True))
         self.usage = Usage(computed=before.computed)
         self.num_choices = self._n * len(requests)
-        self._events = _in_time(_merge(list(self._running.values())), deadline)
+        events = _merge(list(self._running.values()))
+        self._events = events if deadline is None else _in_time(events, deadline)
         self._early: list[tuple[int, Event]] = []
 
     @property
@@ -202,13 +212,9 @@ async def _submit_all(engine: EngineClient, requests: Sequence[Request]) -> list
 
 
 async def _in_time(
-    items: AsyncIterator[tuple[int, Event]], deadline: Deadline | None
+    items: AsyncIterator[tuple[int, Event]], deadline: Deadline
 ) -> AsyncIterator[tuple[int, Event]]:
     """Raises RequestTimeoutError where they take longer."""
-    if deadline is None:
-        async for item in items:
-            yield item
-        return
     try:
         while True:
             async with asyncio.timeout_at(deadline.at):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, get_args
 
 from fastapi import Depends, FastAPI
 from starlette.requests import Request as HttpRequest
@@ -33,7 +33,14 @@ class HeadRows:
     def __init__(self, heads: Iterable[HeadInfo], *, can_chat: bool) -> None:
         self._rows = {head.name: head.rows for head in heads}
         self._told: set[tuple[str, Form]] = set()
-        self.meet("chat" if can_chat else "text", self._rows)
+        self._usual: Form = "chat" if can_chat else "text"
+        self.meet(self._usual, self._rows)
+
+    def put(self, head: HeadInfo) -> None:
+        """A further one."""
+        self._rows[head.name] = head.rows
+        self._told -= {(head.name, form) for form in get_args(Form)}
+        self.meet(self._usual, (head.name,))
 
     def meet(self, form: Form, names: Iterable[str]) -> None:
         """These heads are used on prompts of this form."""
@@ -53,9 +60,9 @@ UNAVAILABLE = {
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """info: the engine's, as it was when it got ready. config: resolved. head_rows: to be told what heads are
-    used on. call_format: how the model calls tools, where that is known. reasoning: the tags that it thinks
-    between, if it does. model_ids: see profiles."""
+    """info: the engine's, as it was when it got ready, or heads were changed last. config: resolved.
+    head_rows: to be told what heads are used on. call_format: how the model calls tools, where that is known.
+    reasoning: the tags that it thinks between, if it does. model_ids: see profiles."""
 
     engine: EngineClient
     info: EngineInfo
@@ -128,7 +135,7 @@ def stats_of(app: FastAPI) -> EngineStats | None:
     return None if service is None else service.engine.stats
 
 
-def ready_service(request: HttpRequest) -> Service:
+async def ready_service(request: HttpRequest) -> Service:  # async: else FastAPI calls it in a thread
     """The dependency of every /v1 route. Raises NotReadyError unless the engine takes requests."""
     reason = why_not_ready(request.app)
     if reason is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import ipaddress
 import json
 import logging
@@ -41,6 +42,8 @@ def main(prog: str, args: Sequence[str]) -> None:
         print(print_settings(config), end="")
         return
     engine_config = resolve_engine(config.engine)
+    if config.access.heads_dir is not None:
+        engine_config = replace(engine_config, num_vacant_heads=config.access.max_loaded_heads)
     api_config = replace(resolve_api(config), tool_call_parser=config.tool_call_parser)
     listener = bind(config.host, config.port)
     api_config = replace(api_config, access=at_home(config.access, listener))
@@ -55,6 +58,8 @@ def main(prog: str, args: Sequence[str]) -> None:
     api_config = replace(api_config, profiles=read_profiles(config.profiles))
 
     def announce(service: Service) -> None:
+        gc.collect()
+        gc.freeze()  # what has been loaded stays: no later collection walks it, and holds every stream up
         print(welcome(service, url, time.perf_counter() - start), flush=True)
 
     server = ModelServer(listener, engine_config, api_config, config.shutdown_timeout, tls)
