@@ -116,7 +116,7 @@ async def begin_chat(body: ChatRequest, http: HttpRequest, service: Service) -> 
                 http, service, body, reply.reply_id, asked, guidance, body.prompt_logprobs
             )
             reply.num_prompt_top = body.prompt_logprobs
-        generation = service.generation(http, [request], usage, body.cache_salt)
+        generation = await service.generation(http, [request], usage, body.cache_salt)
     return Chat(model, reply, generation, sampling, selection)
 
 
@@ -168,7 +168,7 @@ async def create_completion(body: CompletionRequest, http: HttpRequest, service:
         if not requests:
             read = reply.echoed or reply.prompts
             return JSONResponse(reply.reply(unfollowed(read), usage_of(read, usage)))
-        generation = service.generation(http, requests, usage, body.cache_salt)
+        generation = await service.generation(http, requests, usage, body.cache_salt)
     if body.stream:
         return _stream(body, generation, reply)
     return await whole_reply(http, generation, reply, selection)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import queue
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from trimtab.server.engine.engine import Engine
@@ -64,6 +66,14 @@ class _Abort:
     request_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """Work between two steps. done: told of its end, or of what it raised."""
+
+    work: Callable[[Engine], None]
+    done: Future[None]
+
+
 class AsyncEngine:
     """Loads an engine in a thread of its own and runs it there.
 
@@ -75,7 +85,7 @@ class AsyncEngine:
 
     def __init__(self, load: Callable[[], Engine], limits: QueueLimits | None = None) -> None:
         self._load, self._limits = load, limits or QueueLimits()
-        self._commands: queue.SimpleQueue[_Add | _Abort | None] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[_Add | _Abort | _Call | None] = queue.SimpleQueue()
         self._lock = threading.Lock()  # of the mailboxes and of the status: who comes in, and when no more
         self._mailboxes: dict[asyncio.AbstractEventLoop, Mailbox] = {}
         self._engine: Engine | None = None
@@ -83,6 +93,7 @@ class AsyncEngine:
         self._loaded = threading.Event()
         self._compilers = ThreadPoolExecutor(NUM_COMPILERS, "trimtab-grammar")
         self._compiling: set[Future[Grammar]] = set()
+        self._leaving: set[str] = set()  # heads, as long as a request could still come too late for one
         self._is_over = False
         self.status: Status = "starting"
         self.error: BaseException | None = None
@@ -143,7 +154,7 @@ class AsyncEngine:
         compiling.add_done_callback(self._compiling.discard)
         await asyncio.wrap_future(compiling)
 
-    def submit(self, request: Request) -> AsyncIterator[Event]:
+    async def submit(self, request: Request) -> AsyncIterator[Event]:
         """Queue a request, whose grammar was prepared; iterate over its events up to and including the
         terminal one.
 
@@ -152,10 +163,34 @@ class AsyncEngine:
         admitted now.
         """
         self.engine.check(request)
+        for name in self._leaving.intersection(name for name, _ in request.guidance.heads):
+            raise InvalidRequestError("is being unloaded", f"guidance.heads.{name}")
         grammar = None if request.grammar is None else self.engine.grammars.compile(request.grammar)
         events = self._open(request)
         self._commands.put(_Add(request, grammar))
         return self._events(request.request_id, events)
+
+    async def load_head(self, folder: Path, name: str) -> None:
+        """Put a head in between two steps, once all of it has been read and fits. Raises HeadError for one
+        that cannot be had, which changes nothing."""
+        loaded = await asyncio.to_thread(self.engine.read_head, folder, name)
+        await self._between_steps(lambda engine: engine.add_head(loaded))
+
+    async def unload_head(self, name: str) -> None:
+        """Let no further request ask for a head. Raises HeadError where there is none."""
+        self._leaving.add(name)
+        try:
+            await self._between_steps(lambda engine: engine.drop_head(name))
+        finally:
+            self._leaving.discard(name)
+
+    async def _between_steps(self, work: Callable[[Engine], None]) -> None:
+        call = _Call(work, Future())
+        with self._lock:
+            if self.status != "ready":
+                raise EngineUnavailableError(_UNAVAILABLE[self.status])
+            self._commands.put(call)
+        await asyncio.wrap_future(call.done)
 
     def abort(self, request_id: str) -> None:
         """End a request within one step; its iterator then yields Aborted. Unknown ids are ignored."""
@@ -205,6 +240,8 @@ class AsyncEngine:
             with self._lock:
                 self.status, self.error = "dead", error
             self._end_all(lambda request_id: failed(request_id, "the engine has died"))
+        finally:
+            self._refuse_calls()
 
     def _serve(self, engine: Engine) -> None:
         while not self._is_over:
@@ -222,6 +259,8 @@ class AsyncEngine:
                 self._add(engine, command)
             elif isinstance(command, _Abort):
                 engine.abort(command.request_id)
+            elif isinstance(command, _Call):
+                _do(command, engine)
 
     def _add(self, engine: Engine, command: _Add) -> None:
         request_id = command.request.request_id
@@ -230,6 +269,14 @@ class AsyncEngine:
         except Exception as error:  # it was checked before: a fault of ours, and this request's alone
             logger.error("request %s cannot be added", request_id, exc_info=error)
             self._deliver([failed(request_id)])
+
+    def _refuse_calls(self) -> None:
+        """Nobody takes them any more, nor do further ones come."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                command = self._commands.get_nowait()
+                if isinstance(command, _Call) and command.done.set_running_or_notify_cancel():
+                    command.done.set_exception(EngineUnavailableError(_UNAVAILABLE[self.status]))
 
     def _deliver(self, events: list[Event]) -> None:
         """Hand a step's events to every loop that has requests; each picks out its own."""
@@ -249,6 +296,17 @@ class AsyncEngine:
     def _boxes(self) -> list[Mailbox]:
         with self._lock:
             return list(self._mailboxes.values())
+
+
+def _do(call: _Call, engine: Engine) -> None:
+    if not call.done.set_running_or_notify_cancel():
+        return
+    try:
+        call.work(engine)
+    except Exception as error:
+        call.done.set_exception(error)
+    else:
+        call.done.set_result(None)
 
 
 class Mailbox:

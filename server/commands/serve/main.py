@@ -42,6 +42,8 @@ def main(prog: str, args: Sequence[str]) -> None:
         print(print_settings(config), end="")
         return
     engine_config = resolve_engine(config.engine)
+    if config.access.heads_dir is not None:
+        engine_config = replace(engine_config, num_vacant_heads=config.access.max_loaded_heads)
     api_config = replace(resolve_api(config), tool_call_parser=config.tool_call_parser)
     listener = bind(config.host, config.port)
     api_config = replace(api_config, access=at_home(config.access, listener))
