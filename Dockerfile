@@ -18,7 +18,9 @@ COPY src ./src
 COPY kernels ./kernels
 COPY guidance ./guidance
 COPY server ./server
-RUN /opt/trimtab/bin/pip install --no-cache-dir .
+# of pyproject.toml, such as ray, for engines on Kubernetes (deploy/ray-service.yaml)
+ARG EXTRAS
+RUN /opt/trimtab/bin/pip install --no-cache-dir ".${EXTRAS:+[$EXTRAS]}"
 
 FROM ${BASE} AS runtime
 # torch.compile and Triton want a C++ compiler.
