@@ -49,15 +49,38 @@ class BuildError(RuntimeError):
     """The library cannot be built here; the message is one line."""
 
 
+class Arena:
+    """Memory for weights, cut from large pieces: one after the other they fill huge pages, which are read a
+    third faster than small ones. A piece goes when the last tensor of it does."""
+
+    PIECE = 1 << 26
+
+    def __init__(self, cdll: ctypes.CDLL) -> None:
+        self._prepare = cdll.trimtab_prepare
+        self._prepare.restype, self._prepare.argtypes = None, [ctypes.c_void_p, ctypes.c_int64]
+        self._piece, self._used = torch.empty(0, dtype=torch.uint8), 0
+
+    def take(self, nbytes: int) -> torch.Tensor:
+        """u8 [nbytes], at the beginning of a cache line."""
+        if self._used + nbytes > len(self._piece):
+            self._piece = torch.empty(max(nbytes, self.PIECE) + 64, dtype=torch.uint8)
+            self._used = -self._piece.data_ptr() % 64
+            self._prepare(self._piece.data_ptr(), len(self._piece))
+        taken = self._piece[self._used : self._used + nbytes]
+        self._used += -(-nbytes // 64) * 64
+        return taken
+
+
 @dataclass(frozen=True)
 class Library:
     """The loaded library. cdll: its functions; who calls one declares its types. isa: what it was built for.
-    lanes: floats of a vector."""
+    lanes: floats of a vector. memory: for packed weights."""
 
     cdll: ctypes.CDLL
     isa: str
     path: Path
     lanes: int
+    memory: Arena
 
     @property
     def num_threads(self) -> int:
@@ -87,7 +110,7 @@ def load_library(isa: str | None = None) -> Library:
 def _load(isa: str) -> Library:
     path = build(isa, extra=os.environ.get("TRIMTAB_CPU_FLAGS", "").split())
     cdll = ctypes.CDLL(str(path))
-    library = Library(cdll, isa, path, int(cdll.trimtab_lanes()))
+    library = Library(cdll, isa, path, int(cdll.trimtab_lanes()), Arena(cdll))
     library.set_num_threads(default_threads())
     return library
 

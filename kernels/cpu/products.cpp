@@ -357,15 +357,19 @@ using namespace trimtab;
 
 TRIMTAB_API int64_t trimtab_packed_bytes(const Weight* weight) { return weight->panels() * weight->panel_bytes(); }
 
+// Asks for huge pages in memory that nothing has touched yet.
+TRIMTAB_API void trimtab_prepare(void* memory, int64_t bytes) {
+#if defined(__linux__)
+    constexpr uintptr_t huge = 1 << 21;
+    uintptr_t begin = (reinterpret_cast<uintptr_t>(memory) + huge - 1) / huge * huge;
+    uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + bytes) / huge * huge;
+    if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
+
 // W [n, k] in rows `stride` apart, of format `from` (not q8), into weight->data.
 TRIMTAB_API void trimtab_pack(const Weight* weight, int32_t from, const void* source, int64_t stride) {
     uint8_t* target = const_cast<uint8_t*>(weight->data);
-#if defined(__linux__)
-    constexpr uintptr_t huge = 1 << 21;
-    uintptr_t begin = (reinterpret_cast<uintptr_t>(target) + huge - 1) / huge * huge;
-    uintptr_t end = (reinterpret_cast<uintptr_t>(target) + trimtab_packed_bytes(weight)) / huge * huge;
-    if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
     parallel([&](Worker& worker) {
         worker.each(weight->panels(), [&](int64_t i) {
             uint8_t* panel = target + i * weight->panel_bytes();

@@ -58,8 +58,8 @@ class PackedWeight:
         self.struct = WeightStruct(None, *self.shape, _CODES[format])
         _declare(library)
         self.nbytes = int(library.cdll.trimtab_packed_bytes(ctypes.byref(self.struct)))
-        self._data = torch.empty(self.nbytes + 64, dtype=torch.uint8)
-        self.struct.data = -(-self._data.data_ptr() // 64) * 64
+        self._data = library.memory.take(self.nbytes)
+        self.struct.data = self._data.data_ptr()
         weight = weight.cpu() if weight.stride(1) == 1 else weight.cpu().contiguous()
         arguments = (_DTYPES[weight.dtype], weight.data_ptr(), weight.stride(0))
         library.cdll.trimtab_pack(ctypes.byref(self.struct), *arguments)
