@@ -19,7 +19,9 @@ COPY src ./src
 COPY kernels ./kernels
 COPY guidance ./guidance
 COPY server ./server
-RUN /opt/trimtab/bin/pip install --no-cache-dir .
+# of pyproject.toml, such as ray, for engines on Kubernetes (deploy/ray-service.yaml)
+ARG EXTRAS
+RUN /opt/trimtab/bin/pip install --no-cache-dir ".${EXTRAS:+[$EXTRAS]}"
 # The CPU's library for every instruction set, so that the image runs anywhere and needs no compiler.
 RUN /opt/trimtab/bin/python -m trimtab.kernels.cpu.library
 

@@ -4,7 +4,7 @@ JOBS   ?= 2
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: serve test test-slow size heads toy gpu gpu-cache growth training-speed gold lint install clean
+.PHONY: serve test sanitize test-slow size heads toy gpu gpu-cache growth training-speed gold lint install clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -27,6 +27,14 @@ test: $(STAMP)  ## lint, types and every test that CI runs (JOBS=2 processes)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(JOBS) --dist loadfile $(ARGS)
+
+sanitize: $(STAMP)  ## the CPU library's tests under address, undefined-behaviour and thread sanitizers (minutes)
+	for kind in address,undefined thread; do \
+	  case $$kind in thread) preload=libtsan.so;; *) preload=libasan.so;; esac; \
+	  TRIMTAB_CPU_FLAGS="-O1 -g -fno-sanitize-recover=all -fsanitize=$$kind" LD_PRELOAD=$$($(or $(CXX),g++) -print-file-name=$$preload) \
+	    ASAN_OPTIONS=detect_leaks=0 TSAN_OPTIONS=report_signal_unsafe=0 OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 \
+	    $(BIN)/python -m pytest -q -x -p no:cacheprovider tests/kernels/cpu $(ARGS) || exit 1; \
+	done
 
 test-slow: $(STAMP)  ## the tests that need minutes
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow $(ARGS)

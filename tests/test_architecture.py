@@ -61,6 +61,7 @@ SERVER = {
     "scoring": ("engine", "judging"),
     "rollouts": ("engine", "judging", "scoring"),
     "commands": ("flags", "engine", "api", "judging", "scoring", "rollouts"),
+    "cluster": ("engine", "api", "commands"),
     "cli": ("engine", "api", "commands"),
 }
 ROOMS = {"guidance": GUIDANCE, "server": SERVER}

@@ -146,7 +146,7 @@ def with_delivery(engine: Engine, requests: list[Request], clock: StepClock) -> 
     service.wait_until_loaded()
 
     async def read(request: Request) -> None:
-        async for event in service.submit(request):
+        async for event in await service.submit(request):
             if isinstance(event, TERMINAL):
                 return
 
@@ -177,7 +177,8 @@ def measure(config: HostTimeConfig) -> Document:
 def _median_of_steps(config: HostTimeConfig, num_rows: int, run: Way, turn: int) -> float:
     engine = new_engine(config, num_rows)
     clock = StepClock(engine, num_rows)
-    with mock.patch("trimtab.server.engine.sampler.guided_logits", engine.policy.native.draw)  # type: ignore[union-attr]:
+    instant: Any = engine.policy.native
+    with mock.patch("trimtab.server.engine.sampler.guided_logits", instant.draw):
         run(engine, new_requests(config, num_rows), clock)
     return 1e3 * statistics.median(clock.seconds)
 

@@ -99,12 +99,19 @@ void score_in_place(const Cache<T>& cache, const float* queries, int64_t stride,
     const int64_t dim = cache.shape.dim, step = cache.shape.block_size;
     constexpr int some = 4;  // groups of places at a time
     for (int i = span.begin / kLanes * kLanes; i < span.end; i += some * kLanes) {
-        const T* keys[some];
-        for (int g = 0; g < some; g++) keys[g] = cache.key(part * kPart + (i + g * kLanes < span.end ? i + g * kLanes : i));
+        const T *keys[some], *after[some];  // after: fetched meanwhile
+        for (int g = 0; g < some; g++) {
+            const int place = i + g * kLanes, later = place + some * kLanes;
+            keys[g] = cache.key(part * kPart + (place < span.end ? place : i));
+            after[g] = later < span.end ? cache.key(part * kPart + later) : keys[g];
+        }
         Vec sums[Heads][some] = {};
         for (int64_t d = 0; d < dim; d++) {
             Vec key[some];
-            for (int g = 0; g < some; g++) key[g] = load(keys[g] + d * step);
+            for (int g = 0; g < some; g++) {
+                key[g] = load(keys[g] + d * step);
+                __builtin_prefetch(after[g] + d * step);
+            }
             for (int h = 0; h < Heads; h++)
                 for (int g = 0; g < some; g++) sums[h][g] = fma(splat(queries[h * stride + d]), key[g], sums[h][g]);
         }
@@ -121,9 +128,11 @@ void weigh_in_place(const Cache<T>& cache, const float* weights, int64_t part, S
         const int64_t place = part * kPart + i;
         const int end = static_cast<int>(std::min<int64_t>(span.end, i + step - place % step));
         const T* value = cache.value(place) + dim_first;
-        for (; i < end; i++, value += dim)
+        const T* after = end < span.end ? cache.value(part * kPart + end) + dim_first : value;
+        for (; i < end; i++, value += dim, after += dim)
             for (int v = 0; v < Vectors; v++) {
                 Vec one = load(value + v * kLanes);
+                __builtin_prefetch(after + v * kLanes);
                 for (int h = 0; h < Heads; h++) sums[h][v] = fma(splat(weights[h * kScoreStride + i]), one, sums[h][v]);
             }
     }

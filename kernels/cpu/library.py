@@ -74,6 +74,7 @@ def load_library(isa: str | None = None) -> Library:
     """The library for `isa`, built if need be.
 
     isa: "avx512", "avx2" or "portable"; None is $TRIMTAB_CPU_ISA, or the best that this CPU has.
+    $TRIMTAB_CPU_FLAGS are more flags for the compiler, `make sanitize`'s say.
 
     Raises:
         BuildError: no compiler, or it fails.
@@ -84,7 +85,7 @@ def load_library(isa: str | None = None) -> Library:
 
 @functools.cache
 def _load(isa: str) -> Library:
-    path = build(isa)
+    path = build(isa, extra=os.environ.get("TRIMTAB_CPU_FLAGS", "").split())
     cdll = ctypes.CDLL(str(path))
     library = Library(cdll, isa, path, int(cdll.trimtab_lanes()))
     library.set_num_threads(default_threads())

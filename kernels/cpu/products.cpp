@@ -10,6 +10,7 @@
 namespace trimtab {
 namespace {
 
+constexpr int kChunk = 128;           // of k, that are summed by themselves: a long sum loses less so
 constexpr int kBlockK = 512;          // of k that a tile takes at a time where rows are many
 constexpr int kBlockRows = 10 * kTileRows;
 constexpr int kDirectRows = kTileRows;  // up to here panels are only read once, as they are stored
@@ -25,6 +26,7 @@ struct Tile {
     const uint8_t* fetch;
     int64_t fetch_step;     // bytes a step of k
     float* kept = nullptr;  // where the panel is left as floats, if Keeps
+    int64_t chunk = kChunk;
 };
 
 TRIMTAB_INLINE void load_columns(const float* p, int columns, Vec& left, Vec& right) {
@@ -59,8 +61,8 @@ template <int Rows> TRIMTAB_INLINE void start(Vec (&sums)[Rows][2], const float*
 
 template <class T, int Rows, bool Keeps>
 void float_tile(const T* panel, int64_t k, const float* x, int64_t x_stride, float* out, int64_t out_stride, const Tile& tile) {
-    Vec sums[Rows][2];
-    start<Rows>(sums, out, out_stride, tile);
+    Vec sums[Rows][2], total[Rows][2];
+    start<Rows>(total, out, out_stride, tile);
     const uint8_t* fetch = tile.fetch;
     auto step = [&](int64_t i) __attribute__((always_inline)) {
         for (int b = 0; b < kPanel * static_cast<int>(sizeof(T)); b += 64) __builtin_prefetch(fetch + b);
@@ -74,11 +76,15 @@ void float_tile(const T* panel, int64_t k, const float* x, int64_t x_stride, flo
             sums[m][1] = fma(value, right, sums[m][1]);
         }
     };
-    int64_t i = 0;
-    if (Rows <= 4)
-        for (; i + 4 <= k; i += 4) step(i), step(i + 1), step(i + 2), step(i + 3);
-    for (; i < k; i++) step(i);
-    for (int m = 0; m < Rows; m++) store_columns(out + m * out_stride, tile.columns, sums[m][0], sums[m][1]);
+    for (int64_t i = 0; i < k;) {
+        const int64_t end = std::min(k, i + tile.chunk);
+        for (int m = 0; m < Rows; m++) sums[m][0] = sums[m][1] = Vec{};
+        if (Rows <= 4)
+            for (; i + 4 <= end; i += 4) step(i), step(i + 1), step(i + 2), step(i + 3);
+        for (; i < end; i++) step(i);
+        for (int m = 0; m < Rows; m++) total[m][0] += sums[m][0], total[m][1] += sums[m][1];
+    }
+    for (int m = 0; m < Rows; m++) store_columns(out + m * out_stride, tile.columns, total[m][0], total[m][1]);
 }
 
 template <int Rows>
@@ -325,7 +331,7 @@ void product(Worker& worker, const Weight& weight, const float* x, int64_t x_str
 
 void tile_product(const float* panel, int64_t k, const float* x, int64_t x_stride, int rows, float* out,
                   int64_t out_stride, int columns, bool more) {
-    Tile tile{nullptr, more, columns, reinterpret_cast<const uint8_t*>(panel), 0};
+    Tile tile{nullptr, more, columns, reinterpret_cast<const uint8_t*>(panel), 0, nullptr, k};
     float_tile_of<float>(rows)(panel, k, x, x_stride, out, out_stride, tile);
 }
 

@@ -1,5 +1,5 @@
 // Products x·Wᵀ with W packed in panels of a few columns, rows of x together. A row's result is the same bits
-// whatever rows are beside it: every sum runs over k in one chain, from the bias on.
+// whatever rows are beside it: sums run over 128 of k in one chain, and those are added in order, from the bias on.
 #pragma once
 #include "memory.h"
 #include "pool.h"
@@ -51,7 +51,7 @@ void product(Worker& worker, const Weight& weight, const float* x, int64_t x_str
              int64_t out_stride, const float* bias, void* shared);
 
 // The same for up to kTileRows rows and one panel of floats by itself, k of them: columns 0 … columns−1 of out,
-// which is where the sums start if `more`. What attention is made of.
+// which is where the sums start if `more`, in one chain. What attention is made of.
 void tile_product(const float* panel, int64_t k, const float* x, int64_t x_stride, int rows, float* out,
                   int64_t out_stride, int columns, bool more);
 

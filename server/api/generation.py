@@ -49,9 +49,9 @@ class EngineClient(Protocol):
         cannot be served, EngineUnavailableError when too many are being compiled."""
         ...
 
-    def submit(self, request: Request) -> AsyncIterator[Event]:
-        """The request's events. Raises InvalidRequestError at once for what can never be served,
-        EngineUnavailableError when the engine takes none (any more)."""
+    async def submit(self, request: Request) -> AsyncIterator[Event]:
+        """The request's events, once an engine has taken it. Raises InvalidRequestError for what can never be
+        served, EngineUnavailableError when no engine takes it, QueueFullError when none does now."""
         ...
 
     def abort(self, request_id: str) -> None:
@@ -101,30 +101,36 @@ class Generation:
     Choices are numbered over all prompts: the i-th choice of prompt p has index p·n + i.
     """
 
-    def __init__(
-        self,
+    @classmethod
+    async def start(
+        cls,
         engine: EngineClient,
         requests: Sequence[Request],
         metrics: Metrics,
         deadline: Deadline | None = None,
         before: Usage | None = None,
+    ) -> Generation:
+        """Submits them all, or none: raises like `submit` when the engine refuses one. deadline: when they
+        have to have ended. before: what was computed for them beforehand."""
+        meter = RequestMeter(metrics, requests)
+        return cls(engine, requests, await _submit_all(engine, requests), meter, deadline, before or Usage())
+
+    def __init__(
+        self,
+        engine: EngineClient,
+        requests: Sequence[Request],
+        streams: Sequence[AsyncIterator[Event]],
+        meter: RequestMeter,
+        deadline: Deadline | None,
+        before: Usage,
     ) -> None:
-        """Submits them all, or none: raises InvalidRequestError or QueueFullError when the engine refuses
-        one. deadline: when they have to have ended. before: what was computed for them beforehand."""
-        self._engine, self._requests = engine, tuple(requests)
+        self._engine, self._requests, self._meter = engine, tuple(requests), meter
         self._n = requests[0].sampling.n
-        self._running: dict[str, AsyncIterator[Event]] = {}
-        self._meter: RequestMeter | None = None  # of what was admitted
-        self.usage = Usage(computed=0 if before is None else before.computed)
-        try:
-            for request in requests:
-                self._running[request.request_id] = engine.submit(request)
-        except BaseException:
-            self.abort()
-            raise
-        self._meter = RequestMeter(metrics, requests)
+        self._running = dict(zip((request.request_id for request in requests), streams, strict=True))
+        self.usage = Usage(computed=before.computed)
         self.num_choices = self._n * len(requests)
-        self._events = _in_time(_merge(list(self._running.values())), deadline)
+        events = _merge(list(self._running.values()))
+        self._events = events if deadline is None else _in_time(events, deadline)
         self._early: list[tuple[int, Event]] = []
 
     @property
@@ -150,8 +156,7 @@ class Generation:
         for request_id in self._running:
             self._engine.abort(request_id)
         self._running.clear()
-        if self._meter is not None:
-            self._meter.leave()
+        self._meter.leave()
 
     async def begin(self) -> None:
         """Waits until the engine has begun with the requests. Raises what `events` raises."""
@@ -162,9 +167,8 @@ class Generation:
         prompt_index, event = await anext(self._events)
         if isinstance(event, TERMINAL):
             self._running.pop(event.request_id, None)
-        if self._meter is not None:
-            index = 0 if isinstance(event, TERMINAL) else prompt_index * self._n + event.index
-            self._meter.see(index, event)
+        index = 0 if isinstance(event, TERMINAL) else prompt_index * self._n + event.index
+        self._meter.see(index, event)
         match event:
             case Finished():
                 self.usage.add(event)
@@ -195,14 +199,22 @@ class Generation:
         return completions
 
 
+async def _submit_all(engine: EngineClient, requests: Sequence[Request]) -> list[AsyncIterator[Event]]:
+    """At once: an engine may be far away."""
+    tasks = [asyncio.create_task(engine.submit(request)) for request in requests]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for request, task in zip(requests, tasks, strict=True):
+            if not task.cancel() and not task.cancelled() and task.exception() is None:
+                engine.abort(request.request_id)
+        raise
+
+
 async def _in_time(
-    items: AsyncIterator[tuple[int, Event]], deadline: Deadline | None
+    items: AsyncIterator[tuple[int, Event]], deadline: Deadline
 ) -> AsyncIterator[tuple[int, Event]]:
     """Raises RequestTimeoutError where they take longer."""
-    if deadline is None:
-        async for item in items:
-            yield item
-        return
     try:
         while True:
             async with asyncio.timeout_at(deadline.at):

@@ -31,13 +31,13 @@ _SECONDS = (
 _NATS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 _TOKENS = tuple(float(2**i) for i in range(18))
 
-_GAUGES: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
+GAUGES: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
     ("vllm:num_requests_running", "Replies that the engine works on.", lambda s: s.num_running),
     ("vllm:num_requests_waiting", "Replies that wait for room.", lambda s: s.num_waiting),
     ("vllm:kv_cache_usage_perc", "Share of the key/value cache in use, 0 to 1.", lambda s: s.cache_usage),
     ("trimtab:rows_guided", "Replies under way that heads or a rule steer.", lambda s: s.num_guided),
 )
-_COUNTERS: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
+COUNTERS: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
     ("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", lambda s: s.prefix_queries),
     ("vllm:prefix_cache_hits", "Prompt tokens found there.", lambda s: s.prefix_hits),
     (
@@ -143,7 +143,7 @@ class _EngineCollector(Collector):
 
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
         stats = self._stats()
-        for kind, table in ((GaugeMetricFamily, _GAUGES), (CounterMetricFamily, _COUNTERS)):
+        for kind, table in ((GaugeMetricFamily, GAUGES), (CounterMetricFamily, COUNTERS)):
             for name, help_text, read in table:
                 family = kind(name, help_text, labels=("model_name",))
                 if stats is not None:

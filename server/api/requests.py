@@ -278,9 +278,9 @@ def negative_text(tokenizer: Tokenizer, body: CompletionRequest) -> list[int]:
     return tokenizer.encode(messages[0].text)
 
 
-def negative_texts(body: GenerationRequest) -> Iterator[str]:
+def negative_texts(body: GenerationRequest) -> list[str]:
     """Of the rule's other prompt, if any."""
-    return (message.text for message in _negative_messages(body))
+    return [message.text for message in _negative_messages(body)]
 
 
 def _negative_messages(body: GenerationRequest) -> list[Message]:

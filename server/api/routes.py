@@ -24,6 +24,7 @@ from trimtab.server.api.readings.read import read_prompts
 from trimtab.server.api.replies import ChatFormat, CompletionFormat, Json, ReplyFormat
 from trimtab.server.api.requests import (
     NEGATIVE_PROMPT,
+    Words,
     chat_sampling,
     completion_sampling,
     negative_chat,
@@ -80,14 +81,16 @@ async def begin_chat(body: ChatRequest, http: HttpRequest, service: Service) -> 
     encoding = service.encoding
     if body.truncate_prompt_tokens is None:
         encoding.check_length((message.text for message in body.messages), "messages")
-    encoding.check_length(negative_texts(body), NEGATIVE_PROMPT)
-    negative = await encoding.run(http, negative_chat, service.tokenizer, body, tools)
+    negative: list[int] = []
+    if others := negative_texts(body):  # a thread is asked only where there is something to read
+        encoding.check_length(others, NEGATIVE_PROMPT)
+        negative = await encoding.run(http, negative_chat, service.tokenizer, body, tools)
     guidance = resolve_guidance(body.guidance, service.config, info, negative)
     grammar = await _prepare(http, service, body, use)
     tokenizer = service.tokenizer
     prompt = await encoding.run(http, render_chat, tokenizer, body.messages, tools, "messages", body)
     prompt = truncated(prompt, body, info)
-    bad_words = await encoding.run(http, tokens_of_words, tokenizer, body.bad_words or [])
+    bad_words = await _tokens_of_words(http, service, body)
     reasoning = service.reasoning
     reply = ChatFormat(
         model,
@@ -113,7 +116,7 @@ async def begin_chat(body: ChatRequest, http: HttpRequest, service: Service) -> 
                 http, service, body, reply.reply_id, asked, guidance, body.prompt_logprobs
             )
             reply.num_prompt_top = body.prompt_logprobs
-        generation = service.generation(http, [request], usage, body.cache_salt)
+        generation = await service.generation(http, [request], usage, body.cache_salt)
     return Chat(model, reply, generation, sampling, selection)
 
 
@@ -125,13 +128,17 @@ async def create_completion(body: CompletionRequest, http: HttpRequest, service:
     encoding = service.encoding
     for prompt in body.prompt if body.truncate_prompt_tokens is None else ():
         encoding.check_length([prompt] if isinstance(prompt, str) else [], "prompt")
-    encoding.check_length(negative_texts(body), NEGATIVE_PROMPT)
-    negative = await encoding.run(http, negative_text, service.tokenizer, body)
+    negative: list[int] = []
+    if others := negative_texts(body):  # a thread is asked only where there is something to read
+        encoding.check_length(others, NEGATIVE_PROMPT)
+        negative = await encoding.run(http, negative_text, service.tokenizer, body)
     guidance = resolve_guidance(body.guidance, service.config, info, negative)
     grammar = await _prepare(http, service, body)
-    prompts = await encoding.run(http, _tokenise, service.tokenizer, body.prompt)
+    prompts = [prompt for prompt in body.prompt if not isinstance(prompt, str)]
+    if len(prompts) < len(body.prompt):
+        prompts = await encoding.run(http, _tokenise, service.tokenizer, body.prompt)
     prompts = [truncated(prompt, body, info) for prompt in prompts]
-    bad_words = await encoding.run(http, tokens_of_words, service.tokenizer, body.bad_words or [])
+    bad_words = await _tokens_of_words(http, service, body)
     reply = CompletionFormat(
         model,
         service.token_text,
@@ -161,7 +168,7 @@ async def create_completion(body: CompletionRequest, http: HttpRequest, service:
         if not requests:
             read = reply.echoed or reply.prompts
             return JSONResponse(reply.reply(unfollowed(read), usage_of(read, usage)))
-        generation = service.generation(http, requests, usage, body.cache_salt)
+        generation = await service.generation(http, requests, usage, body.cache_salt)
     if body.stream:
         return _stream(body, generation, reply)
     return await whole_reply(http, generation, reply, selection)
@@ -214,6 +221,12 @@ async def _prepare(
         grammar = replace(grammar, salt=service.salt(http, body.cache_salt))
         await service.engine.prepare(grammar)
     return grammar
+
+
+async def _tokens_of_words(http: HttpRequest, service: Service, body: GenerationRequest) -> Words:
+    if not body.bad_words:
+        return ()
+    return await service.encoding.run(http, tokens_of_words, service.tokenizer, body.bad_words)
 
 
 def _tokenise(tokenizer: Tokenizer, prompts: list[str | list[int]]) -> list[list[int]]:

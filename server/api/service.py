@@ -61,8 +61,8 @@ UNAVAILABLE = {
 @dataclass(frozen=True, slots=True)
 class Service:
     """info: the engine's, as it was when it got ready, or heads were changed last. config: resolved.
-    head_rows: to be told what heads are used on. call_format: how the model calls tools, where that is known. reasoning: the tags that it thinks
-    between, if it does. model_ids: see profiles."""
+    head_rows: to be told what heads are used on. call_format: how the model calls tools, where that is known.
+    reasoning: the tags that it thinks between, if it does. model_ids: see profiles."""
 
     engine: EngineClient
     info: EngineInfo
@@ -81,7 +81,7 @@ class Service:
         """Whether there is a chat template."""
         return bool(self.tokenizer.chat_template)
 
-    def generation(
+    async def generation(
         self,
         http: HttpRequest,
         requests: Sequence[Request],
@@ -89,7 +89,7 @@ class Service:
         cache_salt: str | None = None,
     ) -> Generation:
         """Of one HTTP request, whose sender's the requests are: of these the first may not wait too long, and
-        the others wait for that. Raises what Generation does."""
+        the others wait for that. Raises what Generation.start does."""
         access = self.config.access
         tenant, salt = sender(http), self.salt(http, cache_salt)
         waits = (access.queue_timeout, *[None] * len(requests))
@@ -99,7 +99,7 @@ class Service:
         ]
         at: float | None = getattr(http.state, "deadline", None)
         deadline = None if at is None else Deadline(at, access.request_timeout or 0.0)
-        return Generation(self.engine, theirs, self.metrics, deadline, before)
+        return await Generation.start(self.engine, theirs, self.metrics, deadline, before)
 
     def salt(self, http: HttpRequest, asked: str | None = None) -> str:
         """Only requests of the same may find what others have left in caches: those of one key, unless all
@@ -135,7 +135,7 @@ def stats_of(app: FastAPI) -> EngineStats | None:
     return None if service is None else service.engine.stats
 
 
-def ready_service(request: HttpRequest) -> Service:
+async def ready_service(request: HttpRequest) -> Service:  # async: else FastAPI calls it in a thread
     """The dependency of every /v1 route. Raises NotReadyError unless the engine takes requests."""
     reason = why_not_ready(request.app)
     if reason is not None:

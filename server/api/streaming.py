@@ -19,6 +19,7 @@ from trimtab.server.api.selection import Chosen, Selection
 from trimtab.server.engine.request import Completion, Delta
 
 logger = logging.getLogger(__name__)
+_ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))  # made once: it writes every token
 
 
 class GenerationStream(StreamingResponse):
@@ -104,7 +105,7 @@ def describe_failure(error: Exception) -> ApiError:
 
 def data_line(data: object) -> str:
     """As server-sent events have it, with the empty line that ends an event."""
-    return f"data: {json.dumps(data, allow_nan=False, separators=(',', ':'))}\n\n"
+    return f"data: {_ENCODER.encode(data)}\n\n"
 
 
 async def _chunks(

@@ -154,7 +154,7 @@ class AsyncEngine:
         compiling.add_done_callback(self._compiling.discard)
         await asyncio.wrap_future(compiling)
 
-    def submit(self, request: Request) -> AsyncIterator[Event]:
+    async def submit(self, request: Request) -> AsyncIterator[Event]:
         """Queue a request, whose grammar was prepared; iterate over its events up to and including the
         terminal one.
 

@@ -56,11 +56,11 @@ from trimtab.server.engine.request import (
     check_request,
 )
 from trimtab.server.engine.row_needs import RowNeeds
-from trimtab.server.engine.sampler import Drawn, Sampler
+from trimtab.server.engine.sampler import Sampler
 from trimtab.server.engine.scheduler import Counts, Purpose, Row, Scheduler, Step
 from trimtab.server.engine.startup import NO_MODELS, load, measure_blocks, resolve_num_blocks
 from trimtab.server.engine.state_recorder import StateRecorder
-from trimtab.server.engine.step_result import StepResult
+from trimtab.server.engine.step_result import DrawnRows, GivenTokens, ScoredRows, StepResult
 from trimtab.server.engine.warm_up import warm_up
 
 logger = logging.getLogger(__name__)
@@ -356,23 +356,17 @@ class Engine:
         if self._recorder is not None:
             self._recorder.take([*drawing, *judging], hidden.h)
         with torch.inference_mode():
-            given, given_needs, read = self._read(step, hidden)
+            given = self._read(step, hidden)
             masks = self._masks(drawing)
             drawn = self.sampler.draw(hidden, needs, drawing, masks, advice) if drawing else None
             rewards = self.sampler.judge(hidden, len(drawing), len(judging)) if judging else None
             slots = [row.lane.slot for row in measuring if row.lane.slot is not None]
             values = self.sampler.measure(hidden, len(drawing) + len(judging), slots) if slots else None
         return StepResult.send(
-            drawing,
-            needs,
-            drawn,
-            judging,
-            rewards,
-            measuring,
-            values,
+            DrawnRows(drawing, needs, drawn),
             given,
-            given_needs,
-            read,
+            ScoredRows(judging, rewards),
+            ScoredRows(measuring, values),
             self.policy.device,
         )
 
@@ -382,7 +376,7 @@ class Engine:
         lives = ((self._live[row.choice.request.request_id], row) for row in drawing)
         return [live.mask(row) for live, row in lives if live.needs.has_mask]
 
-    def _read(self, step: Step, hidden: Hidden) -> tuple[list[GivenToken], list[RowNeeds], Drawn | None]:
+    def _read(self, step: Step, hidden: Hidden) -> GivenTokens:
         """What is read and not drawn from: replies that are given; and for a value that remembers, those that
         are computed again, as after a preemption."""
         kinds = (Purpose.PREFILL, Purpose.FEATURES)
@@ -399,7 +393,8 @@ class Engine:
             else:
                 assert row.lane.slot is not None
                 self.sampler.recall(row.lane.slot, h, need.remembering)
-        return given, needs, self.reader.read(torch.cat(states), given, needs) if given else None
+        read = self.reader.read(torch.cat(states), given, needs) if given else None
+        return GivenTokens(given, needs, read)
 
     def _postprocess(self, result: StepResult) -> None:
         try:
@@ -407,9 +402,7 @@ class Engine:
             draws = list(result.read_draws(self.bank.names))
             given = list(result.read_given(self.bank.names))
         except Exception as error:
-            reading = (token.row for token in result.given)
-            rows = (*result.judging, *result.measuring, *result.drawing, *reading)
-            self._contain(error, {row.choice.request.request_id for row in rows})
+            self._contain(error, {row.choice.request.request_id for row in result.rows})
             return
         for row, reward in rewards:
             if row.choice.phase is not Phase.DONE:

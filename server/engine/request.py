@@ -49,6 +49,9 @@ class InvalidRequestError(ValueError):
         super().__init__(problem if param is None else f"{param}: {problem}")
         self.problem, self.param = problem, param
 
+    def __reduce__(self) -> tuple[type[InvalidRequestError], tuple[str, str | None]]:
+        return type(self), (self.problem, self.param)
+
 
 class ContextLengthError(InvalidRequestError):
     """The prompt, or prompt and reply together, do not fit the model's context."""

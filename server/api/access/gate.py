@@ -24,9 +24,9 @@ ANYONE = "anyone"
 class Gate:
     """ASGI middleware. keys: none for a server that asks for none. admin_keys: of whom `is_admin` is true in
     the scope's state, at their own paths; they are keys nowhere else. rates: of each key; where there are
-    none, of all clients together. hosts: names that a request may be sent to, `*.` before one for all below it;
-    none for any. read_timeout: seconds for a request's body; request_timeout: until its answer begins, which
-    then has to end by the same `deadline` in the scope's state."""
+    none, of all clients together. hosts: names that a request may be sent to, `*.` before one for all below
+    it; none for any. read_timeout: seconds for a request's body; request_timeout: until its answer begins,
+    which then has to end by the same `deadline` in the scope's state."""
 
     def __init__(
         self,

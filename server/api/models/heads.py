@@ -24,7 +24,7 @@ from trimtab.server.api.service import ReadyService, Service
 from trimtab.server.api.strict_json import StrictJsonRoute
 from trimtab.server.engine.request import InvalidRequestError
 
-Name = Annotated[UnicodeText, Field(min_length=1, max_length=64)]
+Name = Annotated[UnicodeText, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
 
 
 class LoadHeadRequest(StrictModel):

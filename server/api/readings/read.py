@@ -44,7 +44,7 @@ async def read_prompts(
         ]
     if not requests:
         return list(prompts), Usage()
-    with service.generation(http, requests, cache_salt=body.cache_salt) as generation:
+    with await service.generation(http, requests, cache_salt=body.cache_salt) as generation:
         readings = iter(await gather_while_connected(http, generation))
     found = [
         replace(prompt, reading=next(readings)) if len(prompt.token_ids) > 1 else prompt for prompt in prompts

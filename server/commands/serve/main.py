@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import ipaddress
 import json
 import logging
@@ -57,6 +58,8 @@ def main(prog: str, args: Sequence[str]) -> None:
     api_config = replace(api_config, profiles=read_profiles(config.profiles))
 
     def announce(service: Service) -> None:
+        gc.collect()
+        gc.freeze()  # what has been loaded stays: no later collection walks it, and holds every stream up
         print(welcome(service, url, time.perf_counter() - start), flush=True)
 
     server = ModelServer(listener, engine_config, api_config, config.shutdown_timeout, tls)

@@ -110,7 +110,7 @@ class ModelServer:
         template = self._api_config.chat_template
         access = self._api_config.access
         limits = access.max_queued_requests, access.max_queued_tokens
-        loading = asyncio.to_thread(_start_engine, self._engine_config, template, limits)
+        loading = asyncio.to_thread(start_engine, self._engine_config, template, limits)
         starting = asyncio.create_task(loading)
         while not self._num_stops and not serving.done():
             if starting.done() and starting.result().status != "starting":
@@ -179,10 +179,13 @@ def find_defaults(model: str | Path, generation_config: str) -> SamplingDefaults
         raise UserError(str(error)) from error
 
 
-def _start_engine(
+def start_engine(
     config: EngineConfig, chat_template: str | None, limits: tuple[int | None, int | None]
 ) -> AsyncEngine:
-    """Importing torch and transformers takes seconds, in which the port should answer."""
+    """An engine that loads, in a thread of its own. limits: see QueueLimits.
+
+    Importing torch and transformers takes seconds, in which the port should answer.
+    """
     from trimtab.server.engine.async_engine import AsyncEngine, QueueLimits  # noqa: PLC0415
     from trimtab.server.engine.engine import Engine  # noqa: PLC0415
 

@@ -102,7 +102,7 @@ class EchoEngine:
     async def prepare(self, grammar: GrammarSpec) -> None:
         self.prepared.append(grammar)
 
-    def submit(self, request: Request) -> AsyncIterator[Event]:
+    async def submit(self, request: Request) -> AsyncIterator[Event]:
         check_request(request, self.info)
         if 255 in request.prompt_token_ids:
             raise InvalidRequestError("token 255 is refused by this engine", "prompt")
