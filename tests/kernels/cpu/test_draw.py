@@ -19,6 +19,7 @@ from trimtab.kernels.cpu import draw as cpu
 from trimtab.kernels.cpu.library import Library
 from trimtab.kernels.guided_logits import guided_logits, tilted_logits
 from trimtab.kernels.penalties import apply_token_mask
+from trimtab.kernels.philox import gumbel_noise
 from trimtab.kernels.tile_reduce import GuidedDraw
 from trimtab.kernels.tilt import solve_tilt
 
@@ -111,6 +112,20 @@ def test_a_row_alone_of_one_token_is_drawn_through_any_mask(library: Library):
         found = draw(library, logits, **keys, **NO_TILT, top_p=torch.full((3,), 0.5))
         assert found.token.tolist() == [5002, 2048, -1]
         assert found.logprob[:2].abs().max() < 1e-6
+
+
+def test_an_unlikely_token_wins_by_its_noise_and_by_no_less(library: Library):
+    """Against token 0 far away, by the largest noise of 40 000: what spares noise must not spare it."""
+    ids, vocab_size = torch.arange(10), 40_000
+    noise = gumbel_noise(ids, ids, ids, vocab_size)
+    noise[:, :2048] = -torch.inf
+    token, first = noise.argmax(1), gumbel_noise(ids, ids, ids, 1)[:, 0]
+    keys = {"seeds": ids, "positions": ids, "choices": ids, "temperature": torch.ones(10)}
+    for margin, drawn in ((0.01, token), (-0.01, torch.zeros_like(token))):
+        logits = torch.full((10, vocab_size), -torch.inf)
+        logits[:, 0] = 0.0
+        logits[ids, token] = first - noise.amax(1) + margin
+        assert torch.equal(draw(library, logits, **keys, **NO_TILT).token, drawn)
 
 
 def test_the_base_and_the_tilt_are_the_references(library: Library, oracle: SimpleNamespace):
