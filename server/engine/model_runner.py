@@ -24,8 +24,7 @@ from trimtab.server.engine.fused_layers import fuse_layers
 from trimtab.server.engine.fused_norms import fuse_norms
 from trimtab.server.engine.host_memory import keep_freed_memory
 from trimtab.server.engine.kv_cache import KVCache
-from trimtab.server.engine.native.model import NativeModel
-from trimtab.server.engine.policy import ServedPolicy
+from trimtab.server.engine.policy import Native, ServedPolicy
 from trimtab.server.engine.scheduler import Row, Step
 from trimtab.server.engine.step_state import StepState
 
@@ -208,7 +207,7 @@ class ModelRunner:
         return self._run_policy(tokens, self._all_rows[:size])
 
     def _run_native(
-        self, native: NativeModel, tokens: TokenInputs, rows: RowSpans, ids: Tensor, outputs: Tensor
+        self, native: Native, tokens: TokenInputs, rows: RowSpans, ids: Tensor, outputs: Tensor
     ) -> Tensor:
         """h of the tokens at `outputs`. ids: of all tokens, known by now."""
         firsts = [0, *itertools.accumulate(rows.num_tokens)]

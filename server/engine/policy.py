@@ -7,31 +7,29 @@ import copy
 import itertools
 import logging
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel, PreTrainedTokenizerBase
 
 from trimtab.guidance.errors import ModelError, PolicyError, first_line
+from trimtab.guidance.heads.bank import Vocabulary
 from trimtab.guidance.heads.fingerprint import PolicyIdentity
 from trimtab.guidance.policy import Policy, load_policy, output_embedding_input
 from trimtab.guidance.text.ends import end_of_reply
+from trimtab.kernels.cpu.weights import PackedWeight, WeightFormat
 from trimtab.kernels.dispatch import Backend
 from trimtab.kernels.wide_product import wide_product
 from trimtab.server.engine.attention.base import UnsupportedAttentionError
 from trimtab.server.engine.attention.probe import probe_layers
 from trimtab.server.engine.detokenizer import TextDecoder
-from trimtab.server.engine.kv_cache import LayerShape
+from trimtab.server.engine.kv_cache import KVCache, LayerShape
 from trimtab.server.engine.reasoning import Tags, find_tags
-
-if TYPE_CHECKING:
-    from trimtab.kernels.cpu.weights import PackedWeight
-    from trimtab.server.engine.native.model import NativeModel
 
 logger = logging.getLogger(__name__)
 DEFAULT_MAX_MODEL_LEN = 2048
@@ -52,6 +50,39 @@ def refusing(model: str) -> Iterator[None]:
     except Exception as error:
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise ModelError(f"{model} cannot be served: it fails when it is tried ({reason})") from error
+
+
+class Native(Protocol):
+    """What runs a policy in the place of its modules; see native.model.
+
+    format: of its matrices; num_bytes: that these take. roundings: the formats that something has lost bits in.
+    """
+
+    format: WeightFormat
+    roundings: tuple[str, ...]
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def num_bytes(self) -> int: ...
+
+    def run(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        cache_slots: Tensor,
+        firsts: Sequence[int],
+        block_tables: Tensor,
+        cache: KVCache,
+        outputs: Tensor,
+    ) -> Tensor: ...
+
+    def project(self, columns: Tensor) -> Tensor: ...
+
+    def logits(self, h: Tensor) -> Tensor: ...
+
+    def vocabulary(self) -> Vocabulary: ...
 
 
 @dataclass(slots=True)
@@ -78,7 +109,7 @@ class ServedPolicy:
     eos_token_ids: tuple[int, ...]
     reply_end_id: int | None = None
     has_linear_tail: bool = False
-    native: NativeModel | None = None
+    native: Native | None = None
     packed: Mapping[nn.Module, PackedWeight] = field(default_factory=dict)
     backend: Backend | None = None
     text: TextDecoder = field(init=False)
