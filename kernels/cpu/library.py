@@ -226,7 +226,9 @@ def _compile(compiler: Sequence[str], flags: Sequence[str], path: Path) -> None:
 
 
 def _run_all(commands: Sequence[Sequence[str]]) -> None:
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    # what a sanitizer preloads into this process is not for the compiler
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment}
     running = [subprocess.Popen(command, **pipes) for command in commands]  # type: ignore[call-overload]
     said = [process.communicate()[0] for process in running]
     for command, process, text in zip(commands, running, said, strict=True):

@@ -2,6 +2,7 @@
 #include "products.h"
 
 #include <algorithm>
+#include <type_traits>
 #include <utility>
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -49,6 +50,24 @@ TRIMTAB_INLINE void store_columns(float* p, int columns, Vec left, Vec right) {
     }
 }
 
+// A step of k of a panel. In bfloat16 columns i and i + kLanes share a word, which two operations take apart.
+template <class T> TRIMTAB_INLINE void load_panel(const T* p, Vec& left, Vec& right) {
+    if constexpr (std::is_same<T, Brain>::value) {
+        UIntVec both;
+        std::memcpy(&both, p, sizeof both);
+        left = bit_cast<Vec>(both << 16);
+        right = bit_cast<Vec>(both & 0xffff0000u);
+    } else {
+        left = load(p);
+        right = load(p + kLanes);
+    }
+}
+
+// Where a panel's column lies in a step of k.
+int place_of(int32_t format, int column) {
+    return format == kBFloat16 ? column % kLanes * 2 + column / kLanes : column;
+}
+
 template <int Rows> TRIMTAB_INLINE void start(Vec (&sums)[Rows][2], const float* out, int64_t out_stride, const Tile& tile) {
     if (tile.more) {
         for (int m = 0; m < Rows; m++) load_columns(out + m * out_stride, tile.columns, sums[m][0], sums[m][1]);
@@ -67,7 +86,8 @@ void float_tile(const T* panel, int64_t k, const float* x, int64_t x_stride, flo
     auto step = [&](int64_t i) __attribute__((always_inline)) {
         for (int b = 0; b < kPanel * static_cast<int>(sizeof(T)); b += 64) __builtin_prefetch(fetch + b);
         fetch += tile.fetch_step;
-        Vec left = load(panel + i * kPanel), right = load(panel + i * kPanel + kLanes);
+        Vec left, right;
+        load_panel(panel + i * kPanel, left, right);
         if (Keeps) store_columns(tile.kept + i * kPanel, kPanel, left, right);
 #pragma GCC unroll 12
         for (int m = 0; m < Rows; m++) {
@@ -274,7 +294,7 @@ template <class From, class To> void pack_panel(const From* source, int64_t stri
     for (int64_t from = 0; from < k; from += some)
         for (int column = 0; column < kPanel; column++)
             for (int64_t i = from; i < std::min(k, from + some); i++) {
-                To& target = panel[i * kPanel + column];
+                To& target = panel[i * kPanel + (std::is_same<To, Brain>::value ? place_of(kBFloat16, column) : column)];
                 if constexpr (std::is_same<From, To>::value) target = column < columns ? source[column * stride + i] : To{};
                 else store_as(&target, column < columns ? to_float(source[column * stride + i]) : 0.0f);
             }
@@ -339,7 +359,8 @@ void weight_row(const Weight& weight, int64_t id, float* out) {
     const uint8_t* panel = weight.panel(id / kPanel);
     int64_t column = id % kPanel;
     if (weight.format != kQ8) {
-        for (int64_t i = 0; i < weight.k; i++) out[i] = value_of(weight.format, panel, i * kPanel + column);
+        const int place = place_of(weight.format, static_cast<int>(column));
+        for (int64_t i = 0; i < weight.k; i++) out[i] = value_of(weight.format, panel, i * kPanel + place);
         return;
     }
     for (int64_t i = 0; i < weight.k; i++) {

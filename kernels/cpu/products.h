@@ -21,8 +21,8 @@ constexpr int kTileRows = 6;
 constexpr int kTileRows = 3;
 #endif
 
-// W [n, k], as Python describes it. data: panel after panel; in a panel k after k, kPanel columns each. In q8,
-// group after group: kGroup/4 times kPanel columns of 4 bytes, then the columns' scales in bfloat16.
+// W [n, k], as Python describes it. data: panel after panel; in a panel k after k, kPanel columns each, which
+// bfloat16 takes in another order. In q8, group after group: kGroup/4 times kPanel columns of 4 bytes, then the columns' scales in bfloat16.
 struct Weight {
     const uint8_t* data;
     int64_t n, k;
