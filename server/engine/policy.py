@@ -55,7 +55,8 @@ def refusing(model: str) -> Iterator[None]:
 class Native(Protocol):
     """What runs a policy in the place of its modules; see native.model.
 
-    format: of its matrices; num_bytes: that these take. roundings: the formats that something has lost bits in.
+    format: of its matrices; num_bytes: that these take. roundings: the formats that something has lost bits
+    in.
     """
 
     format: WeightFormat
