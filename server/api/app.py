@@ -8,12 +8,13 @@ from fastapi.middleware.cors import CORSMiddleware
 from trimtab.server.api import routes
 from trimtab.server.api.access.config import AccessConfig
 from trimtab.server.api.access.gate import Gate
-from trimtab.server.api.access.keys import load_keys
+from trimtab.server.api.access.keys import ADMIN_VARIABLE, load_keys
 from trimtab.server.api.access.rates import Rates
 from trimtab.server.api.config import ApiConfig, resolve_config
 from trimtab.server.api.errors import install_error_handlers
 from trimtab.server.api.generation import EngineClient
 from trimtab.server.api.metrics import CountAnswers, Metrics
+from trimtab.server.api.models import heads
 from trimtab.server.api.models import routes as models
 from trimtab.server.api.models.profiles import check_profiles, model_ids
 from trimtab.server.api.readings import routes as readings
@@ -46,12 +47,15 @@ def create_waiting_app(access: AccessConfig | None = None, tracing: Tracing | No
     app.state.service, app.state.tracing = None, tracing
     app.state.metrics = metrics = Metrics(lambda: stats_of(app))
     install_error_handlers(app)
-    routers = (routes.router, models.router, readings.router, responses.router)
+    routers = (routes.router, models.router, heads.router, readings.router, responses.router)
     for router in routers:
         app.include_router(router)
     app.state.routes = [r for router in routers for r in router.routes]  # for whoever asks for another
+    admin_keys = load_keys(access.admin_keys, variable=ADMIN_VARIABLE)
+    app.state.has_admins = bool(admin_keys) and access.heads_dir is not None
     app.add_middleware(
         Gate,
+        admin_keys=admin_keys,
         keys=load_keys(access.api_keys),
         rates=Rates(access.max_requests_per_key, access.requests_per_minute),
         hosts=access.allowed_hosts,

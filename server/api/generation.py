@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Literal, Protocol
 
@@ -55,6 +56,14 @@ class EngineClient(Protocol):
 
     def abort(self, request_id: str) -> None:
         """Ends the request's events with Aborted. Does nothing for a request that has ended."""
+        ...
+
+    async def load_head(self, folder: Path, name: str) -> None:
+        """Requests can ask for a further head, if this returns. Raises HeadError."""
+        ...
+
+    async def unload_head(self, name: str) -> None:
+        """No further request can ask for it. Raises HeadError."""
         ...
 
 

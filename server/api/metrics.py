@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -57,6 +58,7 @@ class Metrics:
     def __init__(self, stats: Callable[[], EngineStats | None]) -> None:
         self.registry = CollectorRegistry()
         self.model = UNKNOWN
+        self._withdrawn: set[str] = set()
         self.registry.register(_EngineCollector(self, stats))
         counter, histogram = self._counter, self._histogram
         self.answers = Counter(
@@ -102,6 +104,21 @@ class Metrics:
             "trimtab:reply_kl_per_token_nats", "KL from the policy per token of a guided reply.", _NATS
         )
         self.flips = counter("trimtab:flips", "Tokens at which the tilt preferred another than the policy.")
+
+    def withdraw(self, head: str) -> None:
+        """It is gone, and its numbers with it; what is still measured of it is not told."""
+        self._withdrawn.add(head)
+        with contextlib.suppress(KeyError):
+            self.value.remove(self.model, head)
+
+    def offer(self, head: str) -> None:
+        """It is there, again or for the first time."""
+        self._withdrawn.discard(head)
+
+    def note_value(self, head: str, value: float) -> None:
+        """The last one of a reply."""
+        if head not in self._withdrawn:
+            self.value.labels(model_name=self.model, head=head).observe(value)
 
     def _counter(self, name: str, help_text: str, *labels: str) -> Counter:
         return Counter(name, help_text, ("model_name", *labels), registry=self.registry)
@@ -180,7 +197,7 @@ class RequestMeter:
     def _choice(self, event: ChoiceDone) -> None:
         metrics, summary = self._metrics, event.summary
         for head, value in summary.value:
-            metrics.value.labels(**self._label, head=head).observe(value)
+            metrics.note_value(head, value)
         if self._guided[event.request_id]:
             metrics.strength.labels(**self._label).observe(summary.mean_strength)
             metrics.kl.labels(**self._label).observe(summary.kl / max(event.num_tokens, 1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, get_args
 
 from fastapi import Depends, FastAPI
 from starlette.requests import Request as HttpRequest
@@ -36,7 +36,14 @@ class HeadRows:
     def __init__(self, heads: Iterable[HeadInfo], *, can_chat: bool) -> None:
         self._rows = {head.name: head.rows for head in heads}
         self._told: set[tuple[str, Form]] = set()
-        self.meet("chat" if can_chat else "text", self._rows)
+        self._usual: Form = "chat" if can_chat else "text"
+        self.meet(self._usual, self._rows)
+
+    def put(self, head: HeadInfo) -> None:
+        """A further one."""
+        self._rows[head.name] = head.rows
+        self._told -= {(head.name, form) for form in get_args(Form)}
+        self.meet(self._usual, (head.name,))
 
     def meet(self, form: Form, names: Iterable[str]) -> None:
         """These heads are used on prompts of this form."""
@@ -56,9 +63,9 @@ UNAVAILABLE = {
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """info: the engine's, as it was when it got ready. config: resolved. head_rows: to be told what heads are
-    used on. call_format: how the model calls tools, where that is known. reasoning: the tags that it thinks
-    between, if it does. model_ids: see profiles."""
+    """info: the engine's, as it was when it got ready, or heads were changed last. config: resolved.
+    head_rows: to be told what heads are used on. call_format: how the model calls tools, where that is known.
+    reasoning: the tags that it thinks between, if it does. model_ids: see profiles."""
 
     engine: EngineClient
     info: EngineInfo

@@ -7,8 +7,10 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
+from trimtab.guidance.errors import HeadError
 from trimtab.server.api.generation import EngineStatus
 from trimtab.server.cluster.replica import Message
 from trimtab.server.engine.request import (
@@ -82,6 +84,14 @@ class RemoteEngine:
         """See EngineClient."""
         if (stream := self._streams.pop(request_id, None)) is not None:
             stream.cancel()
+
+    async def load_head(self, folder: Path, name: str) -> None:
+        """Raises HeadError: engines that start later would not have it."""
+        raise HeadError("the engines of a cluster load all heads when they start")
+
+    async def unload_head(self, name: str) -> None:
+        """Raises HeadError."""
+        raise HeadError("the engines of a cluster keep the heads that they start with")
 
     async def _events(self, request_id: str, stream: Stream) -> AsyncIterator[Event]:
         try:

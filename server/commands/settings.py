@@ -20,8 +20,8 @@ T = TypeVar("T")
 PREFIX = "TRIMTAB_"
 FROM = ("config", "print_config")
 """Options about options, which no file has."""
-NOT_SETTINGS = ("TRIMTAB_API_KEYS",)
-"""It holds the keys themselves, and the flag of its name their file."""
+NOT_SETTINGS = ("TRIMTAB_API_KEYS", "TRIMTAB_ADMIN_KEYS")
+"""They hold keys themselves, and the flags of their names files of them."""
 _NEAR = 0.85
 """How like an option's a variable's name is that must be a slip; others may be somebody else's."""
 _KUBERNETES = ("tcp://", "udp://", "sctp://")

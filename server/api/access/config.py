@@ -14,6 +14,10 @@ class AccessConfig:
     api_keys: file of keys, one a line, as KEY or NAME:KEY; names stand in logs. Beside it, or without it,
     the keys in the environment variable TRIMTAB_API_KEYS, separated by commas. Without any, nobody is asked
     for one.
+    admin_keys: file of keys that may load and unload heads while the server runs, like api_keys, and the
+    environment's TRIMTAB_ADMIN_KEYS. They open nothing else.
+    heads_dir: folder below which the folders of such heads are.
+    max_loaded_heads: how many of them may be loaded at once.
     max_requests_per_key: requests of a key that may be under way at once.
     requests_per_minute: of a key, averaged; a minute's worth may come at once.
     allowed_hosts: host names that a request may name, such as api.example.org or *.example.org; by default
@@ -32,6 +36,9 @@ class AccessConfig:
     """
 
     api_keys: Path | None = None
+    admin_keys: Path | None = None
+    heads_dir: Path | None = None
+    max_loaded_heads: int = 8
     max_requests_per_key: int | None = None
     requests_per_minute: float | None = None
     allowed_hosts: tuple[str, ...] = ()
@@ -45,7 +52,13 @@ class AccessConfig:
     share_prefixes: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("max_requests_per_key", "max_connections", "max_queued_requests", "max_queued_tokens"):
+        for name in (
+            "max_loaded_heads",
+            "max_requests_per_key",
+            "max_connections",
+            "max_queued_requests",
+            "max_queued_tokens",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")

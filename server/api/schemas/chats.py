@@ -70,9 +70,10 @@ class ChatRequest(GenerationRequest, ChatRendering):
         choice = self.tool_choice
         if choice is not None and choice.demands and not names:
             raise InvalidRequestError("demands a call; give tools", "tool_choice")
-        if choice is not None and choice.function is not None and choice.function.name not in names:
-            what = f"no tool is called {shown(choice.function.name)}; there are {', '.join(names)}"
-            raise InvalidRequestError(what, "tool_choice.function.name")
+        for name, field in ((choice and choice.names) or {}).items():
+            if name not in names:
+                what = f"no tool is called {shown(name)}; there are {', '.join(names) or 'none'}"
+                raise InvalidRequestError(what, f"tool_choice.{field}")
         return self
 
     @model_validator(mode="after")

