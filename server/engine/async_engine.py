@@ -7,7 +7,7 @@ import contextlib
 import logging
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,18 +40,36 @@ _UNAVAILABLE: dict[Status, str] = {
 }
 
 
+@dataclass(slots=True)
+class Load:
+    """Of one tenant: requests that are admitted and have not ended, and the tokens of their prompts and
+    replies."""
+
+    requests: int = 0
+    tokens: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class QueueLimits:
-    """On requests that are admitted and have not ended, and on the tokens of their prompts and replies."""
+    """On what is admitted and has not ended, of all tenants together. Who has less than an equal part is let
+    in beyond them, so that nobody can keep others out; together they come to less than twice as much."""
 
     max_requests: int | None = None
     max_tokens: int | None = None
 
-    def check(self, num_before: int, num_tokens: int) -> None:
-        """Raises QueueFullError where one more is too many, or its tokens are."""
-        if self.max_requests is not None and num_before >= self.max_requests:
+    def check(self, loads: Mapping[str, Load], tenant: str, num_tokens: int) -> None:
+        """loads: of those that have any. Raises QueueFullError where a tenant's next request is too many, or
+        its tokens are."""
+        own, num_tenants = loads.get(tenant, Load()), len({*loads, tenant})
+        num_before = sum(load.requests for load in loads.values())
+        num_after = sum(load.tokens for load in loads.values()) + num_tokens
+
+        def is_too_much(most: int | None, total: int, mine: int) -> bool:
+            return most is not None and total > most and mine * num_tenants > most
+
+        if is_too_much(self.max_requests, num_before + 1, own.requests + 1):
             raise QueueFullError(f"{num_before} requests are under way; try again in a moment")
-        if self.max_tokens is not None and num_before and num_tokens > self.max_tokens:
+        if num_before and is_too_much(self.max_tokens, num_after, own.tokens + num_tokens):
             raise QueueFullError("too many tokens are under way; try again in a moment")
 
 
@@ -205,12 +223,12 @@ class AsyncEngine:
             boxes = self._mailboxes.values()
             if any(request.request_id in box for box in boxes):
                 raise InvalidRequestError(f"'{request.request_id}' is in use", "request_id")
-            num_tokens = request.num_tokens
-            self._limits.check(
-                sum(len(box.request_ids) for box in boxes), sum(box.num_tokens for box in boxes) + num_tokens
-            )
+            loads: dict[str, Load] = {}
+            for box in boxes:
+                box.add_to(loads)
+            self._limits.check(loads, request.tenant, request.num_tokens)
             loop = asyncio.get_running_loop()
-            return self._mailboxes.setdefault(loop, Mailbox(loop)).open(request.request_id, num_tokens)
+            return self._mailboxes.setdefault(loop, Mailbox(loop)).open(request)
 
     async def _events(self, request_id: str, events: asyncio.Queue[Event]) -> AsyncIterator[Event]:
         is_over = False
@@ -318,7 +336,7 @@ class Mailbox:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self._queues: dict[str, asyncio.Queue[Event]] = {}
-        self._tokens: dict[str, int] = {}
+        self._held: dict[str, tuple[str, int]] = {}  # tenants and tokens
 
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._queues
@@ -327,15 +345,18 @@ class Mailbox:
     def request_ids(self) -> list[str]:
         return list(self._queues)
 
-    @property
-    def num_tokens(self) -> int:
-        """Of the requests that are open, at most."""
-        return sum(self._tokens.values())
+    def add_to(self, loads: dict[str, Load]) -> None:
+        """What each tenant has open here."""
+        for tenant, num_tokens in self._held.copy().values():
+            load = loads.setdefault(tenant, Load())
+            load.requests += 1
+            load.tokens += num_tokens
 
-    def open(self, request_id: str, num_tokens: int = 0) -> asyncio.Queue[Event]:
+    def open(self, request: Request) -> asyncio.Queue[Event]:
         """Where the request's events arrive, the terminal one last; in the loop's own thread."""
         queue: asyncio.Queue[Event] = asyncio.Queue()
-        self._queues[request_id], self._tokens[request_id] = queue, num_tokens
+        self._queues[request.request_id] = queue
+        self._held[request.request_id] = request.tenant, request.num_tokens
         return queue
 
     def hand_over(self, events: Sequence[Event]) -> bool:
@@ -355,7 +376,7 @@ class Mailbox:
             if queue is not None:
                 queue.put_nowait(event)
                 if isinstance(event, TERMINAL):
-                    del self._queues[event.request_id], self._tokens[event.request_id]
+                    del self._queues[event.request_id], self._held[event.request_id]
 
     def _call(self, work: Callable[[], None]) -> bool:
         try:
