@@ -7,8 +7,10 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
+from trimtab.guidance.errors import HeadError
 from trimtab.server.api.generation import EngineStatus
 from trimtab.server.cluster.replica import Message
 from trimtab.server.engine.request import (
@@ -26,6 +28,8 @@ from trimtab.server.engine.request import (
 
 logger = logging.getLogger(__name__)
 ADMISSION_SECONDS = 60.0  # that a request waits for an engine to take it
+
+FIXED_HEADS = "engines of a cluster have the heads of its configuration: change that, and deploy it again"
 
 
 class Stream(Protocol):
@@ -77,6 +81,14 @@ class RemoteEngine:
             raise first
         self._streams[request.request_id] = stream
         return self._events(request.request_id, stream)
+
+    async def load_head(self, folder: Path, name: str) -> None:
+        """Raises HeadError: engines come and go, and would have others."""
+        raise HeadError(FIXED_HEADS)
+
+    async def unload_head(self, name: str) -> None:
+        """The same."""
+        raise HeadError(FIXED_HEADS)
 
     def abort(self, request_id: str) -> None:
         """See EngineClient."""
