@@ -32,7 +32,7 @@ USER trimtab
 WORKDIR /home/trimtab
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \
-    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/health', timeout=2)"]
+    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/ready', timeout=2)"]
 # exec form: signals reach the server itself
 ENTRYPOINT ["trimtab", "serve", "--host", "0.0.0.0"]
 

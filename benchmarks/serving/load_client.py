@@ -121,14 +121,16 @@ def summary(replies: Sequence[Reply], began: float, cpu_seconds: float) -> Json:
 
 def run(job: Json) -> Json:
     """job: url, num_streams, prompts (token ids), new_tokens, and fields of the requests beside these."""
-    common = {"stream": True, "stream_options": {"include_usage": True}, "ignore_eos": True, **job["fields"]}
+    common = {"stream": True, "stream_options": {"include_usage": True}, "ignore_eos": True}
+    common |= {"temperature": 1.0, **job["fields"]}
 
-    def bodies(new_tokens: int) -> list[Json]:
-        return [{"prompt": prompt, "max_tokens": new_tokens, **common} for prompt in job["prompts"]]
+    def bodies(prompts: Sequence[Sequence[int]], new_tokens: int) -> list[Json]:
+        return [{"prompt": [*prompt], "max_tokens": new_tokens, **common} for prompt in prompts]
 
-    url, num_streams = job["url"], job["num_streams"]
-    asyncio.run(load(url, bodies(WARM_UP_TOKENS)[:num_streams], num_streams))
-    timed = bodies(job["new_tokens"])
+    url, num_streams, prompts = job["url"], job["num_streams"], job["prompts"]
+    others = [prompt[::-1] for prompt in prompts[:num_streams]]  # nobody is to find the timed ones in a cache
+    asyncio.run(load(url, bodies(others, WARM_UP_TOKENS), num_streams))
+    timed = bodies(prompts, job["new_tokens"])
     cpu, began = time.process_time(), time.perf_counter()
     replies = asyncio.run(load(url, timed, num_streams))
     return summary(replies, began, time.process_time() - cpu)

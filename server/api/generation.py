@@ -4,14 +4,14 @@ together."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Protocol
 
 from trimtab.server.api.errors import EngineFailedError, QueueTimeoutError, ShuttingDownError, too_slow
-from trimtab.server.api.metrics import Metrics, RequestMeter
+from trimtab.server.api.telemetry.account import Watcher
 from trimtab.server.engine.request import (
     TERMINAL,
     Aborted,
@@ -106,25 +106,26 @@ class Generation:
         cls,
         engine: EngineClient,
         requests: Sequence[Request],
-        metrics: Metrics,
+        watch: Callable[[Sequence[Request]], Sequence[Watcher]],
         deadline: Deadline | None = None,
         before: Usage | None = None,
     ) -> Generation:
-        """Submits them all, or none: raises like `submit` when the engine refuses one. deadline: when they
-        have to have ended. before: what was computed for them beforehand."""
-        meter = RequestMeter(metrics, requests)
-        return cls(engine, requests, await _submit_all(engine, requests), meter, deadline, before or Usage())
+        """Submits them all, or none: raises like `submit` when the engine refuses one. watch: who is told
+        of them. deadline: when they have to have ended. before: what was computed for them beforehand."""
+        watchers = watch(requests)
+        streams = await _submit_all(engine, requests)
+        return cls(engine, requests, streams, watchers, deadline, before or Usage())
 
     def __init__(
         self,
         engine: EngineClient,
         requests: Sequence[Request],
         streams: Sequence[AsyncIterator[Event]],
-        meter: RequestMeter,
+        watchers: Sequence[Watcher],
         deadline: Deadline | None,
         before: Usage,
     ) -> None:
-        self._engine, self._requests, self._meter = engine, tuple(requests), meter
+        self._engine, self._requests, self._watchers = engine, tuple(requests), watchers
         self._n = requests[0].sampling.n
         self._running = dict(zip((request.request_id for request in requests), streams, strict=True))
         self.usage = Usage(computed=before.computed)
@@ -156,7 +157,8 @@ class Generation:
         for request_id in self._running:
             self._engine.abort(request_id)
         self._running.clear()
-        self._meter.leave()
+        for watcher in self._watchers:
+            watcher.leave()
 
     async def begin(self) -> None:
         """Waits until the engine has begun with the requests. Raises what `events` raises."""
@@ -168,7 +170,8 @@ class Generation:
         if isinstance(event, TERMINAL):
             self._running.pop(event.request_id, None)
         index = 0 if isinstance(event, TERMINAL) else prompt_index * self._n + event.index
-        self._meter.see(index, event)
+        for watcher in self._watchers:
+            watcher.see(index, event)
         match event:
             case Finished():
                 self.usage.add(event)

@@ -41,7 +41,7 @@ from trimtab.server.api.schemas.completions import CompletionRequest
 from trimtab.server.api.schemas.generation import GenerationRequest
 from trimtab.server.api.schemas.replies import ChatReply, CompletionReply, answers
 from trimtab.server.api.selection import Selection, rejection_of, selection_of
-from trimtab.server.api.service import ReadyService, Service, why_not_ready
+from trimtab.server.api.service import ReadyService, Service, why_dead, why_not_ready
 from trimtab.server.api.streaming import EventStream, whole_reply
 from trimtab.server.api.strict_json import StrictJsonRoute
 from trimtab.server.api.tokens import Tokenizer
@@ -252,9 +252,19 @@ async def version() -> Json:
         return {"version": "unknown"}
 
 
+@router.get("/live")
+async def live(http: HttpRequest) -> JSONResponse:
+    """Whether the process is worth keeping: until the engine's death, also while it loads and stops."""
+    reason = why_dead(http.app)
+    if reason is not None:
+        return JSONResponse({"status": "dead", "reason": reason}, 503)
+    return JSONResponse({"status": "alive"})
+
+
 @router.get("/ping")
 @router.post("/ping")
 @router.get("/health")
+@router.get("/ready")
 async def health(http: HttpRequest) -> JSONResponse:
     """Whether requests can be served now."""
     reason = why_not_ready(http.app)

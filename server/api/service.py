@@ -15,10 +15,13 @@ from trimtab.server.api.access.gate import ANYONE
 from trimtab.server.api.config import ApiConfig
 from trimtab.server.api.errors import NotReadyError
 from trimtab.server.api.generation import Deadline, EngineClient, Generation, Usage
-from trimtab.server.api.metrics import Metrics
+from trimtab.server.api.metrics import Metrics, RequestMeter
 from trimtab.server.api.models.profiles import Body, find_model, steered
 from trimtab.server.api.readings.reasoning import ReasoningTags
 from trimtab.server.api.schemas.guidance import GuidanceFields
+from trimtab.server.api.telemetry.account import Watcher, current
+from trimtab.server.api.telemetry.request_log import PromptLog
+from trimtab.server.api.telemetry.spans import Tracing
 from trimtab.server.api.tokens import Encoding, Tokenizer, TokenText
 from trimtab.server.api.tools.formats import CallFormat
 from trimtab.server.engine.request import EngineInfo, EngineStats, HeadInfo, Request
@@ -75,6 +78,7 @@ class Service:
     reasoning: ReasoningTags | None
     model_ids: Mapping[str, GuidanceFields | None]
     encoding: Encoding
+    tracing: Tracing | None = None
 
     @property
     def can_chat(self) -> bool:
@@ -99,13 +103,27 @@ class Service:
         ]
         at: float | None = getattr(http.state, "deadline", None)
         deadline = None if at is None else Deadline(at, access.request_timeout or 0.0)
-        return await Generation.start(self.engine, theirs, self.metrics, deadline, before)
+        return await Generation.start(self.engine, theirs, self._watch, deadline, before)
 
     def salt(self, http: HttpRequest, asked: str | None = None) -> str:
         """Only requests of the same may find what others have left in caches: those of one key, unless all
         share, and of one `cache_salt`."""
         name = ANYONE if self.config.access.share_prefixes else sender(http)
         return "" if name == ANYONE and asked is None else f"{name}\0{asked or ''}"
+
+    def _watch(self, requests: Sequence[Request]) -> list[Watcher]:
+        watchers: list[Watcher] = [RequestMeter(self.metrics, requests)]
+        account = current.get()
+        if account is not None:
+            account.admit(requests)
+            watchers.append(account)
+            if self.tracing is not None and account.span is not None:
+                watchers.append(
+                    self.tracing.watch(account.span, account.path, requests, self.info.model_name)
+                )
+        if self.config.telemetry.log_prompts:
+            watchers.append(PromptLog(self.tokenizer, requests))
+        return watchers
 
     def check_model(self, asked: str | None) -> None:
         """Raises ModelNotFoundError for any other than the one served, and its profiles."""
@@ -127,6 +145,12 @@ def why_not_ready(app: FastAPI) -> str | None:
     service: Service | None = app.state.service
     status = "starting" if service is None else service.engine.status
     return UNAVAILABLE.get(status)
+
+
+def why_dead(app: FastAPI) -> str | None:
+    """None unless the engine has died, which only a new process mends."""
+    service: Service | None = app.state.service
+    return UNAVAILABLE["dead"] if service is not None and service.engine.status == "dead" else None
 
 
 def stats_of(app: FastAPI) -> EngineStats | None:

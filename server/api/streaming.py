@@ -98,8 +98,10 @@ async def _lines(chunks: AsyncIterator[Json]) -> AsyncIterator[str]:
 
 def describe_failure(error: Exception) -> ApiError:
     """Logs it: a stream cannot raise it on."""
-    is_known = isinstance(error, EngineFailedError)  # the engine has logged what there was
-    logger.error("a stream failed: %s", error, exc_info=None if is_known else error)
+    if isinstance(error, EngineFailedError):  # the engine has logged what there was
+        logger.error("a stream failed: %s", error)
+    else:  # whose words are the log's to tell, or not
+        logger.error("a stream failed", exc_info=error)
     return describe(error)
 
 

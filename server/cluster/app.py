@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -20,11 +21,12 @@ from ray.serve.metrics import Counter, Gauge
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from trimtab.server.api.access.config import AccessConfig
 from trimtab.server.api.app import connect, create_waiting_app
 from trimtab.server.api.config import ApiConfig, resolve_config
 from trimtab.server.api.metrics import COUNTERS, GAUGES
 from trimtab.server.api.models.profiles import check_profiles, read_profiles
+from trimtab.server.api.telemetry.log_lines import set_up_log
+from trimtab.server.api.telemetry.spans import make_tracing
 from trimtab.server.cluster.client import RemoteEngine
 from trimtab.server.cluster.config import ENGINE, INGRESS, ClusterConfig
 from trimtab.server.cluster.replica import EngineReplica, Introduction
@@ -52,6 +54,7 @@ def build(args: Mapping[str, Any]) -> serve.Application:
         resolve_api(config),
         tool_call_parser=config.tool_call_parser,
         access=config.access,
+        telemetry=config.telemetry,
         profiles=read_profiles(config.profiles),
     )
     rows = config.engine.max_num_seqs
@@ -67,14 +70,14 @@ def build(args: Mapping[str, Any]) -> serve.Application:
         },
         request_router_config=RequestRouterConfig(request_router_class=PrefixRouter),
         health_check_period_s=HEALTH_SECONDS,
-        graceful_shutdown_timeout_s=config.shutdown_timeout,
+        graceful_shutdown_timeout_s=config.drain,
     )
     ingress = serve.deployment(
-        serve.ingress(lambda: application(api.access))(Ingress),
+        serve.ingress(lambda: application(api))(Ingress),
         name=INGRESS,
         max_ongoing_requests=config.access.max_connections,
         max_queued_requests=SPARE_CONNECTIONS,
-        graceful_shutdown_timeout_s=config.shutdown_timeout,
+        graceful_shutdown_timeout_s=config.drain,
     )
     return ingress.bind(engines.bind(config, api), api)
 
@@ -116,9 +119,10 @@ def load(config: ClusterConfig, api: ApiConfig) -> tuple[AsyncEngine, Introducti
     return engine, Introduction(engine.info, engine.engine.policy.tokenizer, defaults)
 
 
-def application(access: AccessConfig) -> FastAPI:
+def application(api: ApiConfig) -> FastAPI:
     """What answers 503 until it is connected."""
-    app = create_waiting_app(access)
+    set_up_log(api.telemetry)
+    app = create_waiting_app(api.access, make_tracing(api.telemetry.otel_endpoint, os.environ))
     app.add_middleware(WithoutRequestId)
     return app
 

@@ -30,3 +30,5 @@ class ClusterConfig(ServeConfig):
             )
         if self.tls_certificate is not None:
             raise ValueError("tls_certificate is not for a cluster, where Ray's proxy listens; leave it out")
+        if self.access.heads_dir is not None:
+            raise ValueError("heads_dir is not for a cluster, whose engines load all heads when they start")

@@ -15,8 +15,12 @@ from trimtab.server.api.access.keys import Keys
 from trimtab.server.api.access.rates import Rates
 from trimtab.server.api.errors import ApiError, SlowBodyError, describe, too_slow
 
-OPEN_PATHS = ("/health", "/ping", "/metrics", "/version")
-"""What load balancers and Prometheus ask for; nothing of it comes from a client."""
+ORCHESTRATORS = ("/live", "/ready")
+"""Probes that are sent to an address, whose name nobody allowed; they say one word to anybody."""
+PROBES = (*ORCHESTRATORS, "/health", "/ping")
+"""With those of load balancers."""
+OPEN_PATHS = (*PROBES, "/metrics", "/version")
+"""With what Prometheus asks for; nothing of it comes from a client."""
 ADMIN_PATHS = ("/v1/load_head", "/v1/unload_head")
 ANYONE = "anyone"
 
@@ -46,7 +50,7 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if not self._is_for_us(Request(scope).headers.get("host", "")):
+        if scope["path"] not in ORCHESTRATORS and not self._is_for_us(Request(scope).headers.get("host", "")):
             error = ApiError(421, _OTHER_HOST, "invalid_request_error", code="host_not_allowed")
             await _refuse(scope, receive, send, error, {})
             return

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks.common import replace_between_markers
-from benchmarks.serving import guidellm, servers
+from benchmarks.serving import guidellm, load_client, servers
 from benchmarks.serving.__main__ import Load, Records, ServingConfig, loads_of
 from benchmarks.serving.load_client import Reply, percentile, summary, times_of
 from benchmarks.serving.table import BEGIN, END, as_markdown, read_reports
@@ -43,6 +44,21 @@ def test_a_load_tells_of_waits_in_milliseconds_and_of_what_failed():
     assert (found["first_token_ms_p50"], found["first_token_ms_p99"]) == (250, 500)
     assert found["between_tokens_ms_p50"] == 250
     assert "no" in found["first_error"]
+
+
+def test_the_prompts_that_are_timed_were_not_sent_before(monkeypatch: pytest.MonkeyPatch):
+    sent: list[list[list[int]]] = []
+
+    async def load(url: str, bodies: list[dict[str, Any]], num_streams: int) -> list[Reply]:
+        sent.append([body["prompt"] for body in bodies])
+        return []
+
+    monkeypatch.setattr(load_client, "load", load)
+    prompts = [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
+    load_client.run({"url": "", "num_streams": 2, "prompts": prompts, "new_tokens": 4, "fields": {}})
+    warm_up, timed = sent
+    assert timed == prompts
+    assert len(warm_up) == 2 and not any(prompt in prompts for prompt in warm_up)
 
 
 def test_a_percentile_is_a_value_that_was_seen():

@@ -72,6 +72,7 @@ def test_options_are_typed_or_texts_and_a_file_counts_less(tmp_path: Path):
         ({"max_replicas": 0}, "min_replicas"),
         ({"min_replicas": 3, "max_replicas": 2}, "min_replicas"),
         ({"tls_certificate": "a", "tls_key": "b"}, "tls_certificate"),
+        ({"heads_dir": "heads"}, "heads_dir"),
         ({"config": "/nowhere/at/all.yaml"}, "nowhere"),
     ],
 )
