@@ -68,7 +68,7 @@ class JsonLines(_Lines):
         told = {"time": time, "level": record.levelname, "logger": record.name, **fields, "message": message}
         told |= {"exception": trace} if trace else {}
         halves_told = {name: _whole(v) if isinstance(v, str) else v for name, v in told.items()}
-        return json.dumps(halves_told, default=str).replace("\x7f", "\\u007f")
+        return json.dumps(halves_told, default=str)
 
 
 def _whole(text: str) -> str:
