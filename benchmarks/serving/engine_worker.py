@@ -54,7 +54,7 @@ async def through_async_engine(engine: AsyncEngine, requests: Sequence[Request],
     async def stream(waiting: Iterator[Request]) -> int:
         num_tokens = 0
         for request in waiting:
-            async for event in engine.submit(request):
+            async for event in await engine.submit(request):
                 num_tokens += event.num_tokens if isinstance(event, ChoiceDone) else 0
         return num_tokens
 
