@@ -29,6 +29,8 @@ from trimtab.server.engine.request import (
 logger = logging.getLogger(__name__)
 ADMISSION_SECONDS = 60.0  # that a request waits for an engine to take it
 
+FIXED_HEADS = "engines of a cluster have the heads of its configuration: change that, and deploy it again"
+
 
 class Stream(Protocol):
     """The messages of a request, from whichever engine it was sent to."""
@@ -79,6 +81,14 @@ class RemoteEngine:
             raise first
         self._streams[request.request_id] = stream
         return self._events(request.request_id, stream)
+
+    async def load_head(self, folder: Path, name: str) -> None:
+        """Raises HeadError: engines come and go, and would have others."""
+        raise HeadError(FIXED_HEADS)
+
+    async def unload_head(self, name: str) -> None:
+        """The same."""
+        raise HeadError(FIXED_HEADS)
 
     def abort(self, request_id: str) -> None:
         """See EngineClient."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -59,14 +60,20 @@ async def load_head(body: LoadHeadRequest, http: HttpRequest, service: ReadyServ
     they were."""
     folder = find_folder(service.config.access.heads_dir, body.path)
     if body.name in {head.name for head in service.info.heads}:
-        raise HeadConflictError(f"name: a head {body.name!r} is loaded already; unload it, or choose another")
+        what = f"name: a head {body.name!r} is loaded already; unload it, or choose another"
+        raise HeadConflictError(what)
+    return await asyncio.shield(_load(http, service, folder, body.name))
+
+
+async def _load(http: HttpRequest, service: Service, folder: Path, name: str) -> Json:
+    """To its end, whoever waits for it."""
     try:
-        await service.engine.load_head(folder, body.name)
+        await service.engine.load_head(folder, name)
     except HeadError as error:
         raise InvalidRequestError(str(error), "path") from error
     changed = _refresh(http)
-    changed.head_rows.put(next(head for head in changed.info.heads if head.name == body.name))
-    changed.metrics.offer(body.name)
+    changed.head_rows.put(next(head for head in changed.info.heads if head.name == name))
+    changed.metrics.offer(name)
     return _told(changed)
 
 
@@ -77,6 +84,11 @@ async def unload_head(body: UnloadHeadRequest, http: HttpRequest, service: Ready
     if name not in (loaded := [head.name for head in service.info.heads]):
         raise HeadNotFoundError(f"name: no head {name!r} is loaded; there is {', '.join(loaded) or 'none'}")
     check_is_free(service, name)
+    return await asyncio.shield(_unload(http, service, name))
+
+
+async def _unload(http: HttpRequest, service: Service, name: str) -> Json:
+    """To its end, whoever waits for it."""
     try:
         await service.engine.unload_head(name)
     except HeadError as error:  # somebody else has been quicker

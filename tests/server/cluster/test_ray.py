@@ -20,7 +20,7 @@ from transformers import LlamaConfig
 ray = pytest.importorskip("ray", reason="Ray Serve is an extra: pip install trimtab[ray]")
 serve = pytest.importorskip("ray.serve", reason="Ray Serve is an extra: pip install trimtab[ray]")
 
-pytestmark = pytest.mark.timeout(90, func_only=True)
+pytestmark = pytest.mark.timeout(180)  # of which an idle machine takes a third
 BODY = {"prompt": "a", "ignore_eos": True, "temperature": 0}
 ROWS, QUEUED = 4, 8  # Ray counts who comes at the same time as queued, even where there is room
 LONG = 1500  # tokens, which take seconds
