@@ -85,14 +85,6 @@ class RemoteEngine:
         if (stream := self._streams.pop(request_id, None)) is not None:
             stream.cancel()
 
-    async def load_head(self, folder: Path, name: str) -> None:
-        """Raises HeadError: engines that start later would not have it."""
-        raise HeadError("the engines of a cluster load all heads when they start")
-
-    async def unload_head(self, name: str) -> None:
-        """Raises HeadError."""
-        raise HeadError("the engines of a cluster keep the heads that they start with")
-
     async def _events(self, request_id: str, stream: Stream) -> AsyncIterator[Event]:
         try:
             while True:
