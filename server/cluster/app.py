@@ -111,6 +111,7 @@ def _ray_name(name: str) -> str:
 
 def load(config: ClusterConfig, api: ApiConfig) -> tuple[AsyncEngine, Introduction]:
     """Raises what loading raises, and ConfigError for defaults or profiles that the heads cannot honour."""
+    set_up_log(api.telemetry)
     limits = None, api.access.max_queued_tokens
     engine = start_engine(resolve_engine(config.engine), api.chat_template, limits)
     engine.wait_until_loaded()

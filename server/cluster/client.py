@@ -29,8 +29,6 @@ from trimtab.server.engine.request import (
 logger = logging.getLogger(__name__)
 ADMISSION_SECONDS = 60.0  # that a request waits for an engine to take it
 
-FIXED_HEADS = "engines of a cluster have the heads of its configuration: change that, and deploy it again"
-
 
 class Stream(Protocol):
     """The messages of a request, from whichever engine it was sent to."""
@@ -75,33 +73,17 @@ class RemoteEngine:
         except self.busy as error:
             raise QueueFullError("too many requests are waiting; try again in a moment") from error
         except Exception as error:
-            logger.error("no engine has taken %s: %s", request.request_id, error)
+            logger.error("no engine has taken %s: %s", request.request_id, type(error).__name__)
             raise EngineUnavailableError("the engine went away; try again in a moment") from error
         if isinstance(first, Exception):
             raise first
         self._streams[request.request_id] = stream
         return self._events(request.request_id, stream)
 
-    async def load_head(self, folder: Path, name: str) -> None:
-        """Raises HeadError: engines come and go, and would have others."""
-        raise HeadError(FIXED_HEADS)
-
-    async def unload_head(self, name: str) -> None:
-        """The same."""
-        raise HeadError(FIXED_HEADS)
-
     def abort(self, request_id: str) -> None:
         """See EngineClient."""
         if (stream := self._streams.pop(request_id, None)) is not None:
             stream.cancel()
-
-    async def load_head(self, folder: Path, name: str) -> None:
-        """Raises HeadError: engines that start later would not have it."""
-        raise HeadError("the engines of a cluster load all heads when they start")
-
-    async def unload_head(self, name: str) -> None:
-        """Raises HeadError."""
-        raise HeadError("the engines of a cluster keep the heads that they start with")
 
     async def _events(self, request_id: str, stream: Stream) -> AsyncIterator[Event]:
         try:
@@ -122,7 +104,7 @@ class RemoteEngine:
         except Exception as error:  # whatever it is, the request is over
             if request_id not in self._streams:
                 return [Aborted(request_id)]
-            logger.error("the engine of %s went away: %s", request_id, error)
+            logger.error("the engine of %s went away: %s", request_id, type(error).__name__)
             return [Failed(request_id, f"the engine went away before {request_id} was done")]
         assert isinstance(events, list)
         return events
