@@ -59,8 +59,11 @@ class Native(Protocol):
     in.
     """
 
-    format: WeightFormat
-    roundings: tuple[str, ...]
+    @property
+    def format(self) -> WeightFormat: ...
+
+    @property
+    def roundings(self) -> Sequence[str]: ...
 
     @property
     def vocab_size(self) -> int: ...
