@@ -73,7 +73,7 @@ class RemoteEngine:
         except self.busy as error:
             raise QueueFullError("too many requests are waiting; try again in a moment") from error
         except Exception as error:
-            logger.error("no engine has taken %s: %s", request.request_id, type(error).__name__)
+            logger.error("no engine has taken %s: %s", request.request_id, error)
             raise EngineUnavailableError("the engine went away; try again in a moment") from error
         if isinstance(first, Exception):
             raise first
@@ -84,6 +84,14 @@ class RemoteEngine:
         """See EngineClient."""
         if (stream := self._streams.pop(request_id, None)) is not None:
             stream.cancel()
+
+    async def load_head(self, folder: Path, name: str) -> None:
+        """Raises HeadError: engines that start later would not have it."""
+        raise HeadError("the engines of a cluster load all heads when they start")
+
+    async def unload_head(self, name: str) -> None:
+        """Raises HeadError."""
+        raise HeadError("the engines of a cluster keep the heads that they start with")
 
     async def _events(self, request_id: str, stream: Stream) -> AsyncIterator[Event]:
         try:
@@ -104,7 +112,7 @@ class RemoteEngine:
         except Exception as error:  # whatever it is, the request is over
             if request_id not in self._streams:
                 return [Aborted(request_id)]
-            logger.error("the engine of %s went away: %s", request_id, type(error).__name__)
+            logger.error("the engine of %s went away: %s", request_id, error)
             return [Failed(request_id, f"the engine went away before {request_id} was done")]
         assert isinstance(events, list)
         return events
