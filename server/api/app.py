@@ -24,6 +24,7 @@ from trimtab.server.api.readings import routes as readings
 from trimtab.server.api.readings.reasoning import ReasoningTags
 from trimtab.server.api.responses import routes as responses
 from trimtab.server.api.service import HeadRows, Service, stats_of
+from trimtab.server.api.strict_json import BodyReader
 from trimtab.server.api.tokens import Encoding, Tokenizer, TokenText
 from trimtab.server.api.tools.formats import find_format
 
@@ -41,6 +42,7 @@ def create_waiting_app(access: AccessConfig | None = None) -> FastAPI:
     access = access or AccessConfig()
     app = FastAPI(title="Trimtab", docs_url="/docs", redoc_url=None)
     app.state.service = None
+    app.state.bodies = BodyReader()
     app.state.metrics = metrics = Metrics(lambda: stats_of(app))
     install_error_handlers(app)
     routers = (routes.router, models.router, readings.router, responses.router)

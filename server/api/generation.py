@@ -26,6 +26,7 @@ from trimtab.server.engine.request import (
     Request,
 )
 
+MAX_MERGED = 64  # events of several requests that are not read yet; the others wait where they are
 EngineStatus = Literal["starting", "ready", "stopping", "dead"]
 
 
@@ -181,21 +182,24 @@ async def _merge(streams: Sequence[AsyncIterator[Event]]) -> AsyncIterator[tuple
         async for event in streams[0]:
             yield 0, event
         return
-    queue: asyncio.Queue[tuple[int, Event | None]] = asyncio.Queue()
+    queue: asyncio.Queue[tuple[int, Event | Exception | None]] = asyncio.Queue(MAX_MERGED)
 
     async def pump(index: int, stream: AsyncIterator[Event]) -> None:
         try:
             async for event in stream:
-                queue.put_nowait((index, event))
-        finally:
-            queue.put_nowait((index, None))
+                await queue.put((index, event))
+        except Exception as error:
+            await queue.put((index, error))
+        else:
+            await queue.put((index, None))
 
     pumps = [asyncio.create_task(pump(index, stream)) for index, stream in enumerate(streams)]
     try:
         for _ in pumps:
             while (item := await queue.get())[1] is not None:
+                if isinstance(item[1], Exception):
+                    raise item[1]
                 yield item[0], item[1]
-        await asyncio.gather(*pumps)  # raises what a stream raised
     finally:
         for task in pumps:
             task.cancel()

@@ -17,7 +17,12 @@ from trimtab.guidance.controllers import CONTROLLERS, HORIZON
 from trimtab.guidance.ranges import shown
 from trimtab.guidance.text.render import TEMPLATE_VARIABLES
 from trimtab.server.api import neutral
-from trimtab.server.engine.request import MAX_LOGIT_BIAS, MAX_STOPS, InvalidRequestError
+from trimtab.server.engine.request import (
+    MAX_BAD_WORDS,
+    MAX_LOGIT_BIAS,
+    MAX_STOPS,
+    InvalidRequestError,
+)
 
 MAX_PROMPTS = 2048
 MAX_REPLIES = 4096  # prompts times the replies to each
@@ -26,6 +31,9 @@ MAX_MESSAGES = 4096
 MAX_PARTS = 16_384  # of a conversation, and calls of tools
 MAX_HEADS = 256
 MAX_OPTIONS = 32  # of a rule
+MAX_VARIABLES = 1024  # of a chat template
+MAX_CHOICES = 2**16  # that a reply may be one of
+MAX_TOKENS = 2**17  # that are read as text
 
 
 class StrictModel(BaseModel):
@@ -262,7 +270,7 @@ class ResponseFormat(StrictModel):
         return self
 
 
-Choices = Annotated[list[UnicodeText], Field(min_length=1, fail_fast=True)]
+Choices = Annotated[list[UnicodeText], Field(min_length=1, fail_fast=True), at_most(MAX_CHOICES, "choices")]
 
 
 def _check_schema(schema: Any) -> Any:
@@ -306,7 +314,9 @@ class RejectionFields(StrictModel):
     share: float | None = None
 
 
-StopList = Annotated[list[UnicodeText], Field(fail_fast=True)]
+Strings = Annotated[list[UnicodeText], Field(fail_fast=True)]
+TokenIds = Annotated[list[int], Field(fail_fast=True)]
+Variables = Annotated[dict[str, Any], at_most(MAX_VARIABLES, "variables")]
 
 
 def _check_biases(biases: Any) -> Any:
@@ -319,6 +329,11 @@ def _check_biases(biases: Any) -> Any:
 
 def _as_stop_list(stop: Any) -> Any:
     return [stop] if isinstance(stop, str) else stop
+
+
+StopList = Annotated[Strings | None, BeforeValidator(_as_stop_list), at_most(MAX_STOPS, "strings")]
+StopTokens = Annotated[TokenIds | None, at_most(MAX_STOPS, "tokens")]
+Biases = Annotated[dict[str, float] | None, BeforeValidator(_check_biases), at_most(MAX_LOGIT_BIAS, "tokens")]
 
 
 class GenerationRequest(StrictModel):
@@ -341,12 +356,10 @@ class GenerationRequest(StrictModel):
     majority: MajorityFields | None = None
     speculative_rejection: RejectionFields | None = None
     max_tokens: int | None = None
-    stop: Annotated[StopList | None, BeforeValidator(_as_stop_list), at_most(MAX_STOPS, "strings")] = None
+    stop: StopList = None
     seed: int | None = None
     ignore_eos: bool | None = None
-    logit_bias: Annotated[
-        dict[str, float] | None, BeforeValidator(_check_biases), at_most(MAX_LOGIT_BIAS, "tokens")
-    ] = None
+    logit_bias: Biases = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
@@ -358,9 +371,9 @@ class GenerationRequest(StrictModel):
     prompt_logprobs: int | None = None
     truncate_prompt_tokens: int | None = None
     min_tokens: int | None = None
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: StopTokens = None
     include_stop_str_in_output: bool | None = None
-    bad_words: list[UnicodeText] | None = None
+    bad_words: Annotated[Strings | None, at_most(MAX_BAD_WORDS, "words")] = None
     guided_json: JsonSchema | None = None
     guided_regex: UnicodeText | None = None
     guided_choice: Choices | None = None
@@ -494,7 +507,7 @@ class ChatRendering(StrictModel):
 
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: Variables | None = None
     reasoning_effort: UnicodeText | None = None
 
     @model_validator(mode="after")
@@ -559,11 +572,13 @@ class ChatRequest(GenerationRequest, ChatRendering):
 
 
 def _is_ids(value: object) -> bool:
-    return isinstance(value, list) and all(type(item) is int for item in value)
+    return isinstance(value, list) and set(map(type, value)) <= {int}
 
 
 def _as_prompt_list(prompt: object) -> list[str | list[int]]:
-    prompts = [prompt] if isinstance(prompt, str) or (prompt and _is_ids(prompt)) else prompt
+    if prompt and _is_ids(prompt):
+        return [prompt]  # type: ignore[list-item]
+    prompts = [prompt] if isinstance(prompt, str) else prompt
     if not isinstance(prompts, list) or not prompts:
         raise ValueError("must be a string, token ids, or a non-empty list of either")
     if len(prompts) > MAX_PROMPTS:
@@ -664,4 +679,4 @@ class DetokenizeRequest(StrictModel):
     NEUTRAL = neutral.LABELS
 
     model: str | None = None
-    tokens: Annotated[list[int], Field(fail_fast=True)]
+    tokens: Annotated[TokenIds, at_most(MAX_TOKENS, "tokens")]

@@ -9,7 +9,7 @@ from importlib.metadata import version as version_of
 
 from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from trimtab.server.api.errors import ERROR_REPLIES, RETRY_LATER, naming
 from trimtab.server.api.generation import Generation, Usage
@@ -36,7 +36,7 @@ from trimtab.server.api.requests import (
     tokens_of_words,
     truncated,
 )
-from trimtab.server.api.schemas.replies import ChatReply, CompletionReply, answers
+from trimtab.server.api.schemas.replies import ChatReply, CompletionReply, HealthReply, VersionReply, answers
 from trimtab.server.api.selection import Selection, rejection_of, selection_of
 from trimtab.server.api.service import ReadyService, Service, why_not_ready
 from trimtab.server.api.streaming import EventStream, whole_reply
@@ -76,8 +76,7 @@ async def begin_chat(body: ChatRequest, http: HttpRequest, service: Service) -> 
     use = tool_use(body, service.call_format)
     tools = [] if use is None else use.templated
     encoding = service.encoding
-    if body.truncate_prompt_tokens is None:
-        encoding.check_length((message.text for message in body.messages), "messages")
+    encoding.check_length((message.text for message in body.messages), "messages")
     encoding.check_length(negative_texts(body), NEGATIVE_PROMPT)
     negative = await encoding.run(http, negative_chat, service.tokenizer, body, tools)
     guidance = resolve_guidance(body.guidance, service.config, info, negative)
@@ -121,7 +120,7 @@ async def create_completion(body: CompletionRequest, http: HttpRequest, service:
     body, info = service.steered(body), service.info
     model = body.model or info.model_name
     encoding = service.encoding
-    for prompt in body.prompt if body.truncate_prompt_tokens is None else ():
+    for prompt in body.prompt:
         encoding.check_length([prompt] if isinstance(prompt, str) else [], "prompt")
     encoding.check_length(negative_texts(body), NEGATIVE_PROMPT)
     negative = await encoding.run(http, negative_text, service.tokenizer, body)
@@ -219,13 +218,19 @@ def _texts(tokenizer: Tokenizer, prompts: Sequence[str | list[int]]) -> list[str
     return [prompt if isinstance(prompt, str) else tokenizer.decode(prompt) for prompt in prompts]
 
 
-@router.get("/metrics")
+HEALTH = {
+    **answers(HealthReply),
+    503: {"model": HealthReply, "description": "No requests can be served now."},
+}
+
+
+@router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(http: HttpRequest) -> Response:
     """For Prometheus, also while there is no engine."""
     return Response(http.app.state.metrics.page(), media_type=CONTENT_TYPE)
 
 
-@router.get("/version")
+@router.get("/version", response_model=None, responses=answers(VersionReply))
 async def version() -> Json:
     """The server's; of a checkout that is not installed it is not known."""
     try:
@@ -234,9 +239,9 @@ async def version() -> Json:
         return {"version": "unknown"}
 
 
-@router.get("/ping")
-@router.post("/ping")
-@router.get("/health")
+@router.get("/ping", responses=HEALTH)
+@router.post("/ping", responses=HEALTH)
+@router.get("/health", responses=HEALTH)
 async def health(http: HttpRequest) -> JSONResponse:
     """Whether requests can be served now."""
     reason = why_not_ready(http.app)

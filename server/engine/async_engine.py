@@ -30,6 +30,7 @@ from trimtab.server.engine.request import (
 
 logger = logging.getLogger(__name__)
 NUM_COMPILERS, MAX_COMPILING = 2, 32  # grammars at once, and with those that wait
+MAX_UNREAD = 1024  # events of each reply that wait for whoever asked
 Status = Literal["starting", "ready", "stopping", "dead"]
 _UNAVAILABLE: dict[Status, str] = {
     "starting": "the engine is still loading",
@@ -172,10 +173,12 @@ class AsyncEngine:
                 raise InvalidRequestError(f"'{request.request_id}' is in use", "request_id")
             num_tokens = request.num_tokens
             self._limits.check(
-                sum(len(box.request_ids) for box in boxes), sum(box.num_tokens for box in boxes) + num_tokens
+                sum(box.num_requests for box in boxes), sum(box.num_tokens for box in boxes) + num_tokens
             )
             loop = asyncio.get_running_loop()
-            return self._mailboxes.setdefault(loop, Mailbox(loop)).open(request.request_id, num_tokens)
+            if loop not in self._mailboxes:
+                self._mailboxes[loop] = Mailbox(loop, self.abort)
+            return self._mailboxes[loop].open(request)
 
     async def _events(self, request_id: str, events: asyncio.Queue[Event]) -> AsyncIterator[Event]:
         is_over = False
@@ -254,13 +257,21 @@ class AsyncEngine:
 class Mailbox:
     """Queues of the requests that were submitted from one loop and have not had their terminal event.
 
-    The queues belong to the loop's thread; any thread may call `hand_over` and `end_all`.
+    The queues belong to the loop's thread; any thread may call `hand_over` and `end_all`. A request whose
+    events are not read is ended, so that no client who takes nothing makes others' memory run out.
+
+    abort: told of it. num_tokens: of the requests that are open, at most.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
+    def __init__(self, loop: asyncio.AbstractEventLoop, abort: Callable[[str], None]) -> None:
+        self.loop, self._abort = loop, abort
         self._queues: dict[str, asyncio.Queue[Event]] = {}
-        self._tokens: dict[str, int] = {}
+        self._requests: dict[str, Request] = {}
+        self.num_tokens = 0
+
+    @property
+    def num_requests(self) -> int:
+        return len(self._queues)
 
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._queues
@@ -269,15 +280,11 @@ class Mailbox:
     def request_ids(self) -> list[str]:
         return list(self._queues)
 
-    @property
-    def num_tokens(self) -> int:
-        """Of the requests that are open, at most."""
-        return sum(self._tokens.values())
-
-    def open(self, request_id: str, num_tokens: int = 0) -> asyncio.Queue[Event]:
+    def open(self, request: Request) -> asyncio.Queue[Event]:
         """Where the request's events arrive, the terminal one last; in the loop's own thread."""
         queue: asyncio.Queue[Event] = asyncio.Queue()
-        self._queues[request_id], self._tokens[request_id] = queue, num_tokens
+        self._queues[request.request_id], self._requests[request.request_id] = queue, request
+        self.num_tokens += request.num_tokens
         return queue
 
     def hand_over(self, events: Sequence[Event]) -> bool:
@@ -292,12 +299,29 @@ class Mailbox:
 
     def _sort(self, events: Sequence[Event]) -> None:
         """What comes after a request's terminal event is for nobody."""
+        for request_id in {event.request_id for event in events} & self._queues.keys():
+            if self._queues[request_id].qsize() > _most_unread(self._requests[request_id]):
+                self._cut(request_id)
         for event in events:
             queue = self._queues.get(event.request_id)
             if queue is not None:
                 queue.put_nowait(event)
                 if isinstance(event, TERMINAL):
-                    del self._queues[event.request_id], self._tokens[event.request_id]
+                    self._close(event.request_id)
+
+    def _cut(self, request_id: str) -> None:
+        """What was not read is dropped."""
+        logger.error("the events of %s are not read; it is ended", request_id)
+        queue = self._queues[request_id]
+        while not queue.empty():
+            queue.get_nowait()
+        queue.put_nowait(Failed(request_id, "the reply was not read as fast as it was written"))
+        self._close(request_id)
+        self._abort(request_id)
+
+    def _close(self, request_id: str) -> None:
+        del self._queues[request_id]
+        self.num_tokens -= self._requests.pop(request_id).num_tokens
 
     def _call(self, work: Callable[[], None]) -> bool:
         try:
@@ -305,3 +329,8 @@ class Mailbox:
         except RuntimeError:
             return False
         return True
+
+
+def _most_unread(request: Request) -> int:
+    """Far more than a loop falls behind by; given tokens come many at a time."""
+    return MAX_UNREAD * request.sampling.n + len(request.given)

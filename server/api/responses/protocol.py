@@ -10,7 +10,10 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from trimtab.guidance.ranges import shown
 from trimtab.server.api import neutral
 from trimtab.server.api.protocol import (
+    MAX_MESSAGES,
+    MAX_PARTS,
     MAX_TOOLS,
+    Biases,
     CalledFunction,
     ChatRequest,
     FunctionFields,
@@ -18,6 +21,8 @@ from trimtab.server.api.protocol import (
     JsonSchemaFormat,
     Message,
     ResponseFormat,
+    StopList,
+    StopTokens,
     StreamOptions,
     StrictModel,
     TextPart,
@@ -27,6 +32,8 @@ from trimtab.server.api.protocol import (
     ToolFields,
     ToolName,
     UnicodeText,
+    Variables,
+    at_most,
 )
 from trimtab.server.engine.request import InvalidRequestError
 
@@ -60,7 +67,7 @@ def _as_parts(content: Any) -> Any:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
-Parts = Annotated[list[Part] | None, BeforeValidator(_as_parts)]
+Parts = Annotated[Annotated[list[Part], Field(fail_fast=True)] | None, BeforeValidator(_as_parts)]
 
 
 class Item(TypedModel):
@@ -86,14 +93,14 @@ class Item(TypedModel):
     @model_validator(mode="after")
     def _has_what_its_type_has(self) -> Item:
         needs = self.NEEDS[self.type]
-        given = self.model_dump(exclude_none=True, exclude={"type", "name"})
+        given = self.model_fields_set - {"type", "name"}
         for name in needs:
             if (
                 getattr(self, name) is None and self.type != "reasoning"
             ):  # of which it may have only a summary
                 raise InvalidRequestError("is required", name)
-        for name in given:
-            if name not in needs:
+        for name in type(self).model_fields:
+            if name in given and name not in needs:
                 raise InvalidRequestError(f"is not a {self.type}'s; leave it out", name)
         return self
 
@@ -114,11 +121,21 @@ class Item(TypedModel):
 
 
 def _as_items(value: Any) -> Any:
+    """Nothing of too many is looked at."""
+    if isinstance(value, list):
+        held = (item.get(name) for item in value if isinstance(item, dict) for name in ("content", "output"))
+        num_parts = sum(len(parts) for parts in held if isinstance(parts, list))
+        if num_parts > MAX_PARTS:
+            raise ValueError(f"has {num_parts} content parts, of at most {MAX_PARTS}")
     return [{"role": "user", "content": value}] if isinstance(value, str) else value
 
 
-def _as_list(stop: Any) -> Any:
-    return [stop] if isinstance(stop, str) else stop
+Items = Annotated[
+    list[Item],
+    Field(min_length=1, fail_fast=True),
+    BeforeValidator(_as_items),
+    at_most(MAX_MESSAGES, "items"),
+]
 
 
 class TextFormat(TypedModel):
@@ -221,13 +238,15 @@ class ResponsesRequest(StrictModel):
     OFF = neutral.OFF
 
     model: str | None = None
-    input: Annotated[list[Item], BeforeValidator(_as_items), Field(min_length=1)]
+    input: Items
     instructions: UnicodeText | None = None
     max_output_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     text: TextFields | None = None
-    tools: Annotated[list[FunctionTool] | None, Field(max_length=MAX_TOOLS)] = None
+    tools: Annotated[
+        Annotated[list[FunctionTool], Field(fail_fast=True)] | None, at_most(MAX_TOOLS, "tools")
+    ] = None
     tool_choice: Annotated[Choice | None, BeforeValidator(_as_choice)] = None
     parallel_tool_calls: bool | None = None
     reasoning: ReasoningFields | None = None
@@ -235,15 +254,15 @@ class ResponsesRequest(StrictModel):
     stream_options: StreamOptions | None = None
     top_k: int | None = None
     min_p: float | None = None
-    stop: Annotated[list[UnicodeText] | None, BeforeValidator(_as_list)] = None
-    stop_token_ids: list[int] | None = None
+    stop: StopList = None
+    stop_token_ids: StopTokens = None
     seed: int | None = None
     ignore_eos: bool | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: Biases = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: Variables | None = None
     guidance: GuidanceFields | None = None
 
     @property
