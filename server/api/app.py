@@ -16,7 +16,7 @@ from trimtab.server.api.access.keys import load_keys
 from trimtab.server.api.access.rates import Rates
 from trimtab.server.api.config import ApiConfig, resolve_config
 from trimtab.server.api.errors import install_error_handlers
-from trimtab.server.api.generation import EngineClient
+from trimtab.server.api.generation import EndWhatWasBegun, EngineClient
 from trimtab.server.api.metrics import CountAnswers, Metrics
 from trimtab.server.api.models import routes as models
 from trimtab.server.api.models.profiles import check_profiles, model_ids
@@ -49,6 +49,7 @@ def create_waiting_app(access: AccessConfig | None = None) -> FastAPI:
     for router in routers:
         app.include_router(router)
     app.state.routes = [r for router in routers for r in router.routes]  # for whoever asks for another
+    app.add_middleware(EndWhatWasBegun)
     app.add_middleware(
         Gate,
         keys=load_keys(access.api_keys),

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Literal, Protocol
 
+from starlette.types import ASGIApp, Receive, Scope, Send
+
 from trimtab.server.api.errors import EngineFailedError, RequestTimeoutError, ShuttingDownError
 from trimtab.server.api.metrics import Metrics, RequestMeter
 from trimtab.server.engine.request import (
@@ -100,10 +102,10 @@ class Generation:
         try:
             for request in requests:
                 self._running[request.request_id] = engine.submit(request)
+            self._meter = RequestMeter(metrics, requests)
         except BaseException:
             self.abort()
             raise
-        self._meter = RequestMeter(metrics, requests)
         self.num_choices = self._n * len(requests)
 
     @property
@@ -155,6 +157,23 @@ class Generation:
         async for index, event in self.events():
             completions[index].take(event)
         return completions
+
+
+class EndWhatWasBegun:
+    """ASGI middleware: with an HTTP request end the generations that were begun for it, whatever came between
+    their begin and whoever reads them. They are in the scope's state as `begun`."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun: list[Generation] = []
+        scope.setdefault("state", {})["begun"] = begun
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            for generation in begun:
+                generation.abort()
 
 
 async def _in_time(

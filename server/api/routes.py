@@ -110,7 +110,7 @@ async def begin_chat(body: ChatRequest, http: HttpRequest, service: Service) -> 
                 http, service, reply.reply_id, asked, guidance, body.prompt_logprobs
             )
             reply.num_prompt_top = body.prompt_logprobs
-        generation = service.generation([request], usage)
+        generation = service.generation(http, [request], usage)
     return Chat(model, reply, generation, sampling, selection)
 
 
@@ -158,7 +158,7 @@ async def create_completion(body: CompletionRequest, http: HttpRequest, service:
         if not requests:
             read = reply.echoed or reply.prompts
             return JSONResponse(reply.reply(unfollowed(read), usage_of(read, usage)))
-        generation = service.generation(requests, usage)
+        generation = service.generation(http, requests, usage)
     if body.stream:
         return _stream(body, generation, reply)
     return await whole_reply(http, generation, reply, selection)

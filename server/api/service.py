@@ -73,9 +73,14 @@ class Service:
         """Whether there is a chat template."""
         return bool(self.tokenizer.chat_template)
 
-    def generation(self, requests: Sequence[Request], before: Usage | None = None) -> Generation:
-        """Takes and raises what Generation does."""
-        return Generation(self.engine, requests, self.metrics, self.config.access.request_timeout, before)
+    def generation(
+        self, http: HttpRequest, requests: Sequence[Request], before: Usage | None = None
+    ) -> Generation:
+        """One that ends with the HTTP request at the latest. Takes and raises what Generation does."""
+        timeout = self.config.access.request_timeout
+        generation = Generation(self.engine, requests, self.metrics, timeout, before)
+        http.state.begun.append(generation)
+        return generation
 
     def check_model(self, asked: str | None) -> None:
         """Raises ModelNotFoundError for any other than the one served, and its profiles."""

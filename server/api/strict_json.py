@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +18,7 @@ from trimtab.server.api.errors import BodyTooLargeError
 from trimtab.server.engine.request import InvalidRequestError, QueueFullError
 
 MAX_BODY_MIB = 16
+MAX_DROPPED_MIB, LONGEST_LENGTH = 128, 18  # of one that is longer, and the digits of its length
 MAX_BODIES_MIB = 512  # of all that are not parsed yet, small ones apart
 MAX_VALUES, MAX_OBJECTS = 2**20, 2**17  # of a body: values; and lists, objects and their keys
 SMALL = 2**16  # bytes, which take less time to parse than a thread to wake up
@@ -35,12 +36,14 @@ class BodyReader:
     async def read(self, request: Request) -> bytes:
         """The whole body, which is counted until `parse`. Raises BodyTooLargeError, and QueueFullError where
         it is too much beside others."""
-        body = bytearray()
-        counted = 0
+        body, counted = bytearray(), 0
+        chunks = request.stream()
         try:
-            async for chunk in request.stream():
+            async for chunk in chunks:
                 body += chunk
                 if len(body) > MAX_BODY_MIB * 2**20:
+                    body.clear()
+                    await _drop(request, chunks)
                     raise BodyTooLargeError(f"the body has more than {MAX_BODY_MIB} MiB; send less at once")
                 if len(body) > SMALL:
                     self.num_bytes += len(body) - counted
@@ -60,6 +63,14 @@ class BodyReader:
             return await asyncio.get_running_loop().run_in_executor(self.threads, parse, body)
         finally:
             self.num_bytes -= len(body)
+
+
+async def _drop(request: Request, chunks: AsyncIterator[bytes]) -> None:
+    """The rest of a body of known, moderate length: most clients read no answer before they have sent it."""
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length[:LONGEST_LENGTH]) <= MAX_DROPPED_MIB * 2**20:
+        async for _ in chunks:
+            pass
 
 
 class StrictJsonRoute(APIRoute):

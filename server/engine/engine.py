@@ -87,6 +87,7 @@ class Engine:
         self._launched: deque[StepResult] = deque()
         self._pending_events: list[Event] = []
         self._recorder: StateRecorder | None = None
+        self.info = self._tell()
 
     @classmethod
     def from_config(
@@ -98,8 +99,7 @@ class Engine:
         """
         return cls(*load(config, chat_template, policy))
 
-    @property
-    def info(self) -> EngineInfo:
+    def _tell(self) -> EngineInfo:
         bank = self.bank
         parts = (bank.has_advantage, bank.has_value, bank.has_reward)
         heads = zip(bank.names, *parts, bank.manifests, bank.value_per_advantage, strict=True)
@@ -135,6 +135,7 @@ class Engine:
         """From now on all replies run to their ends, and the recorder keeps their hidden states."""
         assert not self._live, "requests under way would be recorded in part"
         self._recorder = recorder
+        self.info = self._tell()
 
     @property
     def stats(self) -> EngineStats:

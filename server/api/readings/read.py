@@ -42,7 +42,7 @@ async def read_prompts(
         ]
     if not requests:
         return list(prompts), Usage()
-    with service.generation(requests) as generation:
+    with service.generation(http, requests) as generation:
         readings = iter(await gather_while_connected(http, generation))
     found = [
         replace(prompt, reading=next(readings)) if len(prompt.token_ids) > 1 else prompt for prompt in prompts

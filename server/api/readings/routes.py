@@ -45,7 +45,7 @@ async def score(body: ScoreRequest, http: HttpRequest, service: ReadyService) ->
     name = f"score-{uuid.uuid4().hex}"
     with naming(body.engine_fields.get):
         request = reading_of(name, encoded.prompt_ids, encoded.reply_ids, guidance=guidance)
-        generation = service.generation([request])
+        generation = service.generation(http, [request])
     with generation:
         (reply,) = await gather_while_connected(http, generation)
     scored = {
