@@ -18,7 +18,9 @@ COPY src ./src
 COPY kernels ./kernels
 COPY guidance ./guidance
 COPY server ./server
-RUN /opt/trimtab/bin/pip install --no-cache-dir .
+# of pyproject.toml, such as ray, for engines on Kubernetes (deploy/ray-service.yaml)
+ARG EXTRAS
+RUN /opt/trimtab/bin/pip install --no-cache-dir ".${EXTRAS:+[$EXTRAS]}"
 
 FROM ${BASE} AS runtime
 # torch.compile and Triton want a C++ compiler.
@@ -30,7 +32,7 @@ USER trimtab
 WORKDIR /home/trimtab
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \
-    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/health', timeout=2)"]
+    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/ready', timeout=2)"]
 # exec form: signals reach the server itself
 ENTRYPOINT ["trimtab", "serve", "--host", "0.0.0.0"]
 

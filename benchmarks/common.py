@@ -216,6 +216,14 @@ def as_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join([table[0], "|---" * len(columns) + "|", *table[1:]])
 
 
+def replace_between_markers(page: str, begin: str, end: str, tables: str) -> str:
+    """Raises ValueError where the page does not hold both markers once, in order."""
+    if page.count(begin) != 1 or page.count(end) != 1 or page.index(begin) > page.index(end):
+        raise ValueError(f"the page must hold {begin!r} and {end!r}, once each and in this order")
+    before, rest = page.split(begin)
+    return f"{before}{begin}\n\n{tables}\n\n{end}{rest.split(end)[1]}"
+
+
 def _cell(value: object) -> str:
     if isinstance(value, Mapping):  # a spread as the document has it
         return "{median:.3g} ({p10:.3g}…{p90:.3g})".format(**value)

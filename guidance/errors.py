@@ -66,4 +66,12 @@ class ConfigError(ValueError):
 
 def first_line(error: BaseException) -> str:
     """Of another's message; its type's name where there is none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return printable((str(error).strip() or type(error).__name__).splitlines()[0])
+
+
+def printable(text: str) -> str:
+    """The text in one line: whatever cannot be seen, or would be obeyed by what shows it (line ends, control
+    and bidirectional characters, halves of surrogates), as its escape."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

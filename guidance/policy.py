@@ -102,8 +102,8 @@ def load_policy(
     _check_config(path, local)
     model = _load_model(path, _dtype_to_load(dtype, device), local).to(device)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=local)
-    except (OSError, ValueError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=local, trust_remote_code=False)
+    except Exception as error:  # as above: files of the tokenizer may hold anything
         raise PolicyError(f"model '{path}' has no tokenizer that loads: {first_line(error)}") from error
     if chat_template is not None:
         tokenizer.chat_template = chat_template
@@ -126,7 +126,12 @@ def _dtype_to_load(dtype: str, device: str) -> str | torch.dtype:
 def _load_model(path: str | Path, dtype: str | torch.dtype, local: bool) -> PreTrainedModel:
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, use_safetensors=True, local_files_only=local, output_loading_info=True
+            path,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=local,
+            trust_remote_code=False,
+            output_loading_info=True,
         )
     except Exception as error:  # whatever a corrupt checkpoint makes the loader raise
         raise PolicyError(
@@ -143,7 +148,7 @@ def _load_model(path: str | Path, dtype: str | torch.dtype, local: bool) -> PreT
 def _check_config(path: str | Path, local: bool) -> None:
     """Before gigabytes are read."""
     try:
-        config = AutoConfig.from_pretrained(path, local_files_only=local)
+        config = AutoConfig.from_pretrained(path, local_files_only=local, trust_remote_code=False)
     except Exception as error:  # each architecture checks its configuration in a way of its own
         if not Path(path).exists():
             message = (

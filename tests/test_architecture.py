@@ -28,12 +28,13 @@ MAX_FLAT = 16
 
 # Room → rooms of its own part that it may import. A room is a folder, or a module beside the folders.
 _BASE = ("errors", "files", "text", "config_file", "statistics", "plot_style", "locate", "model_names")
-_BASE += ("losses",)
+_BASE += ("losses", "json_file")
 _UP_TO_FEATURES = (*_BASE, "heads", "policy", "data", "features")
 GUIDANCE = {
     "errors": (),
     "ranges": (),
     "files": ("errors",),
+    "json_file": ("errors",),
     "text": ("errors",),
     "config_file": ("errors", "files"),
     "statistics": ("errors",),
@@ -61,6 +62,7 @@ SERVER = {
     "scoring": ("engine", "judging"),
     "rollouts": ("engine", "judging", "scoring"),
     "commands": ("flags", "engine", "api", "judging", "scoring", "rollouts"),
+    "cluster": ("engine", "api", "commands"),
     "cli": ("engine", "api", "commands"),
 }
 ROOMS = {"guidance": GUIDANCE, "server": SERVER}
@@ -72,7 +74,10 @@ OTHER_PARTS = {
     "guidance": ("kernels",),
     "guidance/losses": (),
     "server": ("kernels", "guidance"),
-    "server/api": ("guidance/errors", "guidance/ranges", "guidance/text", "guidance/controllers"),
+    "server/api": (
+        *("guidance/errors", "guidance/ranges", "guidance/text", "guidance/controllers"),
+        "guidance/json_file",
+    ),
     "benchmarks": _ALL_BUT_COMMANDS,
     "examples": _ALL_BUT_COMMANDS,
 }

@@ -155,7 +155,7 @@ def with_delivery(engine: Engine, requests: list[Request], clock: StepClock) -> 
     service.wait_until_loaded()
 
     async def read(request: Request) -> None:
-        async for event in service.submit(request):
+        async for event in await service.submit(request):
             if isinstance(event, TERMINAL):
                 return
 

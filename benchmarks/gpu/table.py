@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import parse
+from benchmarks.common import parse, replace_between_markers
 from benchmarks.gpu.findings import KIND
 from trimtab.guidance.files import write_text
 
@@ -116,14 +116,6 @@ def _facts(cases: Mapping[str, Record]) -> Iterator[str]:
             yield f"- {name}: {', '.join(f'{fact} {value}' for fact, value in facts.items())}"
 
 
-def replace_between_markers(text: str, tables: str) -> str:
-    """Raises ValueError where the text does not hold both markers once, in order."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"the page must hold {BEGIN!r} and {END!r}, once each and in this order")
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n\n{tables}\n\n{END}{rest.split(END)[1]}"
-
-
 @dataclass(frozen=True, slots=True)
 class TableConfig:
     """results: folder of the reports. page: holds the markers."""
@@ -136,7 +128,7 @@ def main() -> None:
     options = parse(TableConfig, __doc__)
     text = options.page.read_text(encoding="utf-8")
     tables = as_markdown(read_reports(options.results))
-    write_text(options.page, replace_between_markers(text, tables))
+    write_text(options.page, replace_between_markers(text, BEGIN, END, tables))
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ from trimtab.guidance.heads.store import load_head
 from trimtab.kernels.value_adapter import value_adapter
 from trimtab.kernels.wide_product import wide_product
 
+LoadedHead = tuple[Head, Manifest]
 WHOLE = 32
 """Ranks are padded to multiples of it: of so many columns a CPU's product gives every row the same bits,
 wherever it stands; of fewer, or of some that are left over, it need not."""
@@ -80,43 +82,148 @@ class _Scalars:
         return memory(h.float(), state)[1]
 
 
-class HeadBank:
-    """Heads by index, in the order they were given; H of them.
+@dataclass(frozen=True, slots=True)
+class _Shelf:
+    """Heads that were put in together. columns: of the bank, those that they are. lowrank_up: by column.
+    Scalars are by place in `columns`."""
 
-    names, manifests: one entry per head; has_advantage, has_value, has_reward say which parts it has.
+    columns: tuple[int, ...]
+    tied: _Adapters | None
+    lowrank: _Adapters | None
+    lowrank_up: dict[int, Tensor]
+    values: _Scalars
+    rewards: _Scalars
+
+    @classmethod
+    def of(
+        cls,
+        heads: Sequence[LoadedHead | None],
+        columns: Sequence[int],
+        hidden_size: int,
+        device: torch.device | str,
+        vocab_size: int | None,
+    ) -> _Shelf:
+        """heads: None where a column is vacant."""
+        advantages = [(at, head) for at, head in zip(columns, heads, strict=True) if head is not None]
+        values, rewards = (
+            [None if head is None else (getattr(head[0], part), head[1]) for head in heads]
+            for part in ("value", "reward")
+        )
+        return cls(
+            tuple(columns),
+            _stack(advantages, TiedAdvantage),
+            _stack(advantages, LowRankAdvantage),
+            {
+                at: head.advantage.up[:vocab_size]
+                for at, (head, _) in advantages
+                if isinstance(head.advantage, LowRankAdvantage)
+            },
+            _gather(values, hidden_size, device),
+            _gather(rewards, hidden_size, device),
+        )
+
+
+class HeadBank:
+    """Heads by column, in the order they were given; H columns, some of which may be vacant.
+
+    names: one entry per column, "" of a vacant one; has_advantage, has_value, has_reward say which parts its
+    head has. manifests: of the heads that can be asked for, in their columns' order.
     memory_sizes: how many numbers its value remembers of a reply; 0 of one that reads h alone, or without.
     value_per_advantage: see AdvantagePart; None of a head without an advantage, too.
+
+    `with_head`, `without_head` and `vacated` give another bank, in which every head that both have keeps its
+    column and gives the same bits: what was put in together is computed together, and apart from all else.
     """
 
     def __init__(
         self,
-        heads: Sequence[tuple[Head, Manifest]],
+        heads: Sequence[LoadedHead],
         hidden_size: int,
         *,
         device: torch.device | str,
         vocab_size: int | None = None,
+        num_vacant: int = 0,
     ) -> None:
-        """vocab_size: V of the logits that the heads steer, where heads have rows for padding beyond it."""
-        self.manifests = tuple(manifest for _, manifest in heads)
-        self.names = tuple(manifest.name for manifest in self.manifests)
-        self.has_advantage = tuple(head.advantage is not None for head, _ in heads)
-        self.has_value = tuple(head.value is not None for head, _ in heads)
-        self.has_reward = tuple(head.reward is not None for head, _ in heads)
-        self.memory_sizes = tuple(_memory_size(head.value) for head, _ in heads)
-        advantage_parts = [manifest.parts.advantage for manifest in self.manifests]
-        self.value_per_advantage = tuple(
-            None if part is None else part.value_per_advantage for part in advantage_parts
-        )
-        self._index = {name: index for index, name in enumerate(self.names)}
-        advantages = [head.advantage for head, _ in heads]
-        self._tied = _stack(advantages, self.manifests, TiedAdvantage)
-        self._lowrank = _stack(advantages, self.manifests, LowRankAdvantage)
-        self._lowrank_up = {
-            i: a.up[:vocab_size] for i, a in enumerate(advantages) if isinstance(a, LowRankAdvantage)
-        }
+        """vocab_size: V of the logits that the heads steer, where heads have rows for padding beyond it.
+        num_vacant: columns for heads that come later."""
+        self._sizes = hidden_size, device, vocab_size
+        columns: list[LoadedHead | None] = [*heads, *[None] * num_vacant]
+        self._shelves: tuple[_Shelf, ...] = (_Shelf.of(columns, range(len(columns)), *self._sizes),)
         self._stacked_up: tuple[tuple[int, ...], Tensor] | None = None
-        self._values = _gather([head.value for head, _ in heads], self.manifests, hidden_size, device)
-        self._rewards = _gather([head.reward for head, _ in heads], self.manifests, hidden_size, device)
+        self._describe(tuple(columns), {manifest.name: i for i, (_, manifest) in enumerate(heads)})
+
+    def _describe(self, columns: tuple[LoadedHead | None, ...], index: Mapping[str, int]) -> None:
+        """index: of heads that can be asked for, the columns."""
+        self._columns, self._index = columns, index
+        parts = [None if column is None else column[0] for column in columns]
+        manifests = [None if column is None else column[1] for column in columns]
+        self.names = tuple("" if manifest is None else manifest.name for manifest in manifests)
+        self.manifests = tuple(self.manifest(i) for i in sorted(index.values()))
+        self.has_advantage = tuple(head is not None and head.advantage is not None for head in parts)
+        self.has_value = tuple(head is not None and head.value is not None for head in parts)
+        self.has_reward = tuple(head is not None and head.reward is not None for head in parts)
+        self.memory_sizes = tuple(0 if head is None else _memory_size(head.value) for head in parts)
+        advantages = [None if manifest is None else manifest.parts.advantage for manifest in manifests]
+        self.value_per_advantage = tuple(
+            None if part is None else part.value_per_advantage for part in advantages
+        )
+
+    def manifest(self, column: int) -> Manifest:
+        """Of the head in a column, which is not vacant."""
+        head = self._columns[column]
+        assert head is not None
+        return head[1]
+
+    @property
+    def offered(self) -> Mapping[str, int]:
+        """Heads that can be asked for, with their columns."""
+        return self._index
+
+    @property
+    def withdrawn(self) -> tuple[int, ...]:
+        """Columns of heads that cannot be asked for any more."""
+        held = set(self._index.values())
+        return tuple(i for i, column in enumerate(self._columns) if column is not None and i not in held)
+
+    def with_head(self, loaded: LoadedHead) -> HeadBank:
+        """With another one, in a vacant column.
+
+        Raises:
+            HeadError: one of its name can be asked for already, or no column is vacant.
+        """
+        name = loaded[1].name
+        if name in self._index:
+            raise HeadError(f"a head {name!r} is loaded already: unload it first, or give another name")
+        column = next((i for i, head in enumerate(self._columns) if head is None), None)
+        if column is None:
+            raise HeadError(f"there is no room for another head than {', '.join(self._index)}: unload one")
+        columns = tuple(loaded if i == column else head for i, head in enumerate(self._columns))
+        shelf = _Shelf.of([loaded], [column], *self._sizes)
+        return self._changed(columns, {**self._index, name: column}, (*self._shelves, shelf))
+
+    def without_head(self, name: str) -> HeadBank:
+        """In which it cannot be asked for any more; it stays for those who have."""
+        index = {other: column for other, column in self._index.items() if other != name}
+        return self._changed(self._columns, index, self._shelves)
+
+    def vacated(self, columns: Sequence[int]) -> HeadBank:
+        """Without the heads in these columns, which nobody asks for any more."""
+        kept = tuple(None if i in columns else head for i, head in enumerate(self._columns))
+        first, *others = self._shelves
+        ups = {i: up for i, up in first.lowrank_up.items() if i not in columns}
+        shelves = [shelf for shelf in others if shelf.columns[0] not in columns]
+        return self._changed(kept, self._index, (replace(first, lowrank_up=ups), *shelves))
+
+    def _changed(
+        self,
+        columns: tuple[LoadedHead | None, ...],
+        index: Mapping[str, int],
+        shelves: tuple[_Shelf, ...],
+    ) -> HeadBank:
+        changed = copy(self)
+        changed._shelves, changed._stacked_up = shelves, None
+        changed._describe(columns, index)
+        return changed
 
     @classmethod
     def load(
@@ -127,6 +234,7 @@ class HeadBank:
         device: torch.device | str,
         dtype: torch.dtype,
         vocab_size: int | None = None,
+        num_vacant: int = 0,
     ) -> HeadBank:
         """Reads the heads and makes sure that each fits the policy. dtype: that of h; scalars stay float32.
 
@@ -141,7 +249,7 @@ class HeadBank:
                     f"{owner[manifest.name]} and {folder} are both named {manifest.name!r}: load one of them"
                 )
             owner[manifest.name] = Path(folder)
-        return cls(heads, policy.hidden_size, device=device, vocab_size=vocab_size)
+        return cls(heads, policy.hidden_size, device=device, vocab_size=vocab_size, num_vacant=num_vacant)
 
     @torch.no_grad()
     def put_advantage(self, name: str, advantage: Advantage) -> None:
@@ -153,7 +261,8 @@ class HeadBank:
         """
         self.check([(name, 1.0)])
         index = self._index[name]
-        adapters = self._tied if isinstance(advantage, TiedAdvantage) else self._lowrank
+        shelf = self._shelf_of(index)
+        adapters = shelf.tied if isinstance(advantage, TiedAdvantage) else shelf.lowrank
         if adapters is None or index not in adapters.members:
             raise HeadError(f"head {name!r} has an advantage of another form: load one of this form")
         slot, rank = adapters.members.index(index), advantage.down.shape[0]
@@ -161,7 +270,7 @@ class HeadBank:
         if adapters.up is not None:
             pairs.append((adapters.up[slot, :, :rank], advantage.up))
         else:
-            mine = self._lowrank_up[index]
+            mine = shelf.lowrank_up[index]
             pairs.append((mine, advantage.up[: len(mine)]))
         if any(mine.shape != new.shape for mine, new in pairs) or adapters.down[slot, rank:].any():
             raise HeadError(f"head {name!r} has an advantage of another size: load one of rank {rank}")
@@ -177,7 +286,7 @@ class HeadBank:
         """
         for name, weight in heads:
             if name not in self._index:
-                loaded = f"loaded are {', '.join(self.names)}" if self.names else "no head is loaded"
+                loaded = f"loaded are {', '.join(self._index)}" if self._index else "no head is loaded"
                 raise HeadError(f"head {name!r} is not loaded: {loaded}")
             if steering and weight != 0 and not self.has_advantage[self._index[name]]:
                 raise HeadError(f"head {name!r} has no advantage and cannot steer: use it at strength 0")
@@ -187,7 +296,7 @@ class HeadBank:
         row = [0.0] * len(self.names)
         for name, weight in heads:
             index = self._index[name]
-            part = self.manifests[index].parts.advantage
+            part = self.manifest(index).parts.advantage
             row[index] = weight * part.scale if part is not None else 0.0
         return row
 
@@ -196,22 +305,25 @@ class HeadBank:
 
         h: [G, d]. weights: f32[G, H] from weights_row. active: indices of the heads that any row uses.
         """
-        return self._tied.column(h, weights, active) if self._tied else None
+        total: Tensor | None = None
+        for shelf, mine in self._active(active):
+            column = shelf.tied.column(h, weights, mine) if shelf.tied else None
+            if column is not None:
+                total = column if total is None else total + column
+        return total
 
     def lowrank_advantage(self, h: Tensor, weights: Tensor, active: Sequence[int]) -> Tensor | None:
         """Σ wᵢ Aᵢ over the low-rank heads, f32[G, V]; None when none is active. See tied_column."""
-        inner = self._lowrank.column(h, weights, active) if self._lowrank else None
-        if inner is None:
-            return None
-        assert self._lowrank is not None
-        rank = self._lowrank.down.shape[1]
         total: Tensor | None = None
-        for slot, member in enumerate(self._lowrank.members):
-            if member in active:
-                up = self._lowrank_up[member]  # [V, rᵢ]
-                mine = inner[:, slot * rank : slot * rank + up.shape[1]].to(up.dtype)
-                term = wide_product(mine, up)
-                total = term if total is None else total.add_(term)
+        for shelf, members, inner in self._lowrank_columns(h, weights, active):
+            assert shelf.lowrank is not None
+            rank = shelf.lowrank.down.shape[1]
+            for slot, member in enumerate(shelf.lowrank.members):
+                if member in members:
+                    up = shelf.lowrank_up[member]  # [V, rᵢ]
+                    mine = inner[:, slot * rank : slot * rank + up.shape[1]].to(up.dtype)
+                    term = wide_product(mine, up)
+                    total = term if total is None else total.add_(term)
         return total
 
     def lowrank_factors(
@@ -221,61 +333,97 @@ class HeadBank:
 
         What lowrank_advantage multiplies, for a kernel that does so itself. See tied_column.
         """
-        inner = self._lowrank.column(h, weights, active) if self._lowrank else None
-        if inner is None:
-            return None
-        assert self._lowrank is not None
-        rank = self._lowrank.down.shape[1]
-        mine = tuple(slot for slot, member in enumerate(self._lowrank.members) if member in active)
-        columns = [inner[:, slot * rank : (slot + 1) * rank] for slot in mine]
-        return torch.cat(columns, 1), self._up_of(mine)
+        columns, chosen = list[Tensor](), list[int]()
+        for shelf, members, inner in self._lowrank_columns(h, weights, active):
+            assert shelf.lowrank is not None
+            rank = shelf.lowrank.down.shape[1]
+            for slot, member in enumerate(shelf.lowrank.members):
+                if member in members:
+                    columns.append(inner[:, slot * rank : (slot + 1) * rank])
+                    chosen.append(member)
+        return (torch.cat(columns, 1), self._up_of(tuple(chosen))) if columns else None
 
-    def _up_of(self, slots: tuple[int, ...]) -> Tensor:
+    def _lowrank_columns(
+        self, h: Tensor, weights: Tensor, active: Sequence[int]
+    ) -> Iterator[tuple[_Shelf, Sequence[int], Tensor]]:
+        for shelf, mine in self._active(active):
+            inner = shelf.lowrank.column(h, weights, mine) if shelf.lowrank else None
+            if inner is not None:
+                yield shelf, mine, inner
+
+    def _active(self, active: Sequence[int]) -> Iterator[tuple[_Shelf, Sequence[int]]]:
+        """Shelves, with those of the active columns that are theirs."""
+        if len(self._shelves) == 1:
+            yield self._shelves[0], active
+            return
+        for shelf in self._shelves:
+            mine = tuple(column for column in active if self._shelf_of(column) is shelf)
+            if mine:
+                yield shelf, mine
+
+    def _shelf_of(self, column: int) -> _Shelf:
+        """That the head in a column stands on: the last one that has it, which its first head has left."""
+        return next(shelf for shelf in reversed(self._shelves) if column in shelf.columns)
+
+    def _up_of(self, members: tuple[int, ...]) -> Tensor:
         """U [V, R] of these low-rank heads side by side; kept until others are asked for."""
-        assert self._lowrank is not None
-        if self._stacked_up is None or self._stacked_up[0] != slots:
-            rank = self._lowrank.down.shape[1]
-            ups = [_pad(self._lowrank_up[self._lowrank.members[slot]], 1, rank) for slot in slots]
-            self._stacked_up = slots, torch.cat(ups, 1) if len(ups) > 1 else ups[0]
+        if self._stacked_up is None or self._stacked_up[0] != members:
+            ups = []
+            for member in members:
+                shelf = self._shelf_of(member)
+                assert shelf.lowrank is not None
+                ups.append(_pad(shelf.lowrank_up[member], 1, shelf.lowrank.down.shape[1]))
+            self._stacked_up = members, torch.cat(ups, 1) if len(ups) > 1 else ups[0]
         return self._stacked_up[1]
 
     def values(self, h: Tensor) -> Tensor:
         """V(s) in standard units: h [B, d] -> f32[B, H], nan where a head has no value part, or one that
         remembers: see step."""
-        return self._values(h)
+        return self._scalars(h, "values")
 
     def step(self, index: int, h: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """V(s) in standard units f32[B] of a head whose value remembers, at the next states h [B, d] of B
         replies, and its memory f32[B, memory_sizes[index]] after them; state: before, 0 at a reply's s_0."""
-        return self._values.step(index, h, state)
+        shelf = self._shelf_of(index)
+        return shelf.values.step(shelf.columns.index(index), h, state)
 
     def remember(self, index: int, h: Tensor, state: Tensor) -> Tensor:
         """The memory [B, memory_sizes[index]] that `step` would give after each of h [B, T, d] in turn."""
-        return self._values.remember(index, h, state)
+        shelf = self._shelf_of(index)
+        return shelf.values.remember(shelf.columns.index(index), h, state)
 
     def rewards(self, h: Tensor) -> Tensor:
         """Rewards in standard units of replies that end at h [B, d] -> f32[B, H], nan where there is none."""
-        return self._rewards(h)
+        return self._scalars(h, "rewards")
+
+    def _scalars(self, h: Tensor, kind: str) -> Tensor:
+        first, *others = self._shelves
+        out: Tensor = getattr(first, kind)(h)
+        for shelf in others:
+            out[:, shelf.columns[0]] = getattr(shelf, kind)(h)[:, 0]
+        return out
 
 
 def _stack(
-    advantages: Sequence[Advantage | None],
-    manifests: Sequence[Manifest],
-    form: type[TiedAdvantage] | type[LowRankAdvantage],
+    heads: Sequence[tuple[int, LoadedHead]], form: type[TiedAdvantage] | type[LowRankAdvantage]
 ) -> _Adapters | None:
-    chosen = [(index, a) for index, a in enumerate(advantages) if isinstance(a, form)]
+    """heads: with their columns."""
+    members: list[int] = []
+    chosen: list[TiedAdvantage | LowRankAdvantage] = []
+    activations: list[str] = []
+    for column, (head, manifest) in heads:
+        if isinstance(head.advantage, form):
+            part = manifest.parts.advantage
+            assert part is not None
+            members.append(column)
+            chosen.append(head.advantage)
+            activations.append(part.activation)
     if not chosen:
         return None
-    rank = -(-max(a.down.shape[0] for _, a in chosen) // WHOLE) * WHOLE
-    down = torch.stack([_pad(a.down, 0, rank) for _, a in chosen])
-    up = torch.stack([_pad(a.up, 1, rank) for _, a in chosen]) if form is TiedAdvantage else None
-    members = tuple(index for index, _ in chosen)
-    activations = []
-    for index in members:
-        part = manifests[index].parts.advantage
-        assert part is not None
-        activations.append(part.activation)
-    return _Adapters(members, torch.tensor(members, device=down.device), down, up, tuple(activations))
+    rank = -(-max(each.down.shape[0] for each in chosen) // WHOLE) * WHOLE
+    down = torch.stack([_pad(each.down, 0, rank) for each in chosen])
+    up = torch.stack([_pad(each.up, 1, rank) for each in chosen]) if form is TiedAdvantage else None
+    return _Adapters(tuple(members), torch.tensor(members, device=down.device), down, up, tuple(activations))
 
 
 def _pad(matrix: Tensor, dim: int, size: int) -> Tensor:
@@ -285,16 +433,16 @@ def _pad(matrix: Tensor, dim: int, size: int) -> Tensor:
 
 
 def _gather(
-    parts: Sequence[Scalar | None],
-    manifests: Sequence[Manifest],
+    parts: Sequence[tuple[Scalar | None, Manifest] | None],
     hidden_size: int,
     device: torch.device | str,
 ) -> _Scalars:
     weight = torch.zeros(len(parts), hidden_size, device=device)
     bias = torch.full((len(parts),), math.nan, device=device)
     others, remembering = [], {}
-    for index, (part, manifest) in enumerate(zip(parts, manifests, strict=True)):
-        if part is None:
+    for index, given in enumerate(parts):
+        part, manifest = given or (None, None)
+        if part is None or manifest is None:
             continue
         mean, std = manifest.reward_mean, manifest.reward_std
         if isinstance(part, LinearScalar):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from trimtab.guidance.errors import PolicyError
-from trimtab.guidance.heads.manifest import BaseModel
+from trimtab.guidance.heads.manifest import BaseModel, as_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -107,6 +107,10 @@ def identify(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: s
         raise PolicyError(f"{name} has no output embedding: heads need a causal language model")
     vocab_size, hidden_size = lm_head.weight.shape
     base = BaseModel(
-        name, fingerprint(model), tokenizer_hash(tokenizer), template_hash(tokenizer), weight_sample(model)
+        as_text(name),
+        fingerprint(model),
+        tokenizer_hash(tokenizer),
+        template_hash(tokenizer),
+        weight_sample(model),
     )
     return PolicyIdentity(base, hidden_size, vocab_size)

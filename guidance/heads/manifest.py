@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from trimtab.guidance.errors import HeadError
+from trimtab.guidance.errors import HeadError, printable
+from trimtab.guidance.json_file import parse_json, read_json, shown, shown_key
 
 FORMAT = 1
 MANIFEST_FILE = "head.json"
@@ -27,6 +27,9 @@ REMEMBERING = ("mean", "gru")
 ACTIVATIONS = get_args(Activation)
 PARTS = ("advantage", "value", "reward")
 ROWS = ("chat", "text")
+MAX_NUMBER = 1e30
+MAX_SIZE = 2**31 - 1
+MAX_TEXT = 2000
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 
 
@@ -35,34 +38,56 @@ def _check(ok: bool, key: str, fix: str) -> None:
         raise HeadError(f"{key}: {fix}")
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_NUMBER
+
+
 def _check_number(value: object, key: str, *, positive: bool = False) -> None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Within what float32, in which it is used, can hold."""
+    is_fit = _is_number(value) and (not positive or value >= 1 / MAX_NUMBER)  # type: ignore[operator]
     kind = "a finite number above 0" if positive else "a finite number"
-    _check(is_number and (not positive or value > 0), key, f"must be {kind}, got {value!r}")  # type: ignore[operator]
+    bounds = f"{1 / MAX_NUMBER:g}…{MAX_NUMBER:g}" if positive else f"-{MAX_NUMBER:g}…{MAX_NUMBER:g}"
+    _check(is_fit, key, f"must be {kind}, {bounds}, got {shown(value)}")
+
+
+def _is_count(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= MAX_SIZE
 
 
 def _check_size(value: object, key: str) -> None:
-    is_size = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-    _check(is_size, key, f"must be a whole number of at least 1, got {value!r}")
+    _check(
+        _is_count(value, 1), key, f"must be a whole number of at least 1, and below 2³¹, got {shown(value)}"
+    )
 
 
 def _check_bins(value: object) -> None:
-    is_count = isinstance(value, int) and not isinstance(value, bool) and (value == 0 or value >= 2)
-    _check(is_count, "bins", f"must be 0, for none, or a whole number of at least 2, got {value!r}")
+    is_count = (value == 0 and _is_count(value, 0)) or _is_count(value, 2)
+    fix = "must be 0, for none, or a whole number of at least 2, and below 2³¹"
+    _check(is_count, "bins", f"{fix}, got {shown(value)}")
 
 
 def _check_text(value: object, key: str) -> None:
-    _check(isinstance(value, str), key, f"must be a string, got {value!r}")
+    is_text = isinstance(value, str) and len(value) <= MAX_TEXT and value.isprintable()
+    _check(
+        is_text,
+        key,
+        f"must be a string of printable characters, at most {MAX_TEXT}, got {shown(value)}",
+    )
+
+
+def as_text(text: str) -> str:
+    """What a manifest may hold of a text from elsewhere."""
+    return printable(text)[:MAX_TEXT]
 
 
 def _check_choice(value: object, key: str, choices: tuple[str, ...]) -> None:
-    _check(value in choices, key, f"must be one of {', '.join(choices)}, got {value!r}")
+    _check(value in choices, key, f"must be one of {', '.join(choices)}, got {shown(value)}")
 
 
 def check_name(name: object) -> None:
     """Raises HeadError unless `name` may name a head."""
     is_name = isinstance(name, str) and _NAME.fullmatch(name) is not None
-    _check(is_name, "name", f"must be lower-case letters, digits, _ . or -, got {name!r}")
+    _check(is_name, "name", f"must be lower-case letters, digits, _ . or -, got {shown(name)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +123,8 @@ class AdvantagePart:
         for key in ("kl_per_token", "optimum", "value_per_advantage"):
             if getattr(self, key) is not None:
                 _check_number(getattr(self, key), key)
+        fix = f"must be 0 or more, got {shown(self.kl_per_token)}"
+        _check(self.kl_per_token is None or self.kl_per_token >= 0, "kl_per_token", fix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +203,8 @@ class Manifest:
     format: int = FORMAT
 
     def __post_init__(self) -> None:
-        _check(self.format == FORMAT, "format", f"must be {FORMAT}, got {self.format!r}")
+        is_ours = _is_count(self.format, 1) and self.format == FORMAT
+        _check(is_ours, "format", f"must be {FORMAT}, got {shown(self.format)}")
         check_name(self.name)
         has_part = any(getattr(self.parts, part) is not None for part in PARTS)
         _check(has_part, "parts", f"must hold at least one of {', '.join(PARTS)}")
@@ -187,9 +215,9 @@ class Manifest:
         _check_text(self.trained_on, "trained_on")
         if self.rows is not None:
             _check_choice(self.rows, "rows", ROWS)
-        _check(isinstance(self.metrics, Mapping), "metrics", f"must be an object, got {self.metrics!r}")
+        _check(isinstance(self.metrics, Mapping), "metrics", f"must be an object, got {shown(self.metrics)}")
         for key, value in self.metrics.items():
-            _check_number(value, f"metrics.{key}")
+            _check_number(value, f"metrics.{shown_key(key)}")
 
     def to_json(self) -> str:
         data = dataclasses.asdict(self)
@@ -216,7 +244,7 @@ def _build(cls: type[Any], data: object, where: str) -> Any:
     known = {f.name: f for f in dataclasses.fields(cls)}
     prefix = f"{where}." if where else ""
     for key in data:
-        _check(key in known, f"{prefix}{key}", f"unknown key, known are {', '.join(known)}")
+        _check(key in known, f"{prefix}{shown_key(key)}", f"unknown key, known are {', '.join(known)}")
     for key, spec in known.items():
         needed = spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
         _check(key in data or not needed, f"{prefix}{key}", "is missing")
@@ -226,10 +254,6 @@ def _build(cls: type[Any], data: object, where: str) -> Any:
         raise HeadError(f"{prefix}{error}") from None
 
 
-def _refuse_constant(token: str) -> float:
-    raise ValueError(f"{token} is not a number in JSON")
-
-
 def parse_manifest(text: str) -> Manifest:
     """The manifest that the JSON text holds.
 
@@ -237,9 +261,13 @@ def parse_manifest(text: str) -> Manifest:
         HeadError: not JSON, an unknown or missing key, a wrong type or value. One line; it names the key.
     """
     try:
-        data = json.loads(text, parse_constant=_refuse_constant)
+        data = parse_json(text)
     except ValueError as error:
-        raise HeadError(f"not valid JSON ({error})") from None
+        raise HeadError(str(error)) from None
+    return _manifest_of(data)
+
+
+def _manifest_of(data: Any) -> Manifest:
     _check(isinstance(data, dict), "the file", "must hold a JSON object")
     parts = data.get("parts")
     if isinstance(parts, dict):
@@ -265,14 +293,12 @@ def load_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST_FILE
     try:
-        text = path.read_text(encoding="utf-8")
+        return _manifest_of(read_json(path))
     except FileNotFoundError:
         raise HeadError(
             f"{folder} is not a head folder: it has no {MANIFEST_FILE} (train one with `trimtab train`)"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise HeadError(f"{path}: cannot be read ({error})") from None
-    try:
-        return parse_manifest(text)
-    except HeadError as error:
+    except ValueError as error:  # a HeadError among them
         raise HeadError(f"{path}: {error}") from None

@@ -6,15 +6,21 @@ import warnings
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from trimtab.guidance.errors import HeadError
+from trimtab.guidance.errors import HeadError, first_line
 from trimtab.guidance.files import whole_folder
 from trimtab.guidance.heads.fingerprint import PolicyIdentity, weight_difference
 from trimtab.guidance.heads.forms import Head
 from trimtab.guidance.heads.manifest import MANIFEST_FILE, TENSORS_FILE, BaseModel, Manifest, load_manifest
+from trimtab.guidance.json_file import shown_key
+
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def check_destination(folder: Path) -> None:
@@ -54,33 +60,57 @@ def load_head(
         _check_fit(folder, manifest, policy)
     with torch.device("meta"):
         head = Head(manifest.parts, manifest.hidden_size, manifest.vocab_size)
-    head.load_state_dict(_read_tensors(folder, head.state_dict()), assign=True)
-    head.to(device, torch.float32)
-    if head.advantage is not None:
-        head.advantage.to(dtype)
+    tensors = _read_tensors(folder, manifest, head.state_dict(), dtype)
+    head.load_state_dict(tensors, assign=True)
+    head.to(device)
     return head.requires_grad_(False).eval(), manifest
 
 
-def _read_tensors(folder: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
+def _read_tensors(
+    folder: Path, manifest: Manifest, expected: dict[str, Tensor], dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Each in the dtype that it is used in."""
     path = folder / TENSORS_FILE
     try:
         tensors: dict[str, Tensor] = load_file(path)
     except FileNotFoundError:
         raise HeadError(f"{path} is missing: copy or train the head again") from None
-    except (SafetensorError, OSError) as error:
-        raise HeadError(f"{path} is corrupt ({error}): copy or train the head again") from None
+    except Exception as error:  # whatever a header that lies makes the reader raise
+        raise HeadError(f"{path} is corrupt ({first_line(error)}): copy or train the head again") from error
+    unknown = sorted(tensors.keys() - expected.keys())
+    if unknown:
+        name = shown_key(unknown[0])
+        raise HeadError(f"{path}: tensor {name} belongs to no part that {MANIFEST_FILE} names")
+    read = {}
     for name, want in expected.items():
         if name not in tensors:
             raise HeadError(f"{path}: tensor {name} is missing: train the head again")
         if tensors[name].shape != want.shape:
             have = list(tensors[name].shape)
             raise HeadError(f"{path}: {name} has shape {have}, {MANIFEST_FILE} says {list(want.shape)}")
-        if not tensors[name].is_floating_point() or not tensors[name].isfinite().all():
-            raise HeadError(f"{path}: {name} holds numbers that are not finite floats: train the head again")
-    unknown = sorted(tensors.keys() - expected.keys())
-    if unknown:
-        raise HeadError(f"{path}: tensor {unknown[0]} belongs to no part that {MANIFEST_FILE} names")
-    return tensors
+        try:
+            read[name] = _in_use(name, tensors[name], manifest, dtype)
+        except HeadError as error:
+            raise HeadError(f"{path}: {name} {error}") from None
+    return read
+
+
+def _in_use(name: str, tensor: Tensor, manifest: Manifest, dtype: torch.dtype) -> Tensor:
+    """Raises HeadError for what is not finite, there and where it is used."""
+    if tensor.dtype not in _DTYPES:
+        raise HeadError(
+            f"holds {_name_of(tensor.dtype)}, not floats of 16 bits or more: train the head again"
+        )
+    is_advantage = name.startswith("advantage.")
+    if not tensor.isfinite().all():
+        raise HeadError("holds numbers that are not finite: train the head again")
+    used = tensor.to(dtype if is_advantage else torch.float32)
+    if not used.isfinite().all():
+        fix = "train the head again" if used.dtype == torch.float32 else "run with --dtype float32"
+        raise HeadError(f"holds numbers that {_name_of(used.dtype)} cannot: {fix}")
+    if not is_advantage and not (used / manifest.reward_std).isfinite().all():
+        raise HeadError(f"is too large for {MANIFEST_FILE}'s reward_std {manifest.reward_std:g}")
+    return used
 
 
 def _check_fit(folder: Path, manifest: Manifest, policy: PolicyIdentity) -> None:

@@ -19,7 +19,7 @@ from transformers import (
 from trimtab.guidance.errors import HeadError, PolicyError, first_line
 from trimtab.guidance.files import whole_folder
 from trimtab.guidance.heads.forms import Head, LinearScalar
-from trimtab.guidance.heads.manifest import Manifest, Parts, ScalarPart
+from trimtab.guidance.heads.manifest import Manifest, Parts, ScalarPart, as_text
 from trimtab.guidance.locate import must_be_local
 from trimtab.guidance.policy import Policy, output_embedding_input
 from trimtab.guidance.publish.package import CARD_FILE
@@ -197,6 +197,7 @@ def load_classifier(path: str | Path, dtype: torch.dtype | str = torch.float32) 
             dtype=dtype,
             use_safetensors=True,
             local_files_only=local,
+            trust_remote_code=False,
             output_loading_info=True,
         )
     except (OSError, ValueError) as error:
@@ -243,7 +244,7 @@ def as_head(classifier: Classifier, policy: Policy, *, name: str, trained_on: st
         base_model=identity.base_model,
         reward_mean=classifier.mean,
         reward_std=classifier.std,
-        trained_on=trained_on,
+        trained_on=as_text(trained_on),
     )
     return head.requires_grad_(False), manifest
 

@@ -24,7 +24,12 @@ MAX_SECONDS = 5.0  # of the rendering thread's own time
 MAX_CHARACTERS = 1 << 24
 MAX_BITS = 1 << 12
 MAX_ITEMS = 1 << 20
+MAX_MADE = 1 << 28  # characters and items of all that one rendering makes, kept or not
+MAX_SLOW = 1 << 16  # characters for filters that are slow, which no chat template is known to use
 _TEXTS_FROM = frozenset({"string", "tojson", "pprint", "join", "urlencode", "format", "replace"})
+_COMPARING = frozenset({"sort", "unique", "groupby", "min", "max", "sum"})
+_SLOW = frozenset({"wordwrap", "urlize", "striptags", "wordcount", "title", "pprint", "xmlattr"})
+_NEVER = frozenset({"translate", "expandtabs"})  # of texts: a character becomes any number of them
 _MAY_NAME_ANY_NUMBER = frozenset({"default", "d", "int", "float"})
 _WIDE = re.compile(r"\d{6,}|\{[^{}]*:[^{}]*\{|%[^a-zA-Z%]*\*")
 
@@ -50,12 +55,19 @@ def render_template(text: str, variables: Mapping[str, Any]) -> str:
 
 
 class _Clock(threading.local):
-    """How long the thread that asks may go on."""
+    """How long the thread that asks may go on, and how much it has made."""
 
     deadline = float("inf")
+    made = 0
 
     def start(self) -> None:
-        self.deadline = time.thread_time() + MAX_SECONDS
+        self.deadline, self.made = time.thread_time() + MAX_SECONDS, 0
+
+    def make(self, length: int) -> None:
+        """Raises TemplateLimitError where all that was made, with so much more, is too much."""
+        self.made += length
+        if self.made > MAX_MADE:
+            raise TemplateLimitError(f"it makes more than {MAX_MADE} characters, all counted")
 
     def stop(self) -> None:
         self.deadline = float("inf")
@@ -80,6 +92,17 @@ class _Code(CodeGenerator):
             self.write(", ")
         self.write(")")
 
+    def visit_Getitem(self, node: nodes.Getitem, frame: Frame) -> None:  # noqa: N802
+        if not isinstance(node.arg, nodes.Slice):
+            super().visit_Getitem(node, frame)
+            return
+        self.write("environment.cut(")
+        self.visit(node.node, frame)
+        for bound in (node.arg.start, node.arg.stop, node.arg.step):
+            self.write(", ")
+            self.write("None") if bound is None else self.visit(bound, frame)
+        self.write(")")
+
 
 class _Sandbox(ImmutableSandboxedEnvironment):
     """Every loop and call looks at the clock, and what would make a long text is asked for its length."""
@@ -94,6 +117,9 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         self.globals.update(raise_exception=_raise_exception, strftime_now=_strftime_now)
         self.filters["tojson"] = _to_json
         self.filters = {name: _bounded_filter(name, call) for name, call in self.filters.items()}
+        self.filters[_COMPARED] = _compared
+        tests: dict[str, Any] = self.tests
+        self.tests = {name: _bounded_test(call) for name, call in tests.items()}
 
     def concat(self, parts: Iterable[str]) -> str:
         """In place of "".join: of whatever the template writes."""
@@ -102,11 +128,18 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             kept.append(part)
             length += len(part)
             _check_length(length)
+            _clock.make(len(part))
         return "".join(kept)
 
     def join(self, *parts: object) -> str:
         """In place of the operator ~."""
         return self.concat(str(_bounded_value(part)) for part in parts)
+
+    def cut(self, value: Any, *bounds: Any) -> Any:
+        """In place of value[start:stop:step]."""
+        part = value[slice(*bounds)]
+        _clock.make(len(part) if hasattr(part, "__len__") else 1)
+        return part
 
     @property
     def tick(self) -> str:
@@ -116,15 +149,25 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
         """What is called in place of a text's own `format`."""
         call = super().wrap_str_format(value)
-        if call is not None:
-            _check_format(value.__self__)
-        return call
+        if call is None:
+            return None
+        text = value.__self__
+        _check_format(text)
+
+        def bounded(*args: Any, **kwargs: Any) -> str:
+            _make(len(text) + text.count("{") * len(str(_bounded_value([*args, *kwargs.values()]))))
+            return call(*args, **kwargs)
+
+        return bounded
 
     def call(self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         _clock.check()
         owner = getattr(__obj, "__self__", None)
         if isinstance(owner, str | bytes | int | float):
-            _check_method(owner, getattr(__obj, "__name__", ""), (*args, *kwargs.values()))
+            name = getattr(__obj, "__name__", "")
+            if name == "join" and args and not hasattr(args[0], "__len__"):
+                args = ([*args[0]], *args[1:])
+            _check_method(owner, name, (*args, *kwargs.values()))
         return super().call(__context, __obj, *args, **kwargs)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
@@ -145,6 +188,13 @@ class _Ticks(NodeTransformer):
 
     def visit_Macro(self, node: nodes.Macro) -> nodes.Node:  # noqa: N802
         return self._ticking(node)
+
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        sides: list[nodes.Compare | nodes.Operand] = [node, *node.ops]
+        for side in sides:
+            side.expr = nodes.Filter(side.expr, _COMPARED, [], [], None, None, lineno=node.lineno)
+        return node
 
     def _ticking(self, node: nodes.For | nodes.Macro) -> nodes.Node:
         self.generic_visit(node)
@@ -174,6 +224,7 @@ def _raise_exception(message: object) -> None:
 
 
 def _strftime_now(format: str) -> str:
+    _check_length(len(format) * 256)
     return datetime.now().strftime(format)
 
 
@@ -190,6 +241,25 @@ def _to_json(
     )
 
 
+_COMPARED = "trimtab_compared"
+
+
+def _compared(value: Any) -> Any:
+    """What is compared: lists of shared lists take longer than they are long."""
+    return _bounded_value(value) if isinstance(value, list | tuple | Mapping) else value
+
+
+def _bounded_test(call: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(call)
+    def bounded(*args: Any, **kwargs: Any) -> Any:
+        _clock.check()
+        for value in args:
+            _compared(value)
+        return call(*args, **kwargs)
+
+    return bounded
+
+
 def _bounded_filter(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(call)
     def bounded(*args: Any, **kwargs: Any) -> Any:
@@ -199,10 +269,19 @@ def _bounded_filter(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         options += kwargs.values()
         if name not in _MAY_NAME_ANY_NUMBER:
             _check_numbers(options)
-        if name in _TEXTS_FROM:
+        if name == "join" and not hasattr(value, "__len__"):
+            value = [*value]
+            args = (args[0], value, *args[2:]) if takes_context else (value, *args[1:])
+        if hasattr(value, "__len__"):
+            _clock.make(len(value))
+        if name in _TEXTS_FROM or name in _COMPARING:
             _bounded_value(value)
-        if name in ("join", "replace", "format"):
+        if name in ("join", "replace", "format", "indent"):
             _check_made(name, value, options)
+        if name in _SLOW and len(str(_bounded_value(value))) > MAX_SLOW:
+            raise TemplateLimitError(f"it gives {name} more than {MAX_SLOW} characters")
+        if name == "sum" and any(isinstance(option, list | tuple) for option in options):
+            raise TemplateLimitError("it adds lists up")
         return call(*args, **kwargs)
 
     return bounded
@@ -210,6 +289,9 @@ def _bounded_filter(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
 
 def _check_method(owner: object, name: str, arguments: tuple[Any, ...]) -> None:
     _check_numbers(arguments)
+    if name in _NEVER:
+        raise TemplateLimitError(f"it calls {name}")
+    _clock.make(len(owner) if isinstance(owner, str | bytes) else 1)
     if name in ("join", "replace"):
         first = arguments[0] if arguments else ()
         _check_made(name, *((first, [owner]) if name == "join" else (owner, [*arguments])))
@@ -221,16 +303,20 @@ def _check_made(kind: str, value: Any, options: list[Any]) -> None:
         _check_formatted(value, tuple(options))
     elif kind == "replace" and len(options) >= 2:
         text, old, new = str(value), str(options[0]), str(options[1])
-        _check_length(len(text) + text.count(old) * len(new))
+        _make(len(text) + text.count(old) * len(new))
     elif kind == "join" and options and hasattr(value, "__len__"):
-        _check_length(len(value) * len(str(options[0])))
+        _make(len(value) * len(str(options[0])))
+    elif kind == "indent":
+        width = options[0] if options else 4
+        text = str(value)
+        _make(len(text) + (text.count("\n") + 1) * (width if isinstance(width, int) else len(str(width))))
 
 
 def _check_formatted(text: Any, values: Any) -> None:
     if not isinstance(text, str):
         return
     _check_format(text)
-    _check_length(len(text) + text.count("%") * len(str(_bounded_value(values))))
+    _make(len(text) + text.count("%") * len(str(_bounded_value(values))))
 
 
 def _check_format(text: str) -> None:
@@ -249,9 +335,15 @@ def _check_operands(operator: str, left: Any, right: Any) -> None:
     elif operator == "*":
         times, value = (left, right) if isinstance(left, int) else (right, left)
         if isinstance(times, int) and hasattr(value, "__len__"):
-            _check_length(len(value) * max(times, 0))
+            _make(len(value) * max(times, 0))
     elif operator == "+" and hasattr(left, "__len__") and hasattr(right, "__len__"):
-        _check_length(len(left) + len(right))
+        _make(len(left) + len(right))
+
+
+def _make(length: int) -> None:
+    """Of a text or list that is about to be."""
+    _check_length(length)
+    _clock.make(length)
 
 
 def _check_numbers(values: Iterable[Any]) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from trimtab.guidance.data.items import PairItem, RankingItem, RolloutItem
 from trimtab.guidance.features.source import FeatureSource
 from trimtab.guidance.heads.forms import Head
-from trimtab.guidance.heads.manifest import Manifest, Parts
+from trimtab.guidance.heads.manifest import Manifest, Parts, as_text
 from trimtab.guidance.heads.verdict import MIN_JUDGED
 from trimtab.guidance.losses.common import sum_by_reply
 from trimtab.guidance.text.encoding import EncodedReply
@@ -94,7 +94,7 @@ def make_manifest(measured: Measured, plan: Plan, units: tuple[float, float]) ->
             metrics |= _advantage_correlation(measured, along)
         advantage = dataclasses.replace(
             parts.advantage,
-            kl_per_token=along.kl.mean().item(),
+            kl_per_token=max(along.kl.mean().item(), 0.0),
             value_per_advantage=_value_per_advantage(measured, along, units),
         )
         parts = dataclasses.replace(parts, advantage=advantage)
@@ -107,7 +107,7 @@ def make_manifest(measured: Measured, plan: Plan, units: tuple[float, float]) ->
         base_model=identity.base_model,
         reward_mean=units[0],
         reward_std=units[1],
-        trained_on=config.trained_on or _describe(measured.examples, config),
+        trained_on=as_text(config.trained_on or _describe(measured.examples, config)),
         metrics=metrics,
     )
 

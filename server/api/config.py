@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Literal
 from trimtab.guidance.errors import ConfigError
 from trimtab.server.api.access.config import AccessConfig
 from trimtab.server.api.generation_defaults import SamplingDefaults
+from trimtab.server.api.telemetry.config import TelemetryConfig
 from trimtab.server.engine.request import MAX_STRENGTH, EngineInfo
 
 if TYPE_CHECKING:
-    from trimtab.server.api.protocol import GuidanceFields
+    from trimtab.server.api.schemas.guidance import GuidanceFields
 
 ToolCallParser = Literal["auto", "hermes", "llama3_json"]
 
@@ -25,7 +26,8 @@ class ApiConfig:
     generation_config: where sampling_defaults come from: "auto"; a file or its folder; "none" or "vllm",
     for nowhere.
     tool_call_parser: how the model calls tools; `auto` goes by its chat template.
-    access: who may ask, and how much. profiles: guidance under names, see trimtab.server.api.models.profiles.
+    access: who may ask, and how much. telemetry: what is told of it. profiles: guidance under names, see
+    trimtab.server.api.models.profiles.
     """
 
     default_head: str | None = None
@@ -35,6 +37,7 @@ class ApiConfig:
     sampling_defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
     tool_call_parser: ToolCallParser = "auto"
     access: AccessConfig = field(default_factory=AccessConfig)
+    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     profiles: Mapping[str, GuidanceFields] = field(default_factory=dict)
 
 

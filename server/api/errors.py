@@ -44,6 +44,30 @@ class ShuttingDownError(EngineFailedError):
     """It did so because the server was told to stop."""
 
 
+class QueueTimeoutError(EngineFailedError):
+    """The request has waited longer than requests may, and not begun."""
+
+
+class NoAdminsError(Exception):
+    """A request that only admins may make, to a server that has none."""
+
+
+class NotAdminError(Exception):
+    """The same of somebody else, where there are admins."""
+
+
+class HeadConflictError(Exception):
+    """A head that is to be loaded is there, or one that is to go is needed."""
+
+    param = "name"
+
+
+class HeadNotFoundError(Exception):
+    """A head that is to go is not there."""
+
+    param = "name"
+
+
 class BodyTooLargeError(Exception):
     """The request's body has more bytes than are read."""
 
@@ -54,6 +78,11 @@ class SlowBodyError(Exception):
 
 class RequestTimeoutError(EngineFailedError):
     """The request took longer than requests may."""
+
+
+def too_slow(seconds: float) -> RequestTimeoutError:
+    """seconds: that a request may take."""
+    return RequestTimeoutError(f"the request took longer than the {seconds:g} seconds it may")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +137,10 @@ KINDS: Mapping[type[Exception], tuple[int, str, str | None]] = {
     ContextLengthError: (400, "invalid_request_error", "context_length_exceeded"),
     InvalidRequestError: (400, "invalid_request_error", None),
     ModelNotFoundError: (404, "invalid_request_error", "model_not_found"),
+    NoAdminsError: (404, "invalid_request_error", "no_admins"),
+    NotAdminError: (403, "permission_error", "admins_only"),
+    HeadConflictError: (409, "invalid_request_error", "head_in_use"),
+    HeadNotFoundError: (404, "invalid_request_error", "head_not_found"),
     BodyTooLargeError: (413, "invalid_request_error", "body_too_large"),
     SlowBodyError: (408, "invalid_request_error", "body_timeout"),
     QueueFullError: (429, "rate_limit_error", "queue_full"),
@@ -115,6 +148,7 @@ KINDS: Mapping[type[Exception], tuple[int, str, str | None]] = {
     NotReadyError: (503, "server_error", "not_ready"),
     EngineUnavailableError: (503, "server_error", "not_ready"),
     ShuttingDownError: (503, "server_error", "shutting_down"),
+    QueueTimeoutError: (503, "server_error", "queue_timeout"),
     EngineFailedError: (500, "server_error", "engine_failed"),
 }
 """Our exceptions: HTTP status, OpenAI's type and code. The first that fits counts."""

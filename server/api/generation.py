@@ -4,15 +4,16 @@ together."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Literal, Protocol
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from trimtab.server.api.errors import EngineFailedError, RequestTimeoutError, ShuttingDownError
-from trimtab.server.api.metrics import Metrics, RequestMeter
+from trimtab.server.api.errors import EngineFailedError, QueueTimeoutError, ShuttingDownError, too_slow
+from trimtab.server.api.telemetry.account import Watcher
 from trimtab.server.engine.request import (
     TERMINAL,
     Aborted,
@@ -51,14 +52,33 @@ class EngineClient(Protocol):
         cannot be served, EngineUnavailableError when too many are being compiled."""
         ...
 
-    def submit(self, request: Request) -> AsyncIterator[Event]:
-        """The request's events. Raises InvalidRequestError at once for what can never be served,
-        EngineUnavailableError when the engine takes none (any more)."""
+    async def submit(self, request: Request) -> AsyncIterator[Event]:
+        """The request's events, once an engine has taken it. Raises InvalidRequestError for what can never be
+        served, EngineUnavailableError when no engine takes it, QueueFullError when none does now."""
         ...
 
     def abort(self, request_id: str) -> None:
         """Ends the request's events with Aborted. Does nothing for a request that has ended."""
         ...
+
+    async def load_head(self, folder: Path, name: str) -> None:
+        """Requests can ask for a further head, if this returns. Raises HeadError."""
+        ...
+
+    async def unload_head(self, name: str) -> None:
+        """No further request can ask for it. Raises HeadError."""
+        ...
+
+
+_FAILURES: Mapping[str, type[EngineFailedError]] = {"shutdown": ShuttingDownError, "queue": QueueTimeoutError}
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """at: on the event loop's clock. seconds: what a request may take, for the error."""
+
+    at: float
+    seconds: float
 
 
 @dataclass(slots=True)
@@ -84,34 +104,53 @@ class Generation:
     Choices are numbered over all prompts: the i-th choice of prompt p has index p·n + i.
     """
 
+    @classmethod
+    async def start(
+        cls,
+        engine: EngineClient,
+        requests: Sequence[Request],
+        watch: Callable[[Sequence[Request]], Sequence[Watcher]],
+        deadline: Deadline | None = None,
+        before: Usage | None = None,
+    ) -> Generation:
+        """Submits them all, or none: raises like `submit` when the engine refuses one. watch: who is told
+        of them. deadline: when they have to have ended. before: what was computed for them beforehand."""
+        watchers = watch(requests)
+        streams = await _submit_all(engine, requests)
+        try:
+            return cls(engine, requests, streams, watchers, deadline, before or Usage())
+        except BaseException:
+            for request in requests:
+                engine.abort(request.request_id)
+            raise
+
     def __init__(
         self,
         engine: EngineClient,
         requests: Sequence[Request],
-        metrics: Metrics,
-        timeout: float | None = None,
-        before: Usage | None = None,
+        streams: Sequence[AsyncIterator[Event]],
+        watchers: Sequence[Watcher],
+        deadline: Deadline | None,
+        before: Usage,
     ) -> None:
-        """Submits them all, or none: raises InvalidRequestError or QueueFullError when the engine refuses
-        one. timeout: seconds that they may take. before: what was computed for them beforehand."""
-        self._engine, self._requests, self._timeout = engine, tuple(requests), timeout
+        self._engine, self._requests, self._watchers = engine, tuple(requests), watchers
         self._n = requests[0].sampling.n
-        self._running: dict[str, AsyncIterator[Event]] = {}
-        self._meter: RequestMeter | None = None  # of what was admitted
-        self.usage = Usage(computed=0 if before is None else before.computed)
-        try:
-            for request in requests:
-                self._running[request.request_id] = engine.submit(request)
-            self._meter = RequestMeter(metrics, requests)
-        except BaseException:
-            self.abort()
-            raise
+        self._running = dict(zip((request.request_id for request in requests), streams, strict=True))
+        self.usage = Usage(computed=before.computed)
         self.num_choices = self._n * len(requests)
+        events = _merge(list(self._running.values()))
+        self._events = events if deadline is None else _in_time(events, deadline)
+        self._early: list[tuple[int, Event]] = []
 
     @property
     def usage_so_far(self) -> Usage:
         """Of the prompts, before anything is drawn."""
         return Usage(prompt=sum(len(request.prompt_token_ids) for request in self._requests))
+
+    @property
+    def may_wait_too_long(self) -> bool:
+        """Whether they may end before the engine has begun with them."""
+        return self._requests[0].max_wait is not None
 
     def __enter__(self) -> Generation:
         return self
@@ -126,30 +165,42 @@ class Generation:
         for request_id in self._running:
             self._engine.abort(request_id)
         self._running.clear()
-        if self._meter is not None:
-            self._meter.leave()
+        for watcher in self._watchers:
+            watcher.leave()
+
+    async def begin(self) -> None:
+        """Waits until the engine has begun with the requests. Raises what `events` raises."""
+        self._early.append(await self._next())
+
+    async def _next(self) -> tuple[int, Event]:
+        """Raises StopAsyncIteration where nothing more comes."""
+        prompt_index, event = await anext(self._events)
+        if isinstance(event, TERMINAL):
+            self._running.pop(event.request_id, None)
+        index = 0 if isinstance(event, TERMINAL) else prompt_index * self._n + event.index
+        for watcher in self._watchers:
+            watcher.see(index, event)
+        match event:
+            case Finished():
+                self.usage.add(event)
+            case Aborted():
+                raise EngineFailedError("the engine aborted the request")
+            case Failed():
+                raise _FAILURES.get(event.reason, EngineFailedError)(event.message)
+        return prompt_index, event
 
     async def events(self) -> AsyncIterator[tuple[int, Delta | ChoiceDone]]:
         """(choice index, event) as they come, until every request has finished; fills `usage`.
 
         Raises EngineFailedError when a request ends in any other way, or takes too long.
         """
-        async for prompt_index, event in _in_time(_merge(list(self._running.values())), self._timeout):
-            if isinstance(event, TERMINAL):
-                self._running.pop(event.request_id, None)
-            if self._meter is not None:
-                index = 0 if isinstance(event, TERMINAL) else prompt_index * self._n + event.index
-                self._meter.see(index, event)
-            match event:
-                case Delta() | ChoiceDone():
-                    yield prompt_index * self._n + event.index, event
-                case Finished():
-                    self.usage.add(event)
-                case Aborted():
-                    raise EngineFailedError("the engine aborted the request")
-                case Failed():
-                    kind = ShuttingDownError if event.reason == "shutdown" else EngineFailedError
-                    raise kind(event.message)
+        while True:
+            try:
+                prompt_index, event = self._early.pop() if self._early else await self._next()
+            except StopAsyncIteration:
+                return
+            if isinstance(event, Delta | ChoiceDone):
+                yield prompt_index * self._n + event.index, event
 
     async def gather(self) -> list[Completion]:
         """All replies in the order of their index. Raises like `events`."""
@@ -176,24 +227,31 @@ class EndWhatWasBegun:
                 generation.abort()
 
 
+async def _submit_all(engine: EngineClient, requests: Sequence[Request]) -> list[AsyncIterator[Event]]:
+    """At once: an engine may be far away."""
+    tasks = [asyncio.create_task(engine.submit(request)) for request in requests]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for request, task in zip(requests, tasks, strict=True):
+            if not task.cancel() and not task.cancelled() and task.exception() is None:
+                engine.abort(request.request_id)
+        raise
+
+
 async def _in_time(
-    items: AsyncIterator[tuple[int, Event]], seconds: float | None
+    items: AsyncIterator[tuple[int, Event]], deadline: Deadline
 ) -> AsyncIterator[tuple[int, Event]]:
     """Raises RequestTimeoutError where they take longer."""
-    if seconds is None:
-        async for item in items:
-            yield item
-        return
-    deadline = asyncio.get_running_loop().time() + seconds
     try:
         while True:
-            async with asyncio.timeout_at(deadline):
+            async with asyncio.timeout_at(deadline.at):
                 item = await anext(items)
             yield item
     except StopAsyncIteration:
         return
     except TimeoutError as error:
-        raise RequestTimeoutError(f"the request took longer than the {seconds:g} seconds it may") from error
+        raise too_slow(deadline.seconds) from error
 
 
 async def _merge(streams: Sequence[AsyncIterator[Event]]) -> AsyncIterator[tuple[int, Event]]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from trimtab.guidance.json_file import read_json, shown
 from trimtab.server.engine.request import InvalidRequestError, SamplingParams
 
 FILE = "generation_config.json"
@@ -49,7 +49,7 @@ def read_defaults(path: Path) -> SamplingDefaults:
     Raises GenerationConfigError for a file that is none, or a value out of range.
     """
     try:
-        stated = json.loads(path.read_text(encoding="utf-8"))
+        stated = read_json(path)
     except (OSError, ValueError) as error:
         raise _error(path, f"cannot be read ({error})") from error
     if not isinstance(stated, dict):
@@ -76,7 +76,7 @@ def _number(path: Path, name: str, stated: Mapping[str, Any]) -> Any:
     value, kind = stated[name], _FIELDS[name]
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or (kind is int and value % 1 != 0):
-        raise _error(path, f"{name} must be a{' whole' if kind is int else ''} number, got {value!r}")
+        raise _error(path, f"{name} must be a{' whole' if kind is int else ''} number, got {shown(value)}")
     try:
         return kind(value)
     except OverflowError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -31,13 +32,13 @@ _SECONDS = (
 _NATS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 _TOKENS = tuple(float(2**i) for i in range(18))
 
-_GAUGES: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
+GAUGES: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
     ("vllm:num_requests_running", "Replies that the engine works on.", lambda s: s.num_running),
     ("vllm:num_requests_waiting", "Replies that wait for room.", lambda s: s.num_waiting),
     ("vllm:kv_cache_usage_perc", "Share of the key/value cache in use, 0 to 1.", lambda s: s.cache_usage),
     ("trimtab:rows_guided", "Replies under way that heads or a rule steer.", lambda s: s.num_guided),
 )
-_COUNTERS: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
+COUNTERS: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
     ("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", lambda s: s.prefix_queries),
     ("vllm:prefix_cache_hits", "Prompt tokens found there.", lambda s: s.prefix_hits),
     (
@@ -58,6 +59,7 @@ class Metrics:
     def __init__(self, stats: Callable[[], EngineStats | None]) -> None:
         self.registry = CollectorRegistry()
         self.model = UNKNOWN
+        self._withdrawn: set[str] = set()
         self.registry.register(_EngineCollector(self, stats))
         counter, histogram = self._counter, self._histogram
         self.answers = Counter(
@@ -113,6 +115,21 @@ class Metrics:
         )
         self.flips = counter("trimtab:flips", "Tokens at which the tilt preferred another than the policy.")
 
+    def withdraw(self, head: str) -> None:
+        """It is gone, and its numbers with it; what is still measured of it is not told."""
+        self._withdrawn.add(head)
+        with contextlib.suppress(KeyError):
+            self.value.remove(self.model, head)
+
+    def offer(self, head: str) -> None:
+        """It is there, again or for the first time."""
+        self._withdrawn.discard(head)
+
+    def note_value(self, head: str, value: float) -> None:
+        """The last one of a reply."""
+        if head not in self._withdrawn:
+            self.value.labels(model_name=self.model, head=head).observe(value)
+
     def _counter(self, name: str, help_text: str, *labels: str) -> Counter:
         return Counter(name, help_text, ("model_name", *labels), registry=self.registry)
 
@@ -134,7 +151,7 @@ class _EngineCollector(Collector):
 
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
         stats = self._stats()
-        for kind, table in ((GaugeMetricFamily, _GAUGES), (CounterMetricFamily, _COUNTERS)):
+        for kind, table in ((GaugeMetricFamily, GAUGES), (CounterMetricFamily, COUNTERS)):
             for name, help_text, read in table:
                 family = kind(name, help_text, labels=("model_name",))
                 if stats is not None:
@@ -149,7 +166,6 @@ class RequestMeter:
         self._metrics, self._label = metrics, {"model_name": metrics.model}
         self._began = time.monotonic()
         self._running = {request.request_id: request.sampling.n for request in requests}
-        metrics.admitted.labels(**self._label).inc(sum(self._running.values()))
         self._guided = {request.request_id: request.guidance.is_guided for request in requests}
         self._given = {request.request_id for request in requests if request.given}
         self._last: dict[int, float] = {}
@@ -191,7 +207,7 @@ class RequestMeter:
     def _choice(self, event: ChoiceDone) -> None:
         metrics, summary = self._metrics, event.summary
         for head, value in summary.value:
-            metrics.value.labels(**self._label, head=head).observe(value)
+            metrics.note_value(head, value)
         if self._guided[event.request_id]:
             metrics.strength.labels(**self._label).observe(summary.mean_strength)
             metrics.kl.labels(**self._label).observe(summary.kl / max(event.num_tokens, 1))

@@ -37,7 +37,6 @@ GENERATION: Harmless = {
     **LABELS,
     # peers' demands, each with its neutral value
     "allowed_token_ids": (),
-    "cache_salt": (),
     "dry_multiplier": (0,),
     "early_stopping": (False,),
     "guided_whitespace_pattern": (),
@@ -85,14 +84,12 @@ RESPONSE: Harmless = {
     "context_management": ([],),
     "conversation": (),
     "image": ANYTHING,  # of how images are read
-    "include": ([], ["reasoning.encrypted_content"]),
     "logprobs": (False,),
     "max_tool_calls": ANYTHING,  # of hosted tools
     "moderation": (),
     "n": (1,),
     "previous_response_id": (),
     "prompt": (),
-    "top_logprobs": (0,),
     "truncation": ("disabled",),
 }
 
@@ -108,7 +105,7 @@ RESPONSE_ITEM: Harmless = {
     "summary": ANYTHING,
 }
 
-RESPONSE_TOOL: Harmless = {
+TOOL: Harmless = {
     "allowed_callers": (["direct"],),
     "cache_control": ANYTHING,
     "defer_loading": (False,),
@@ -132,6 +129,8 @@ MESSAGE: Harmless = {
     "cache_control": ANYTHING,
     "function_call": (),
     "name": ANYTHING,
+    "parsed": ANYTHING,
+    "provider_specific_fields": ANYTHING,
     "refusal": ("",),
 }
 
@@ -145,6 +144,15 @@ TEXT_PART: Harmless = {
     "prompt_cache_breakpoint": ANYTHING,
     "video_url": (),
 }
+
+CALL: Harmless = {
+    "cache_control": ANYTHING,
+    "extra_content": ANYTHING,  # of another server's reasoning
+    "index": ANYTHING,  # of a stream's pieces
+    "provider_specific_fields": ANYTHING,
+}
+
+CALLED: Harmless = {"parsed_arguments": ANYTHING}
 
 STREAM_OPTIONS: Harmless = {"include_obfuscation": (False,)}
 

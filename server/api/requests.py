@@ -14,15 +14,11 @@ from trimtab.guidance.text.message import template_role
 from trimtab.guidance.text.render import Tool, Turn, encode_chat, reads_tools, unread_calls
 from trimtab.server.api.config import ApiConfig
 from trimtab.server.api.generation_defaults import SamplingDefaults
-from trimtab.server.api.protocol import (
-    ChatRendering,
-    ChatRequest,
-    CompletionRequest,
-    GenerationRequest,
-    GuidanceFields,
-    Message,
-    ToolCallFields,
-)
+from trimtab.server.api.schemas.chats import ChatRendering, ChatRequest
+from trimtab.server.api.schemas.completions import CompletionRequest
+from trimtab.server.api.schemas.generation import GenerationRequest
+from trimtab.server.api.schemas.guidance import GuidanceFields
+from trimtab.server.api.schemas.messages import Message, ToolCallFields
 from trimtab.server.api.tokens import Tokenizer
 from trimtab.server.engine.request import (
     MAX_BAD_WORDS,
@@ -294,9 +290,9 @@ def negative_text(tokenizer: Tokenizer, body: CompletionRequest) -> list[int]:
     return tokenizer.encode(messages[0].text)
 
 
-def negative_texts(body: GenerationRequest) -> Iterator[str]:
+def negative_texts(body: GenerationRequest) -> list[str]:
     """Of the rule's other prompt, if any."""
-    return (message.text for message in _negative_messages(body))
+    return [message.text for message in _negative_messages(body)]
 
 
 def _negative_messages(body: GenerationRequest) -> list[Message]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
 
@@ -14,7 +14,6 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from trimtab.server.api.errors import ERROR_REPLIES, RETRY_LATER, naming
 from trimtab.server.api.generation import Generation, Usage
 from trimtab.server.api.metrics import CONTENT_TYPE
-from trimtab.server.api.protocol import ChatRequest, CompletionRequest, GenerationRequest
 from trimtab.server.api.readings.prompts import (
     PromptReading,
     unfollowed,
@@ -25,6 +24,7 @@ from trimtab.server.api.readings.read import read_prompts
 from trimtab.server.api.replies import ChatFormat, CompletionFormat, Json, ReplyFormat
 from trimtab.server.api.requests import (
     NEGATIVE_PROMPT,
+    Words,
     chat_sampling,
     completion_sampling,
     negative_chat,
@@ -36,9 +36,12 @@ from trimtab.server.api.requests import (
     tokens_of_words,
     truncated,
 )
+from trimtab.server.api.schemas.chats import ChatRequest
+from trimtab.server.api.schemas.completions import CompletionRequest
+from trimtab.server.api.schemas.generation import GenerationRequest
 from trimtab.server.api.schemas.replies import ChatReply, CompletionReply, HealthReply, VersionReply, answers
 from trimtab.server.api.selection import Selection, rejection_of, selection_of
-from trimtab.server.api.service import ReadyService, Service, why_not_ready
+from trimtab.server.api.service import ReadyService, Service, why_dead, why_not_ready
 from trimtab.server.api.streaming import EventStream, whole_reply
 from trimtab.server.api.strict_json import StrictJsonRoute
 from trimtab.server.api.tokens import Tokenizer
@@ -77,14 +80,16 @@ async def begin_chat(body: ChatRequest, http: HttpRequest, service: Service) -> 
     tools = [] if use is None else use.templated
     encoding = service.encoding
     encoding.check_length((message.text for message in body.messages), "messages")
-    encoding.check_length(negative_texts(body), NEGATIVE_PROMPT)
-    negative = await encoding.run(http, negative_chat, service.tokenizer, body, tools)
+    negative: list[int] = []
+    if others := negative_texts(body):  # a thread is asked only where there is something to read
+        encoding.check_length(others, NEGATIVE_PROMPT)
+        negative = await encoding.run(http, negative_chat, service.tokenizer, body, tools)
     guidance = resolve_guidance(body.guidance, service.config, info, negative)
-    grammar = await _prepare(service, body, use)
+    grammar = await _prepare(http, service, body, use)
     tokenizer = service.tokenizer
     prompt = await encoding.run(http, render_chat, tokenizer, body.messages, tools, "messages", body)
     prompt = truncated(prompt, body, info)
-    bad_words = await encoding.run(http, tokens_of_words, tokenizer, body.bad_words or [])
+    bad_words = await _tokens_of_words(http, service, body)
     reasoning = service.reasoning
     reply = ChatFormat(
         model,
@@ -107,10 +112,10 @@ async def begin_chat(body: ChatRequest, http: HttpRequest, service: Service) -> 
             check_request(request, info)
             asked = [PromptReading("", request.prompt_token_ids)]
             (reply.prompt,), usage = await read_prompts(
-                http, service, reply.reply_id, asked, guidance, body.prompt_logprobs
+                http, service, body, reply.reply_id, asked, guidance, body.prompt_logprobs
             )
             reply.num_prompt_top = body.prompt_logprobs
-        generation = service.generation(http, [request], usage)
+        generation = await service.generation(http, [request], usage, body.cache_salt)
     return Chat(model, reply, generation, sampling, selection)
 
 
@@ -122,13 +127,17 @@ async def create_completion(body: CompletionRequest, http: HttpRequest, service:
     encoding = service.encoding
     for prompt in body.prompt:
         encoding.check_length([prompt] if isinstance(prompt, str) else [], "prompt")
-    encoding.check_length(negative_texts(body), NEGATIVE_PROMPT)
-    negative = await encoding.run(http, negative_text, service.tokenizer, body)
+    negative: list[int] = []
+    if others := negative_texts(body):  # a thread is asked only where there is something to read
+        encoding.check_length(others, NEGATIVE_PROMPT)
+        negative = await encoding.run(http, negative_text, service.tokenizer, body)
     guidance = resolve_guidance(body.guidance, service.config, info, negative)
-    grammar = await _prepare(service, body)
-    prompts = await encoding.run(http, _tokenise, service.tokenizer, body.prompt)
+    grammar = await _prepare(http, service, body)
+    prompts = [prompt for prompt in body.prompt if not isinstance(prompt, str)]
+    if len(prompts) < len(body.prompt):
+        prompts = await encoding.run(http, _tokenise, service.tokenizer, body.prompt)
     prompts = [truncated(prompt, body, info) for prompt in prompts]
-    bad_words = await encoding.run(http, tokens_of_words, service.tokenizer, body.bad_words or [])
+    bad_words = await _tokens_of_words(http, service, body)
     reply = CompletionFormat(
         model,
         service.token_text,
@@ -158,7 +167,7 @@ async def create_completion(body: CompletionRequest, http: HttpRequest, service:
         if not requests:
             read = reply.echoed or reply.prompts
             return JSONResponse(reply.reply(unfollowed(read), usage_of(read, usage)))
-        generation = service.generation(http, requests, usage)
+        generation = await service.generation(http, requests, usage, body.cache_salt)
     if body.stream:
         return _stream(body, generation, reply)
     return await whole_reply(http, generation, reply, selection)
@@ -190,7 +199,9 @@ async def _read_prompts(
     if body.prompt_logprobs is not None or body.logprobs is not None:
         num_top = max(body.logprobs or 0, body.prompt_logprobs or 0)
         field = "logprobs" if num_top == body.logprobs else "prompt_logprobs"
-        asked, usage = await read_prompts(http, service, reply.reply_id, asked, guidance, num_top, field)
+        asked, usage = await read_prompts(
+            http, service, body, reply.reply_id, asked, guidance, num_top, field
+        )
     if body.echo:
         reply.echoed, reply.num_echo_top = asked, body.logprobs or 0
     if body.prompt_logprobs is not None:
@@ -199,15 +210,22 @@ async def _read_prompts(
 
 
 async def _prepare(
-    service: Service, body: GenerationRequest, use: ToolUse | None = None
+    http: HttpRequest, service: Service, body: GenerationRequest, use: ToolUse | None = None
 ) -> GrammarSpec | None:
     """What the reply is held to, compiled."""
     grammar = resolve_grammar(body)
     if use is not None:
         grammar = use.grammar(grammar)
     if grammar is not None:
+        grammar = replace(grammar, salt=service.salt(http, body.cache_salt))
         await service.engine.prepare(grammar)
     return grammar
+
+
+async def _tokens_of_words(http: HttpRequest, service: Service, body: GenerationRequest) -> Words:
+    if not body.bad_words:
+        return ()
+    return await service.encoding.run(http, tokens_of_words, service.tokenizer, body.bad_words)
 
 
 def _tokenise(tokenizer: Tokenizer, prompts: list[str | list[int]]) -> list[list[int]]:
@@ -239,9 +257,19 @@ async def version() -> Json:
         return {"version": "unknown"}
 
 
+@router.get("/live")
+async def live(http: HttpRequest) -> JSONResponse:
+    """Whether the process is worth keeping: until the engine's death, also while it loads and stops."""
+    reason = why_dead(http.app)
+    if reason is not None:
+        return JSONResponse({"status": "dead", "reason": reason}, 503)
+    return JSONResponse({"status": "alive"})
+
+
 @router.get("/ping", responses=HEALTH)
 @router.post("/ping", responses=HEALTH)
 @router.get("/health", responses=HEALTH)
+@router.get("/ready", responses=HEALTH)
 async def health(http: HttpRequest) -> JSONResponse:
     """Whether requests can be served now."""
     reason = why_not_ready(http.app)

@@ -11,7 +11,7 @@ from typing import Any
 
 import re2
 
-from trimtab.server.api.protocol import GenerationRequest, MajorityFields
+from trimtab.server.api.schemas.generation import GenerationRequest, MajorityFields
 from trimtab.server.engine.request import Completion, EngineInfo, Guidance, InvalidRequestError, Rejection
 
 MAX_PATTERN = 200  # characters

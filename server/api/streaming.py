@@ -19,10 +19,12 @@ from trimtab.server.api.selection import Chosen, Selection
 from trimtab.server.engine.request import Completion, Delta
 
 logger = logging.getLogger(__name__)
+_ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))  # made once: it writes every token
 
 
 class GenerationStream(StreamingResponse):
-    """Server-sent events of a generation, which ends with them."""
+    """Server-sent events of a generation, which ends with them. Where it does not begin in time that is what
+    is raised, and no status is sent."""
 
     media_type = "text/event-stream"
 
@@ -32,6 +34,8 @@ class GenerationStream(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._generation:  # not in the generators: they may never have been started
+            if self._generation.may_wait_too_long:
+                await while_connected(Request(scope, receive), self._generation.begin())
             await super().__call__(scope, receive, send)
 
 
@@ -95,14 +99,16 @@ async def _lines(chunks: AsyncIterator[Json]) -> AsyncIterator[str]:
 
 def describe_failure(error: Exception) -> ApiError:
     """Logs it: a stream cannot raise it on."""
-    is_known = isinstance(error, EngineFailedError)  # the engine has logged what there was
-    logger.error("a stream failed: %s", error, exc_info=None if is_known else error)
+    if isinstance(error, EngineFailedError):  # the engine has logged what there was
+        logger.error("a stream failed: %s", error)
+    else:  # whose words are the log's to tell, or not
+        logger.error("a stream failed", exc_info=error)
     return describe(error)
 
 
 def data_line(data: object) -> str:
     """As server-sent events have it, with the empty line that ends an event."""
-    return f"data: {json.dumps(data, allow_nan=False, separators=(',', ':'))}\n\n"
+    return f"data: {_ENCODER.encode(data)}\n\n"
 
 
 async def _chunks(

@@ -20,8 +20,8 @@ T = TypeVar("T")
 PREFIX = "TRIMTAB_"
 FROM = ("config", "print_config")
 """Options about options, which no file has."""
-NOT_SETTINGS = ("TRIMTAB_API_KEYS",)
-"""It holds the keys themselves, and the flag of its name their file."""
+NOT_SETTINGS = ("TRIMTAB_API_KEYS", "TRIMTAB_ADMIN_KEYS")
+"""They hold keys themselves, and the flags of their names files of them."""
 _NEAR = 0.85
 """How like an option's a variable's name is that must be a slip; others may be somebody else's."""
 _KUBERNETES = ("tcp://", "udp://", "sctp://")
@@ -41,6 +41,23 @@ def read_settings(
         if any(arg.partition("=")[0] == flag for arg in args):  # which would be added to what there is
             values.pop(name, None)
     return parse(config, prog, args, values)
+
+
+def settings_of(config: type[T], given: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> T:
+    """The same of a mapping of options, which count as flags do, `config` among them; texts as variables have
+    them. Raises like read_settings."""
+    known = options(config)
+    file = given.get("config") or environment.get(f"{PREFIX}CONFIG")
+    values = {} if not file else dict(_of_file(known, Path(file)))
+    values |= _of_environment(known, environment)
+    for key, value in given.items():
+        if key == "config":
+            continue
+        option = _find(key, known, "args")
+        values[_name_of(key)] = (
+            _of_text(option, value, key) if isinstance(value, str) else _convert(option, value, key)
+        )
+    return parse(config, "args", [], values)
 
 
 def print_settings(settings: Any) -> str:
@@ -66,12 +83,20 @@ def _of_file(known: Mapping[str, Option], path: Path) -> Iterator[tuple[str, Any
     if not isinstance(loaded, Mapping | None):
         raise DataError(f"{path}: must hold a mapping of options, such as `port: 8000`")
     for key, value in (loaded or {}).items():
-        name = str(key).replace("-", "_")
-        if name not in known or name in FROM:
-            nearest = _nearest(name, known, cutoff=0.6)
-            hint = f"did you mean {nearest}?" if nearest else "--print-config shows what there is"
-            raise DataError(f"{path}: unknown key {key}; {hint}")
-        yield name, _convert(known[name], value, f"{path}: {key}")
+        yield _name_of(key), _convert(_find(key, known, str(path)), value, f"{path}: {key}")
+
+
+def _name_of(key: object) -> str:
+    return str(key).replace("-", "_")
+
+
+def _find(key: object, known: Mapping[str, Option], where: str) -> Option:
+    name = _name_of(key)
+    if name not in known or name in FROM:
+        nearest = _nearest(name, known, cutoff=0.6)
+        hint = f"did you mean {nearest}?" if nearest else "--print-config shows what there is"
+        raise DataError(f"{where}: unknown key {key}; {hint}")
+    return known[name]
 
 
 def _of_environment(known: Mapping[str, Option], environment: Mapping[str, str]) -> Iterator[tuple[str, Any]]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from trimtab.server.engine.engine import Engine
@@ -39,18 +41,36 @@ _UNAVAILABLE: dict[Status, str] = {
 }
 
 
+@dataclass(slots=True)
+class Load:
+    """Of one tenant: requests that are admitted and have not ended, and the tokens of their prompts and
+    replies."""
+
+    requests: int = 0
+    tokens: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class QueueLimits:
-    """On requests that are admitted and have not ended, and on the tokens of their prompts and replies."""
+    """On what is admitted and has not ended, of all tenants together. Who has less than an equal part is let
+    in beyond them, so that nobody can keep others out; together they come to less than twice as much."""
 
     max_requests: int | None = None
     max_tokens: int | None = None
 
-    def check(self, num_before: int, num_tokens: int) -> None:
-        """Raises QueueFullError where one more is too many, or its tokens are."""
-        if self.max_requests is not None and num_before >= self.max_requests:
+    def check(self, loads: Mapping[str, Load], tenant: str, num_tokens: int) -> None:
+        """loads: of those that have any. Raises QueueFullError where a tenant's next request is too many, or
+        its tokens are."""
+        own, num_tenants = loads.get(tenant, Load()), len({*loads, tenant})
+        num_before = sum(load.requests for load in loads.values())
+        num_after = sum(load.tokens for load in loads.values()) + num_tokens
+
+        def is_too_much(most: int | None, total: int, mine: int) -> bool:
+            return most is not None and total > most and mine * num_tenants > most
+
+        if is_too_much(self.max_requests, num_before + 1, own.requests + 1):
             raise QueueFullError(f"{num_before} requests are under way; try again in a moment")
-        if self.max_tokens is not None and num_before and num_tokens > self.max_tokens:
+        if num_before and is_too_much(self.max_tokens, num_after, own.tokens + num_tokens):
             raise QueueFullError("too many tokens are under way; try again in a moment")
 
 
@@ -65,6 +85,14 @@ class _Abort:
     request_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """Work between two steps. done: told of its end, or of what it raised."""
+
+    work: Callable[[Engine], None]
+    done: Future[None]
+
+
 class AsyncEngine:
     """Loads an engine in a thread of its own and runs it there.
 
@@ -76,7 +104,7 @@ class AsyncEngine:
 
     def __init__(self, load: Callable[[], Engine], limits: QueueLimits | None = None) -> None:
         self._load, self._limits = load, limits or QueueLimits()
-        self._commands: queue.SimpleQueue[_Add | _Abort | None] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[_Add | _Abort | _Call | None] = queue.SimpleQueue()
         self._lock = threading.Lock()  # of the mailboxes and of the status: who comes in, and when no more
         self._mailboxes: dict[asyncio.AbstractEventLoop, Mailbox] = {}
         self._engine: Engine | None = None
@@ -84,6 +112,7 @@ class AsyncEngine:
         self._loaded = threading.Event()
         self._compilers = ThreadPoolExecutor(NUM_COMPILERS, "trimtab-grammar")
         self._compiling: set[Future[Grammar]] = set()
+        self._leaving: set[str] = set()  # heads, as long as a request could still come too late for one
         self._is_over = False
         self.status: Status = "starting"
         self.error: BaseException | None = None
@@ -144,7 +173,7 @@ class AsyncEngine:
         compiling.add_done_callback(self._compiling.discard)
         await asyncio.wrap_future(compiling)
 
-    def submit(self, request: Request) -> AsyncIterator[Event]:
+    async def submit(self, request: Request) -> AsyncIterator[Event]:
         """Queue a request, whose grammar was prepared; iterate over its events up to and including the
         terminal one.
 
@@ -153,10 +182,34 @@ class AsyncEngine:
         admitted now.
         """
         self.engine.check(request)
+        for name in self._leaving.intersection(name for name, _ in request.guidance.heads):
+            raise InvalidRequestError("is being unloaded", f"guidance.heads.{name}")
         grammar = None if request.grammar is None else self.engine.grammars.compile(request.grammar)
         events = self._open(request)
         self._commands.put(_Add(request, grammar))
         return self._events(request.request_id, events)
+
+    async def load_head(self, folder: Path, name: str) -> None:
+        """Put a head in between two steps, once all of it has been read and fits. Raises HeadError for one
+        that cannot be had, which changes nothing."""
+        loaded = await asyncio.to_thread(self.engine.read_head, folder, name)
+        await self._between_steps(lambda engine: engine.add_head(loaded))
+
+    async def unload_head(self, name: str) -> None:
+        """Let no further request ask for a head. Raises HeadError where there is none."""
+        self._leaving.add(name)
+        try:
+            await self._between_steps(lambda engine: engine.drop_head(name))
+        finally:
+            self._leaving.discard(name)
+
+    async def _between_steps(self, work: Callable[[Engine], None]) -> None:
+        call = _Call(work, Future())
+        with self._lock:
+            if self.status != "ready":
+                raise EngineUnavailableError(_UNAVAILABLE[self.status])
+            self._commands.put(call)
+        await asyncio.wrap_future(call.done)
 
     def abort(self, request_id: str) -> None:
         """End a request within one step; its iterator then yields Aborted. Unknown ids are ignored."""
@@ -171,10 +224,10 @@ class AsyncEngine:
             boxes = self._mailboxes.values()
             if any(request.request_id in box for box in boxes):
                 raise InvalidRequestError(f"'{request.request_id}' is in use", "request_id")
-            num_tokens = request.num_tokens
-            self._limits.check(
-                sum(box.num_requests for box in boxes), sum(box.num_tokens for box in boxes) + num_tokens
-            )
+            loads: dict[str, Load] = {}
+            for box in boxes:
+                box.add_to(loads)
+            self._limits.check(loads, request.tenant, request.num_tokens)
             loop = asyncio.get_running_loop()
             if loop not in self._mailboxes:
                 self._mailboxes[loop] = Mailbox(loop, self.abort)
@@ -208,6 +261,8 @@ class AsyncEngine:
             with self._lock:
                 self.status, self.error = "dead", error
             self._end_all(lambda request_id: failed(request_id, "the engine has died"))
+        finally:
+            self._refuse_calls()
 
     def _serve(self, engine: Engine) -> None:
         while not self._is_over:
@@ -225,6 +280,8 @@ class AsyncEngine:
                 self._add(engine, command)
             elif isinstance(command, _Abort):
                 engine.abort(command.request_id)
+            elif isinstance(command, _Call):
+                _do(command, engine)
 
     def _add(self, engine: Engine, command: _Add) -> None:
         request_id = command.request.request_id
@@ -233,6 +290,14 @@ class AsyncEngine:
         except Exception as error:  # it was checked before: a fault of ours, and this request's alone
             logger.error("request %s cannot be added", request_id, exc_info=error)
             self._deliver([failed(request_id)])
+
+    def _refuse_calls(self) -> None:
+        """Nobody takes them any more, nor do further ones come."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                command = self._commands.get_nowait()
+                if isinstance(command, _Call) and command.done.set_running_or_notify_cancel():
+                    command.done.set_exception(EngineUnavailableError(_UNAVAILABLE[self.status]))
 
     def _deliver(self, events: list[Event]) -> None:
         """Hand a step's events to every loop that has requests; each picks out its own."""
@@ -254,24 +319,31 @@ class AsyncEngine:
             return list(self._mailboxes.values())
 
 
+def _do(call: _Call, engine: Engine) -> None:
+    if not call.done.set_running_or_notify_cancel():
+        return
+    try:
+        call.work(engine)
+    except Exception as error:
+        call.done.set_exception(error)
+    else:
+        call.done.set_result(None)
+
+
 class Mailbox:
     """Queues of the requests that were submitted from one loop and have not had their terminal event.
 
     The queues belong to the loop's thread; any thread may call `hand_over` and `end_all`. A request whose
     events are not read is ended, so that no client who takes nothing makes others' memory run out.
 
-    abort: told of it. num_tokens: of the requests that are open, at most.
+    abort: told of it.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, abort: Callable[[str], None]) -> None:
         self.loop, self._abort = loop, abort
         self._queues: dict[str, asyncio.Queue[Event]] = {}
         self._requests: dict[str, Request] = {}
-        self.num_tokens = 0
-
-    @property
-    def num_requests(self) -> int:
-        return len(self._queues)
+        self._loads: dict[str, Load] = {}  # of each tenant
 
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._queues
@@ -280,11 +352,20 @@ class Mailbox:
     def request_ids(self) -> list[str]:
         return list(self._queues)
 
+    def add_to(self, loads: dict[str, Load]) -> None:
+        """What each tenant has open here."""
+        for tenant, own in self._loads.items():
+            load = loads.setdefault(tenant, Load())
+            load.requests += own.requests
+            load.tokens += own.tokens
+
     def open(self, request: Request) -> asyncio.Queue[Event]:
         """Where the request's events arrive, the terminal one last; in the loop's own thread."""
         queue: asyncio.Queue[Event] = asyncio.Queue()
         self._queues[request.request_id], self._requests[request.request_id] = queue, request
-        self.num_tokens += request.num_tokens
+        load = self._loads.setdefault(request.tenant, Load())
+        load.requests += 1
+        load.tokens += request.num_tokens
         return queue
 
     def hand_over(self, events: Sequence[Event]) -> bool:
@@ -321,7 +402,12 @@ class Mailbox:
 
     def _close(self, request_id: str) -> None:
         del self._queues[request_id]
-        self.num_tokens -= self._requests.pop(request_id).num_tokens
+        request = self._requests.pop(request_id)
+        load = self._loads[request.tenant]
+        load.requests -= 1
+        load.tokens -= request.num_tokens
+        if not load.requests:
+            del self._loads[request.tenant]
 
     def _call(self, work: Callable[[], None]) -> bool:
         try:

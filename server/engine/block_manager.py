@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from trimtab.server.engine.lane import Lane
+from trimtab.server.engine.lane import Lane, Root
 
 NULL_BLOCK = 0
-ChainKey = tuple[int, tuple[int, ...]]
+ChainKey = tuple[Root, tuple[int, ...]]
 
 
 class OutOfBlocksError(Exception):
@@ -62,7 +62,8 @@ class BlockManager:
 
         max_tokens: how many leading tokens need not be computed; None for all but the last."""
         assert not lane.blocks and lane.num_computed == 0
-        uid, size = lane.root, self.block_size
+        uid: Root = lane.root  # and then that of the block before
+        size = self.block_size
         limit = len(lane.tokens) - 1 if max_tokens is None else max_tokens
         for start in range(0, limit - size + 1, size):
             block = self._by_key.get((uid, tuple(lane.tokens[start : start + size])))
@@ -123,8 +124,8 @@ class BlockManager:
         size = self.block_size
         num_full = min(lane.num_computed, len(lane.tokens)) // size
         for i in range(len(lane.chain), num_full):
-            uid = lane.chain[-1] if lane.chain else lane.root
-            key = (uid, tuple(lane.tokens[i * size : (i + 1) * size]))
+            before = lane.chain[-1] if lane.chain else lane.root
+            key = (before, tuple(lane.tokens[i * size : (i + 1) * size]))
             if key not in self._by_key:
                 self._enter(key, lane.blocks[i])
             lane.chain.append(self._uids[self._by_key[key]])

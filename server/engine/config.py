@@ -52,6 +52,7 @@ class EngineConfig:
     decode step costs what a full one does.
     async_depth: steps launched before the oldest one's result is read; by default 1 on a GPU, else 0.
     served_model_name: the model's name in requests and reports; by default the folder's name.
+    num_vacant_heads: how many heads may be put in while it serves.
     """
 
     model: str | Path
@@ -75,6 +76,7 @@ class EngineConfig:
     cuda_graphs: Literal["auto", "on", "off"] = "auto"
     strict: bool = False
     async_depth: Literal[0, 1] | None = None
+    num_vacant_heads: int = field(default=0, metadata={"no_flag": True})
 
     def __post_init__(self) -> None:
         for name in ("max_num_seqs", "max_num_batched_tokens", "block_size"):

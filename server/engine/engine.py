@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import logging
 import math
 import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from trimtab.guidance.heads.bank import HeadBank
+from trimtab.guidance.errors import HeadError
+from trimtab.guidance.heads.bank import HeadBank, LoadedHead
+from trimtab.guidance.heads.manifest import check_name
+from trimtab.guidance.heads.store import load_head
 from trimtab.guidance.policy import Policy
 from trimtab.guidance.rules import PoolRule
 from trimtab.kernels.philox import SIFT, random_words
@@ -23,7 +30,7 @@ from trimtab.server.engine.block_manager import BlockManager
 from trimtab.server.engine.compiled_decode import CompiledDecode
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.experts import Experts, Models
-from trimtab.server.engine.failure import failed, is_device_fault
+from trimtab.server.engine.failure import failed, is_device_fault, waited_too_long
 from trimtab.server.engine.forbidden import Forbidden
 from trimtab.server.engine.grammar import Grammar, Grammars
 from trimtab.server.engine.lane import Choice, Lane, Phase
@@ -49,11 +56,11 @@ from trimtab.server.engine.request import (
     check_request,
 )
 from trimtab.server.engine.row_needs import RowNeeds
-from trimtab.server.engine.sampler import Drawn, Sampler
+from trimtab.server.engine.sampler import Sampler
 from trimtab.server.engine.scheduler import Counts, Purpose, Row, Scheduler, Step
 from trimtab.server.engine.startup import NO_MODELS, load, measure_blocks, resolve_num_blocks
 from trimtab.server.engine.state_recorder import StateRecorder
-from trimtab.server.engine.step_result import StepResult
+from trimtab.server.engine.step_result import DrawnRows, GivenTokens, ScoredRows, StepResult
 from trimtab.server.engine.warm_up import warm_up
 
 logger = logging.getLogger(__name__)
@@ -86,8 +93,9 @@ class Engine:
             warm_up(self.sampler, policy, bank, self.runner.state)
         self._launched: deque[StepResult] = deque()
         self._pending_events: list[Event] = []
+        self._due: list[tuple[float, int, str]] = []  # a heap of when requests have to have begun
+        self._arrivals = itertools.count()
         self._recorder: StateRecorder | None = None
-        self.info = self._tell()
 
     @classmethod
     def from_config(
@@ -99,19 +107,17 @@ class Engine:
         """
         return cls(*load(config, chat_template, policy))
 
-    def _tell(self) -> EngineInfo:
-        bank = self.bank
-        parts = (bank.has_advantage, bank.has_value, bank.has_reward)
-        heads = zip(bank.names, *parts, bank.manifests, bank.value_per_advantage, strict=True)
+    @property
+    def info(self) -> EngineInfo:
+        return self._info_with(self.bank)
+
+    def _info_with(self, bank: HeadBank) -> EngineInfo:
         return EngineInfo(
             model_name=self.policy.name,
             max_model_len=self._max_model_len,
             vocab_size=self.policy.vocab_size,
             eos_token_ids=self.policy.eos_token_ids,
-            heads=tuple(
-                HeadInfo(name, a, v, r, manifest.trained_on, manifest.rows, slope)
-                for name, a, v, r, manifest, slope in heads
-            ),
+            heads=tuple(_head_info(bank, name, column) for name, column in bank.offered.items()),
             created=int(time.time()),
             max_num_seqs=self.config.max_num_seqs,
             num_blocks=self.runner.cache.num_blocks - 1,
@@ -129,13 +135,13 @@ class Engine:
 
     @property
     def _reads_end(self) -> bool:
-        return any(self.bank.has_reward) or self._recorder is not None
+        may_have_reward = any(self.bank.has_reward) or self.config.num_vacant_heads > 0
+        return may_have_reward or self._recorder is not None
 
     def record(self, recorder: StateRecorder) -> None:
         """From now on all replies run to their ends, and the recorder keeps their hidden states."""
         assert not self._live, "requests under way would be recorded in part"
         self._recorder = recorder
-        self.info = self._tell()
 
     @property
     def stats(self) -> EngineStats:
@@ -157,9 +163,10 @@ class Engine:
         return bool(self._live or self._pending_events)
 
     def check(self, request: Request) -> None:
-        """Raise InvalidRequestError for what can never be served. Reads only what never changes."""
-        check_request(request, self.info)
-        weights = self.bank.weights_row(request.guidance.heads)
+        """Raise InvalidRequestError for what cannot be served. Any thread may call it."""
+        bank = self.bank
+        check_request(request, self._info_with(bank))
+        weights = bank.weights_row(request.guidance.heads)
         if not all(weight == 0 or MIN_WEIGHT < abs(weight) < MAX_WEIGHT for weight in weights):
             what = "a weight times its head's scale is beyond what fp32 holds"
             raise InvalidRequestError(what, "guidance.heads")
@@ -179,6 +186,9 @@ class Engine:
             self._release(live)
             raise
         self._live[request.request_id] = live
+        if request.max_wait is not None:
+            due = live.arrived + request.max_wait
+            heapq.heappush(self._due, (due, next(self._arrivals), request.request_id))
 
     def _new_live(self, request: Request, grammar: Grammar | None) -> LiveRequest:
         needs, guidance = RowNeeds.of(request, self.bank), request.guidance
@@ -217,6 +227,38 @@ class Engine:
         if live is not None:
             self._end(live, Aborted(request_id))
 
+    def read_head(self, folder: Path, name: str) -> LoadedHead:
+        """A head that fits, to be called `name`. Any thread may call it. Raises HeadError."""
+        check_name(name)
+        policy = self.policy
+        head, manifest = load_head(folder, policy.identity, device=policy.device, dtype=policy.dtype)
+        return head, replace(manifest, name=name)
+
+    def add_head(self, loaded: LoadedHead) -> None:
+        """From now on requests can ask for it; those under way go on as they were. Raises HeadError where its
+        name is taken, or no room is left."""
+        self._change_heads(self.bank.vacated(self._unused_columns()).with_head(loaded))
+
+    def drop_head(self, name: str) -> None:
+        """From now on no request can ask for it; those that have go on with it. Raises HeadError where there
+        is none."""
+        if name not in self.bank.offered:
+            raise HeadError(
+                f"head {name!r} is not loaded: loaded are {', '.join(self.bank.offered) or 'none'}"
+            )
+        self.bank = self.bank.without_head(name)
+        self._change_heads(self.bank.vacated(self._unused_columns()))
+
+    def _unused_columns(self) -> list[int]:
+        used = set[int]().union(*(live.needs.heads for live in self._live.values()))
+        return [column for column in self.bank.withdrawn if column not in used]
+
+    def _change_heads(self, bank: HeadBank) -> None:
+        """Between two steps. What rows have in the device's state stays where it is."""
+        self.bank = bank
+        self.runner.state.remember_for(bank.memory_sizes)
+        self._read_bank()
+
     def step(self) -> list[Event]:
         """Schedule, run, sample; then read and post-process the oldest launched step.
 
@@ -225,6 +267,7 @@ class Engine:
         """
         if self._is_suspect:  # something failed since the last step
             self._start_over()
+        self._end_overdue()
         step = self._schedule()
         keep = (self.config.async_depth or 0) if step.rows and self._launch(step) else 0
         while len(self._launched) > keep:
@@ -233,6 +276,13 @@ class Engine:
             self._start_over()
         events, self._pending_events = self._pending_events, []
         return events
+
+    def _end_overdue(self) -> None:
+        """Requests that should have begun by now."""
+        while self._due and self._due[0][0] <= time.monotonic():
+            live = self._live.get(heapq.heappop(self._due)[2])
+            if live is not None and live.taken_up is None:
+                self._end(live, waited_too_long(live.request.request_id))
 
     def _schedule(self) -> Step:
         try:
@@ -293,23 +343,17 @@ class Engine:
         if self._recorder is not None:
             self._recorder.take([*drawing, *judging], hidden.h)
         with torch.inference_mode():
-            given, given_needs, read = self._read(step, hidden)
+            given = self._read(step, hidden)
             masks = self._masks(drawing)
             drawn = self.sampler.draw(hidden, needs, drawing, masks, advice) if drawing else None
             rewards = self.sampler.judge(hidden, len(drawing), len(judging)) if judging else None
             slots = [row.lane.slot for row in measuring if row.lane.slot is not None]
             values = self.sampler.measure(hidden, len(drawing) + len(judging), slots) if slots else None
         return StepResult.send(
-            drawing,
-            needs,
-            drawn,
-            judging,
-            rewards,
-            measuring,
-            values,
+            DrawnRows(drawing, needs, drawn),
             given,
-            given_needs,
-            read,
+            ScoredRows(judging, rewards),
+            ScoredRows(measuring, values),
             self.policy.device,
         )
 
@@ -319,7 +363,7 @@ class Engine:
         lives = ((self._live[row.choice.request.request_id], row) for row in drawing)
         return [live.mask(row) for live, row in lives if live.needs.has_mask]
 
-    def _read(self, step: Step, hidden: Hidden) -> tuple[list[GivenToken], list[RowNeeds], Drawn | None]:
+    def _read(self, step: Step, hidden: Hidden) -> GivenTokens:
         """What is read and not drawn from: replies that are given; and for a value that remembers, those that
         are computed again, as after a preemption."""
         kinds = (Purpose.PREFILL, Purpose.FEATURES)
@@ -336,7 +380,8 @@ class Engine:
             else:
                 assert row.lane.slot is not None
                 self.sampler.recall(row.lane.slot, h, need.remembering)
-        return given, needs, self.reader.read(torch.cat(states), given, needs) if given else None
+        read = self.reader.read(torch.cat(states), given, needs) if given else None
+        return GivenTokens(given, needs, read)
 
     def _postprocess(self, result: StepResult) -> None:
         try:
@@ -344,9 +389,7 @@ class Engine:
             draws = list(result.read_draws(self.bank.names))
             given = list(result.read_given(self.bank.names))
         except Exception as error:
-            reading = (token.row for token in result.given)
-            rows = (*result.judging, *result.measuring, *result.drawing, *reading)
-            self._contain(error, {row.choice.request.request_id for row in rows})
+            self._contain(error, {row.choice.request.request_id for row in result.rows})
             return
         for row, reward in rewards:
             if row.choice.phase is not Phase.DONE:
@@ -557,31 +600,40 @@ class Engine:
         self._start_over()
 
     def _start_over(self) -> None:
-        config, state, compiled = self.config, self.runner.state, self.runner.compiled
+        config, state = self.config, self.runner.state
         blocks = BlockManager(self.runner.cache.num_blocks, config.block_size, config.prefix_caching)
         self.scheduler = Scheduler(blocks, config.max_num_seqs, config.token_budget, self._counts)
-        self.sampler = Sampler(
-            self.policy, self.bank, state, config.strict, compiled, probe=self.runner.probe
-        )
-        self.reader = Reader(self.policy, self.bank, state)
+        self._read_bank()
         state.forget_notes()
         choices = [choice for live in self._live.values() for choice in live.choices]
         self.scheduler.resume(choice for choice in choices if choice.phase is not Phase.DONE)
         self._is_suspect = False
 
+    def _read_bank(self) -> None:
+        state, compiled, probe = self.runner.state, self.runner.compiled, self.runner.probe
+        self.sampler = Sampler(self.policy, self.bank, state, self.config.strict, compiled, probe=probe)
+        self.reader = Reader(self.policy, self.bank, state)
+
     def _scores(self, live: LiveRequest, row: list[float]) -> Scores:
         return tuple((self.bank.names[i], row[i]) for i in live.needs.judging)
+
+
+def _head_info(bank: HeadBank, name: str, column: int) -> HeadInfo:
+    manifest = bank.manifest(column)
+    parts = (bank.has_advantage[column], bank.has_value[column], bank.has_reward[column])
+    return HeadInfo(name, *parts, manifest.trained_on, manifest.rows, bank.value_per_advantage[column])
 
 
 def _new_lanes(request: Request, root: int) -> tuple[Lane, ...]:
     """Of one choice: the lane that is drawn from and the companion that its rule asks for, or a pool."""
     rule, prompt = request.guidance.rule, request.prompt_token_ids
+    own, plain = ((number, request.salt) if request.salt else number for number in (root, 0))
     if request.given:
-        return (Lane([*prompt, *request.given]),)
+        return (Lane([*prompt, *request.given], root=plain),)
     if rule.is_pool:
-        return tuple(Lane(list(prompt), index=index) for index in range(rule.num_lanes))
-    lane, companion = Lane(list(prompt), num_probes=rule.num_probes, root=root), rule.companion
-    return (lane, Lane(list(companion), is_companion=True)) if companion else (lane,)
+        return tuple(Lane(list(prompt), index=index, root=plain) for index in range(rule.num_lanes))
+    lane, companion = Lane(list(prompt), num_probes=rule.num_probes, root=own), rule.companion
+    return (lane, Lane(list(companion), is_companion=True, root=plain)) if companion else (lane,)
 
 
 def _read_at(request: Request) -> Sequence[int]:

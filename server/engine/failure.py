@@ -17,6 +17,11 @@ def shut_down(request_id: str) -> Failed:
     return Failed(request_id, f"the server is shutting down before {request_id} is done", "shutdown")
 
 
+def waited_too_long(request_id: str) -> Failed:
+    """The terminal event of a request that has not begun in the time that it may wait."""
+    return Failed(request_id, "the server is too busy to begin with this request now", "queue")
+
+
 def is_device_fault(error: Exception, device: torch.device) -> bool:
     """Whether an error means that the device will do no more work, so that the process has to go.
 

@@ -9,6 +9,8 @@ from enum import Enum
 from trimtab.guidance.rules import PoolRule
 from trimtab.server.engine.request import Request
 
+Root = int | tuple[int, str]
+
 
 @dataclass(slots=True, eq=False)
 class Lane:
@@ -21,8 +23,9 @@ class Lane:
     is_companion: it gives logits to the choice's first lane, and receives what is drawn there.
     num_probes: tokens that are tried before each draw. scratch: as many blocks for their keys and values,
     from the lane's admission on.
-    root: the further models that run over its tokens, as a number: 0 for none, else below. Its blocks hold
-    their keys and values, too, and are found by lanes of the same root alone (see Experts).
+    root: the further models that run over its tokens, as a number: 0 for none, else below; and its request's
+    salt, if any. Its blocks hold their keys and values, too, and are found by lanes of the same root alone
+    (see Experts).
     index: which of a pool's lanes it is. is_over: of a pool's, its reply has ended; is_closed: that has been
     measured as well, and nothing is left to compute.
     """
@@ -37,7 +40,7 @@ class Lane:
     is_companion: bool = False
     num_probes: int = 0
     scratch: list[int] = field(default_factory=list)
-    root: int = 0
+    root: Root = 0
     index: int = 0
     is_over: bool = False
     is_closed: bool = False
@@ -99,6 +102,7 @@ class Choice:
     is_short: bool = True
     num_run_tokens: int = 0
     num_run_for_reply: int = 0
+    tenant: str = field(init=False)
     is_pool: bool = field(init=False)
     is_measuring: bool = False
     awaits: bool = False
@@ -110,7 +114,7 @@ class Choice:
     awaits_draws: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        self.lane = self.lanes[0]
+        self.lane, self.tenant = self.lanes[0], self.request.tenant
         self.num_prompt_tokens = len(self.request.prompt_token_ids)
         self.max_length = self.num_prompt_tokens + self.request.sampling.max_tokens
         rule = self.request.guidance.rule

@@ -37,7 +37,7 @@ Scores = tuple[tuple[str, float], ...]
 """A number for each of some heads, by name."""
 FinishReason = Literal["stop", "length", "rejected"]
 """rejected: it fell behind the others of its request (see Rejection)."""
-FailureReason = Literal["failed", "shutdown"]
+FailureReason = Literal["failed", "shutdown", "queue"]
 GrammarKind = Literal["json_schema", "regex", "choice", "grammar", "lark_over_schemas"]
 
 
@@ -48,6 +48,9 @@ class InvalidRequestError(ValueError):
     def __init__(self, problem: str, param: str | None = None) -> None:
         super().__init__(problem if param is None else f"{param}: {problem}")
         self.problem, self.param = problem, param
+
+    def __reduce__(self) -> tuple[type[InvalidRequestError], tuple[str, str | None]]:
+        return type(self), (self.problem, self.param)
 
 
 class ContextLengthError(InvalidRequestError):
@@ -249,12 +252,13 @@ class GrammarSpec:
     kind: how to read `text`: as a JSON schema, a regular expression for the whole reply, a JSON list of
     texts, a grammar in EBNF (as llama.cpp writes it) or Lark, or `{"lark": text, "schemas": [[name, param,
     schema], …]}`, a grammar in Lark that has JSON schemas as `@name`. param: the field it came from, for
-    errors; a schema's own for what is wrong with that.
+    errors; a schema's own for what is wrong with that. salt: only who has the same finds it compiled.
     """
 
     kind: GrammarKind
     text: str
     param: str = field(default="grammar", compare=False)
+    salt: str = ""
 
     def __post_init__(self) -> None:
         _check(bool(self.text), self.param, "must not be empty")
@@ -291,6 +295,9 @@ class Request:
     rejection: ends choices that fall behind the others.
     given: the reply, of max_tokens tokens, where it is given: nothing is drawn, and its tokens are told of as
     if they had been. logit_bias and penalties, which are for draws, are no part of that.
+    tenant: who asks; the engine is shared fairly between tenants, whoever they are. salt: only requests of
+    the same share keys and values of a prefix, so that nobody can tell by the time what others have asked.
+    max_wait: seconds that it may wait to begin.
     """
 
     request_id: str
@@ -301,6 +308,9 @@ class Request:
     grammar: GrammarSpec | None = None
     rejection: Rejection | None = None
     given: tuple[int, ...] = ()
+    tenant: str = ""
+    salt: str = ""
+    max_wait: float | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -438,7 +448,7 @@ class Failed:
     """Terminal: the engine could not go on with this request. The message may be shown to whoever sent it:
     what went wrong inside is in the log alone.
 
-    reason: "shutdown" when it was the server that was told to stop.
+    reason: "shutdown" when it was the server that was told to stop, "queue" when it waited too long to begin.
     """
 
     request_id: str

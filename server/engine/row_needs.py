@@ -49,7 +49,7 @@ class RowNeeds:
     @classmethod
     def of(cls, request: Request, bank: HeadBank) -> RowNeeds:
         sampling, guidance = request.sampling, request.guidance
-        named = {bank.names.index(name): weight for name, weight in guidance.heads}
+        named = {bank.offered[name]: weight for name, weight in guidance.heads}
         rule = guidance.rule
         has_strength = guidance.strength and rule.tilts
         steering = tuple(sorted(i for i, w in named.items() if w)) if has_strength else ()
@@ -77,6 +77,11 @@ class RowNeeds:
         )
 
     @property
+    def heads(self) -> set[int]:
+        """All that the rows are measured or steered by."""
+        return {*self.measuring, *self.judging, *self.steering, *self.remembering}
+
+    @property
     def is_guided(self) -> bool:
         return bool(self.steering or self.lookahead or self.controls or self.contrast or self.expert)
 
@@ -88,7 +93,8 @@ class RowNeeds:
 
 def _controls(request: Request, bank: HeadBank) -> dict[type[Controller], tuple[float, ...]]:
     """Behind the lengths of the prompt and of the longest reply, the controller's own numbers."""
-    heads = zip(bank.names, bank.has_value, bank.value_per_advantage, strict=True)
+    names = (name if bank.offered.get(name) == column else "" for column, name in enumerate(bank.names))
+    heads = zip(names, bank.has_value, bank.value_per_advantage, strict=True)
     facts = head_facts(request.guidance, heads)
     lengths = float(len(request.prompt_token_ids)), float(request.sampling.max_tokens)
     return {type(c): (*lengths, *c.numbers(facts)) for c in request.guidance.controllers}

@@ -1,4 +1,4 @@
-"""First come, first served continuous batching with chunked prefill. No torch, no clock.
+"""Scheduler: continuous batching with chunked prefill, fair between tenants. No torch, no clock.
 
 The scheduler decides from its queues alone, so that several ranks with the same queues decide alike.
 """
@@ -6,6 +6,7 @@ The scheduler decides from its queues alone, so that several ranks with the same
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -87,13 +88,19 @@ class Counts:
 
 
 class Scheduler:
-    """running, waiting: in the order of arrival, a preempted choice before all that wait.
+    """running, waiting: in the order of arrival, a preempted choice before all of its tenant's that wait.
+
+    Between tenants the next is the one for whom the fewest tokens were computed (see WaitingLine). Where it
+    finds no room, the tenant with the most lanes gives way with its youngest choice, as long as it keeps no
+    fewer than the other then has: a tenant with fewer lanes than others begins within two steps, whatever
+    they hold and however many wait. Nobody's only choice gives way so. With one tenant this is first come,
+    first served.
 
     A choice is *short* if one step could hold its prompt, and long otherwise. Of the tokens that decoding
     leaves, the long ones let a SHORT_SHARE-th to the short ones as long as any of these are behind them.
     So a short prompt whose slots and blocks are free begins at once, whatever long ones came before it, and
     draws after ⌈n / share⌉ steps, with n the tokens of the short prompts up to it. Within short and long
-    alike the first come is the first served.
+    of a tenant alike the first come is the first served.
     """
 
     def __init__(
@@ -144,8 +151,9 @@ class Scheduler:
         """Pick the rows of the next step: decoding choices first, then prefills, then the waiting queue."""
         step, prefilling = Step(), []
         self.considered = None
+        self._make_room(step)
         budget = self.max_num_batched_tokens
-        for choice in tuple(self.running):
+        for choice in self._in_order():
             if choice.phase is not Phase.RUNNING:
                 continue
             self.considered = choice
@@ -163,6 +171,8 @@ class Scheduler:
 
     def advance(self, step: Step) -> None:
         """Account for a launched step: its tokens count as computed, its drawn tokens as in flight."""
+        if self.waiting.is_shared:
+            self._charge(step)
         for row in step.rows:
             lane = row.lane
             lane.num_computed = row.start + row.num_tokens
@@ -258,6 +268,8 @@ class Scheduler:
 
     def _prefill(self, step: Step, prefilling: list[Choice], budget: int) -> None:
         spare = self._spare(prefilling, budget)
+        if self.waiting.is_shared:
+            prefilling = self.waiting.in_turn(prefilling)
         for choice in prefilling:
             self.considered = choice
             limit = budget if choice.is_short else budget - spare
@@ -266,13 +278,13 @@ class Scheduler:
                 budget -= num_tokens
                 if choice.is_short:
                     spare = max(spare - num_tokens, 0)
-        if not step.preempted:
-            self._admit(step, budget, spare)
+        self._admit(step, budget, spare)
 
     def _spare(self, prefilling: list[Choice], budget: int) -> int:
         """Tokens that long prompts let to short ones in this step."""
         share, wanted = -(-budget // SHORT_SHARE), 0
-        can_admit = self._free_slots and self._refusal is None
+        is_refused = self._refusal is not None and self._refusal.choice is self.waiting.first
+        can_admit = self._free_slots and not is_refused
         for choice in chain(prefilling, self.waiting.short if can_admit else ()):
             if wanted >= share:
                 return share
@@ -293,10 +305,65 @@ class Scheduler:
             return sum(row.num_tokens for row in rows)
         return 0
 
+    def _in_order(self) -> Sequence[Choice]:
+        """Running choices, the oldest of each tenant before all others."""
+        if not self.waiting.is_shared:
+            return tuple(self.running)
+        oldest = self._oldest()
+        return sorted(self.running, key=lambda choice: choice is not oldest[choice.tenant])
+
+    def _oldest(self) -> dict[str, Choice]:
+        """Running choices by tenant."""
+        return {choice.tenant: choice for choice in reversed(self.running)}
+
     def _victim(self, step: Step) -> Choice:
-        """The youngest running choice that this step has not scheduled yet."""
+        """The youngest running choice that this step has not scheduled, of the tenant with the most lanes; a
+        tenant's oldest last, so that something of everybody's goes on."""
         scheduled = {id(row.choice) for row in step.rows}
-        return next(c for c in reversed(self.running) if id(c) not in scheduled)
+        lanes, oldest = self._lanes_held(), self._oldest()
+        left = [choice for choice in reversed(self.running) if id(choice) not in scheduled]
+        return max(left, key=lambda each: (each is not oldest[each.tenant], lanes[each.tenant]))
+
+    def _lanes_held(self) -> Counter[str]:
+        """By tenant."""
+        held: Counter[str] = Counter()
+        for choice in self.running:
+            held[choice.tenant] += len(choice.lanes)
+        return held
+
+    def _make_room(self, step: Step) -> None:
+        """For the next choice, by a tenant that has more than its share."""
+        first = self.waiting.first if self.waiting.is_shared else None
+        while first is not None and self._lacks_room(first):
+            victim = self._over_share(first)
+            if victim is None:
+                return
+            self._preempt(step, victim)
+
+    def _lacks_room(self, choice: Choice) -> bool:
+        few_slots = len(choice.lanes) > len(self._free_slots)
+        return few_slots or self._is_still_refused(choice, self.max_num_batched_tokens)
+
+    def _over_share(self, choice: Choice) -> Choice | None:
+        """The youngest of the tenant that holds the most, where that keeps no less without it than the
+        choice's then has."""
+        held = self._lanes_held()
+        if not held:
+            return None
+        most = max(held, key=held.__getitem__)
+        victim = next(each for each in reversed(self.running) if each.tenant == most)
+        keeps, has = held[most] - len(victim.lanes), held[choice.tenant] + len(choice.lanes)
+        return victim if most != choice.tenant and keeps >= has else None
+
+    def _charge(self, step: Step) -> None:
+        """Tenants with what was computed for them; those that began with it have been."""
+        admitted = set(map(id, step.admitted))
+        tokens: Counter[str] = Counter()
+        for row in step.rows:
+            if id(row.choice) not in admitted:
+                tokens[row.choice.tenant] += row.num_tokens
+        for tenant, num_tokens in tokens.items():
+            self.waiting.charge(tenant, num_tokens)
 
     def _preempt(self, step: Step, choice: Choice) -> None:
         self._release(choice)
@@ -318,10 +385,12 @@ class Scheduler:
             lane.slot = None
 
     def _admit(self, step: Step, budget: int, spare: int) -> None:
+        gave_way = {choice.tenant for choice in step.preempted}
         while (choice := self._next_waiting(budget, spare)) is not None:
             self.considered = choice
             limit = budget if choice.is_short else budget - spare
-            if len(choice.lanes) > len(self._free_slots) or choice.has_inflight:
+            is_due = choice.tenant not in gave_way and not choice.has_inflight
+            if not is_due or len(choice.lanes) > len(self._free_slots):
                 return
             rows = self._try_to_start(step, choice, limit)
             if rows is None:
@@ -329,15 +398,16 @@ class Scheduler:
             step.rows.extend(rows)
             num_tokens = sum(row.num_tokens for row in rows)
             budget -= num_tokens
+            self.waiting.charge(choice.tenant, num_tokens)
             if choice.is_short:
                 spare = max(spare - num_tokens, 0)
 
     def _next_waiting(self, budget: int, spare: int) -> Choice | None:
         """The first that waits; but the first short one where no tokens are left for long ones."""
-        if not self.waiting or budget <= 0:
-            return None
-        first = self.waiting[0]
-        return first if first.is_short or budget > spare else next(iter(self.waiting.short), None)
+        first = self.waiting.first if budget > 0 else None
+        if first is None or first.is_short or budget > spare:
+            return first
+        return self.waiting.first_short
 
     def _try_to_start(self, step: Step, choice: Choice, budget: int) -> list[Row] | None:
         """Rows of a choice that runs from now on, or None where blocks are wanting."""

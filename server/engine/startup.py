@@ -73,6 +73,7 @@ def load(config: EngineConfig, chat_template: str | None = None, policy: Policy 
         device=served.device,
         dtype=served.dtype,
         vocab_size=served.vocab_size,
+        num_vacant=config.num_vacant_heads,
     )
     return served, bank, config, compiled, load_experts(config, served)
 

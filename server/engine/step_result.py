@@ -22,84 +22,95 @@ TopTokens = tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class StepResult:
-    """drawing, judging, measuring: the rows behind `drawn`, `rewards` [R, H] and `values` [M, H], in order.
-    given: the tokens behind `read`. Tensors are on the host, and may be read once `copies` have arrived."""
+class DrawnRows:
+    """Rows that draw, what they need, and what they drew; None of no rows."""
 
-    drawing: Sequence[Row]
+    rows: Sequence[Row]
     needs: Sequence[RowNeeds]
     drawn: Drawn | None
-    judging: Sequence[Row]
-    rewards: Tensor | None
-    measuring: Sequence[Row]
-    values: Tensor | None
-    given: Sequence[GivenToken]
-    given_needs: Sequence[RowNeeds]
+
+
+@dataclass(frozen=True, slots=True)
+class GivenTokens:
+    """Tokens that are given, what their rows need, and what is told of them; None of no tokens."""
+
+    tokens: Sequence[GivenToken]
+    needs: Sequence[RowNeeds]
     read: Drawn | None
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredRows:
+    """Rows and their rewards or values [R, H], in order; None of no rows."""
+
+    rows: Sequence[Row]
+    scores: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """drawn, given, judged, measured: what a step did. Tensors are on the host, and may be read once `copies`
+    have arrived."""
+
+    drawn: DrawnRows
+    given: GivenTokens
+    judged: ScoredRows
+    measured: ScoredRows
     copies: HostCopies
 
     @classmethod
     def send(
         cls,
-        drawing: Sequence[Row],
-        needs: Sequence[RowNeeds],
-        drawn: Drawn | None,
-        judging: Sequence[Row],
-        rewards: Tensor | None,
-        measuring: Sequence[Row],
-        values: Tensor | None,
-        given: Sequence[GivenToken],
-        given_needs: Sequence[RowNeeds],
-        read: Drawn | None,
+        drawn: DrawnRows,
+        given: GivenTokens,
+        judged: ScoredRows,
+        measured: ScoredRows,
         device: torch.device,
     ) -> StepResult:
         """Queue the copies to the host behind the step, without waiting for it."""
         copies = HostCopies(device)
         if copies.are_async:
-            drawn = None if drawn is None else _add_all(copies, drawn)
-            read = None if read is None else _add_all(copies, read)
-            rewards = None if rewards is None else copies.add(rewards)
-            values = None if values is None else copies.add(values)
-        return cls(
-            drawing,
-            needs,
-            drawn,
-            judging,
-            rewards,
-            measuring,
-            values,
-            given,
-            given_needs,
-            read,
-            copies.seal(),
-        )
+            drawn = dataclasses.replace(drawn, drawn=_add_all(copies, drawn.drawn))
+            given = dataclasses.replace(given, read=_add_all(copies, given.read))
+            judged, measured = (
+                dataclasses.replace(rows, scores=None if rows.scores is None else copies.add(rows.scores))
+                for rows in (judged, measured)
+            )
+        return cls(drawn, given, judged, measured, copies.seal())
+
+    @property
+    def rows(self) -> Iterator[Row]:
+        """All that something is read of."""
+        yield from (*self.judged.rows, *self.measured.rows, *self.drawn.rows)
+        yield from (token.row for token in self.given.tokens)
 
     def read_rewards(self) -> Iterator[tuple[Row, list[float]]]:
         """Each judged row with its reward per loaded head, in standard units. Waits for the device."""
-        if self.rewards is not None:
-            self.copies.wait()
-            yield from zip(self.judging, self.rewards.tolist(), strict=True)
+        return self._read_scores(self.judged)
 
     def read_values(self) -> Iterator[tuple[Row, list[float]]]:
         """Each measured row with its value per loaded head, in standard units. Waits for the device."""
-        if self.values is not None:
+        return self._read_scores(self.measured)
+
+    def _read_scores(self, scored: ScoredRows) -> Iterator[tuple[Row, list[float]]]:
+        if scored.scores is not None:
             self.copies.wait()
-            yield from zip(self.measuring, self.values.tolist(), strict=True)
+            yield from zip(scored.rows, scored.scores.tolist(), strict=True)
 
     def read_draws(self, head_names: Sequence[str]) -> Iterator[tuple[Row, Measured]]:
         """Each drawing row with its token. Waits for the device."""
-        if self.drawn is not None:
+        rows, needs, drawn = self.drawn.rows, self.drawn.needs, self.drawn.drawn
+        if drawn is not None:
             self.copies.wait()
-            yield from zip(
-                self.drawing, _measured(self.drawing, self.needs, self.drawn, head_names), strict=True
-            )
+            yield from zip(rows, _measured(rows, needs, drawn, head_names), strict=True)
 
     def read_given(self, head_names: Sequence[str]) -> Iterator[tuple[GivenToken, Measured]]:
         """Each token of given replies, as if it had been drawn. Waits for the device."""
-        if self.read is not None:
+        tokens, read = self.given.tokens, self.given.read
+        if read is not None:
             self.copies.wait()
-            rows = [token.row for token in self.given]
-            yield from zip(self.given, _measured(rows, self.given_needs, self.read, head_names), strict=True)
+            rows = [token.row for token in tokens]
+            yield from zip(tokens, _measured(rows, self.given.needs, read, head_names), strict=True)
 
 
 def _measured(
@@ -130,7 +141,9 @@ def _measured(
         yield Measured(record, kl, strength, flip, value, base_logprobs[i])
 
 
-def _add_all(copies: HostCopies, drawn: Drawn) -> Drawn:
+def _add_all(copies: HostCopies, drawn: Drawn | None) -> Drawn | None:
+    if drawn is None:
+        return None
     changed: dict[str, Any] = {}
     for field in dataclasses.fields(drawn):
         value = getattr(drawn, field.name)

@@ -82,6 +82,13 @@ class StepState:
         self._admissions: dict[int, _Admission] = {}
         self._forks: dict[int, int] = {}
 
+    def remember_for(self, memory_sizes: Sequence[int]) -> None:
+        """Heads have changed: memories of the columns whose sizes are others begin at 0."""
+        pairs = zip(self.memories, memory_sizes, strict=True)
+        self.memories = tuple(
+            kept if kept.shape[1] == size else kept.new_zeros(self.num_slots, size) for kept, size in pairs
+        )
+
     def admit(self, choice: Choice, seed: int, head_weights: Sequence[float], spent_kl: float) -> None:
         """Note everything that a step needs about a choice, for its lanes' slots."""
         for lane in choice.lanes:

@@ -69,9 +69,9 @@ def _draws(bank: HeadBank, most: int) -> Iterator[tuple[int, RowNeeds]]:
 def _steerings(bank: HeadBank) -> Iterator[tuple[str, ...]]:
     """Heads that steer together: none, any number of low-rank ones, with and without a tied one."""
     forms: dict[str, list[str]] = {"tied": [], "lowrank": []}
-    for name, manifest in zip(bank.names, bank.manifests, strict=True):
+    for manifest in bank.manifests:
         if manifest.parts.advantage is not None:
-            forms[manifest.parts.advantage.form].append(name)
+            forms[manifest.parts.advantage.form].append(manifest.name)
     for tied in ((), tuple(forms["tied"][:1])) if forms["tied"] else ((),):
         for count in range(len(forms["lowrank"]) + 1):
             yield (*tied, *forms["lowrank"][:count])

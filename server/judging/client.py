@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import json
 import random
 import time
 from collections import Counter
@@ -14,7 +15,7 @@ from typing import Generic, TypeVar
 import httpx
 from tqdm.auto import tqdm
 
-from trimtab.guidance.errors import UserError
+from trimtab.guidance.errors import UserError, first_line, printable
 from trimtab.server.judging.answers import (
     Answer,
     AnswerFile,
@@ -26,6 +27,7 @@ from trimtab.server.judging.answers import (
 from trimtab.server.judging.config import JudgeConfig
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 60.0
+MAX_REPLY_BYTES = 4 * 2**20
 FIRST_ANSWERS = 20
 """When so many questions were asked and none was answered, the judge is given up."""
 T = TypeVar("T")
@@ -142,25 +144,59 @@ class Judge:
     async def _try(self, client: httpx.AsyncClient, body: dict[str, object]) -> Answer:
         try:
             async with asyncio.timeout(self.config.timeout):  # httpx counts the seconds between two bytes
-                response = await client.post(self.url, json=body)
+                reply = await _ask_once(client, self.url, body)
         except (TimeoutError, httpx.TimeoutException) as error:
             raise _RetryableError("timed out", f"no answer in {self.config.timeout:g} s") from error
         except httpx.InvalidURL as error:
             raise UserError(f"the judge's URL {self.url} is none ({error})") from error
         except httpx.TransportError as error:
             raise _RetryableError("not reached", str(error)) from error
-        status = response.status_code
+        status = reply.status
         if status == 429 or status >= 500:
-            pause = retry_after(response.headers.get("Retry-After"), time.time())
-            raise _RetryableError(f"status {status}", _reason(response), pause)
+            pause = retry_after(reply.retry_after, time.time())
+            raise _RetryableError(f"status {status}", reply.reason, pause)
         if status in (401, 403, 404, 405):
-            raise UserError(f"the judge at {self.url} refuses with status {status}: {_reason(response)}")
+            raise UserError(f"the judge at {self.url} refuses with status {status}: {reply.reason}")
         if status != 200:
-            raise FailureError(f"status {status}", _reason(response))
+            raise FailureError(f"status {status}", reply.reason)
+        if not reply.is_whole:
+            raise FailureError("too long", f"more than {MAX_REPLY_BYTES} bytes")
         try:
-            return read_answer(response.json())
-        except ValueError as error:
-            raise FailureError("garbage", str(error)) from error
+            return read_answer(json.loads(reply.body))
+        except (ValueError, RecursionError) as error:
+            raise FailureError("garbage", first_line(error)) from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Reply:
+    """body: MAX_REPLY_BYTES of it at most."""
+
+    status: int
+    retry_after: str | None
+    body: bytes
+    is_whole: bool
+
+    @property
+    def reason(self) -> str:
+        """The words of a refusal, in so few characters that a line holds them."""
+        try:
+            text = str(json.loads(self.body)["error"]["message"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            text = self.body.decode(errors="replace")
+        return printable(" ".join(text.split()))[:200]
+
+
+async def _ask_once(client: httpx.AsyncClient, url: str, body: dict[str, object]) -> _Reply:
+    """Raises like httpx."""
+    plain = {"Accept-Encoding": "identity"}  # what is packed small may be large
+    async with client.stream("POST", url, json=body, headers=plain) as response:
+        read, is_whole = bytearray(), True
+        async for chunk in response.aiter_raw():
+            read += chunk[: MAX_REPLY_BYTES - len(read)]
+            if len(read) == MAX_REPLY_BYTES:
+                is_whole = False
+                break
+        return _Reply(response.status_code, response.headers.get("Retry-After"), bytes(read), is_whole)
 
 
 def retry_after(header: str | None, now: float) -> float | None:
@@ -173,16 +209,8 @@ def retry_after(header: str | None, now: float) -> float | None:
         pass
     try:
         return max(0.0, email.utils.parsedate_to_datetime(header).timestamp() - now)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None
-
-
-def _reason(response: httpx.Response) -> str:
-    try:
-        text = str(response.json()["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        text = response.text
-    return " ".join(text.split())[:200]
 
 
 async def _run_all(work: Iterable[Coroutine[None, None, None]]) -> None:

@@ -18,7 +18,7 @@ class JudgeConfig:
     takes.
     api_key_env: environment variable that holds the API key, where one is needed.
     concurrency: questions that are open at the same time.
-    timeout: seconds to wait for one answer.
+    timeout: seconds to wait for the whole of one answer, which may have 4 MiB.
     retries: further tries of a question after a time-out, a broken connection, or a status of 429 or 5xx.
     max_failures: share of questions that may go unanswered; more stop the command. Answers are kept, so
     that the same command goes on from there.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from trimtab.guidance.data.rollouts import RolloutRow, plain_prompt
-from trimtab.guidance.errors import DataError, PolicyError, UserError
+from trimtab.guidance.errors import DataError, PolicyError, UserError, first_line
 from trimtab.guidance.heads.fingerprint import tokenizer_hash
 from trimtab.guidance.locate import must_be_local
 from trimtab.guidance.publish.classifier import BIAS, load_classifier
@@ -140,9 +140,11 @@ class _Encode:
 
 def _tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=must_be_local(path))
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        return AutoTokenizer.from_pretrained(
+            path, local_files_only=must_be_local(path), trust_remote_code=False
+        )
+    except Exception as error:  # whatever a corrupt file makes the loader raise
+        reason = first_line(error)
         raise PolicyError(
             f"the tokenizer of the reward model '{path}' cannot be loaded ({reason})"
         ) from error

@@ -7,7 +7,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from trimtab.guidance.data.rollouts import RolloutRow
-from trimtab.guidance.errors import PolicyError
+from trimtab.guidance.errors import PolicyError, first_line
 from trimtab.guidance.locate import must_be_local
 from trimtab.guidance.model_names import find_model
 from trimtab.guidance.text.encoding import ReplyEncoder
@@ -37,7 +37,7 @@ def load_tokenizer(model: str | Path) -> PreTrainedTokenizerBase:
     model = find_model(model)
     local = must_be_local(model)
     try:
-        return AutoTokenizer.from_pretrained(model, local_files_only=local)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        return AutoTokenizer.from_pretrained(model, local_files_only=local, trust_remote_code=False)
+    except Exception as error:  # whatever a corrupt file makes the loader raise
+        reason = first_line(error)
         raise PolicyError(f"the tokenizer of '{model}' cannot be loaded ({reason})") from error

@@ -9,7 +9,15 @@ from typing import Literal
 
 import pytest
 
-from benchmarks.common import Document, as_table, main, parse, ratio_of, take_turns
+from benchmarks.common import (
+    Document,
+    as_table,
+    main,
+    parse,
+    ratio_of,
+    replace_between_markers,
+    take_turns,
+)
 
 measured: list[int] = []
 
@@ -76,3 +84,15 @@ def test_contestants_take_turns_and_each_begins_once_after_the_warm_up():
 def test_a_ratio_is_taken_within_each_turn():
     """By hand: 1/2 and 30/10, in turns that differ tenfold: their median is 1.75, not 15.5/6."""
     assert ratio_of([1, 30], [2, 10]).median == 1.75
+
+
+def test_only_what_is_between_the_markers_changes():
+    new = replace_between_markers("above\n(old)\nbelow\n", "(", ")", "tables")
+    assert new == "above\n(\n\ntables\n\n)\nbelow\n"
+    assert replace_between_markers(new, "(", ")", "tables") == new
+
+
+@pytest.mark.parametrize("page", ["", "(", ")(", "(()"])
+def test_a_page_without_its_markers_is_refused(page: str):
+    with pytest.raises(ValueError, match="must hold"):
+        replace_between_markers(page, "(", ")", "tables")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,30 @@ def test_a_loaded_policy_is_frozen_and_named(policy_folder: Path):
     assert policy.identity.base_model.name == "tiny"
     assert (policy.identity.hidden_size, policy.identity.vocab_size) == (32, 27)
     assert policy.has_linear_tail
+
+
+def test_no_code_of_a_models_is_run(policy_folder: Path, tmp_path: Path):
+    folder = shutil.copytree(policy_folder, tmp_path / "evil")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    with pytest.raises(PolicyError, match="evil") as caught:
+        load_policy(folder)
+    assert str(caught.value).isprintable()
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json"])
+@pytest.mark.parametrize("text", ["", "[]", '{"a": ' + "[" * 100_000, '{"model_type": "a\\n\\u001b[31m"}'])
+def test_files_of_a_model_that_hold_anything_are_refused_in_one_line(
+    policy_folder: Path, tmp_path: Path, file: str, text: str
+):
+    folder = shutil.copytree(policy_folder, tmp_path / "odd")
+    (folder / file).write_text(text)
+    with pytest.raises(PolicyError) as caught:
+        load_policy(folder)
+    assert str(caught.value).isprintable() and str(folder) in str(caught.value)
 
 
 def test_a_model_that_is_not_there_is_refused_in_one_line(tmp_path: Path):

@@ -13,36 +13,52 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trimtab.server.api.access.keys import Keys
 from trimtab.server.api.access.rates import Rates
-from trimtab.server.api.errors import ApiError, SlowBodyError
+from trimtab.server.api.errors import ApiError, SlowBodyError, describe, too_slow
 
-OPEN_PATHS = ("/health", "/ping", "/metrics", "/version")
-"""What load balancers and Prometheus ask for; nothing of it comes from a client."""
+ORCHESTRATORS = ("/live", "/ready")
+"""Probes that are sent to an address, whose name nobody allowed; they say one word to anybody."""
+PROBES = (*ORCHESTRATORS, "/health", "/ping")
+"""With those of load balancers."""
+OPEN_PATHS = (*PROBES, "/metrics", "/version")
+"""With what Prometheus asks for; nothing of it comes from a client."""
+ADMIN_PATHS = ("/v1/load_head", "/v1/unload_head")
 ANYONE = "anyone"
 
 
 class Gate:
-    """ASGI middleware. keys: none for a server that asks for none. rates: of each key; where there are none,
-    of all clients together. hosts: names that a request may be sent to, `*.` before one for all below it;
-    none for any. read_timeout: seconds for a request's body."""
+    """ASGI middleware. keys: none for a server that asks for none. admin_keys: of whom `is_admin` is true in
+    the scope's state, at their own paths; they are keys nowhere else. rates: of each key; where there are
+    none, of all clients together. hosts: names that a request may be sent to, `*.` before one for all below
+    it; none for any. read_timeout: seconds for a request's body; request_timeout: until its answer begins,
+    which then has to end by the same `deadline` in the scope's state."""
 
     def __init__(
-        self, app: ASGIApp, keys: Keys, rates: Rates, hosts: Sequence[str], read_timeout: float
+        self,
+        app: ASGIApp,
+        keys: Keys,
+        rates: Rates,
+        hosts: Sequence[str],
+        read_timeout: float,
+        request_timeout: float | None = None,
+        admin_keys: Keys | None = None,
     ) -> None:
+        self._admin_keys = admin_keys or Keys()
         self._app, self._keys, self._rates, self._hosts = app, keys, rates, hosts
-        self._read_timeout = read_timeout
+        self._read_timeout, self._request_timeout = read_timeout, request_timeout
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if not self._is_for_us(Request(scope).headers.get("host", "")):
+        if scope["path"] not in ORCHESTRATORS and not self._is_for_us(Request(scope).headers.get("host", "")):
             error = ApiError(421, _OTHER_HOST, "invalid_request_error", code="host_not_allowed")
             await _refuse(scope, receive, send, error, {})
             return
         if scope["path"] in OPEN_PATHS or scope["method"] == "OPTIONS":
             await self._app(scope, receive, send)
             return
-        name = self._name(scope)
+        admin = self._admin_keys.find(_bearer(scope)) if scope["path"] in ADMIN_PATHS else None
+        name = self._name(scope) if admin is None else f"admin {admin}"
         if name is None:
             await _refuse(
                 scope,
@@ -57,11 +73,32 @@ class Gate:
             error = ApiError(429, _TOO_MANY, "rate_limit_error", code="rate_limit_exceeded")
             await _refuse(scope, receive, send, error, {"Retry-After": str(math.ceil(seconds))})
             return
-        scope.setdefault("state", {})["key_name"] = name
+        scope.setdefault("state", {}).update(key_name=name, is_admin=admin is not None)
         try:
-            await self._app(scope, _timely(receive, self._read_timeout), send)
+            await self._answer(scope, _timely(receive, self._read_timeout), send)
         finally:
             self._rates.end(name)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """In time; 504 where the answer has not begun by then."""
+        seconds = self._request_timeout
+        deadline = None if seconds is None else asyncio.get_running_loop().time() + seconds
+        scope["state"]["deadline"] = deadline
+        has_begun = False
+
+        async def begin(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            limit.reschedule(None)
+            await send(message)
+
+        try:
+            async with asyncio.timeout_at(deadline) as limit:
+                await self._app(scope, receive, begin)
+        except TimeoutError:
+            if has_begun:
+                raise
+            await _refuse(scope, receive, send, describe(too_slow(seconds or 0.0)), {})
 
     def _is_for_us(self, host: str) -> bool:
         if not self._hosts:
@@ -79,9 +116,13 @@ class Gate:
         """Whose key it is; None where it is nobody's."""
         if not self._keys:
             return ANYONE
-        given = Request(scope).headers.get("authorization", "")
-        scheme, _, key = given.partition(" ")
-        return self._keys.find(key.strip()) if scheme.lower() == "bearer" else None
+        return self._keys.find(_bearer(scope))
+
+
+def _bearer(scope: Scope) -> str:
+    """The key that a request came with; empty, which is nobody's, without one."""
+    scheme, _, key = Request(scope).headers.get("authorization", "").partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else ""
 
 
 _OTHER_HOST = "this server does not answer for that host; start it with --allowed-hosts NAME"

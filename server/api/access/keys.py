@@ -11,7 +11,7 @@ from pathlib import Path
 
 from trimtab.guidance.errors import UserError
 
-VARIABLE = "TRIMTAB_API_KEYS"
+VARIABLE, ADMIN_VARIABLE = "TRIMTAB_API_KEYS", "TRIMTAB_ADMIN_KEYS"
 MIN_LENGTH = 8
 
 
@@ -33,19 +33,22 @@ class Keys:
         return found
 
 
-def load_keys(path: Path | None, environment: Mapping[str, str] = os.environ) -> Keys:
+def load_keys(
+    path: Path | None, environment: Mapping[str, str] = os.environ, variable: str = VARIABLE
+) -> Keys:
     """Of a file and of the environment. Raises UserError for a file without keys, or with a bad one: it
     names the line, and never the key."""
+    flag = "--" + variable.removeprefix("TRIMTAB_").lower().replace("_", "-")
     found: list[tuple[bytes, str]] = []
     if path is not None:
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--api-keys {path} cannot be read ({error}); name a text file") from error
-        found += _read(lines, f"--api-keys {path}, line")
+            raise UserError(f"{flag} {path} cannot be read ({error}); name a text file") from error
+        found += _read(lines, f"{flag} {path}, line")
         if not found:
-            raise UserError(f"--api-keys {path} holds no key; write one a line, as KEY or NAME:KEY")
-    found += _read(environment.get(VARIABLE, "").split(","), f"{VARIABLE}, key")
+            raise UserError(f"{flag} {path} holds no key; write one a line, as KEY or NAME:KEY")
+    found += _read(environment.get(variable, "").split(","), f"{variable}, key")
     return Keys(tuple(found))
 
 

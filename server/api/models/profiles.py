@@ -12,8 +12,11 @@ from pydantic import ValidationError
 from trimtab.guidance.errors import ConfigError
 from trimtab.server.api.config import ApiConfig
 from trimtab.server.api.errors import ModelNotFoundError, invalid_fields
-from trimtab.server.api.protocol import ChatRequest, CompletionRequest, GuidanceFields, ScoreRequest
 from trimtab.server.api.requests import resolve_guidance
+from trimtab.server.api.schemas.chats import ChatRequest
+from trimtab.server.api.schemas.completions import CompletionRequest
+from trimtab.server.api.schemas.guidance import GuidanceFields
+from trimtab.server.api.schemas.readings import ScoreRequest
 from trimtab.server.engine.request import EngineInfo, InvalidRequestError, Request, check_request
 
 Body = TypeVar("Body", ChatRequest, CompletionRequest, ScoreRequest)

@@ -10,6 +10,7 @@ from starlette.requests import Request as HttpRequest
 from trimtab.server.api.errors import naming
 from trimtab.server.api.generation import Usage
 from trimtab.server.api.readings.prompts import PromptReading
+from trimtab.server.api.schemas.generation import GenerationRequest
 from trimtab.server.api.service import Service
 from trimtab.server.api.streaming import gather_while_connected
 from trimtab.server.engine.request import Guidance, Request, reading_of
@@ -18,6 +19,7 @@ from trimtab.server.engine.request import Guidance, Request, reading_of
 async def read_prompts(
     http: HttpRequest,
     service: Service,
+    body: GenerationRequest,
     name: str,
     prompts: Sequence[PromptReading],
     guidance: Guidance,
@@ -42,7 +44,7 @@ async def read_prompts(
         ]
     if not requests:
         return list(prompts), Usage()
-    with service.generation(http, requests) as generation:
+    with await service.generation(http, requests, cache_salt=body.cache_salt) as generation:
         readings = iter(await gather_while_connected(http, generation))
     found = [
         replace(prompt, reading=next(readings)) if len(prompt.token_ids) > 1 else prompt for prompt in prompts

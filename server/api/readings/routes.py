@@ -14,9 +14,9 @@ from trimtab.guidance.errors import DataError, PolicyError
 from trimtab.guidance.text.encoding import EncodedReply, ReplyEncoder
 from trimtab.guidance.text.message import Message as TextMessage
 from trimtab.server.api.errors import ERROR_REPLIES, naming
-from trimtab.server.api.protocol import DetokenizeRequest, ScoreRequest, TokenizeRequest
 from trimtab.server.api.replies import Json, summary_json, trace_json, usage_json
 from trimtab.server.api.requests import render_chat, resolve_guidance
+from trimtab.server.api.schemas.readings import DetokenizeRequest, ScoreRequest, TokenizeRequest
 from trimtab.server.api.schemas.replies import (
     DetokenizeReply,
     ScoreReply,
@@ -45,7 +45,7 @@ async def score(body: ScoreRequest, http: HttpRequest, service: ReadyService) ->
     name = f"score-{uuid.uuid4().hex}"
     with naming(body.engine_fields.get):
         request = reading_of(name, encoded.prompt_ids, encoded.reply_ids, guidance=guidance)
-        generation = service.generation(http, [request])
+        generation = await service.generation(http, [request])
     with generation:
         (reply,) = await gather_while_connected(http, generation)
     scored = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,30 +12,31 @@ from trimtab.server.api.errors import ApiError
 
 Json = dict[str, Any]
 PART_TYPES = {"message": "output_text", "reasoning": "reasoning_text"}
-_LOGPROBS: dict[str, Json] = {"message": {"logprobs": []}, "reasoning": {}}  # none are told
 _FIELDS: dict[str, Json] = {"message": {"role": "assistant"}, "reasoning": {"summary": []}}
 _ID_PREFIXES = {"message": "msg", "reasoning": "rs", "function_call": "fc"}
 
 
 @dataclass(slots=True)
 class _OpenItem:
-    """The last item, which still grows: as it began, and the pieces of its text or arguments since."""
+    """The last item, which still grows: as it began, and the pieces of its text or arguments since, with the
+    log-probabilities of a message's tokens."""
 
     began: Json
     pieces: list[str] = field(default_factory=list)
+    logprobs: list[Json] = field(default_factory=list)
 
     def ended(self, status: str) -> Json:
         """The item with all of its text."""
         text = "".join(self.pieces)
         if (part_type := PART_TYPES.get(self.began["type"])) is None:
             return {**self.began, "status": status, "arguments": text}
-        return {**self.began, "status": status, "content": [part(part_type, text)]}
+        return {**self.began, "status": status, "content": [part(part_type, text, self.logprobs)]}
 
 
-def part(part_type: str, text: str) -> Json:
+def part(part_type: str, text: str, logprobs: Sequence[Json] = ()) -> Json:
     """Of an item's content."""
     found: Json = {"type": part_type, "text": text}
-    return found | ({"annotations": [], "logprobs": []} if part_type == "output_text" else {})
+    return found | ({"annotations": [], "logprobs": [*logprobs]} if part_type == "output_text" else {})
 
 
 class ResponseWriter:
@@ -53,6 +54,7 @@ class ResponseWriter:
         self._num_events = 0
         self._trace: list[Json] = []
         self._untold_trace: list[Json] = []
+        self._untold_logprobs: list[Json] = []
 
     def opening(self) -> Iterator[Json]:
         """Before anything is drawn."""
@@ -66,6 +68,8 @@ class ResponseWriter:
         self._untold_trace.extend(trace)
         said = choice["delta"]
         calls = said.get("tool_calls", ())
+        if said.get("content") or not calls:  # a call's tokens are not told
+            self._untold_logprobs.extend((choice.get("logprobs") or {}).get("content") or ())
         for call in calls:  # the rest of a call comes before what follows it
             if "id" not in call:
                 yield from self._arguments(call)
@@ -104,13 +108,23 @@ class ResponseWriter:
     def _text(self, kind: str, text: str) -> Iterator[Json]:
         if self._open is None or self._open.began["type"] != kind:
             yield from self._begin(kind)
-        yield self._delta(f"response.{PART_TYPES[kind]}.delta", text, **_LOGPROBS[kind])
+        assert self._open is not None
+        more = {"logprobs": self._tell_logprobs(self._open)} if kind == "message" else {}
+        yield self._delta(f"response.{PART_TYPES[kind]}.delta", text, **more)
+
+    def _tell_logprobs(self, item: _OpenItem) -> list[Json]:
+        """Those that have not been told, as the item's."""
+        told, self._untold_logprobs = self._untold_logprobs, []
+        item.logprobs.extend(told)
+        return told
 
     def _arguments(self, call: Json) -> Iterator[Json]:
         if text := call["function"]["arguments"]:
             yield self._delta("response.function_call_arguments.delta", text)
 
     def _begin(self, kind: str, **fields: Any) -> Iterator[Json]:
+        if kind == "function_call":
+            self._untold_logprobs = []
         yield from self._end("completed")
         item_id = f"{_ID_PREFIXES[kind]}_{uuid.uuid4().hex}"
         item: Json = {"id": item_id, "type": kind, "status": "in_progress", **fields}
@@ -126,13 +140,14 @@ class ResponseWriter:
         """Of the item that is open, if any."""
         if self._open is None:
             return
+        if self._open.began["type"] == "message":
+            self._tell_logprobs(self._open)
         item = self._open.ended(status)
         kind, where = item["type"], self._where
         if kind in PART_TYPES:
             [whole] = item["content"]
-            yield self._event(
-                f"response.{PART_TYPES[kind]}.done", **where, **_LOGPROBS[kind], text=whole["text"]
-            )
+            told = {name: whole[name] for name in ("text", "logprobs") if name in whole}
+            yield self._event(f"response.{PART_TYPES[kind]}.done", **where, **told)
             yield self._event("response.content_part.done", **where, part=whole)
         else:
             told = {name: item[name] for name in ("name", "arguments")}

@@ -9,33 +9,34 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from trimtab.guidance.ranges import shown
 from trimtab.server.api import neutral
-from trimtab.server.api.protocol import (
+from trimtab.server.api.schemas.chats import ChatRequest, Variables
+from trimtab.server.api.schemas.generation import Biases, CacheSalt, StopIds, Stops, StreamOptions, Texts
+from trimtab.server.api.schemas.guidance import GuidanceFields
+from trimtab.server.api.schemas.messages import (
     MAX_MESSAGES,
-    MAX_PARTS,
-    MAX_TOOLS,
-    Biases,
     CalledFunction,
-    ChatRequest,
-    FunctionFields,
-    GuidanceFields,
-    JsonSchemaFormat,
     Message,
-    ResponseFormat,
-    StopList,
-    StopTokens,
-    StreamOptions,
-    StrictModel,
     TextPart,
-    ToolByName,
     ToolCallFields,
+    check_parts,
+)
+from trimtab.server.api.schemas.strict import StrictModel, UnicodeText, at_most
+from trimtab.server.api.schemas.structured import JsonSchemaFormat, ResponseFormat
+from trimtab.server.api.schemas.tools import (
+    MAX_TOOLS,
+    AllowedTools,
+    FunctionFields,
+    ToolByName,
     ToolChoice,
     ToolFields,
     ToolName,
-    UnicodeText,
-    Variables,
-    at_most,
 )
 from trimtab.server.engine.request import InvalidRequestError
+
+LOGPROBS = "message.output_text.logprobs"
+NOT_HERE = ("reasoning.encrypted_content",)
+"""What may be included of what no reply here has."""
+MAX_INCLUDED = 16
 
 
 class TypedModel(StrictModel):
@@ -121,21 +122,7 @@ class Item(TypedModel):
 
 
 def _as_items(value: Any) -> Any:
-    """Nothing of too many is looked at."""
-    if isinstance(value, list):
-        held = (item.get(name) for item in value if isinstance(item, dict) for name in ("content", "output"))
-        num_parts = sum(len(parts) for parts in held if isinstance(parts, list))
-        if num_parts > MAX_PARTS:
-            raise ValueError(f"has {num_parts} content parts, of at most {MAX_PARTS}")
     return [{"role": "user", "content": value}] if isinstance(value, str) else value
-
-
-Items = Annotated[
-    list[Item],
-    Field(min_length=1, fail_fast=True),
-    BeforeValidator(_as_items),
-    at_most(MAX_MESSAGES, "items"),
-]
 
 
 class TextFormat(TypedModel):
@@ -178,7 +165,7 @@ class TextFields(StrictModel):
 class FunctionTool(TypedModel, FunctionFields):
     """A tool that may be called, its function's fields beside its type."""
 
-    NEUTRAL = neutral.RESPONSE_TOOL
+    NEUTRAL = neutral.TOOL
     TYPES = ("function",)
 
     type: Literal["function"]
@@ -189,30 +176,52 @@ class FunctionTool(TypedModel, FunctionFields):
         return ToolFields(type="function", function=FunctionFields(**self.model_dump(exclude={"type"})))
 
 
+class Allowed(TypedModel):
+    """One of the tools that may be called."""
+
+    TYPES = ("function",)
+
+    type: Literal["function"]
+    name: UnicodeText
+
+
 class Choice(TypedModel):
-    """A word alone, or function and its name."""
+    """A word alone; function and its name; or allowed_tools, with their names and whether one of them has to
+    be called."""
 
-    TYPES = ("none", "auto", "required", "function")
+    TYPES = ("none", "auto", "required", "function", "allowed_tools")
+    HAS: ClassVar[dict[str, str]] = {"name": "function", "mode": "allowed_tools", "tools": "allowed_tools"}
 
-    type: Literal["none", "auto", "required", "function"]
+    type: Literal["none", "auto", "required", "function", "allowed_tools"]
     name: UnicodeText | None = None
+    mode: Literal["auto", "required"] | None = None
+    tools: Annotated[
+        Annotated[list[Allowed], Field(min_length=1, fail_fast=True)] | None, at_most(MAX_TOOLS, "tools")
+    ] = None
 
     @model_validator(mode="after")
-    def _a_name_where_there_should_be_one(self) -> Choice:
-        if (self.type == "function") != (self.name is not None):
-            problem = "is required" if self.name is None else "is only allowed with type function"
-            raise InvalidRequestError(problem, "name")
+    def _what_its_type_has(self) -> Choice:
+        for name, kind in self.HAS.items():
+            is_given = getattr(self, name) is not None
+            if (self.type == kind) != is_given:
+                problem = f"is only allowed with type {kind}" if is_given else "is required"
+                raise InvalidRequestError(problem, name)
         return self
 
     @property
     def chats(self) -> ToolChoice:
         """As a chat has it."""
         function = None if self.name is None else ToolByName(name=self.name)
-        return ToolChoice(type=self.type, function=function)
+        if self.mode is None:
+            return ToolChoice(type=self.type, function=function)
+        named = [{"type": "function", "function": {"name": tool.name}} for tool in self.tools or ()]
+        allowed = AllowedTools.model_validate({"mode": self.mode, "tools": named})
+        return ToolChoice(type=self.type, allowed_tools=allowed)
 
     @property
     def sent(self) -> Any:
-        return self.type if self.name is None else self.model_dump()
+        sent = self.model_dump(exclude_none=True)
+        return self.type if len(sent) == 1 else sent
 
 
 def _as_choice(choice: Any) -> Any:
@@ -238,7 +247,13 @@ class ResponsesRequest(StrictModel):
     OFF = neutral.OFF
 
     model: str | None = None
-    input: Items
+    input: Annotated[
+        list[Item],
+        Field(min_length=1, fail_fast=True),
+        BeforeValidator(check_parts),
+        BeforeValidator(_as_items),
+        at_most(MAX_MESSAGES, "items"),
+    ]
     instructions: UnicodeText | None = None
     max_output_tokens: int | None = None
     temperature: float | None = None
@@ -254,8 +269,8 @@ class ResponsesRequest(StrictModel):
     stream_options: StreamOptions | None = None
     top_k: int | None = None
     min_p: float | None = None
-    stop: StopList = None
-    stop_token_ids: StopTokens = None
+    stop: Stops = None
+    stop_token_ids: StopIds = None
     seed: int | None = None
     ignore_eos: bool | None = None
     logit_bias: Biases = None
@@ -263,7 +278,23 @@ class ResponsesRequest(StrictModel):
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
     chat_template_kwargs: Variables | None = None
+    include: Annotated[Texts | None, at_most(MAX_INCLUDED, "things")] = None
+    top_logprobs: int | None = None
+    cache_salt: CacheSalt | None = None
     guidance: GuidanceFields | None = None
+
+    @model_validator(mode="after")
+    def _what_can_be_included(self) -> ResponsesRequest:
+        for name in self.include or ():
+            if name not in (LOGPROBS, *NOT_HERE):
+                raise InvalidRequestError(f"{shown(name)} is not supported; there is {LOGPROBS}", "include")
+        if self.top_logprobs and not self.tells_logprobs:
+            raise InvalidRequestError(f"is only allowed with include: [{LOGPROBS!r}]", "top_logprobs")
+        return self
+
+    @property
+    def tells_logprobs(self) -> bool:
+        return LOGPROBS in (self.include or ())
 
     @property
     def chats(self) -> ChatRequest:
@@ -274,6 +305,7 @@ class ResponsesRequest(StrictModel):
             return ChatRequest(
                 messages=self._messages,
                 max_completion_tokens=self.max_output_tokens,
+                logprobs=self.tells_logprobs or None,
                 response_format=format.chats if format else None,
                 tools=[tool.chats for tool in self.tools or ()],
                 tool_choice=self.tool_choice.chats if self.tool_choice else None,
@@ -321,7 +353,9 @@ _NAMES = {
     "response_format.json_schema.schema": "text.format.schema",
 }
 
+_FUNCTION = r"^(tools\[\d+\]|tool_choice)(?:\.allowed_tools)?(\.tools\[\d+\])?\.function"
+
 
 def name_of(chats: str) -> str:
     """What a chat's field is called here."""
-    return _NAMES.get(chats) or re.sub(r"^(tools\[\d+\]|tool_choice)\.function", r"\1", chats)
+    return _NAMES.get(chats) or re.sub(_FUNCTION, r"\1\2", chats)

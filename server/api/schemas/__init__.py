@@ -1,1 +1,1 @@
-"""Schemas: describe replies in /openapi.json."""
+"""Schemas: declare and check the bodies of requests, and describe replies in /openapi.json."""

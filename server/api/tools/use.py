@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trimtab.server.api.protocol import ChatRequest, ToolFields
 from trimtab.server.api.requests import write_grammar
+from trimtab.server.api.schemas.chats import ChatRequest
+from trimtab.server.api.schemas.tools import ToolFields
 from trimtab.server.api.tools.choice import ToolChoiceReader
 from trimtab.server.api.tools.formats import CallFormat
 from trimtab.server.api.tools.reading import CallReader, TagWriter
@@ -107,8 +108,9 @@ def tool_use(body: ChatRequest, format: CallFormat | None) -> ToolUse | None:
     if format is None:
         raise InvalidRequestError(NO_FORMAT, "tools")
     numbered = tuple(enumerate(body.tools))
-    named = None if choice is None or choice.function is None else choice.function.name
-    may_be_called = tuple(one for one in numbered if named in (None, one[1].function.name))
-    max_calls = 1 if named is not None or body.parallel_tool_calls is False else None
+    names = None if choice is None else choice.names
+    may_be_called = tuple(one for one in numbered if names is None or one[1].function.name in names)
+    is_one = choice is not None and choice.type == "function"
+    max_calls = 1 if is_one or body.parallel_tool_calls is False else None
     must = choice is not None and choice.demands
     return ToolUse(format, tuple(body.tools), may_be_called, must, max_calls)

@@ -88,7 +88,9 @@ def _dtype(config: ExportRewardConfig, policy: Policy) -> torch.dtype:
         dtype: torch.dtype = getattr(torch, config.dtype)
         return dtype
     path = find_model(config.model)
-    stored = AutoConfig.from_pretrained(path, local_files_only=must_be_local(path)).dtype
+    stored = AutoConfig.from_pretrained(
+        path, local_files_only=must_be_local(path), trust_remote_code=False
+    ).dtype
     return stored if isinstance(stored, torch.dtype) else policy.lm_head.dtype
 
 

@@ -54,7 +54,7 @@ def _with_scale(manifest: Manifest, part: AdvantagePart, found: Scale, *, is_til
     part = dataclasses.replace(
         part,
         scale=found.scale,
-        kl_per_token=found.kl_per_token,
+        kl_per_token=max(found.kl_per_token, 0.0),
         optimum=1 / found.scale if is_tilt else None,
         value_per_advantage=None if slope is None else slope * part.scale / found.scale,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import ipaddress
 import json
 import logging
@@ -19,17 +20,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from trimtab.guidance.errors import EngineDiedError, UserError
+from trimtab.guidance.errors import (
+    ConfigError,
+    DataError,
+    EngineDiedError,
+    HeadError,
+    PolicyError,
+    UserError,
+)
 from trimtab.server.api.access.config import AccessConfig
+from trimtab.server.api.telemetry.log_lines import set_up_log
 from trimtab.server.commands.model import resolve_api, resolve_engine
 from trimtab.server.commands.serve.config import ServeConfig
 from trimtab.server.commands.settings import print_settings, read_settings
 
 if TYPE_CHECKING:
     from trimtab.server.api.service import Service
+    from trimtab.server.api.telemetry.spans import Tracing
     from trimtab.server.commands.serve.run import ModelServer
 
 
+logger = logging.getLogger(__name__)
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -40,14 +51,36 @@ def main(prog: str, args: Sequence[str]) -> None:
     if config.print_config:
         print(print_settings(config), end="")
         return
+    set_up_log(config.telemetry)
+    try:
+        _serve(config)
+    except (UserError, DataError, HeadError, PolicyError, ConfigError) as error:
+        if config.telemetry.log_format == "text":  # else all that is told is JSON
+            raise
+        logger.critical("%s", error)
+        leave(1)
+
+
+def _serve(config: ServeConfig) -> None:
     engine_config = resolve_engine(config.engine)
-    api_config = replace(resolve_api(config), tool_call_parser=config.tool_call_parser)
+    if config.access.heads_dir is not None:
+        engine_config = replace(engine_config, num_vacant_heads=config.access.max_loaded_heads)
+    api_config = replace(
+        resolve_api(config), tool_call_parser=config.tool_call_parser, telemetry=config.telemetry
+    )
+    from trimtab.server.api.telemetry.spans import make_tracing  # noqa: PLC0415 (heavy, as others are)
+
+    tracing = make_tracing(config.telemetry.otel_endpoint, os.environ)
     listener = bind(config.host, config.port)
     api_config = replace(api_config, access=at_home(config.access, listener))
     tls = check_tls(config)
     url = f"{'https' if tls else 'http'}://{_netloc(listener)}"
-    print(f"loading {config.engine.model}; until it is ready {url}/health answers 503", flush=True)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    is_text = config.telemetry.log_format == "text"
+    loading = f"loading {config.engine.model}; until it is ready {url}/health answers 503"
+    if is_text:
+        print(loading, flush=True)
+    else:
+        logger.info("%s", loading)
     start = time.perf_counter()
     from trimtab.server.api.models.profiles import read_profiles  # noqa: PLC0415 (heavy, as the next is)
     from trimtab.server.commands.serve.run import ModelServer  # noqa: PLC0415 (heavy; the port is bound before)
@@ -55,13 +88,31 @@ def main(prog: str, args: Sequence[str]) -> None:
     api_config = replace(api_config, profiles=read_profiles(config.profiles))
 
     def announce(service: Service) -> None:
-        print(welcome(service, url, time.perf_counter() - start), flush=True)
+        gc.collect()
+        gc.freeze()  # what has been loaded stays: no later collection walks it, and holds every stream up
+        seconds = time.perf_counter() - start
+        if is_text:
+            print(welcome(service, url, seconds), flush=True)
+        else:
+            logger.info("ready", extra={"fields": _facts(service, url, seconds)})
 
-    server = ModelServer(listener, engine_config, api_config, config.shutdown_timeout, tls)
-    asyncio.run(_serve_and_leave(server, announce))
+    server = ModelServer(listener, engine_config, api_config, config.drain, tls, tracing)
+    asyncio.run(_serve_and_leave(server, announce, tracing))
 
 
-async def _serve_and_leave(server: ModelServer, announce: Callable[[Service], None]) -> NoReturn:
+def _facts(service: Service, url: str, seconds: float) -> dict[str, object]:
+    heads = [head.name for head in service.info.heads]
+    return {
+        "model": service.info.model_name,
+        "heads": heads,
+        "url": f"{url}/v1",
+        "seconds": round(seconds, 1),
+    }
+
+
+async def _serve_and_leave(
+    server: ModelServer, announce: Callable[[Service], None], tracing: Tracing | None
+) -> NoReturn:
     """The first signal lets replies end, the second ends them, the third leaves at once."""
     received: list[int] = []
 
@@ -76,8 +127,11 @@ async def _serve_and_leave(server: ModelServer, announce: Callable[[Service], No
     try:
         was_ready = await server.run(announce)
     except EngineDiedError as error:
-        print(f"trimtab: {error}", file=sys.stderr)
+        logger.critical("%s", error)
         leave(1)
+    finally:
+        if tracing is not None:
+            await asyncio.to_thread(tracing.close)
     leave(0 if was_ready else 128 + received[0])
 
 

@@ -7,6 +7,7 @@ import contextlib
 import gc
 import logging
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -27,6 +28,7 @@ from trimtab.server.api.generation_defaults import (
     read_defaults,
 )
 from trimtab.server.api.service import Service
+from trimtab.server.api.telemetry.spans import Tracing
 from trimtab.server.engine.config import EngineConfig
 
 if TYPE_CHECKING:
@@ -43,7 +45,8 @@ class ModelServer:
     """Answers 503 on a listening socket while the engine loads, serves, and answers 503 again while it stops.
 
     grace: seconds that replies under way may go on for once the server was told to stop. tls: files of the
-    certificate and its key. Raises UserError for keys that cannot be read.
+    certificate and its key. tracing: see trimtab.server.api.telemetry.spans. Raises UserError for keys that
+    cannot be read.
     """
 
     def __init__(
@@ -53,11 +56,12 @@ class ModelServer:
         api_config: ApiConfig,
         grace: float = 0.0,
         tls: tuple[Path, Path] | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._listener, self._grace = listener, grace
         self._engine_config, self._api_config = engine_config, api_config
         access, (certificate, key) = api_config.access, tls or (None, None)
-        self._app = create_waiting_app(access)
+        self._app = create_waiting_app(access, tracing)
         self._server = _HttpServer(
             uvicorn.Config(
                 self._app,
@@ -111,7 +115,7 @@ class ModelServer:
         template = self._api_config.chat_template
         access = self._api_config.access
         limits = access.max_queued_requests, access.max_queued_tokens
-        loading = asyncio.to_thread(_start_engine, self._engine_config, template, limits)
+        loading = asyncio.to_thread(start_engine, self._engine_config, template, limits)
         starting = asyncio.create_task(loading)
         while not self._num_stops and not serving.done():
             if starting.done() and starting.result().status != "starting":
@@ -182,13 +186,27 @@ def find_defaults(model: str | Path, generation_config: str) -> SamplingDefaults
         raise UserError(str(error)) from error
 
 
-def _start_engine(
+def start_engine(
     config: EngineConfig, chat_template: str | None, limits: tuple[int | None, int | None]
 ) -> AsyncEngine:
-    """Importing torch and transformers takes seconds, in which the port should answer."""
+    """An engine that loads, in a thread of its own. limits: see QueueLimits.
+
+    Importing torch and transformers takes seconds, in which the port should answer.
+    """
     from trimtab.server.engine.async_engine import AsyncEngine, QueueLimits  # noqa: PLC0415
     from trimtab.server.engine.engine import Engine  # noqa: PLC0415
 
+    _log_as_we_do()
     engine = AsyncEngine(lambda: Engine.from_config(config, chat_template), QueueLimits(*limits))
     engine.start()
     return engine
+
+
+def _log_as_we_do() -> None:
+    """transformers has a handler of its own, and bars, which are for terminals alone."""
+    from transformers.utils import logging as of_transformers  # noqa: PLC0415 (loaded with the engine)
+
+    of_transformers.disable_default_handler()
+    of_transformers.enable_propagation()
+    if not sys.stderr.isatty():
+        of_transformers.disable_progress_bar()

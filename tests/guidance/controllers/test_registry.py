@@ -16,7 +16,7 @@ from trimtab.guidance.controllers.on import On
 from trimtab.guidance.controllers.schedule import Schedule
 from trimtab.guidance.controllers.target import Target
 from trimtab.guidance.errors import ControllerError
-from trimtab.server.api.protocol import GuidanceFields
+from trimtab.server.api.schemas.guidance import GuidanceFields
 
 EVERY = {
     "max_kl": 0.1,

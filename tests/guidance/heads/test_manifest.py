@@ -104,7 +104,7 @@ def test_a_manifest_says_as_what_rows_were_read_where_that_is_known():
         (edited(base_model={"name": "x"}), "base_model.fingerprint: is missing"),
         (edited(hidden_size="32"), "hidden_size"),
         (edited(reward_std=0.0), "reward_std"),
-        (edited(reward_mean=float("nan")), "NaN"),
+        (edited(reward_mean=float("nan")), "reward_mean: must be a finite number"),
         (edited(metrics={"accuracy": "high"}), "metrics.accuracy"),
         (edited(format=2), "format: must be 1"),
         (edited(name="No Spaces"), "name: must be lower-case"),

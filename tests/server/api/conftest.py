@@ -7,7 +7,8 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -101,7 +102,7 @@ class EchoEngine:
     async def prepare(self, grammar: GrammarSpec) -> None:
         self.prepared.append(grammar)
 
-    def submit(self, request: Request) -> AsyncIterator[Event]:
+    async def submit(self, request: Request) -> AsyncIterator[Event]:
         check_request(request, self.info)
         if 255 in request.prompt_token_ids:
             raise InvalidRequestError("token 255 is refused by this engine", "prompt")
@@ -112,6 +113,12 @@ class EchoEngine:
     def abort(self, request_id: str) -> None:
         self.aborted.append(request_id)
         self.running.pop(request_id).set()
+
+    async def load_head(self, folder: Path, name: str) -> None:
+        self.info = replace(self.info, heads=(*self.info.heads, replace(HEADS["brief"], name=name)))
+
+    async def unload_head(self, name: str) -> None:
+        self.info = replace(self.info, heads=tuple(h for h in self.info.heads if h.name != name))
 
     async def _events(self, request: Request) -> AsyncIterator[Event]:
         name, sampling = request.request_id, request.sampling

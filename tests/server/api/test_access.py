@@ -20,7 +20,7 @@ from trimtab.server.api.access.rates import Rates
 from trimtab.server.api.access.slow import timed_protocol
 from trimtab.server.api.app import create_app
 from trimtab.server.api.config import ApiConfig
-from trimtab.server.engine.async_engine import QueueLimits
+from trimtab.server.engine.async_engine import Load, QueueLimits
 from trimtab.server.engine.request import QueueFullError
 
 CHAT = "/v1/chat/completions"
@@ -137,7 +137,7 @@ async def test_a_key_has_so_many_requests_at_once(make_client, engine, keyed):
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_request_ends_when_it_has_had_its_time(make_client, engine, stream: bool):
     engine.hold_after = 2
-    async with connected(make_client, engine, AccessConfig(request_timeout=0.05)) as client:
+    async with connected(make_client, engine, AccessConfig(request_timeout=0.3)) as client:
         done = await client.post(CHAT, json={**BODY, "stream": stream})
         if stream:
             assert '"code":"request_timeout"' in done.text
@@ -160,12 +160,22 @@ async def test_a_full_queue_is_told_before_anything_else(make_client, engine, mo
 
 
 def test_a_queue_is_bounded_in_requests_and_in_tokens():
-    limits = QueueLimits(max_requests=2, max_tokens=10)
-    limits.check(1, 10)
-    limits.check(0, 99)  # alone, it could never be served otherwise
-    for num_before, num_tokens in ((2, 1), (1, 11)):
+    limits = QueueLimits(max_requests=4, max_tokens=10)
+    limits.check({"ana": Load(3, 5)}, "ana", 5)
+    limits.check({}, "ana", 99)  # alone, it could never be served otherwise
+    for load, num_tokens in ((Load(4, 5), 1), (Load(1, 5), 6)):
         with pytest.raises(QueueFullError):
-            limits.check(num_before, num_tokens)
+            limits.check({"ana": load}, "ana", num_tokens)
+
+
+def test_nobody_keeps_others_out_of_the_queue():
+    limits, loads = QueueLimits(max_requests=4, max_tokens=1000), {"ana": Load(4, 900)}
+    for _ in range(2):
+        limits.check(loads, "bo", 250)
+        loads["bo"] = Load(loads.get("bo", Load()).requests + 1, 250)
+    for tenant, num_tokens in (("bo", 1), ("ana", 1), ("eve", 400)):
+        with pytest.raises(QueueFullError):
+            limits.check(loads, tenant, num_tokens)
 
 
 HEAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"

@@ -15,6 +15,8 @@ import pydantic
 import pytest
 
 from trimtab.server.api.app import create_app
+from trimtab.server.api.config import ApiConfig
+from trimtab.server.api.models.profiles import read_profiles
 
 ASKED = "Is it warm in Rome?"
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Rome"}}\n</tool_call>'
@@ -62,7 +64,8 @@ def say(make_scripted: Any, serve: Callable[[Any], str]) -> Callable[..., Server
     def start(*replies: str) -> Server:
         script: Iterator[str] = iter(replies)
         engine = make_scripted(lambda _: next(script))
-        return Server(serve(create_app(engine, engine.tokenizer)), engine)
+        config = ApiConfig(profiles=read_profiles({"kinder": {"strength": 3, "heads": {"kind": 1}}}))
+        return Server(serve(create_app(engine, engine.tokenizer, config)), engine)
 
     return start
 
@@ -242,3 +245,151 @@ def test_openai_agents(say, kind, stream, is_typed):
     found = asyncio.run(run())
     assert (found if is_typed else Answer(**json.loads(found))) == EXPECTED
     assert_told(server.prompts[-1])
+
+
+def ask_openai(url: str, model: str, stream: bool, **extra: Any) -> str:
+    with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
+        reply = client.chat.completions.create(
+            model=model, messages=MESSAGES, stream=stream, extra_body=extra
+        )
+        return text_of(reply, stream)
+
+
+def ask_openai_responses(url: str, model: str, stream: bool, **extra: Any) -> str:
+    with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
+        reply = client.responses.create(model=model, input=ASKED, stream=stream, extra_body=extra)
+        if not stream:
+            return reply.output_text
+        return "".join(event.delta for event in reply if event.type == "response.output_text.delta")
+
+
+def ask_instructor(url: str, model: str, stream: bool, **extra: Any) -> str:
+    instructor = pytest.importorskip("instructor")
+    with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as plain:
+        create = instructor.from_openai(plain).chat.completions.create
+        return text_of(
+            create(model=model, messages=MESSAGES, response_model=None, stream=stream, extra_body=extra),
+            stream,
+        )
+
+
+def text_of(reply: Any, stream: bool) -> str:
+    if not stream:
+        return str(reply.choices[0].message.content)
+    return "".join(chunk.choices[0].delta.content or "" for chunk in reply if chunk.choices)
+
+
+def ask_pydantic_ai(url: str, model: str, stream: bool, **extra: Any) -> str:
+    ai = pytest.importorskip("pydantic_ai")
+    from pydantic_ai.models.openai import OpenAIChatModel  # noqa: PLC0415 (optional)
+    from pydantic_ai.providers.openai import OpenAIProvider  # noqa: PLC0415
+
+    chat = OpenAIChatModel(model, provider=OpenAIProvider(base_url=url, api_key="none"))
+    agent = ai.Agent(chat, model_settings={"extra_body": extra})
+
+    async def run() -> str:
+        if not stream:
+            return str((await agent.run(ASKED)).output)
+        async with agent.run_stream(ASKED) as running:
+            return str(await running.get_output())
+
+    return asyncio.run(run())
+
+
+def ask_langchain(url: str, model: str, stream: bool, **extra: Any) -> str:
+    langchain = pytest.importorskip("langchain_openai")
+    chat = langchain.ChatOpenAI(base_url=url, api_key="none", model=model, max_retries=0, extra_body=extra)
+    return "".join(piece.text for piece in (chat.stream(ASKED) if stream else [chat.invoke(ASKED)]))
+
+
+def ask_agents(url: str, model: str, stream: bool, **extra: Any) -> str:
+    agents = pytest.importorskip("agents")
+
+    async def run() -> str:
+        async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
+            chat = agents.OpenAIChatCompletionsModel(model, client)
+            agent = agents.Agent("sage", model=chat, model_settings=agents.ModelSettings(extra_body=extra))
+            options = agents.RunConfig(tracing_disabled=True)
+            if not stream:
+                return str((await agents.Runner.run(agent, ASKED, run_config=options)).final_output)
+            running = agents.Runner.run_streamed(agent, ASKED, run_config=options)
+            async for _ in running.stream_events():
+                pass
+            return str(running.final_output)
+
+    return asyncio.run(run())
+
+
+def ask_litellm(url: str, model: str, stream: bool, **extra: Any) -> str:
+    return text_of(litellm_chat(url, model=f"openai/{model}", stream=stream, extra_body=extra), stream)
+
+
+def litellm_chat(url: str, **fields: Any) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else it downloads one
+        litellm = pytest.importorskip("litellm")
+    return litellm.completion(messages=MESSAGES, api_base=url, api_key="none", **fields)
+
+
+def ask_llm(url: str, model: str, stream: bool, **extra: Any) -> str:
+    assert not extra, "it has no way to send them"
+    return str(llm_chat(url, model).prompt(ASKED, stream=stream, key="none").text())
+
+
+def llm_chat(url: str, model: str = "script") -> Any:
+    pytest.importorskip("llm")
+    from llm.default_plugins.openai_models import Chat  # noqa: PLC0415 (optional)
+
+    return Chat("ours", model_name=model, api_base=url, supports_schema=True, supports_tools=True)
+
+
+ASK = [ask_openai, ask_openai_responses, ask_instructor, ask_pydantic_ai, ask_langchain, ask_agents]
+ASK += [ask_litellm, ask_llm]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("ask", ASK)
+def test_every_client_chats_and_steers_by_a_field_or_a_profile(say, ask, stream):
+    server = say("Yes.", "Yes.", "Yes.")
+    assert ask(server.url, "script", stream) == ask(server.url, "script:kinder", stream) == "Yes."
+    strengths = [request.guidance.strength for request in server.engine.submitted]
+    assert strengths == [0, 3]
+    if ask is ask_llm:  # a profile is its only way
+        return
+    assert ask(server.url, "script", stream, guidance={"strength": 2, "heads": {"kind": 1}}) == "Yes."
+    guidance = server.engine.submitted[-1].guidance
+    assert (guidance.strength, guidance.heads) == (2, (("kind", 1.0),))
+
+
+def test_langchain_and_litellm_read_log_probabilities(say):
+    server = say("Yes.", "Yes.")
+    langchain = pytest.importorskip("langchain_openai")
+    chat = langchain.ChatOpenAI(base_url=server.url, api_key="none", model="script", logprobs=True)
+    assert len(chat.invoke(ASKED).response_metadata["logprobs"]["content"]) == 4
+    reply = litellm_chat(server.url, model="openai/script", logprobs=True, top_logprobs=2)
+    assert [len(entry.top_logprobs) for entry in reply.choices[0].logprobs.content] == [2] * 4
+
+
+def test_litellm_calls_tools_and_gets_typed_replies(say):
+    server = say(CALL, CALL, ANSWER)
+    whole = litellm_chat(server.url, model="openai/script", tools=[WEATHER])
+    streamed = litellm_chat(server.url, model="openai/script", tools=[WEATHER], stream=True)
+    pieces = [piece for chunk in streamed for piece in chunk.choices[0].delta.tool_calls or []]
+    [called] = whole.choices[0].message.tool_calls
+    assert called.function.name == pieces[0].function.name == "weather"
+    assert called.function.arguments == '{"city": "Rome"}'
+    assert "".join(piece.function.arguments for piece in pieces) == '{"city": "Rome"}'
+    typed = litellm_chat(server.url, model="openai/script", response_format=Answer)
+    assert Answer.model_validate_json(typed.choices[0].message.content) == EXPECTED
+    assert server.engine.submitted[-1].grammar is not None
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_llm_calls_tools_and_gets_typed_replies(say, stream):
+    server = say(CALL, "Yes.", ANSWER)
+    chain = llm_chat(server.url).chain(ASKED, tools=[weather], stream=stream, key="none")
+    assert chain.text() == "Yes."
+    assert_told(server.prompts[-1])
+    typed = llm_chat(server.url).prompt(ASKED, schema=Answer, stream=stream, key="none")
+    assert Answer.model_validate_json(typed.text()) == EXPECTED
+    assert server.engine.submitted[-1].grammar is not None

@@ -18,7 +18,7 @@ from fault_injection import Fault, calls_of, name_of
 
 from trimtab.server.api.app import create_app
 from trimtab.server.api.config import ApiConfig
-from trimtab.server.api.protocol import GuidanceFields
+from trimtab.server.api.schemas.guidance import GuidanceFields
 
 # A fault at the end of a generator that nobody reads on can be told to no one.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 OURS = ("/server/api/",)
 ERRORS = (RuntimeError, KeyError, MemoryError, ZeroDivisionError, AttributeError)
 CONTAINMENT = {"abort", "leave", "__exit__", "_respond", "describe", "body", "_writable", "describe_failure"}
-CONTAINMENT |= {"send_with_id", "watch", "json", "<lambda>"}
+CONTAINMENT |= {"send_with_id", "watch", "begin", "json", "<lambda>"}
 """What ends a request for others, tells of it, or sends: a fault at its own call can be told to no one."""
 
 CALL = '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>'

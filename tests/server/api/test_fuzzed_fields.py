@@ -18,7 +18,9 @@ from transformers import LlamaConfig
 from trimtab.guidance.controllers import CONTROLLERS
 from trimtab.server.api.app import create_app
 from trimtab.server.api.config import ApiConfig
-from trimtab.server.api.protocol import ChatRequest, CompletionRequest, GuidanceFields
+from trimtab.server.api.schemas.chats import ChatRequest
+from trimtab.server.api.schemas.completions import CompletionRequest
+from trimtab.server.api.schemas.guidance import GuidanceFields
 from trimtab.server.engine.async_engine import AsyncEngine
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine

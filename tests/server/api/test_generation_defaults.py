@@ -58,6 +58,12 @@ def test_the_files_defaults_are_read_and_null_is_none(write):
         ({"temperature": 10**400}, "temperature"),
         ([1], "object"),
         ("{", "read"),
+        ('{"top_k": 1e400}', "top_k"),
+        ('{"top_k": ' + "9" * 100_000 + "}", "top_k"),
+        ('{"top_k": ' + "[" * 100_000 + "}", "top_k: nested"),
+        ('{"top_k": 1, "top_k": 2}', "top_k: is given twice"),
+        ('{"top_k": "a\\n\\u001b[31m\\u202e"}', "top_k"),
+        ('{"top_k": "' + "x" * 100_000 + '"}', "top_k"),
     ],
 )
 def test_what_cannot_be_honoured_is_told_with_the_file_and_the_fix(write, stated: object, words: str):
@@ -65,6 +71,7 @@ def test_what_cannot_be_honoured_is_told_with_the_file_and_the_fix(write, stated
     with pytest.raises(GenerationConfigError, match=words) as told:
         read_defaults(path)
     assert str(path) in str(told.value)
+    assert str(told.value).isprintable() and len(str(told.value)) < 500 + len(str(path))
     assert "--generation-config none" in str(told.value)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from trimtab.server.api import neutral
+from trimtab.server.api.schemas.chats import ChatRequest
 
 pytestmark = pytest.mark.anyio
 
@@ -21,6 +22,16 @@ def neutral_values(table: neutral.Harmless) -> list[dict[str, Any]]:
     first = {name: values[0] for name, values in others.items() if values}
     last = {name: values[-1] for name, values in others.items() if values}
     return [labels | first, last, dict.fromkeys(table)]
+
+
+def called(of_call, of_function):
+    function = {"name": "f", "arguments": "{}", **of_function}
+    call = {"id": "c", "type": "function", "function": function, **of_call}
+    return {"role": "assistant", "content": "hm", "tool_calls": [call]}
+
+
+def tool(of_tool, of_function):
+    return {"type": "function", "function": {"name": "f", "strict": None, **of_function}, **of_tool}
 
 
 BODIES = [
@@ -53,6 +64,21 @@ async def test_what_asks_for_nothing_changes_no_request(client, engine, body):
     )
 
 
+TOOL_BODIES = [
+    *({"messages": [USER, called(more, {})]} for more in neutral_values(neutral.CALL)),
+    *({"messages": [USER, called({}, more)]} for more in neutral_values(neutral.CALLED)),
+    *({"messages": [USER], "tools": [tool(more, {})]} for more in neutral_values(neutral.TOOL)),
+    *({"messages": [USER], "tools": [tool({}, more)]} for more in neutral_values(neutral.TOOL)),
+]
+
+
+@pytest.mark.parametrize("body", TOOL_BODIES)
+async def test_tools_and_calls_are_the_same_whatever_else_is_said_of_them(body):
+    plain = {"messages": [USER, called({}, {})]} if len(body["messages"]) == 2 else {"messages": [USER]}
+    plain |= {"tools": [tool({}, {})]} if "tools" in body else {}
+    assert ChatRequest.model_validate(body) == ChatRequest.model_validate(plain)
+
+
 @pytest.mark.parametrize("more", [*neutral_values(neutral.COMPLETION), {"logprobs": False, "echo": False}])
 async def test_completions_have_neutral_values_of_their_own(client, engine, more):
     for each in ({}, more):
@@ -80,7 +106,8 @@ async def test_the_newer_name_of_the_limit_wins(client, engine):
         ({"z" * 10**6: 1}, "z" * 499 + "…", "zzz"),
         ({"use_beam_search": True}, "use_beam_search", "leave it out, or send false"),
         ({"length_penalty": True}, "length_penalty", "send 1"),
-        ({"cache_salt": "x"}, "cache_salt", "is not supported; leave it out"),
+        ({"cache_salt": ""}, "cache_salt", "must have 1…256 characters"),
+        ({"audio": {}}, "audio", "is not supported; leave it out"),
         ({"typical_p": 0.5}, "typical_p", "is not supported"),
     ],
 )

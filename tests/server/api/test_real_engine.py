@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import torch
 from tiny_models import SIZES, byte_tokenizer, save_random_head, save_random_model
 from transformers import LlamaConfig
 
+from trimtab.server.api.access.config import AccessConfig
 from trimtab.server.api.app import create_app
 from trimtab.server.api.config import ApiConfig
 from trimtab.server.engine import grammar as grammar_module
@@ -49,14 +52,17 @@ def start(
 ) -> Iterator[Callable[..., tuple[AsyncEngine, httpx.Client]]]:
     started: list[tuple[AsyncEngine, httpx.Client]] = []
 
-    def run(template: str = TEMPLATE) -> tuple[AsyncEngine, httpx.Client]:
+    def run(
+        template: str = TEMPLATE, access: AccessConfig | None = None, **options: Any
+    ) -> tuple[AsyncEngine, httpx.Client]:
         heads = (folder / "heads/kind", folder / "heads/brief")
-        config = EngineConfig(folder, heads, served_model_name="tiny", kv_cache_gib=0.01)
+        config = EngineConfig(folder, heads, served_model_name="tiny", kv_cache_gib=0.01, **options)
         engine = AsyncEngine(lambda: Engine.from_config(config))
         engine.start()
         engine.wait_until_loaded()
         tokenizer = engine.engine.policy.tokenizer
         api = ApiConfig(default_head="kind", default_strength=1.0, chat_template=template)
+        api = replace(api, access=access or AccessConfig())
         url = serve(create_app(engine, tokenizer, api))
         started.append((engine, httpx.Client(base_url=url, timeout=30)))
         return started[-1]
@@ -389,3 +395,63 @@ def test_what_ends_a_reply_is_told_whole_and_streamed(client):
     assert (last["finish_reason"], last["stop_reason"]) == ("stop", token)
     kept = chat(client, logit_bias=bias, stop="aaa", include_stop_str_in_output=True)
     assert (kept["message"]["content"], kept["stop_reason"]) == ("aaa", "aaa")
+
+
+def test_keys_share_the_engine_fairly_and_no_cached_prefix(start, tmp_path: Path):
+    (tmp_path / "keys").write_text("ana:ana-has-a-key\nbo:bo-has-a-key\n")
+    _, client = start(access=AccessConfig(api_keys=tmp_path / "keys"), max_num_seqs=2)
+
+    def ask(name: str, **fields: Any) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {name}-has-a-key"}
+        return client.post("/v1/completions", json={"prompt": "abc " * 10, **fields}, headers=headers)
+
+    with ThreadPoolExecutor(12) as threads:
+        long = [threads.submit(ask, "ana", max_tokens=40, ignore_eos=True) for _ in range(12)]
+        while not any(each.done() for each in long):
+            time.sleep(0.01)
+        done = ask("bo", max_tokens=1)
+        assert sum(each.done() for each in long) < 8
+        assert all(each.result().status_code == 200 for each in long)
+    assert done.json()["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+    usages = [ask(name, max_tokens=1).json()["usage"] for name in ("ana", "bo", "bo")]
+    cached = [usage["prompt_tokens_details"]["cached_tokens"] for usage in usages]
+    assert (cached[0], cached[2]) == (32, 32)
+
+
+def test_a_stream_goes_on_bit_for_bit_while_heads_come_and_go(start, folder: Path, tmp_path: Path):
+    (tmp_path / "admins").write_text("root:admin-has-a-key\n")
+    for kind, heads in (("mine", "heads/kind"), ("broken", "heads/brief")):
+        shutil.copytree(folder / heads, tmp_path / "heads" / kind)
+    (tmp_path / "heads/broken/head.safetensors").write_bytes(b"no tensors")
+    access = AccessConfig(admin_keys=tmp_path / "admins", heads_dir=tmp_path / "heads")
+    _, client = start(access=access, num_vacant_heads=2)
+    steered = {**GREEDY, "max_tokens": 90, "stream": True}
+    steered["guidance"] = {"strength": 3, "heads": {"brief": 1, "kind": -1}, "trace": True}
+
+    def change(what: str, **body: str) -> httpx.Response:
+        return client.post(what, json=body, headers={"Authorization": "Bearer admin-has-a-key"})
+
+    def stream(meanwhile: Callable[[], None]) -> list[Any]:
+        told = []
+        with client.stream("POST", CHAT, json=steered) as response:
+            for number, line in enumerate(response.iter_lines()):
+                if number == 6:
+                    meanwhile()
+                if line.startswith("data: {"):
+                    told.append(json.loads(line[6:])["choices"])
+        return told
+
+    def come_and_go() -> None:
+        for name in ("one", "two"):
+            assert change("/v1/load_head", name=name, path="mine").status_code == 200
+        refused = change("/v1/load_head", name="three", path="mine")
+        assert (refused.status_code, "no room" in refused.text) == (400, True)
+        refused = change("/v1/load_head", name="bad", path="broken")
+        assert (refused.status_code, "corrupt" in refused.text) == (400, True)
+        assert change("/v1/unload_head", name="brief").status_code == 200
+
+    alone = stream(lambda: None)
+    assert len(alone) > 40
+    assert stream(come_and_go) == alone
+    served = client.get("/v1/models/tiny").json()
+    assert [head["name"] for head in served["heads"]] == ["kind", "one", "two"]

@@ -30,6 +30,11 @@ EVENTS = {
 ENDS = ("response.completed", "response.incomplete", "response.failed", "error")
 
 
+def allowed(*names, mode="auto"):
+    tools = [{"type": "function", "name": name} for name in names]
+    return {"type": "allowed_tools", "mode": mode, "tools": tools}
+
+
 async def whole(client, **body):
     response = await client.post(RESPONSES, json={"input": ASKED, **body})
     assert response.status_code == 200, response.text
@@ -288,6 +293,7 @@ async def test_a_call_or_a_format_that_is_demanded_is_held_to_its_schema(make_sc
                 CALL.replace("Rome", "Bonn"),
             ),
             ({"tools": [WEATHER | {"strict": True}]}, CALL, CALL.replace("Rome", "Bonn")),
+            ({"tools": [WEATHER], "tool_choice": allowed("weather", mode="required")}, CALL, "Yes."),
         ):
             said.append(right)
             reply = await whole(client, **body)
@@ -297,16 +303,40 @@ async def test_a_call_or_a_format_that_is_demanded_is_held_to_its_schema(make_sc
             assert (await client.post(RESPONSES, json={"input": ASKED, **body})).status_code == 500, body
 
 
+@pytest.mark.parametrize("include", [["message.output_text.logprobs"], []])
+async def test_a_messages_tokens_have_their_log_probabilities(make_scripted, make_client, include):
+    engine = make_scripted(f"Warm.{CALL}")
+    asked = {"include": include, "tools": [WEATHER]} | ({"top_logprobs": 2} if include else {})
+    async with make_client(engine) as client:
+        reply, events = await whole(client, **asked), await streamed(client, **asked)
+    message = reply["output"][0]["content"][0]
+    told = message["logprobs"]
+    assert [entry["token"] for entry in told] == list("Warm." if include else "")
+    for entry in told:
+        assert (entry["logprob"], entry["bytes"]) == (-1.0, list(entry["token"].encode()))
+        assert [top["logprob"] for top in entry["top_logprobs"]] == [-1.0, -2.0]
+    texts = [event for event in events if event["type"].startswith("response.output_text")]
+    *deltas, done = texts
+    assert [entry for delta in deltas for entry in delta["logprobs"]] == told == done["logprobs"]
+    assert events[-1]["response"]["output"][0]["content"][0] == message
+
+
 PART = {"type": "input_text", "text": "hello"}
 BAD = [
     ({"previous_response_id": "resp_1"}, "previous_response_id", "not supported"),
     ({"background": True}, "background", "send false"),
     ({"conversation": "conv_1"}, "conversation", "not supported"),
-    ({"include": ["message.output_text.logprobs"]}, "include", "not supported"),
+    ({"include": ["file_search_call.results"]}, "include", "there is message.output_text.logprobs"),
     ({"prompt": {"id": "p"}}, "prompt", "not supported"),
     ({"truncation": "auto"}, "truncation", "disabled"),
     ({"reasoning": {"summary": "auto"}}, "reasoning.summary", "not supported"),
-    ({"top_logprobs": 2}, "top_logprobs", "send 0"),
+    ({"top_logprobs": 2}, "top_logprobs", "include"),
+    ({"top_logprobs": 21, "include": ["message.output_text.logprobs"]}, "top_logprobs", "0…20"),
+    ({"stop_token_ids": [0] * 65}, "stop_token_ids", "at most 64"),
+    ({"input": [{"role": "user", "content": []}] * 4097}, "input", "at most 4096"),
+    ({"logit_bias": {"a": "b"}}, "logit_bias", "must be given a number"),
+    ({"tool_choice": allowed("rain")}, "tool_choice.tools[0].name", "there are weather"),
+    ({"tool_choice": {"type": "allowed_tools", "mode": "auto"}}, "tool_choice.tools", "is required"),
     ({"max_tokens": 5}, "max_tokens", "max_output_tokens"),
     ({"temperatur": 1}, "temperatur", "temperature"),
     ({"input": []}, "input", "at least 1"),
@@ -378,7 +408,7 @@ async def test_what_asks_for_nothing_changes_no_request(make_scripted, make_clie
                 | neutral_values(neutral.RESPONSE_ITEM)
                 | {"content": [PART | neutral_values(neutral.TEXT_PART)], "name": "Ada"}
             ],
-            tools=[WEATHER | neutral_values(neutral.RESPONSE_TOOL)],
+            tools=[WEATHER | neutral_values(neutral.TOOL)],
             text=neutral_values(neutral.RESPONSE_TEXT),
             reasoning=neutral_values(neutral.REASONING),
         )

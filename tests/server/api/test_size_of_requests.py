@@ -10,7 +10,9 @@ from pydantic import ValidationError
 from starlette.requests import ClientDisconnect
 
 from trimtab.server.api import strict_json
-from trimtab.server.api.protocol import ChatRequest, CompletionRequest, DetokenizeRequest
+from trimtab.server.api.schemas.chats import ChatRequest
+from trimtab.server.api.schemas.completions import CompletionRequest
+from trimtab.server.api.schemas.readings import DetokenizeRequest
 from trimtab.server.api.tokens import NUM_THREADS, Encoding
 
 pytestmark = pytest.mark.anyio

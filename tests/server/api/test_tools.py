@@ -81,6 +81,11 @@ async def streamed(client, **body):
     return [found[index] for index in sorted(found)]
 
 
+def allowed(*names, mode="auto"):
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
 @pytest.mark.parametrize("format", ["hermes", "llama3_json"])
 async def test_calls_are_the_same_streamed_and_whole(make_scripted, make_client, format):
     engine = make_scripted(written(format, ROME, STOP), format)
@@ -131,7 +136,22 @@ FORCED = [
     ("required", {}, [[ROME], [STOP], [ROME, STOP, ROME]], ["Yes.", [("weather", '{"city": "Paris"}')], []]),
     ("required", {"parallel_tool_calls": False}, [[ROME]], [[ROME, STOP]]),
     (named("stop"), {}, [[STOP]], [[ROME], [STOP, STOP], [("stop", '{"a": 1}')]]),
+    (allowed("stop", mode="required"), {}, [[STOP], [STOP, STOP]], [[ROME], "Yes.", [STOP, ROME]]),
 ]
+
+
+async def test_a_call_of_a_tool_that_is_not_allowed_stays_words(make_scripted, make_client):
+    text = written("hermes", ROME)
+    engine = make_scripted(lambda _: text)
+    async with make_client(engine) as client:
+        for [choice] in (
+            await whole(client, tool_choice=allowed("stop")),
+            await streamed(client, tool_choice=allowed("stop")),
+        ):
+            assert (choice["message"]["content"], choice["finish_reason"]) == (text, "stop")
+        [choice] = await whole(client, tool_choice=allowed("stop", "weather"))
+        assert calls_of(choice["message"]) == [ROME]
+    assert len(set(engine.prompts)) == 1 and '"weather"' in engine.prompts[0], "the template is told of all"
 
 
 @pytest.mark.parametrize("format", ["hermes", "llama3_json"])
@@ -233,7 +253,14 @@ BAD = [
     ({"tools": None, "tool_choice": named("weather")}, "tool_choice", "give tools"),
     ({"tool_choice": "any"}, "tool_choice", '"required"'),
     ({"tool_choice": {"type": "function"}}, "tool_choice.function", "is required"),
-    ({"tool_choice": {"type": "allowed_tools"}}, "tool_choice.type", "'function'"),
+    ({"tool_choice": {"type": "custom"}}, "tool_choice.type", "'function'"),
+    ({"tool_choice": {"type": "allowed_tools"}}, "tool_choice.allowed_tools", "is required"),
+    ({"tool_choice": allowed()}, "tool_choice.allowed_tools.tools", "at least 1"),
+    (
+        {"tool_choice": allowed("stop", "rain")},
+        "tool_choice.allowed_tools.tools[1].function.name",
+        "there are weather, stop",
+    ),
     ({"tools": [tool(), tool()]}, "tools[1].function.name", "another tool's name"),
     ({"tools": [tool("two words")]}, "tools[0].function.name", "pattern"),
     ({"tools": [{"type": "custom"}]}, "tools[0].type", "'function'"),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from trimtab.server.engine.async_engine import MAX_UNREAD, AsyncEngine, Mailbox
+from trimtab.server.engine.async_engine import MAX_UNREAD, AsyncEngine, Load, Mailbox
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.grammar import Grammar
 from trimtab.server.engine.request import (
@@ -43,7 +43,7 @@ def go(work: Coroutine[Any, Any, Any]) -> Any:
 
 
 async def collect(engine: AsyncEngine, request: Request) -> list[Event]:
-    return [event async for event in engine.submit(request)]
+    return [event async for event in await engine.submit(request)]
 
 
 def request(name: str, max_tokens: int = 5) -> Request:
@@ -70,12 +70,12 @@ def test_abort_and_leaving_the_iteration_both_end_the_request(
 
     async def work() -> None:
         events = []
-        async for event in running.submit(request("aborted", 100)):
+        async for event in await running.submit(request("aborted", 100)):
             events.append(event)
             if len(events) == 2:
                 running.abort("aborted")
         assert isinstance(events[-1], Aborted)
-        left = running.submit(request("left", 100))
+        left = await running.submit(request("left", 100))
         assert isinstance(await anext(left), Delta)
         await left.aclose()  # type: ignore[attr-defined]
         while running.engine.has_work:
@@ -90,7 +90,7 @@ def test_abort_and_leaving_the_iteration_both_end_the_request(
 def test_a_bad_request_is_refused_at_once_and_the_others_go_on(running: AsyncEngine):
     async def work() -> list[Event]:
         with pytest.raises(InvalidRequestError):
-            running.submit(request("bad", 1000))
+            await running.submit(request("bad", 1000))
         return await collect(running, request("good"))
 
     assert isinstance(go(work())[-1], Finished)
@@ -107,7 +107,7 @@ def test_a_dying_engine_ends_every_request_and_keeps_its_reason_to_the_log(
     running: AsyncEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     async def work() -> list[list[Event]]:
-        streams = [running.submit(request(str(i), 100)) for i in range(3)]
+        streams = [await running.submit(request(str(i), 100)) for i in range(3)]
         for stream in streams:
             await anext(stream)
         monkeypatch.setattr(running.engine.runner, "run", fail_with(torch.AcceleratorError("a secret")))
@@ -173,7 +173,7 @@ def test_a_request_that_races_the_end_is_refused_or_gets_its_terminal_event(end:
         """How many were taken."""
         for i in range(1000):
             try:
-                events = engine.submit(request(f"{name} {i}"))
+                events = await engine.submit(request(f"{name} {i}"))
             except EngineUnavailableError:
                 return i
             if i % 7 == 0:
@@ -238,7 +238,7 @@ def test_requests_of_a_loop_that_is_gone_are_aborted(running: AsyncEngine):
     loop = asyncio.new_event_loop()
 
     async def leave_behind() -> None:
-        await anext(running.submit(request("left behind", 100)))
+        await anext(await running.submit(request("left behind", 100)))
 
     loop.run_until_complete(leave_behind())
     loop.close()
@@ -271,12 +271,12 @@ def test_stopping_ends_live_requests_with_an_error_event_even_in_a_step_that_las
     release = threading.Event()
 
     async def work() -> list[Event]:
-        events = engine.submit(request("live", 100))
+        events = await engine.submit(request("live", 100))
         await anext(events)
         monkeypatch.setattr(engine.engine, "step", lambda: (release.wait(30), [])[1])
         await asyncio.get_running_loop().run_in_executor(None, engine.stop, 0.1)
         with pytest.raises(EngineUnavailableError, match="shutting down"):
-            engine.submit(request("late"))
+            await engine.submit(request("late"))
         return [event async for event in events]
 
     last = go(work())[-1]
@@ -294,7 +294,7 @@ def test_an_engine_that_is_stopped_while_it_loads_admits_nothing(make_engine: Ca
     engine.wait_until_loaded()
 
     async def work() -> None:
-        engine.submit(request("late"))
+        await engine.submit(request("late"))
 
     with pytest.raises(EngineUnavailableError, match="shutting down"):
         go(work())
@@ -302,11 +302,11 @@ def test_an_engine_that_is_stopped_while_it_loads_admits_nothing(make_engine: Ca
 
 def test_an_engine_that_admits_no_more_goes_on_with_what_it_has(running: AsyncEngine):
     async def work() -> list[Event]:
-        events = running.submit(request("live", 50))
+        events = await running.submit(request("live", 50))
         await anext(events)
         running.stop_admitting()
         with pytest.raises(EngineUnavailableError, match="shutting down"):
-            running.submit(request("late"))
+            await running.submit(request("late"))
         return [event async for event in events]
 
     assert isinstance(go(work())[-1], Finished)
@@ -323,6 +323,8 @@ def test_a_request_whose_events_are_not_read_is_ended_and_no_other():
             assert isinstance(quick.get_nowait(), Delta)
         assert [type(slow.get_nowait()) for _ in range(slow.qsize())] == [Failed]
         assert (aborted, box.request_ids) == (["slow"], ["quick"])
-        assert box.num_tokens == 17
+        loads: dict[str, Load] = {}
+        box.add_to(loads)
+        assert [(load.requests, load.tokens) for load in loads.values()] == [(1, 17)]
 
     asyncio.run(fill())

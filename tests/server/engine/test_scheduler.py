@@ -83,7 +83,7 @@ def test_the_youngest_is_preempted_when_blocks_run_out_and_keeps_its_place_and_t
         scheduler.add([each])
     step = next(step for step in (run(scheduler) for _ in range(10)) if step.preempted)
     assert step.preempted == [young]
-    assert scheduler.waiting[0] is young
+    assert scheduler.waiting.first is young
     assert young.phase is Phase.WAITING
     assert not young.lane.blocks
     assert len(young.lane.tokens) > 7

@@ -132,7 +132,7 @@ def test_a_reply_begun_anew_after_a_failure_is_remembered(make_engine: Make, fol
     scheduler = engine.scheduler
 
     def fail() -> Step:
-        scheduler.considered = scheduler.waiting[0]
+        scheduler.considered = scheduler.waiting.first
         raise ValueError("once")
 
     scheduler.schedule = fail  # type: ignore[method-assign]

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -190,3 +194,75 @@ def test_an_answer_file_gives_back_what_it_was_given(tmp_path):
     file.put("k", Answer("A\nü", (("A", -0.5),)))
     assert AnswerFile(file.path).get("k") == Answer("A\nü", (("A", -0.5),))
     assert AnswerFile(file.path).get("other") is None
+
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+
+
+@contextmanager
+def speaking(pieces: Callable[[], Iterator[bytes]]) -> Iterator[str]:
+    """A judge's URL that answers every connection with these bytes, as long as somebody takes them."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def answer(connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            connection.recv(65536)
+            for piece in pieces():
+                connection.sendall(piece)
+            connection.shutdown(socket.SHUT_WR)
+            while connection.recv(65536):  # what is closed unread is reset
+                pass
+
+    def accept() -> None:
+        with suppress(OSError):
+            while True:
+                threading.Thread(target=answer, args=(listener.accept()[0],), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    with listener:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def endless(start: bytes, piece: bytes, pause: float = 0.0) -> Callable[[], Iterator[bytes]]:
+    def pieces() -> Iterator[bytes]:
+        yield start
+        while True:
+            yield piece
+            time.sleep(pause)
+
+    return pieces
+
+
+def once(body: bytes, *headers: bytes) -> Callable[[], Iterator[bytes]]:
+    head = OK + b"".join(header + b"\r\n" for header in headers)
+    return lambda: iter([head + b"Content-Length: %d\r\n\r\n" % len(body) + body])
+
+
+HOSTILE: dict[str, tuple[Callable[[], Iterator[bytes]], str]] = {
+    "a body without an end": (endless(OK + b"\r\n", b" " * 65536), "too long: more than 4194304 bytes"),
+    "an error without an end": (endless(b"HTTP/1.1 400 No\r\n\r\n", b"x\x1b" * 9999), "status 400: x"),
+    "a body that trickles": (endless(OK + b"\r\n", b" ", 0.05), "timed out"),
+    "headers that trickle": (endless(OK, b"x: y\r\n", 0.05), "timed out"),
+    "a status that trickles": (endless(b"HTTP/1.1 2", b"0", 0.05), "timed out"),
+    "headers without an end": (endless(OK, b"x: y\r\n" * 9999), "not reached"),
+    "nesting": (once(b"[" * 1_000_000), "garbage"),
+    "digits": (once(b'{"choices": ' + b"1" * 1_000_000), "garbage"),
+    "no UTF-8": (once(b"\xff\x00"), "garbage"),
+    "a bomb": (once(b"\x1f\x8b\x08", b"Content-Encoding: gzip"), "garbage"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_whatever_a_judge_says_is_one_short_failure_in_time(case: str, tmp_path: Path):
+    pieces, told = HOSTILE[case]
+    with speaking(pieces) as url:
+        config = JudgeConfig(
+            judge_url=url, max_failures=1.0, timeout=0.5 if "trickle" in case else 20, retries=0
+        )
+        start = time.monotonic()
+        answers = Judge(config, AnswerFile(tmp_path / "answers.jsonl")).ask(QUESTIONS[:1], read_choice, "")
+        assert time.monotonic() - start < 10
+    (failure,) = answers.results
+    assert str(failure).startswith(told), failure
+    assert str(failure).isprintable() and len(str(failure)) < 400

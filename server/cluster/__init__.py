@@ -1,0 +1,1 @@
+"""Replicas on more than one machine, by Ray Serve: an ingress, and engines that it streams from."""
