@@ -5,6 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .PHONY: serve test sanitize test-slow size heads toy gpu gpu-cache growth training-speed gold lint install clean
+.PHONY: serve test test-slow load size heads toy gpu gpu-cache growth training-speed gold lint install clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -38,6 +39,9 @@ sanitize: $(STAMP)  ## the CPU library's tests under address, undefined-behaviou
 
 test-slow: $(STAMP)  ## the tests that need minutes
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m slow $(ARGS)
+
+load: $(STAMP)  ## 1 000 streams, clients that leave or read nothing, kill -9 …: what is lost (minutes)
+	HF_HUB_OFFLINE=1 TRIMTAB_LOAD=whole $(BIN)/python -m pytest -s tests/server/load $(ARGS)
 
 size:  ## lines and modules per folder, and the difference to main (ARGS="--ref REF")
 	$(PYTHON) .ci/size.py $(ARGS)

@@ -66,19 +66,22 @@ def main() -> None:
     os.dup2(2, 1)  # whatever libraries print goes to stderr, so that stdout carries JSON alone
     model, max_num_seqs, max_model_len = sys.argv[1:]
     config = EngineConfig(Path(model), max_num_seqs=int(max_num_seqs), max_model_len=int(max_model_len))
-    asynchronous = AsyncEngine(lambda: Engine.from_config(config))
-    asynchronous.start()
-    asynchronous.wait_until_loaded()
+    engine = Engine.from_config(config)
     print(json.dumps({"version": "engine"}), file=out, flush=True)
     for line in sys.stdin:
         job = json.loads(line)
         requests, num_streams = requests_of(job), job["num_streams"]
+        asynchronous = AsyncEngine(lambda: engine)  # for one job: two threads must not step one engine
+        if job["through"] != "engine":
+            asynchronous.start()
+            asynchronous.wait_until_loaded()
         began = time.perf_counter()
-        if job["through"] == "engine":  # its thread waits for commands, and touches nothing meanwhile
-            num_tokens = through_engine(asynchronous.engine, requests, num_streams)
+        if job["through"] == "engine":
+            num_tokens = through_engine(engine, requests, num_streams)
         else:
             num_tokens = asyncio.run(through_async_engine(asynchronous, requests, num_streams))
         seconds = time.perf_counter() - began
+        asynchronous.stop()
         answer = {"tokens": num_tokens, "seconds": seconds, "tokens_per_second": num_tokens / seconds}
         print(json.dumps(answer), file=out, flush=True)
 

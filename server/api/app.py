@@ -12,7 +12,7 @@ from trimtab.server.api.access.keys import ADMIN_VARIABLE, load_keys
 from trimtab.server.api.access.rates import Rates
 from trimtab.server.api.config import ApiConfig, resolve_config
 from trimtab.server.api.errors import install_error_handlers
-from trimtab.server.api.generation import EngineClient
+from trimtab.server.api.generation import EndWhatWasBegun, EngineClient
 from trimtab.server.api.metrics import CountAnswers, Metrics
 from trimtab.server.api.models import heads
 from trimtab.server.api.models import routes as models
@@ -21,6 +21,7 @@ from trimtab.server.api.readings import routes as readings
 from trimtab.server.api.readings.reasoning import ReasoningTags
 from trimtab.server.api.responses import routes as responses
 from trimtab.server.api.service import HeadRows, Service, stats_of
+from trimtab.server.api.strict_json import BodyReader
 from trimtab.server.api.telemetry.request_log import RequestLog
 from trimtab.server.api.telemetry.spans import Tracing
 from trimtab.server.api.tokens import Encoding, Tokenizer, TokenText
@@ -44,6 +45,7 @@ def create_waiting_app(access: AccessConfig | None = None, tracing: Tracing | No
     for API keys that cannot be read."""
     access = access or AccessConfig()
     app = FastAPI(title="Trimtab", docs_url="/docs", redoc_url=None)
+    app.state.bodies = BodyReader()
     app.state.service, app.state.tracing = None, tracing
     app.state.metrics = metrics = Metrics(lambda: stats_of(app))
     install_error_handlers(app)
@@ -51,6 +53,7 @@ def create_waiting_app(access: AccessConfig | None = None, tracing: Tracing | No
     for router in routers:
         app.include_router(router)
     app.state.routes = [r for router in routers for r in router.routes]  # for whoever asks for another
+    app.add_middleware(EndWhatWasBegun)
     admin_keys = load_keys(access.admin_keys, variable=ADMIN_VARIABLE)
     app.state.has_admins = bool(admin_keys) and access.heads_dir is not None
     app.add_middleware(

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Protocol
 
+from starlette.types import ASGIApp, Receive, Scope, Send
+
 from trimtab.server.api.errors import EngineFailedError, QueueTimeoutError, ShuttingDownError, too_slow
 from trimtab.server.api.telemetry.account import Watcher
 from trimtab.server.engine.request import (
@@ -27,6 +29,7 @@ from trimtab.server.engine.request import (
     Request,
 )
 
+MAX_MERGED = 64  # events of several requests that are not read yet; the others wait where they are
 EngineStatus = Literal["starting", "ready", "stopping", "dead"]
 
 
@@ -114,7 +117,12 @@ class Generation:
         of them. deadline: when they have to have ended. before: what was computed for them beforehand."""
         watchers = watch(requests)
         streams = await _submit_all(engine, requests)
-        return cls(engine, requests, streams, watchers, deadline, before or Usage())
+        try:
+            return cls(engine, requests, streams, watchers, deadline, before or Usage())
+        except BaseException:
+            for request in requests:
+                engine.abort(request.request_id)
+            raise
 
     def __init__(
         self,
@@ -202,6 +210,23 @@ class Generation:
         return completions
 
 
+class EndWhatWasBegun:
+    """ASGI middleware: with an HTTP request end the generations that were begun for it, whatever came between
+    their begin and whoever reads them. They are in the scope's state as `begun`."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun: list[Generation] = []
+        scope.setdefault("state", {})["begun"] = begun
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            for generation in begun:
+                generation.abort()
+
+
 async def _submit_all(engine: EngineClient, requests: Sequence[Request]) -> list[AsyncIterator[Event]]:
     """At once: an engine may be far away."""
     tasks = [asyncio.create_task(engine.submit(request)) for request in requests]
@@ -234,21 +259,24 @@ async def _merge(streams: Sequence[AsyncIterator[Event]]) -> AsyncIterator[tuple
         async for event in streams[0]:
             yield 0, event
         return
-    queue: asyncio.Queue[tuple[int, Event | None]] = asyncio.Queue()
+    queue: asyncio.Queue[tuple[int, Event | Exception | None]] = asyncio.Queue(MAX_MERGED)
 
     async def pump(index: int, stream: AsyncIterator[Event]) -> None:
         try:
             async for event in stream:
-                queue.put_nowait((index, event))
-        finally:
-            queue.put_nowait((index, None))
+                await queue.put((index, event))
+        except Exception as error:
+            await queue.put((index, error))
+        else:
+            await queue.put((index, None))
 
     pumps = [asyncio.create_task(pump(index, stream)) for index, stream in enumerate(streams)]
     try:
         for _ in pumps:
             while (item := await queue.get())[1] is not None:
+                if isinstance(item[1], Exception):
+                    raise item[1]
                 yield item[0], item[1]
-        await asyncio.gather(*pumps)  # raises what a stream raised
     finally:
         for task in pumps:
             task.cancel()

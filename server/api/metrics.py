@@ -24,6 +24,7 @@ from trimtab.server.engine.request import (
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 UNKNOWN = "unknown"
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _SECONDS = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5),
     *(5.0, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0),
@@ -68,6 +69,15 @@ class Metrics:
             "HTTP requests by their answer.",
             ("handler", "method", "status"),
             registry=self.registry,
+        )
+        self.received = Counter(
+            "http_requests_received",
+            "HTTP requests that have begun: those that http_requests counts, and those under way.",
+            registry=self.registry,
+        )
+        self.admitted = counter(
+            "trimtab:replies_admitted",
+            "Replies that were begun: those that request_success counts, and those under way.",
         )
         self.prompt_tokens = counter("vllm:prompt_tokens", "Tokens of prompts.")
         self.generation_tokens = counter("vllm:generation_tokens", "Tokens of replies.")
@@ -230,6 +240,7 @@ class CountAnswers:
             await self._app(scope, receive, send)
             return
         status = 499
+        self._metrics.received.inc()
 
         async def watch(message: Message) -> None:
             nonlocal status
@@ -245,4 +256,5 @@ class CountAnswers:
         finally:
             # The route's own path, which the application notes: what was asked for may be anything.
             handler = getattr(scope.get("route"), "path", "none")
-            self._metrics.answers.labels(handler, scope["method"], str(status)).inc()
+            method = scope["method"] if scope["method"] in METHODS else "other"
+            self._metrics.answers.labels(handler, method, str(status)).inc()

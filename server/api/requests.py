@@ -23,6 +23,7 @@ from trimtab.server.api.tokens import Tokenizer
 from trimtab.server.engine.request import (
     MAX_BAD_WORDS,
     MAX_CHOICES,
+    MAX_GRAMMAR_LENGTH,
     MAX_STOP_LENGTH,
     EngineInfo,
     GrammarKind,
@@ -173,11 +174,22 @@ def resolve_grammar(body: GenerationRequest) -> GrammarSpec | None:
     name, kind, value = given[0]
     if kind == "choice" and "" in value:
         raise InvalidRequestError("must not contain an empty string", name)
+    return GrammarSpec(kind, value if isinstance(value, str) else write_grammar(value, name), name)
+
+
+def write_grammar(value: Any, param: str) -> str:
+    """As JSON. Raises InvalidRequestError for what is nested too deeply, or longer than any grammar, of which
+    no more is written."""
+    pieces, length = list[str](), 0
     try:
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        for piece in json.JSONEncoder(ensure_ascii=False).iterencode(value):
+            pieces.append(piece)
+            length += len(piece)
+            if length > MAX_GRAMMAR_LENGTH:
+                raise InvalidRequestError(f"has more than {MAX_GRAMMAR_LENGTH} characters; shorten it", param)
     except RecursionError as error:
-        raise InvalidRequestError("is nested too deeply", name) from error
-    return GrammarSpec(kind, text, name)
+        raise InvalidRequestError("is nested too deeply", param) from error
+    return "".join(pieces)
 
 
 def _constraints(body: GenerationRequest) -> Iterator[tuple[str, GrammarKind, Any]]:

@@ -9,7 +9,7 @@ from importlib.metadata import version as version_of
 
 from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from trimtab.server.api.errors import ERROR_REPLIES, RETRY_LATER, naming
 from trimtab.server.api.generation import Generation, Usage
@@ -39,7 +39,7 @@ from trimtab.server.api.requests import (
 from trimtab.server.api.schemas.chats import ChatRequest
 from trimtab.server.api.schemas.completions import CompletionRequest
 from trimtab.server.api.schemas.generation import GenerationRequest
-from trimtab.server.api.schemas.replies import ChatReply, CompletionReply, answers
+from trimtab.server.api.schemas.replies import ChatReply, CompletionReply, HealthReply, VersionReply, answers
 from trimtab.server.api.selection import Selection, rejection_of, selection_of
 from trimtab.server.api.service import ReadyService, Service, why_dead, why_not_ready
 from trimtab.server.api.streaming import EventStream, whole_reply
@@ -79,8 +79,7 @@ async def begin_chat(body: ChatRequest, http: HttpRequest, service: Service) -> 
     use = tool_use(body, service.call_format)
     tools = [] if use is None else use.templated
     encoding = service.encoding
-    if body.truncate_prompt_tokens is None:
-        encoding.check_length((message.text for message in body.messages), "messages")
+    encoding.check_length((message.text for message in body.messages), "messages")
     negative: list[int] = []
     if others := negative_texts(body):  # a thread is asked only where there is something to read
         encoding.check_length(others, NEGATIVE_PROMPT)
@@ -126,7 +125,7 @@ async def create_completion(body: CompletionRequest, http: HttpRequest, service:
     body, info = service.steered(body), service.info
     model = body.model or info.model_name
     encoding = service.encoding
-    for prompt in body.prompt if body.truncate_prompt_tokens is None else ():
+    for prompt in body.prompt:
         encoding.check_length([prompt] if isinstance(prompt, str) else [], "prompt")
     negative: list[int] = []
     if others := negative_texts(body):  # a thread is asked only where there is something to read
@@ -237,13 +236,19 @@ def _texts(tokenizer: Tokenizer, prompts: Sequence[str | list[int]]) -> list[str
     return [prompt if isinstance(prompt, str) else tokenizer.decode(prompt) for prompt in prompts]
 
 
-@router.get("/metrics")
+HEALTH = {
+    **answers(HealthReply),
+    503: {"model": HealthReply, "description": "No requests can be served now."},
+}
+
+
+@router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(http: HttpRequest) -> Response:
     """For Prometheus, also while there is no engine."""
     return Response(http.app.state.metrics.page(), media_type=CONTENT_TYPE)
 
 
-@router.get("/version")
+@router.get("/version", response_model=None, responses=answers(VersionReply))
 async def version() -> Json:
     """The server's; of a checkout that is not installed it is not known."""
     try:
@@ -261,10 +266,10 @@ async def live(http: HttpRequest) -> JSONResponse:
     return JSONResponse({"status": "alive"})
 
 
-@router.get("/ping")
-@router.post("/ping")
-@router.get("/health")
-@router.get("/ready")
+@router.get("/ping", responses=HEALTH)
+@router.post("/ping", responses=HEALTH)
+@router.get("/health", responses=HEALTH)
+@router.get("/ready", responses=HEALTH)
 async def health(http: HttpRequest) -> JSONResponse:
     """Whether requests can be served now."""
     reason = why_not_ready(http.app)

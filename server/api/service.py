@@ -93,7 +93,8 @@ class Service:
         cache_salt: str | None = None,
     ) -> Generation:
         """Of one HTTP request, whose sender's the requests are: of these the first may not wait too long, and
-        the others wait for that. Raises what Generation.start does."""
+        the others wait for that. It ends with the HTTP request at the latest. Raises what Generation.start
+        does."""
         access = self.config.access
         tenant, salt = sender(http), self.salt(http, cache_salt)
         waits = (access.queue_timeout, *[None] * len(requests))
@@ -103,7 +104,11 @@ class Service:
         ]
         at: float | None = getattr(http.state, "deadline", None)
         deadline = None if at is None else Deadline(at, access.request_timeout or 0.0)
-        return await Generation.start(self.engine, theirs, self._watch, deadline, before)
+        generation = await Generation.start(self.engine, theirs, self._watch, deadline, before)
+        http.state.begun.append(generation)
+        num_replies = sum(request.sampling.n for request in requests)
+        self.metrics.admitted.labels(model_name=self.metrics.model).inc(num_replies)
+        return generation
 
     def salt(self, http: HttpRequest, asked: str | None = None) -> str:
         """Only requests of the same may find what others have left in caches: those of one key, unless all

@@ -75,6 +75,7 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, _T]) -> _T
     try:
         await asyncio.wait((gathering, leaving), return_when=asyncio.FIRST_COMPLETED)
         if not gathering.done():
+            leaving.result()  # raises what kept it from being told
             raise ClientDisconnect
         return gathering.result()
     finally:

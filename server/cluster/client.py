@@ -7,10 +7,8 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
-from trimtab.guidance.errors import HeadError
 from trimtab.server.api.generation import EngineStatus
 from trimtab.server.cluster.replica import Message
 from trimtab.server.engine.request import (
@@ -73,7 +71,7 @@ class RemoteEngine:
         except self.busy as error:
             raise QueueFullError("too many requests are waiting; try again in a moment") from error
         except Exception as error:
-            logger.error("no engine has taken %s: %s", request.request_id, error)
+            logger.error("no engine has taken %s: %s", request.request_id, type(error).__name__)
             raise EngineUnavailableError("the engine went away; try again in a moment") from error
         if isinstance(first, Exception):
             raise first
@@ -112,7 +110,7 @@ class RemoteEngine:
         except Exception as error:  # whatever it is, the request is over
             if request_id not in self._streams:
                 return [Aborted(request_id)]
-            logger.error("the engine of %s went away: %s", request_id, error)
+            logger.error("the engine of %s went away: %s", request_id, type(error).__name__)
             return [Failed(request_id, f"the engine went away before {request_id} was done")]
         assert isinstance(events, list)
         return events

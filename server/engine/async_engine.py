@@ -32,6 +32,7 @@ from trimtab.server.engine.request import (
 
 logger = logging.getLogger(__name__)
 NUM_COMPILERS, MAX_COMPILING = 2, 32  # grammars at once, and with those that wait
+MAX_UNREAD = 1024  # events of each reply that wait for whoever asked
 Status = Literal["starting", "ready", "stopping", "dead"]
 _UNAVAILABLE: dict[Status, str] = {
     "starting": "the engine is still loading",
@@ -228,7 +229,9 @@ class AsyncEngine:
                 box.add_to(loads)
             self._limits.check(loads, request.tenant, request.num_tokens)
             loop = asyncio.get_running_loop()
-            return self._mailboxes.setdefault(loop, Mailbox(loop)).open(request)
+            if loop not in self._mailboxes:
+                self._mailboxes[loop] = Mailbox(loop, self.abort)
+            return self._mailboxes[loop].open(request)
 
     async def _events(self, request_id: str, events: asyncio.Queue[Event]) -> AsyncIterator[Event]:
         is_over = False
@@ -330,13 +333,17 @@ def _do(call: _Call, engine: Engine) -> None:
 class Mailbox:
     """Queues of the requests that were submitted from one loop and have not had their terminal event.
 
-    The queues belong to the loop's thread; any thread may call `hand_over` and `end_all`.
+    The queues belong to the loop's thread; any thread may call `hand_over` and `end_all`. A request whose
+    events are not read is ended, so that no client who takes nothing makes others' memory run out.
+
+    abort: told of it.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
+    def __init__(self, loop: asyncio.AbstractEventLoop, abort: Callable[[str], None]) -> None:
+        self.loop, self._abort = loop, abort
         self._queues: dict[str, asyncio.Queue[Event]] = {}
-        self._held: dict[str, tuple[str, int]] = {}  # tenants and tokens
+        self._requests: dict[str, Request] = {}
+        self._loads: dict[str, Load] = {}  # of each tenant
 
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._queues
@@ -347,16 +354,18 @@ class Mailbox:
 
     def add_to(self, loads: dict[str, Load]) -> None:
         """What each tenant has open here."""
-        for tenant, num_tokens in self._held.copy().values():
+        for tenant, own in self._loads.items():
             load = loads.setdefault(tenant, Load())
-            load.requests += 1
-            load.tokens += num_tokens
+            load.requests += own.requests
+            load.tokens += own.tokens
 
     def open(self, request: Request) -> asyncio.Queue[Event]:
         """Where the request's events arrive, the terminal one last; in the loop's own thread."""
         queue: asyncio.Queue[Event] = asyncio.Queue()
-        self._queues[request.request_id] = queue
-        self._held[request.request_id] = request.tenant, request.num_tokens
+        self._queues[request.request_id], self._requests[request.request_id] = queue, request
+        load = self._loads.setdefault(request.tenant, Load())
+        load.requests += 1
+        load.tokens += request.num_tokens
         return queue
 
     def hand_over(self, events: Sequence[Event]) -> bool:
@@ -371,12 +380,34 @@ class Mailbox:
 
     def _sort(self, events: Sequence[Event]) -> None:
         """What comes after a request's terminal event is for nobody."""
+        for request_id in {event.request_id for event in events} & self._queues.keys():
+            if self._queues[request_id].qsize() > _most_unread(self._requests[request_id]):
+                self._cut(request_id)
         for event in events:
             queue = self._queues.get(event.request_id)
             if queue is not None:
                 queue.put_nowait(event)
                 if isinstance(event, TERMINAL):
-                    del self._queues[event.request_id], self._held[event.request_id]
+                    self._close(event.request_id)
+
+    def _cut(self, request_id: str) -> None:
+        """What was not read is dropped."""
+        logger.error("the events of %s are not read; it is ended", request_id)
+        queue = self._queues[request_id]
+        while not queue.empty():
+            queue.get_nowait()
+        queue.put_nowait(Failed(request_id, "the reply was not read as fast as it was written"))
+        self._close(request_id)
+        self._abort(request_id)
+
+    def _close(self, request_id: str) -> None:
+        del self._queues[request_id]
+        request = self._requests.pop(request_id)
+        load = self._loads[request.tenant]
+        load.requests -= 1
+        load.tokens -= request.num_tokens
+        if not load.requests:
+            del self._loads[request.tenant]
 
     def _call(self, work: Callable[[], None]) -> bool:
         try:
@@ -384,3 +415,8 @@ class Mailbox:
         except RuntimeError:
             return False
         return True
+
+
+def _most_unread(request: Request) -> int:
+    """Far more than a loop falls behind by; given tokens come many at a time."""
+    return MAX_UNREAD * request.sampling.n + len(request.given)

@@ -28,6 +28,7 @@ class AccessConfig:
     max_queued_requests: requests that may be admitted and not finished; more are answered 429.
     max_queued_tokens: of prompts and replies that these may have together, at most.
     read_timeout: seconds that a client may take for a request's headers, and again for its body.
+    write_timeout: seconds in which a client has to take some of what waits for it, or it is cut off.
     request_timeout: seconds after which a request ends with an error, whatever it has by then.
     queue_timeout: seconds that a request may wait to begin; then it is answered 503. Streams answer 200 once
     they have begun.
@@ -47,6 +48,7 @@ class AccessConfig:
     max_queued_requests: int = 4096
     max_queued_tokens: int = 16_000_000
     read_timeout: float = 30.0
+    write_timeout: float = 30.0
     request_timeout: float | None = None
     queue_timeout: float | None = None
     share_prefixes: bool = False
@@ -62,7 +64,13 @@ class AccessConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        for name in ("requests_per_minute", "read_timeout", "request_timeout", "queue_timeout"):
+        for name in (
+            "requests_per_minute",
+            "read_timeout",
+            "write_timeout",
+            "request_timeout",
+            "queue_timeout",
+        ):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} must be a number above 0, got {value:g}")

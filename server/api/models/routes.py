@@ -9,19 +9,20 @@ from fastapi import APIRouter
 from trimtab.server.api.errors import ERROR_REPLIES
 from trimtab.server.api.models.profiles import find_model
 from trimtab.server.api.replies import Json
+from trimtab.server.api.schemas.replies import ModelReply, ModelsReply, answers
 from trimtab.server.api.service import ReadyService, Service
 from trimtab.server.api.strict_json import StrictJsonRoute
 
 router = APIRouter(route_class=StrictJsonRoute, responses=ERROR_REPLIES)
 
 
-@router.get("/v1/models")
+@router.get("/v1/models", response_model=None, responses=answers(ModelsReply))
 async def list_models(service: ReadyService) -> Json:
     """The served model and its profiles."""
     return {"object": "list", "data": [_model(service, name) for name in service.model_ids]}
 
 
-@router.get("/v1/models/{model:path}")
+@router.get("/v1/models/{model:path}", response_model=None, responses=answers(ModelReply))
 async def get_model(model: str, service: ReadyService) -> Json:
     """One of them; 404 for any other."""
     find_model(model, service.model_ids)

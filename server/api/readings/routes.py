@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from fastapi import APIRouter
 from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
 
 from trimtab.guidance.errors import DataError, PolicyError
 from trimtab.guidance.text.encoding import EncodedReply, ReplyEncoder
@@ -16,7 +17,13 @@ from trimtab.server.api.errors import ERROR_REPLIES, naming
 from trimtab.server.api.replies import Json, summary_json, trace_json, usage_json
 from trimtab.server.api.requests import render_chat, resolve_guidance
 from trimtab.server.api.schemas.readings import DetokenizeRequest, ScoreRequest, TokenizeRequest
-from trimtab.server.api.schemas.replies import DetokenizeReply, ScoreReply, TokenizeReply, answers
+from trimtab.server.api.schemas.replies import (
+    DetokenizeReply,
+    ScoreReply,
+    TokenizeReply,
+    TokenizerInfoReply,
+    answers,
+)
 from trimtab.server.api.service import ReadyService, Service
 from trimtab.server.api.streaming import gather_while_connected
 from trimtab.server.api.strict_json import StrictJsonRoute
@@ -26,8 +33,8 @@ from trimtab.server.engine.request import InvalidRequestError, check_ids, readin
 router = APIRouter(route_class=StrictJsonRoute, responses=ERROR_REPLIES)
 
 
-@router.post("/v1/score", response_model=None, responses=answers(ScoreReply))
-async def score(body: ScoreRequest, http: HttpRequest, service: ReadyService) -> Json:
+@router.post("/v1/score", responses=answers(ScoreReply))
+async def score(body: ScoreRequest, http: HttpRequest, service: ReadyService) -> Response:
     """What the heads and the policy say of a reply that is given; nothing is sampled."""
     body = service.steered(body)
     guidance = replace(resolve_guidance(body.guidance, service.config, service.info), trace=True)
@@ -41,7 +48,7 @@ async def score(body: ScoreRequest, http: HttpRequest, service: ReadyService) ->
         generation = await service.generation(http, [request])
     with generation:
         (reply,) = await gather_while_connected(http, generation)
-    return {
+    scored = {
         "id": name,
         "object": "score",
         "created": int(time.time()),
@@ -50,6 +57,7 @@ async def score(body: ScoreRequest, http: HttpRequest, service: ReadyService) ->
         "tokens": trace_json(reply.tokens, service.token_text),
         "usage": usage_json(generation.usage),
     }
+    return JSONResponse(scored)
 
 
 def _encode(service: Service, body: ScoreRequest) -> EncodedReply:
@@ -71,14 +79,17 @@ def _encode(service: Service, body: ScoreRequest) -> EncodedReply:
         raise InvalidRequestError(str(error), field) from error
 
 
-@router.post("/tokenize", response_model=None, responses=answers(TokenizeReply))
-async def tokenize(body: TokenizeRequest, http: HttpRequest, service: ReadyService) -> Json:
+@router.post("/tokenize", responses=answers(TokenizeReply))
+async def tokenize(body: TokenizeRequest, http: HttpRequest, service: ReadyService) -> Response:
     """The tokens of a text, or of a conversation as its template writes it."""
     service.check_model(body.model)
+    service.encoding.check_length([body.prompt or ""], "prompt")
+    service.encoding.check_length((message.text for message in body.messages or ()), "messages")
     ids = await service.encoding.run(http, _tokenise, service.tokenizer, body)
     texts = [service.token_text.text(token) for token in ids] if body.return_token_strs else None
     info = service.info
-    return {"count": len(ids), "max_model_len": info.max_model_len, "tokens": ids, "token_strs": texts}
+    found = {"count": len(ids), "max_model_len": info.max_model_len, "tokens": ids, "token_strs": texts}
+    return JSONResponse(found)
 
 
 def _tokenise(tokenizer: Tokenizer, body: TokenizeRequest) -> list[int]:
@@ -90,15 +101,15 @@ def _tokenise(tokenizer: Tokenizer, body: TokenizeRequest) -> list[int]:
     return ids
 
 
-@router.post("/detokenize", response_model=None, responses=answers(DetokenizeReply))
-async def detokenize(body: DetokenizeRequest, http: HttpRequest, service: ReadyService) -> Json:
+@router.post("/detokenize", responses=answers(DetokenizeReply))
+async def detokenize(body: DetokenizeRequest, http: HttpRequest, service: ReadyService) -> Response:
     """The text of tokens."""
     service.check_model(body.model)
     check_ids(body.tokens, service.info, "tokens")
-    return {"prompt": await service.encoding.run(http, service.tokenizer.decode, body.tokens)}
+    return JSONResponse({"prompt": await service.encoding.run(http, service.tokenizer.decode, body.tokens)})
 
 
-@router.get("/tokenizer_info")
+@router.get("/tokenizer_info", response_model=None, responses=answers(TokenizerInfoReply))
 async def tokenizer_info(service: ReadyService) -> Json:
     """The special tokens, and the chat template."""
     special = {name: str(token) for name, token in service.tokenizer.special_tokens_map.items()}

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from trimtab.guidance.ranges import shown
 from trimtab.server.api import neutral
-from trimtab.server.api.schemas.chats import ChatRequest
+from trimtab.server.api.schemas.chats import ChatRequest, Variables
 from trimtab.server.api.schemas.generation import Biases, CacheSalt, StopIds, Stops, StreamOptions, Texts
 from trimtab.server.api.schemas.guidance import GuidanceFields
 from trimtab.server.api.schemas.messages import (
@@ -94,14 +94,14 @@ class Item(TypedModel):
     @model_validator(mode="after")
     def _has_what_its_type_has(self) -> Item:
         needs = self.NEEDS[self.type]
-        given = self.model_dump(exclude_none=True, exclude={"type", "name"})
+        given = self.model_fields_set - {"type", "name"}
         for name in needs:
             if (
                 getattr(self, name) is None and self.type != "reasoning"
             ):  # of which it may have only a summary
                 raise InvalidRequestError("is required", name)
-        for name in given:
-            if name not in needs:
+        for name in type(self).model_fields:
+            if name in given and name not in needs:
                 raise InvalidRequestError(f"is not a {self.type}'s; leave it out", name)
         return self
 
@@ -277,7 +277,7 @@ class ResponsesRequest(StrictModel):
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     repetition_penalty: float | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: Variables | None = None
     include: Annotated[Texts | None, at_most(MAX_INCLUDED, "things")] = None
     top_logprobs: int | None = None
     cache_salt: CacheSalt | None = None

@@ -16,6 +16,9 @@ from trimtab.server.api.schemas.strict import StrictModel, UnicodeText, at_most
 from trimtab.server.api.schemas.tools import MAX_TOOLS, ToolChoice, ToolList, ToolWord, as_tool_choice
 from trimtab.server.engine.request import InvalidRequestError
 
+MAX_VARIABLES = 1024  # of a chat template
+Variables = Annotated[dict[str, Any], at_most(MAX_VARIABLES, "variables")]
+
 
 class ChatRendering(StrictModel):
     """How a conversation is written for the model: with the beginning of a reply behind it (the default),
@@ -24,7 +27,7 @@ class ChatRendering(StrictModel):
 
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: Variables | None = None
     reasoning_effort: UnicodeText | None = None
 
     @model_validator(mode="after")

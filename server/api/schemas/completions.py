@@ -17,11 +17,13 @@ MAX_REPLIES = 4096  # prompts times the replies to each
 
 
 def _is_ids(value: object) -> bool:
-    return isinstance(value, list) and all(type(item) is int for item in value)
+    return isinstance(value, list) and set(map(type, value)) <= {int}
 
 
 def _as_prompt_list(prompt: object) -> list[str | list[int]]:
-    prompts = [prompt] if isinstance(prompt, str) or (prompt and _is_ids(prompt)) else prompt
+    if prompt and _is_ids(prompt):
+        return [prompt]  # type: ignore[list-item]
+    prompts = [prompt] if isinstance(prompt, str) else prompt
     if not isinstance(prompts, list) or not prompts:
         raise ValueError("must be a string, token ids, or a non-empty list of either")
     if len(prompts) > MAX_PROMPTS:

@@ -11,8 +11,10 @@ from trimtab.server.api import neutral
 from trimtab.server.api.schemas.chats import ChatRendering
 from trimtab.server.api.schemas.guidance import GuidanceFields
 from trimtab.server.api.schemas.messages import Messages
-from trimtab.server.api.schemas.strict import StrictModel, UnicodeText
+from trimtab.server.api.schemas.strict import StrictModel, UnicodeText, at_most
 from trimtab.server.engine.request import InvalidRequestError
+
+MAX_TOKENS = 2**17  # that are read as text
 
 
 class ScoreRequest(StrictModel):
@@ -68,4 +70,4 @@ class DetokenizeRequest(StrictModel):
     NEUTRAL = neutral.LABELS
 
     model: str | None = None
-    tokens: Annotated[list[int], Field(fail_fast=True)]
+    tokens: Annotated[list[int], Field(fail_fast=True), at_most(MAX_TOKENS, "tokens")]

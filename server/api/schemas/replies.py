@@ -185,11 +185,70 @@ class DetokenizeReply(ReplyModel):
     prompt: str
 
 
+class HeadReply(ReplyModel):
+    name: str
+    has_advantage: bool
+    has_value: bool
+    has_reward: bool
+    trained_on: str
+    rows: str | None
+    value_per_advantage: float | None
+
+
+class ExpertReply(ReplyModel):
+    name: str
+    max_model_len: int
+
+
+class ModelReply(ReplyModel):
+    """The reply of GET /v1/models/NAME. guidance: a profile's."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    root: str
+    max_model_len: int
+    heads: list[HeadReply]
+    experts: list[ExpertReply]
+    default_head: str | None
+    default_strength: float
+    guidance: dict[str, Any] | None
+
+
+class ModelsReply(ReplyModel):
+    """The reply of GET /v1/models."""
+
+    object: Literal["list"]
+    data: list[ModelReply]
+
+
+class HealthReply(ReplyModel):
+    """The reply of GET /health. reason: why no requests can be served."""
+
+    status: Literal["ready", "unavailable"]
+    reason: str | None = None
+
+
+class VersionReply(ReplyModel):
+    """The reply of GET /version."""
+
+    version: str
+
+
+class TokenizerInfoReply(BaseModel):
+    """The reply of GET /tokenizer_info: beside the template, each special token under its name."""
+
+    model_config = ConfigDict(extra="allow")
+
+    chat_template: str | dict[str, str] | None
+
+
 CHUNKS = "with stream: `data:` lines of chunks, an error among them if there is one, and `[DONE]`"
 
 
 def answers(
-    model: type[ReplyModel], *, streams: bool = False, what: str = CHUNKS
+    model: type[BaseModel], *, streams: bool = False, what: str = CHUNKS
 ) -> dict[int | str, dict[str, Any]]:
     """`responses` of a route: its reply, as events too (what they are) where it streams, and the errors."""
     reply: dict[str, Any] = {"model": model}

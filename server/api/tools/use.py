@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from trimtab.server.api.requests import write_grammar
 from trimtab.server.api.schemas.chats import ChatRequest
 from trimtab.server.api.schemas.tools import ToolFields
 from trimtab.server.api.tools.choice import ToolChoiceReader
@@ -64,11 +65,7 @@ class ToolUse:
         if reply is not None and not self.must:
             schemas.append((_REPLY, reply.param, _read_schema(reply)))
         written = {"lark": self._lark(has_schema=reply is not None), "schemas": schemas}
-        try:
-            text = json.dumps(written, ensure_ascii=False)
-        except RecursionError as error:
-            raise InvalidRequestError("is nested too deeply", "tools") from error
-        return GrammarSpec("lark_over_schemas", text, "tools")
+        return GrammarSpec("lark_over_schemas", write_grammar(written, "tools"), "tools")
 
     def _schema(self, tool: ToolFields) -> Mapping[str, Any]:
         return tool.schema_ if self.must or tool.function.strict else ANY_OBJECT

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import socket
 import sys
@@ -68,7 +69,7 @@ class ModelServer:
                 access_log=False,
                 lifespan="off",
                 timeout_graceful_shutdown=SEND_SECONDS,
-                http=timed_protocol(access.read_timeout),
+                http=timed_protocol(access.read_timeout, access.write_timeout),
                 ws="none",
                 limit_concurrency=access.max_connections,
                 server_header=False,
@@ -132,6 +133,8 @@ class ModelServer:
         defaults = find_defaults(self._engine_config.model, self._api_config.generation_config)
         api_config = replace(self._api_config, sampling_defaults=defaults)
         connect(self._app, engine, engine.engine.policy.tokenizer, api_config)
+        gc.collect()
+        gc.freeze()  # else collections, which stop all threads, look at a million objects that stay
         on_ready(self._app.state.service)
 
     async def _end(self, engine: AsyncEngine) -> None:

@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect
 
+from trimtab.server.api import strict_json
 from trimtab.server.api.schemas.chats import ChatRequest
 from trimtab.server.api.schemas.completions import CompletionRequest
 from trimtab.server.api.schemas.readings import DetokenizeRequest
@@ -129,3 +130,36 @@ class Client:
 
     async def is_disconnected(self):
         return self.has_left
+
+
+@pytest.mark.parametrize(
+    ("content", "status"),
+    [
+        (b'{"messages": [' + b"[]," * 140_000 + b"[]]}", 413),
+        (b'{"messages": [' + b"1," * 1_100_000 + b"1]}", 413),
+        (b'{"messages": [' + b"1," * 100_000 + b"1]}", 400),
+        (b'{"messages": "' + b"[,:{" * 400_000 + b'"}', 400),
+        (b'{"messages": "' + b'[,\\\\\\":' * 400_000 + b'"}', 400),
+    ],
+    ids=["lists", "values", "fewer values", "text", "text with quotes"],
+)
+async def test_a_body_is_bounded_in_what_stands_outside_of_its_texts(client, content, status):
+    response = await client.post(
+        "/v1/chat/completions", content=content, headers={"content-type": "application/json"}
+    )
+    assert response.status_code == status, response.text
+    assert (response.json()["error"]["code"] == "body_too_large") == (status == 413)
+
+
+async def test_long_bodies_are_bounded_together_too(engine, make_client, monkeypatch):
+    monkeypatch.setattr(strict_json, "MAX_BODIES_MIB", 1)
+    async with make_client(engine) as client:
+        reader = client._transport.app.state.bodies
+        reader.num_bytes = 2**20
+        small, long = ({"messages": MESSAGES, "user": "a" * num} for num in (10, 2**17))
+        assert (await client.post("/v1/chat/completions", json=small)).status_code == 200
+        refused = await client.post("/v1/chat/completions", json=long)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (429, "queue_full")
+        reader.num_bytes = 0
+        assert (await client.post("/v1/chat/completions", json=long)).status_code == 200
+        assert reader.num_bytes == 0

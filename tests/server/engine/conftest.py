@@ -10,10 +10,17 @@ from transformers import LlamaConfig
 
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
+from trimtab.server.engine.policy import ServedPolicy
 
 # Triton reads TRITON_INTERPRET when it is first imported, so these run in a process of their own, started by
 # test_interpreter.py.
 collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["interpreted"]
+
+
+@pytest.fixture(autouse=True)
+def _weights_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What replies are held against is the model's own forward, for which an engine has no use any more."""
+    monkeypatch.setattr(ServedPolicy, "release_weights", lambda policy: None)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from trimtab.server.engine.async_engine import AsyncEngine
+from trimtab.server.engine.async_engine import MAX_UNREAD, AsyncEngine, Load, Mailbox
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.grammar import Grammar
 from trimtab.server.engine.request import (
@@ -310,3 +310,21 @@ def test_an_engine_that_admits_no_more_goes_on_with_what_it_has(running: AsyncEn
         return [event async for event in events]
 
     assert isinstance(go(work())[-1], Finished)
+
+
+def test_a_request_whose_events_are_not_read_is_ended_and_no_other():
+    async def fill() -> None:
+        aborted: list[str] = []
+        box = Mailbox(asyncio.get_running_loop(), aborted.append)
+        slow, quick = (box.open(Request(name, (1,), SamplingParams())) for name in ("slow", "quick"))
+        for _ in range(MAX_UNREAD + 2):
+            box.hand_over([Delta("slow", 0, "", ()), Delta("quick", 0, "", ())])
+            await asyncio.sleep(0)
+            assert isinstance(quick.get_nowait(), Delta)
+        assert [type(slow.get_nowait()) for _ in range(slow.qsize())] == [Failed]
+        assert (aborted, box.request_ids) == (["slow"], ["quick"])
+        loads: dict[str, Load] = {}
+        box.add_to(loads)
+        assert [(load.requests, load.tokens) for load in loads.values()] == [(1, 17)]
+
+    asyncio.run(fill())
