@@ -4,8 +4,7 @@ JOBS   ?= 2
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: serve test sanitize test-slow size heads toy gpu gpu-cache growth training-speed gold lint install clean
-.PHONY: serve test test-slow load size heads toy gpu gpu-cache growth training-speed gold lint install clean
+.PHONY: serve test test-slow load sanitize size heads toy gpu gpu-cache growth training-speed gold lint install clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets

@@ -137,7 +137,7 @@ def _dispatching_modules() -> list[ModuleType]:
     ]
 
 
-def _triton_anywhere(device: torch.device, backend: str | None = None) -> str:
+def _triton_anywhere(device: torch.device, backend: str | None = None, offered: object = None) -> str:
     """For `choose_backend`, which would refuse tensors that are not on a GPU."""
     return "triton" if backend is None else backend
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,10 +17,14 @@ from trimtab.server.engine.policy import ServedPolicy
 collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["interpreted"]
 
 
-@pytest.fixture(autouse=True)
-def _weights_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What replies are held against is the model's own forward, for which an engine has no use any more."""
-    monkeypatch.setattr(ServedPolicy, "release_weights", lambda policy: None)
+@pytest.fixture(autouse=True, scope="session")
+def release_weights() -> Iterator[Callable[[ServedPolicy], None]]:
+    """What replies are held against is the model's own forward, for which an engine has no use any more: here
+    it stays. What is given would release it."""
+    release = ServedPolicy.release_weights
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ServedPolicy, "release_weights", lambda policy: None)
+        yield release
 
 
 @pytest.fixture(scope="session")

@@ -305,7 +305,10 @@ def test_a_constant_row_keeps_its_strength_to_the_bit_beside_controlled_ones(sha
     assert max(abs(trace.strength) for trace in traces(capped)) < 3
 
 
-def test_controlled_rows_go_by_logits_where_others_are_fused(shared: Engine, monkeypatch: pytest.MonkeyPatch):
+def test_controlled_rows_go_by_logits_where_others_are_fused(
+    make_engine: Callable[..., Engine], folders: tuple[Path, ...], monkeypatch: pytest.MonkeyPatch
+):
+    shared = make_engine(heads=folders, cpu_backend="torch")
     asked: list[bool] = []
 
     def path(*_: object, needs_logits: bool, **__: object) -> str:

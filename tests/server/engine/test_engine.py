@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny_models import EOS
+from tiny_models import EOS, SIZES, save_random_model
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.request import (
@@ -29,6 +31,19 @@ from trimtab.server.rollouts.sample import GenerationError, as_they_end, sample
 
 Make = Callable[..., Engine]
 PROMPT = tuple(range(40, 60))
+
+
+POISON = 251  # a token that no self-check reads, and whose embedding is not a number
+
+
+@pytest.fixture(scope="module")
+def poisoned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = save_random_model(LlamaConfig(**SIZES), tmp_path_factory.mktemp("poisoned"))
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[POISON] = torch.nan
+    model.save_pretrained(folder)
+    return folder
 
 
 def one(engine: Engine, prompt: tuple[int, ...] = PROMPT, **sampling: object) -> Completion:
@@ -197,23 +212,37 @@ def test_a_failing_step_ends_only_its_own_requests(
 ):
     engine = make_engine()
     engine.add(Request("bad", PROMPT, SamplingParams(max_tokens=5)))
-    forward = engine.policy.model.base_model.forward
+    native = engine.policy.native
+    assert native is not None
 
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(engine.policy.model.base_model, "forward", fail)
-    events = run(engine)
+    with monkeypatch.context() as patch:
+        patch.setattr(native, "run", fail)
+        events = run(engine)
     assert [type(e) for e in events] == [Failed]
     assert "out of memory" not in events[0].message  # type: ignore[union-attr]
     assert "out of memory" in caplog.text
-    monkeypatch.setattr(engine.policy.model.base_model, "forward", forward)
     assert one(engine).finish_reason == "length"
     assert_all_free(engine)
 
 
-def test_a_poisoned_reply_fails_and_does_not_poison_those_who_get_its_blocks(make_engine: Make):
-    engine = make_engine(num_blocks=20, max_num_seqs=2)
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_a_poisoned_reply_fails_and_does_not_poison_those_who_get_its_blocks(
+    make_engine: Make, backend: str, poisoned: Path
+):
+    if backend == "native":
+        engine = make_engine(model=poisoned, num_blocks=20, max_num_seqs=2, cpu_backend=backend)
+        want = one(engine, temperature=0).token_ids
+        with pytest.raises(GenerationError, match="finite logits"):
+            one(engine, prompt=(*PROMPT, POISON))
+        for start in range(60, 100, 10):
+            one(engine, prompt=tuple(range(start, start + 30)), logit_bias=((POISON, -100.0),))
+        assert one(engine, temperature=0).token_ids == want
+        assert_all_free(engine)
+        return
+    engine = make_engine(num_blocks=20, max_num_seqs=2, cpu_backend=backend)
     want = one(engine, temperature=0).token_ids
     weight = engine.policy.model.get_input_embeddings().weight
     saved = weight[5].clone()
@@ -230,7 +259,7 @@ def test_a_poisoned_reply_fails_and_does_not_poison_those_who_get_its_blocks(mak
 
 
 def test_a_short_reply_in_a_poisoned_block_reads_no_leftover(make_engine: Make):
-    engine = make_engine(num_blocks=20)
+    engine = make_engine(num_blocks=20, cpu_backend="torch")
     weight = engine.policy.model.get_input_embeddings().weight
     saved = weight[5].clone()
     with torch.no_grad():

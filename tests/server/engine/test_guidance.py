@@ -232,7 +232,10 @@ def test_guidance_that_cannot_be_honoured_is_refused(engine: Engine, guidance: G
         engine.add(request("bad", guidance))
 
 
-def test_the_fused_head_draws_what_materialised_logits_do(engine: Engine, monkeypatch: pytest.MonkeyPatch):
+def test_the_fused_head_draws_what_materialised_logits_do(
+    make_engine: Callable[..., Engine], head_folders: tuple[Path, ...], monkeypatch: pytest.MonkeyPatch
+):
+    engine = make_engine(heads=head_folders, cpu_backend="torch")
     made = [
         request("plain", Guidance()),
         request("kind", Guidance(2.0, (("kind", 1.0), ("concise", 0.5)))),

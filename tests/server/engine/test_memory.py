@@ -72,16 +72,18 @@ def test_the_largest_step_fills_every_row_and_the_token_budget(
 ):
     heads = [save_random_head(tmp_path, llama_folder, form, form) for form in ("tied", "lowrank")]
     engine = make_engine(heads=tuple(heads), max_num_batched_tokens=40)
-    sizes: list[torch.Size] = []
-    forward = engine.policy.model.base_model.forward
+    sizes: list[int] = []
+    native = engine.policy.native
+    assert native is not None
+    run = native.run
 
-    def watched(input_ids: torch.Tensor, **kwargs: object) -> object:
-        sizes.append(input_ids.shape)
-        return forward(input_ids=input_ids, **kwargs)
+    def watched(ids: torch.Tensor, *given: object) -> torch.Tensor:
+        sizes.append(len(ids))
+        return run(ids, *given)  # type: ignore[arg-type]
 
-    engine.policy.model.base_model.forward = watched
+    native.run = watched  # type: ignore[method-assign,assignment]
     drawn = run_largest_step(engine.policy, engine.bank, engine.config)
-    assert sizes == [(1, 40)]
+    assert sizes == [40]
     assert drawn.statistics.isfinite().all()
     assert drawn.tokens.shape == (8,)
     assert drawn.top_ids is not None and drawn.base_top_ids is not None and drawn.values is not None

@@ -19,6 +19,7 @@ from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.native import choose as native_choose
 from trimtab.server.engine.native import model as native_model
+from trimtab.server.engine.policy import ServedPolicy
 from trimtab.server.engine.request import Completion, Request, SamplingParams
 from trimtab.server.rollouts.sample import sample
 
@@ -120,8 +121,12 @@ def test_a_model_that_the_backend_gets_wrong_is_run_by_torch(
         make_engine(cpu_backend="native")
 
 
-def test_the_weights_are_kept_once(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()  # the other tests read the model's own
+def test_the_weights_are_kept_once(
+    llama_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    release_weights: Callable[[ServedPolicy], None],
+) -> None:
+    monkeypatch.setattr(ServedPolicy, "release_weights", release_weights)
     engine = Engine.from_config(EngineConfig(llama_folder, max_num_seqs=4, cpu_backend="native"))
     assert sum(p.numel() for p in engine.policy.model.parameters()) == 0
     assert engine.info.vocab_size == engine.policy.vocab_size > 0

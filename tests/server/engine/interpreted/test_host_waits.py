@@ -27,7 +27,7 @@ from trimtab.server.engine import sampler
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.decode_graphs import HostWaitError, NoHostWaits
 from trimtab.server.engine.engine import Engine
-from trimtab.server.engine.experts import ExpertModel
+
 from trimtab.server.engine.policy import load_served
 from trimtab.server.engine.request import GrammarSpec, Guidance, Request, SamplingParams
 from trimtab.server.engine.scheduler import Step
@@ -82,7 +82,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     policy = load_served(folder)
     identity = identify(policy.model, policy.tokenizer, policy.name)
     bank = HeadBank.load(heads, identity, device=policy.device, dtype=policy.dtype)
-    return Engine(policy, bank, options.resolved("cpu"), experts={"other": ExpertModel(load_served(folder))})
+    return Engine(policy, bank, options.resolved("cpu"), experts={"other": load_served(folder))}
 
 
 @contextlib.contextmanager
