@@ -82,7 +82,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Engine:
     policy = load_served(folder)
     identity = identify(policy.model, policy.tokenizer, policy.name)
     bank = HeadBank.load(heads, identity, device=policy.device, dtype=policy.dtype)
-    return Engine(policy, bank, options.resolved("cpu"), experts={"other": load_served(folder))}
+    return Engine(policy, bank, options.resolved("cpu"), experts={"other": load_served(folder)})
 
 
 @contextlib.contextmanager
