@@ -27,7 +27,6 @@ from trimtab.server.engine import sampler
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.decode_graphs import HostWaitError, NoHostWaits
 from trimtab.server.engine.engine import Engine
-
 from trimtab.server.engine.policy import load_served
 from trimtab.server.engine.request import GrammarSpec, Guidance, Request, SamplingParams
 from trimtab.server.engine.scheduler import Step
