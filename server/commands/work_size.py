@@ -23,8 +23,7 @@ def tokens_at_once(policy: ServedPolicy, num_tokens: int) -> int:
     run together, and a resumed run must have the same.
     """
     kind = "cpu" if policy.device.type == "cpu" else "cuda"
-    num_parameters = sum(parameter.numel() for parameter in policy.model.parameters())
-    affordable = min(_WORK[kind] // (2 * num_parameters), _MOST[kind])
+    affordable = min(_WORK[kind] // (2 * policy.num_parameters), _MOST[kind])
     return max(1, min(affordable, max(_LEAST, -(-num_tokens // MIN_PARTS))), num_tokens // MAX_PARTS)
 
 

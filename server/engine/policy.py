@@ -116,10 +116,12 @@ class ServedPolicy:
     native: Native | None = None
     packed: Mapping[nn.Module, PackedWeight] = field(default_factory=dict)
     backend: Backend | None = None
+    num_parameters: int = field(init=False)
     text: TextDecoder = field(init=False)
     tags: Tags | None = field(init=False)
 
     def __post_init__(self) -> None:
+        self.num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
         self.text = TextDecoder(self.tokenizer)
         self.tags = find_tags(self.tokenizer.added_tokens_decoder)
 

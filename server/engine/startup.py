@@ -173,7 +173,7 @@ def run_largest_step(
     config = dataclasses.replace(config, cuda_graphs="off")
     runner = ModelRunner(policy, config, 1, bank.memory_sizes)
     beside = Experts(experts, config, 1, runner.state)
-    largest = sorted(experts, key=lambda name: -experts[name].model.num_parameters())
+    largest = sorted(experts, key=lambda name: -experts[name].num_parameters)
     rule = Expert(largest[0], largest[1] if len(largest) > 1 else None) if largest else Tilt()
     num_tokens = min(config.token_budget // config.max_num_seqs, policy.max_model_len)
     heads = tuple((name, 1.0) for name, has in zip(bank.names, bank.has_advantage, strict=True) if has)

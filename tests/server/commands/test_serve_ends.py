@@ -251,7 +251,7 @@ class Cut:
 @pytest.fixture(scope="module")
 def cut(policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cut]:
     head = save_random_head(tmp_path_factory.mktemp("heads"), policy, "kind")
-    flags = ("--heads", head, "--drain", 60, "--tool-call-parser", "hermes", "--compile", "off")
+    flags = ("--heads", head, "--drain", 60, "--tool-call-parser", "hermes")
     served = start_server(policy, policy / "no fault", *flags, step=0.2)
     client = httpx.Client(base_url=served.url, timeout=60, verify=False)
     lines: dict[str, list[str]] = {name: [] for name in ROUTES}

@@ -32,7 +32,7 @@ SHARE = 1 if IS_WHOLE else 10
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 BODY = {"messages": [{"role": "user", "content": "hello"}], "ignore_eos": True}
 FLAGS = (
-    *("--compile", "off", "--num-blocks", "96", "--max-num-seqs", "16", "--max-queued-requests", "1500"),
+    *("--num-blocks", "96", "--max-num-seqs", "16", "--max-queued-requests", "1500"),
     *("--write-timeout", "2", "--read-timeout", "5"),
 )
 WARM_UP = 60  # requests after which memory should stand still
