@@ -23,7 +23,7 @@ class Worker:
     def __init__(self, python: Path, script: str, *arguments: object, path: tuple[Path, ...] = ()) -> None:
         self._name = Path(script).stem
         self._process = subprocess.Popen(
-            [str(python), script, *map(str, arguments)],
+            [str(python), "-P", script, *map(str, arguments)],  # a module beside it may bear a package's name
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -7,8 +7,10 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
+from trimtab.guidance.errors import HeadError
 from trimtab.server.api.generation import EngineStatus
 from trimtab.server.cluster.replica import Message
 from trimtab.server.engine.request import (

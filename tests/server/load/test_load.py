@@ -251,8 +251,8 @@ def test_a_killed_server_is_missed_at_once_and_can_be_started_again(policy: Path
     first = start(policy, tmp_path)
 
     async def read() -> float:
-        reading = asyncio.create_task(stream(first, {"max_tokens": 100, "n": 16}))
-        await asyncio.sleep(0.3)
+        reading = asyncio.create_task(stream(first, {"max_tokens": 100, "n": 128}))
+        await asyncio.sleep(0.2)
         first.process.send_signal(signal.SIGKILL)
         killed = time.monotonic()
         with contextlib.suppress(ConnectionError):
