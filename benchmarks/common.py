@@ -119,9 +119,13 @@ def done(config: Flags) -> Document | None:
 
 def settings(config: Any) -> Document:
     """The flags as JSON has them, without paths: documents are committed."""
-    flags = {name: value for name, value in dataclasses.asdict(config).items() if not isinstance(value, Path)}
+    flags = {name: value for name, value in dataclasses.asdict(config).items() if not _holds_paths(value)}
     found: Document = json.loads(json.dumps(flags))
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _holds_paths(value: object) -> bool:
+    return isinstance(value, Path) or (isinstance(value, tuple) and any(map(_holds_paths, value)))
 
 
 def write_document(path: Path, document: Mapping[str, Any]) -> None:
