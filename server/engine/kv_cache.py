@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,8 +12,6 @@ import torch
 from torch import Tensor
 
 from trimtab.server.engine.device_copy import index_tensor
-
-ALIGNMENT = 64  # of torch's own memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +98,9 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     num_bytes = math.prod(shape) * dtype.itemsize
-    memory = torch.from_numpy(np.zeros(num_bytes + ALIGNMENT, np.uint8))
-    start = -memory.data_ptr() % ALIGNMENT
-    return memory[start : start + num_bytes].view(dtype).view(shape)
+    # Mapped, not allocated: what malloc has kept of earlier tensors would be filled with zeros.
+    memory = torch.from_numpy(np.frombuffer(mmap.mmap(-1, max(num_bytes, 1)), np.uint8))
+    return memory[:num_bytes].view(dtype).view(shape)
 
 
 def bytes_per_block(layers: Sequence[LayerShape], block_size: int, dtype: torch.dtype) -> int:

@@ -137,7 +137,7 @@ async def test_a_key_has_so_many_requests_at_once(make_client, engine, keyed):
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_request_ends_when_it_has_had_its_time(make_client, engine, stream: bool):
     engine.hold_after = 2
-    async with connected(make_client, engine, AccessConfig(request_timeout=0.3)) as client:
+    async with connected(make_client, engine, AccessConfig(request_timeout=1.0)) as client:
         done = await client.post(CHAT, json={**BODY, "stream": stream})
         if stream:
             assert '"code":"request_timeout"' in done.text
