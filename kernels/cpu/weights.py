@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trimtab.kernels.cpu.library import Library
 
-__all__ = ["PackedWeight", "WeightFormat", "WeightStruct"]
+__all__ = ["HALF_MAX", "PackedWeight", "WeightFormat", "WeightStruct"]
 
 WeightFormat = Literal["float32", "float16", "bfloat16", "q8"]
 _CODES = {"float32": 0, "float16": 1, "bfloat16": 2, "q8": 3}

@@ -29,7 +29,7 @@ def prepare(policy: ServedPolicy, config: EngineConfig) -> None:
         return
     try:
         library = load_library()
-    except BuildError as error:
+    except (BuildError, ValueError) as error:  # no compiler, or an instruction set that this CPU lacks
         if config.needs_native:
             raise ModelError(f"{error}; or leave cpu_backend, weights and kv_cache_dtype auto") from error
         logger.warning("%s runs by torch alone, and slower: %s", policy.name, error)
@@ -37,6 +37,8 @@ def prepare(policy: ServedPolicy, config: EngineConfig) -> None:
         return
     policy.backend = "cpu"
     try:
+        if policy.dtype != torch.float32:  # of a policy that was loaded for another purpose
+            raise UnrecognisedError(f"it is held in {policy.dtype}, and the C++ backend runs float32")
         policy.native = NativeModel(policy, config, library)
         self_check(policy, config)
     except (UnrecognisedError, ModelError) as error:

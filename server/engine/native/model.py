@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from trimtab.guidance.heads.bank import Vocabulary
 from trimtab.kernels.cpu.decoder import Decoder
 from trimtab.kernels.cpu.library import Library
-from trimtab.kernels.cpu.weights import PackedWeight, WeightFormat
+from trimtab.kernels.cpu.weights import HALF_MAX, PackedWeight, WeightFormat
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.kv_cache import KVCache
 from trimtab.server.engine.native.recognise import UnrecognisedError, read_decoder
@@ -29,10 +29,6 @@ class Tail:
     bias: Tensor | None = None
     scale: float = 1.0
     softcap: float | None = None
-
-    @property
-    def is_linear(self) -> bool:
-        return self == Tail()
 
     def __call__(self, products: Tensor) -> Tensor:
         """Logits [N, V] of products [N, V], which are overwritten."""
@@ -90,7 +86,9 @@ class NativeModel:
         def pack(matrix: Tensor) -> Callable[[Tensor], Tensor]:
             rounded = matrix.to(torch.bfloat16)
             is_exact = torch.equal(rounded.to(matrix.dtype), matrix)
-            return PackedWeight(matrix, "bfloat16" if is_exact else self.format, self.library).product
+            # float16 may not hold what is summed over a tied head
+            others = "float32" if self.format == "float16" and matrix.abs().max() > HALF_MAX else self.format
+            return PackedWeight(matrix, "bfloat16" if is_exact else others, self.library).product
 
         def keep(matrix: Tensor) -> Callable[[Tensor], Tensor]:
             return PackedWeight(matrix.float(), "float32", self.library).product
@@ -115,7 +113,10 @@ class NativeModel:
         return self.lm_head.shape[0]
 
     def _pack(self, weight: Tensor) -> PackedWeight:
-        return PackedWeight(weight, self.format, self.library)
+        try:
+            return PackedWeight(weight, self.format, self.library)
+        except ValueError as error:  # beyond what the format holds
+            raise UnrecognisedError(str(error)) from error
 
 
 def _format(policy: ServedPolicy, asked: str) -> WeightFormat:

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from served_types import outcome_of
 from tiny_configs import FAR, NEAR
 from tiny_models import SIZES, save_random_model
-from transformers import GPT2Config, LlamaConfig
+from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM
 
 from trimtab.guidance.errors import ModelError
 from trimtab.kernels.cpu.library import BuildError
@@ -161,6 +162,22 @@ def test_forced_preemption_gives_the_same_bits(make_engine: Callable[..., Engine
     roomy, cramped = make_engine(), make_engine(num_blocks=11)
     assert tokens(cramped) == tokens(roomy)
     assert cramped.stats.num_preemptions > 0
+
+
+def test_what_a_format_or_this_cpu_cannot_hold_is_one_line(
+    tmp_path: Path, make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = LlamaForCausalLM(LlamaConfig(**SIZES))
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[0, 0] = 1e5
+    folder = save_random_model(LlamaConfig(**SIZES), tmp_path)
+    model.save_pretrained(folder)
+    with pytest.raises(ModelError, match="beyond 65504"):
+        Engine.from_config(EngineConfig(folder, max_num_seqs=4, weights="float16"))
+    monkeypatch.setenv("TRIMTAB_CPU_ISA", "avx1024")
+    assert make_engine().policy.native is None
+    with pytest.raises(ModelError, match="avx1024"):
+        make_engine(cpu_backend="native")
 
 
 @pytest.mark.parametrize(
