@@ -228,6 +228,24 @@ def replace_between_markers(page: str, begin: str, end: str, tables: str) -> str
     return f"{before}{begin}\n\n{tables}\n\n{end}{rest.split(end)[1]}"
 
 
+def write_tables(
+    doc: str | None, folder: Path, markers: tuple[str, str], tables_of: Callable[[Path], str]
+) -> None:
+    """Flags --results and --page of a module that writes what reports in a folder say between the markers
+    of a page beside it. doc: the module's."""
+
+    @dataclass(frozen=True, slots=True)
+    class TableConfig:
+        """results: folder of the reports. page: holds the markers."""
+
+        results: Path = folder / "results"
+        page: Path = folder / "README.md"
+
+    options = parse(TableConfig, doc)
+    text = options.page.read_text(encoding="utf-8")
+    write_text(options.page, replace_between_markers(text, *markers, tables_of(options.results)))
+
+
 def _cell(value: object) -> str:
     if isinstance(value, Mapping):  # a spread as the document has it
         return "{median:.3g} ({p10:.3g}…{p90:.3g})".format(**value)

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import parse, replace_between_markers
+from benchmarks.common import write_tables
 from benchmarks.gpu.findings import KIND
-from trimtab.guidance.files import write_text
 
 KERNELS = Path(__file__).resolve().parents[2] / "kernels"
 
@@ -116,19 +114,8 @@ def _facts(cases: Mapping[str, Record]) -> Iterator[str]:
             yield f"- {name}: {', '.join(f'{fact} {value}' for fact, value in facts.items())}"
 
 
-@dataclass(frozen=True, slots=True)
-class TableConfig:
-    """results: folder of the reports. page: holds the markers."""
-
-    results: Path = KERNELS / "results"
-    page: Path = KERNELS / "README.md"
-
-
 def main() -> None:
-    options = parse(TableConfig, __doc__)
-    text = options.page.read_text(encoding="utf-8")
-    tables = as_markdown(read_reports(options.results))
-    write_text(options.page, replace_between_markers(text, BEGIN, END, tables))
+    write_tables(__doc__, KERNELS, (BEGIN, END), lambda results: as_markdown(read_reports(results)))
 
 
 if __name__ == "__main__":

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import as_table, hardware_line, parse, ratio_of, replace_between_markers, spread_of
-from trimtab.guidance.files import write_text
+from benchmarks.common import as_table, hardware_line, ratio_of, spread_of, write_tables
 
 SERVER = Path(__file__).resolve().parents[2] / "server"
 BEGIN, END = "<!-- load tables: begin -->", "<!-- load tables: end -->"
@@ -118,19 +116,8 @@ PAIRS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class TableConfig:
-    """results: folder of the reports. page: holds the markers."""
-
-    results: Path = SERVER / "results"
-    page: Path = SERVER / "README.md"
-
-
 def main() -> None:
-    options = parse(TableConfig, __doc__)
-    text = options.page.read_text(encoding="utf-8")
-    tables = as_markdown(read_reports(options.results))
-    write_text(options.page, replace_between_markers(text, BEGIN, END, tables))
+    write_tables(__doc__, SERVER, (BEGIN, END), lambda results: as_markdown(read_reports(results)))
 
 
 if __name__ == "__main__":

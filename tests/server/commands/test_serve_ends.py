@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -18,6 +17,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from served_process import start_process
 from tiny_models import SIZES, byte_tokenizer, save_random_head, save_random_model
 from transformers import LlamaConfig
 
@@ -100,20 +100,8 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start_server(policy: Path, fault: Path, *flags: object, step: float = 0.05) -> Served:
     """A server whose steps last so many seconds, and whose device fails once the file `fault` is there."""
     program = [sys.executable, "-c", SLOW_SERVER, fault, "serve", "--model", policy, "--port", "0", *flags]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "STEP_SECONDS": str(step)}
-    process = subprocess.Popen(
-        list(map(str, program)),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-    assert process.stdout is not None
-    url = re.search(r"http://\S+?:\d+", process.stdout.readline())
-    assert url is not None
-    while "try" not in (line := process.stdout.readline()):
-        assert line, process.communicate()[1]
-    return Served(process, url[0], fault, ThreadPoolExecutor(32))
+    process, url = start_process(program, {"STEP_SECONDS": str(step)})
+    return Served(process, url, fault, ThreadPoolExecutor(32))
 
 
 def end(served: Served) -> None:

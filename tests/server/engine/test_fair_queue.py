@@ -7,11 +7,12 @@ from collections import Counter
 from itertools import count
 
 import pytest
+from engine_steps import take_step
 
 from trimtab.server.engine.block_manager import BlockManager
 from trimtab.server.engine.lane import Choice, Lane, Phase
 from trimtab.server.engine.request import Request, SamplingParams
-from trimtab.server.engine.scheduler import Purpose, Scheduler, Step
+from trimtab.server.engine.scheduler import Scheduler
 
 SIZE, BUDGET, SLOTS = 4, 32, 8
 _numbers = count()
@@ -28,23 +29,10 @@ def make(num_blocks: int = 100_000) -> Scheduler:
     return Scheduler(BlockManager(num_blocks, SIZE), SLOTS, BUDGET)
 
 
-def run(scheduler: Scheduler) -> Step:
-    """One step as the engine takes it."""
-    step = scheduler.schedule()
-    scheduler.advance(step)
-    for row in step.rows:
-        if row.purpose is Purpose.DRAW:
-            row.lane.tokens.append(len(row.lane.tokens) % 7)
-            row.lane.num_inflight -= 1
-            if not row.choice.can_draw:
-                scheduler.finish(row.choice)
-    return step
-
-
 def steps_until_drawn(scheduler: Scheduler, asked: Choice, most: int = 1000) -> int:
     scheduler.add([asked])
     for num_steps in range(1, most):
-        run(scheduler)
+        take_step(scheduler)
         if asked.num_drawn:
             return num_steps
     raise AssertionError(f"nothing is drawn within {most} steps")
@@ -55,13 +43,13 @@ def test_a_short_request_beside_200_long_ones_of_another_tenant_draws_within_thr
     scheduler = make()
     scheduler.add([choice("a", num_prompt, max_tokens=500) for _ in range(200)])
     for _ in range(60):
-        run(scheduler)
+        take_step(scheduler)
     waits = []
     for _ in range(20):  # one after another, as of somebody who waits for each reply
         short = choice("b", 5, max_tokens=3)
         waits.append(steps_until_drawn(scheduler, short))
         while short.phase is not Phase.DONE:
-            run(scheduler)
+            take_step(scheduler)
     assert max(waits) <= 3, waits
 
 
@@ -69,19 +57,19 @@ def test_a_short_request_finds_blocks_where_another_tenant_holds_all():
     scheduler = make(num_blocks=50)
     scheduler.add([choice("a", 20, max_tokens=100) for _ in range(200)])
     for _ in range(40):
-        run(scheduler)
+        take_step(scheduler)
     assert scheduler.blocks.num_free < 6
     for _ in range(10):
         assert steps_until_drawn(scheduler, choice("b", 21, max_tokens=2)) <= 4
         for _ in range(20):  # or it would ask for more than the other gets
-            run(scheduler)
+            take_step(scheduler)
 
 
 def test_a_long_prompt_waits_for_one_prompt_of_another_tenant_and_not_for_all():
     scheduler = make()
     scheduler.add([choice("a", 10 * BUDGET, max_tokens=1) for _ in range(200)])
     for _ in range(5):
-        run(scheduler)
+        take_step(scheduler)
     assert steps_until_drawn(scheduler, choice("b", 3 * BUDGET)) <= 10 + 3 + 2
 
 
@@ -91,7 +79,7 @@ def test_tenants_that_ask_for_more_than_there_is_get_equal_lanes_and_tokens():
         scheduler.add([choice(tenant, 10, max_tokens=30) for _ in range(num)])
     held, computed = Counter[str](), Counter[str]()
     for _ in range(200):
-        for row in run(scheduler).rows:
+        for row in take_step(scheduler).rows:
             held[row.choice.tenant] += 1
             computed[row.choice.tenant] += row.num_tokens
     for of in (held, computed):
@@ -104,7 +92,7 @@ def test_whoever_was_served_alone_is_not_made_to_wait_for_it():
         steps_until_drawn(scheduler, choice("b", 30, max_tokens=1))
     scheduler.add([choice("a", 10, max_tokens=100) for _ in range(200)])
     for _ in range(5):
-        run(scheduler)
+        take_step(scheduler)
     assert steps_until_drawn(scheduler, choice("b", 5)) <= 3
 
 
@@ -116,7 +104,7 @@ def test_a_flood_of_short_requests_starves_nobody():
     for _ in range(2000):
         if sum(each.tenant == "b" for each in scheduler.waiting) < 5:
             scheduler.add([choice("b", 9, max_tokens=2)])
-        run(scheduler)
+        take_step(scheduler)
         if all(each.phase is Phase.DONE for each in long):
             return
     raise AssertionError([(each.phase, each.num_drawn, each.num_preemptions) for each in long])
@@ -125,11 +113,11 @@ def test_a_flood_of_short_requests_starves_nobody():
 def test_where_blocks_run_out_the_tenant_with_the_most_lanes_gives_way():
     scheduler = make(num_blocks=33)
     scheduler.add([choice("a", 4, max_tokens=60) for _ in range(4)])
-    run(scheduler)
+    take_step(scheduler)
     youngest = choice("b", 4, max_tokens=60)
     scheduler.add([youngest])
     while youngest.phase is not Phase.DONE:
-        run(scheduler)
+        take_step(scheduler)
     assert youngest.num_preemptions == 0
 
 
@@ -138,10 +126,10 @@ def test_a_tenants_only_choice_never_gives_way_to_make_room():
     large = choice("a", 80, max_tokens=20)
     scheduler.add([large])
     for _ in range(4):
-        run(scheduler)
+        take_step(scheduler)
     scheduler.add([choice("b", 40, max_tokens=3) for _ in range(10)])
     while large.phase is not Phase.DONE:
-        assert large not in run(scheduler).preempted
+        assert large not in take_step(scheduler).preempted
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -153,7 +141,7 @@ def test_whatever_tenants_ask_for_all_of_it_ends_and_all_blocks_and_slots_are_fr
     for _ in range(5000):
         while pending and rng.random() < 0.3:
             scheduler.add([pending.pop()])
-        run(scheduler)
+        take_step(scheduler)
         if not pending and not scheduler:
             break
     assert all(each.phase is Phase.DONE and not each.can_draw for each in asked)

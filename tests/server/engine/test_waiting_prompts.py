@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 
 import pytest
+from engine_steps import take_step
 
 from trimtab.server.engine.block_manager import BlockManager
 from trimtab.server.engine.lane import Choice, Lane, Phase
 from trimtab.server.engine.request import Request, SamplingParams
-from trimtab.server.engine.scheduler import Purpose, Scheduler
+from trimtab.server.engine.scheduler import Scheduler
 
 SIZE = 4
 
@@ -29,14 +30,7 @@ def choice(name: str, prompt: list[int], max_tokens: int) -> Choice:
 
 def run(scheduler: Scheduler) -> list[str]:
     """One step as the engine takes it. Returns whose rows it had."""
-    step = scheduler.schedule()
-    scheduler.advance(step)
-    for row in step.rows:
-        if row.purpose is Purpose.DRAW:
-            row.lane.tokens.append(len(row.lane.tokens) % 7)
-            row.lane.num_inflight -= 1
-            if not row.choice.can_draw:
-                scheduler.finish(row.choice)
+    step = take_step(scheduler)
     return [row.choice.request.request_id for row in step.rows]
 
 

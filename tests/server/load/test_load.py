@@ -24,6 +24,7 @@ from typing import Any
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from served_process import start_process
 from tiny_models import SIZES, byte_tokenizer, save_random_head, save_random_model
 from transformers import LlamaConfig
 
@@ -81,20 +82,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
 def start(policy: Path, room: Path, *flags: str, port: int = 0) -> Served:
     command = [sys.executable, "-m", "trimtab.server.cli", "serve", "--model", policy, "--port", port]
     command += ["--heads", policy / "heads/kind", *FLAGS, *flags]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(room)}
-    process = subprocess.Popen(
-        list(map(str, command)),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env=environment,
-    )
-    assert process.stdout is not None
-    url = re.search(r"http://\S+?:\d+", process.stdout.readline())
-    assert url is not None
-    while "try" not in (line := process.stdout.readline()):
-        assert line, "the server has not started"
-    return Served(process, url[0])
+    return Served(*start_process(command, {"TMPDIR": str(room)}, subprocess.DEVNULL))
 
 
 @pytest.fixture(scope="module")
