@@ -30,7 +30,7 @@ def make_plan(config: TrainConfig) -> Plan:
             or a file that is.
         HeadError: start_from cannot be read.
     """
-    plan = {part: _method(config, part) for part in get_args(PartName) if part in config.parts}
+    plan = methods_of(config)
     for part, method in plan.items():
         _check_options(config, part, method)
         _check_file(config, part, method)
@@ -41,6 +41,11 @@ def make_plan(config: TrainConfig) -> Plan:
     _check_files_exist(config)
     _check_on_policy(config, has_reward="reward" in plan or _kept(config, "reward"))
     return plan
+
+
+def methods_of(config: TrainConfig) -> Plan:
+    """The plan, unchecked. Raises DataError where a method is not known."""
+    return {part: _method(config, part) for part in get_args(PartName) if part in config.parts}
 
 
 def samples_replies(config: TrainConfig) -> bool:

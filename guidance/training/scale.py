@@ -47,7 +47,7 @@ def fit_scale(
     MAX_OPTIMUM_SCALE is too weak. The units of others are those of their rewards, and tell nothing.
     """
     policy = features.policy
-    h = _positions(features, replies, max(1, _NUMBERS // policy.vocab_size))
+    h = _positions(features, replies, most_positions(policy))
     lm_head = policy.lm_head.float()
     variance = _mean(part, policy, lm_head, h, _variance)
 
@@ -60,6 +60,11 @@ def fit_scale(
         limit = min(_MAX_RMS / rms, MAX_OPTIMUM_SCALE if is_tilt else math.inf)
         scale = solve_scale(mean_kl, rms, limit)
     return Scale(1.0, mean_kl(1.0), is_weak=True) if scale is None else Scale(scale, mean_kl(scale))
+
+
+def most_positions(policy: Policy) -> int:
+    """On how many the scale is sought, at most."""
+    return max(1, _NUMBERS // policy.vocab_size)
 
 
 def solve_scale(mean_kl: MeanKL, rms: float, limit: float) -> float | None:

@@ -12,6 +12,7 @@ from rich.table import Table
 from trimtab.guidance.policy import Policy
 from trimtab.guidance.text.encoding import ReplyEncoder
 from trimtab.guidance.text.message import Prompt
+from trimtab.server.commands.fit.rehearsal import TrainingSize
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
 from trimtab.server.rollouts.sample import EncodedPrompt, SamplePlan, sample_rollouts
@@ -22,13 +23,16 @@ _READ_FASTER = 3  # times, tokens that are only read, at the least
 
 @dataclass(frozen=True, slots=True)
 class Amounts:
-    """Of the stages that are left, at most. replies: sampled to train on. pair_tokens: of a pair, on average.
-    judged: replies of the evaluation."""
+    """Of the stages that are left, at most. replies: sampled to train on. pairs: read. prompt_tokens,
+    pair_tokens: of a pair's prompt and of its replies together, on average. trained: None where that is
+    done. judged: replies of the evaluation."""
 
     replies: int
     max_tokens: int
     pairs: int
+    prompt_tokens: float
     pair_tokens: float
+    trained: TrainingSize | None
     judged: int
     hidden_size: int
     itemsize: int
@@ -63,27 +67,33 @@ def _timed(engine: Engine, prompts: Sequence[EncodedPrompt], plan: SamplePlan) -
     return sum(len(row.token_ids) for row in rows), time.monotonic() - started
 
 
-def plan_table(amounts: Amounts, speed: float) -> str:
-    """speed: tokens a second."""
+def plan_table(amounts: Amounts, speed: float, training: float) -> str:
+    """speed: tokens a second. training: seconds."""
     table = Table(
         "to do", "how much", "tokens", "about", title="plan: what is left, at most", title_justify="left"
     )
     sampled, judged = amounts.replies * amounts.max_tokens, amounts.judged * amounts.max_tokens
-    read = int(amounts.pairs * amounts.pair_tokens)
+    read = int(amounts.pairs * (amounts.prompt_tokens + amounts.pair_tokens))
     if amounts.replies:
         table.add_row("sample replies", f"{amounts.replies} replies", f"{sampled}", _minutes(sampled / speed))
     if amounts.pairs:
         table.add_row(
             "read pairs", f"{amounts.pairs} pairs", f"{read}", _minutes(read / speed / _READ_FASTER)
         )
-    table.add_row("score, train", "", "", "its bars say")
+    if trained := amounts.trained:
+        if not trained.pairs:
+            table.add_row("score replies", f"{trained.rollouts} replies", "", "its bar says")
+        positions = trained.rollouts * trained.rollout_tokens + 2 * trained.pairs * trained.pair_tokens
+        of_pairs = f", {trained.pairs} pairs" if trained.pairs else ""
+        table.add_row("train", f"{trained.rollouts} replies{of_pairs}", f"{positions}", _minutes(training))
     table.add_row("judge", f"{amounts.judged} replies", f"{judged}", _minutes(judged / speed))
-    total = (sampled + judged + read / _READ_FASTER) / speed
+    total = (sampled + judged + read / _READ_FASTER) / speed + training
     table.add_row("all", f"{amounts.num_bytes / 1e9:.2f} GB of disk", "", _minutes(total))
     console = Console(width=100)
     with console.capture() as shown:
         console.print(table)
-    return f"{shown.get()}{speed:.0f} tokens/s were measured"
+    steps = ", and steps of training" if amounts.trained else ""
+    return f"{shown.get()}{speed:.0f} tokens/s were measured{steps}"
 
 
 def _minutes(seconds: float) -> str:

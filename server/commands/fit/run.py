@@ -4,11 +4,13 @@ there, by the functions that the single commands run."""
 from __future__ import annotations
 
 import gc
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import yaml
@@ -16,6 +18,7 @@ import yaml
 from trimtab.guidance.config_file import to_yaml
 from trimtab.guidance.data.formats.registry import TRL
 from trimtab.guidance.data.options import EncodedRows, RowLimits, columns_for, format_for
+from trimtab.guidance.data.rollouts import read_rollouts
 from trimtab.guidance.errors import UserError
 from trimtab.guidance.features.layout import MANIFEST_FILE as FEATURES_FILE
 from trimtab.guidance.features.layout import load_feature_manifest
@@ -26,6 +29,7 @@ from trimtab.guidance.policy import Policy, load_policy
 from trimtab.guidance.publish.card import CardFacts, render_card
 from trimtab.guidance.publish.judgement import read_judgement
 from trimtab.guidance.publish.package import PICTURES_FOLDER, gather, write_package
+from trimtab.guidance.text.message import Prompt
 from trimtab.guidance.training.config import PartName, TrainConfig
 from trimtab.guidance.training.train_head import train_head
 from trimtab.server.commands.eval.bench import Materials
@@ -37,6 +41,7 @@ from trimtab.server.commands.fit.check import check_room, is_complete, trained_h
 from trimtab.server.commands.fit.config import FitConfig
 from trimtab.server.commands.fit.plan import Amounts, measure_speed, plan_table
 from trimtab.server.commands.fit.prompts import Prompts, judged_file, trained_file
+from trimtab.server.commands.fit.rehearsal import TrainingSize, rehearse
 from trimtab.server.commands.fit.show import final_table
 from trimtab.server.commands.rollouts import run as rollouts_run
 from trimtab.server.commands.rollouts.config import RolloutsConfig
@@ -70,7 +75,7 @@ def run(config: FitConfig) -> None:
     if left:
         amounts = fit.amounts()
         check_room(config.run, amounts.num_bytes)
-        print(plan_table(amounts, fit.speed(amounts)), flush=True)
+        print(plan_table(amounts, fit.speed(amounts), fit.training_seconds(amounts)), flush=True)
     for number, stage in enumerate(fit.stages, start=1):
         is_done = stage not in left
         print(f"stage {number}/{len(fit.stages)}: {stage.title}{': done' if is_done else ''}", flush=True)
@@ -184,15 +189,30 @@ class Fit:
         config, left = self.config, {stage.title for stage in self.left()}
         pairs = self.prompts.pairs if "features of the pairs" in left else ()
         samples = "replies and their features" in left
+        replies = _mean_tokens(self.policy, [f"{pair.chosen}{pair.rejected}" for pair in self.prompts.pairs])
         return Amounts(
             replies=len(self.prompts.trained) * config.num_replies * samples,
             max_tokens=config.max_tokens,
             pairs=len(pairs),
-            pair_tokens=_mean_tokens(self.policy, [f"{pair.chosen}{pair.rejected}" for pair in pairs]),
+            prompt_tokens=_mean_tokens(self.policy, [_text(pair.prompt) for pair in pairs]),
+            pair_tokens=replies,
+            trained=self._training_size(replies) if "training" in left else None,
             judged=len(self.prompts.judged) * config.eval_replies * (1 + len(config.strengths)),
             hidden_size=self.policy.identity.hidden_size,
             itemsize=self.policy.lm_head.itemsize,
         )
+
+    def _training_size(self, pair_tokens: float) -> TrainingSize:
+        """Of replies that are there, as they are; of others at most."""
+        num, tokens = len(self.prompts.trained) * self.config.num_replies, self.config.max_tokens
+        if self.replies.is_file():
+            rows, _ = read_rollouts(self.replies)
+            num, tokens = len(rows), max(1, math.ceil(fmean(len(row.token_ids) for row in rows)))
+        return TrainingSize(num, tokens, len(self.prompts.pairs), max(1, math.ceil(pair_tokens / 2)))
+
+    def training_seconds(self, amounts: Amounts) -> float:
+        """Measured on a few steps."""
+        return rehearse(self._train_config(), self.policy, amounts.trained) if amounts.trained else 0.0
 
     def speed(self, amounts: Amounts) -> float:
         """Tokens a second, measured on a few replies."""
@@ -333,6 +353,10 @@ def _features(what: str, folder: Path, work: Callable[[], object]) -> Stage:
 
 def _is_complete(features: Path) -> bool:
     return (features / FEATURES_FILE).is_file() and load_feature_manifest(features).complete
+
+
+def _text(prompt: Prompt) -> str:
+    return prompt if isinstance(prompt, str) else "".join(message.text for message in prompt)
 
 
 def _mean_tokens(policy: Policy, texts: Sequence[str]) -> float:

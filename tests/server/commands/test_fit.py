@@ -89,11 +89,12 @@ def test_a_run_stopped_between_stages_goes_on_and_makes_one_head(flags, monkeypa
             patched.setattr(fit_run.Fit, stage, stop)
             with pytest.raises(StoppedError):
                 main(["fit", *flags, *OWN])
-    capsys.readouterr()
+    assert capsys.readouterr().out.count("│ train ") == 3  # of plans: none of these tries has trained
     fit(*flags, *OWN)
     assert done == [*STAGES]
     shown = capsys.readouterr().out
     assert "stage 3/4: training: done" in shown
+    assert "│ train " not in shown
     assert "--heads heads/warm" in shown
     _, manifest = load_head(Path("heads/warm"))
     assert manifest.parts.advantage is not None
