@@ -120,7 +120,7 @@ void Decoder::run(const Step& step) {
     attended = attended_.get<float>(most * attended_stride);
     gates = gates_.get<float>(most * gates_stride);
     float* last = last_.get<float>(asked * x_stride);
-    void* shared = shared_.get<char>(Quantised::room(most, std::max({d, wide, out_dim})));
+    void* shared = shared_.get<char>(narrowed_room(most, std::max({d, wide, out_dim})));
 
     const Packed packed{step.positions, step.row_first, step.tables, step.rows, step.table_stride};
     auto plan_of = [&](int64_t window) -> AttentionPlan& {

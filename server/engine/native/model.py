@@ -43,7 +43,7 @@ class Tail:
 
 class NativeModel:
     """Of a policy on a CPU. weights: what they are stored in, of whatever the checkpoint is. roundings: the
-    formats that weights, keys and values have been rounded to, and lose bits in.
+    formats that weights, inputs of products, keys and values are rounded to, and lose bits in.
 
     Raises UnrecognisedError.
     """
@@ -51,7 +51,8 @@ class NativeModel:
     def __init__(self, policy: ServedPolicy, config: EngineConfig, library: Library) -> None:
         self.library = library
         self.format: WeightFormat = _format(policy, config.weights)
-        is_exact = self.format == "float32" or _is_exact(policy, self.format)
+        self._rounds_inputs = self.format == "bfloat16" and library.multiplies_bfloat16
+        is_exact = self.format == "float32" or not self._rounds_inputs and _is_exact(policy, self.format)
         kept = config.kv_cache_dtype if config.kv_cache_dtype in EXACT else None
         self.roundings = tuple(each for each in (None if is_exact else self.format, kept) if each)
         spec, self.lm_head = read_decoder(policy, config.block_size, self._pack)
@@ -88,7 +89,9 @@ class NativeModel:
             is_exact = torch.equal(rounded.to(matrix.dtype), matrix)
             # float16 may not hold what is summed over a tied head
             others = "float32" if self.format == "float16" and matrix.abs().max() > HALF_MAX else self.format
-            return PackedWeight(matrix, "bfloat16" if is_exact else others, self.library).product
+            format = "bfloat16" if is_exact else others
+            rounds_inputs = self._rounds_inputs and format == "bfloat16"
+            return PackedWeight(matrix, format, self.library, rounds_inputs).product
 
         def keep(matrix: Tensor) -> Callable[[Tensor], Tensor]:
             return PackedWeight(matrix.float(), "float32", self.library).product
@@ -114,7 +117,7 @@ class NativeModel:
 
     def _pack(self, weight: Tensor) -> PackedWeight:
         try:
-            return PackedWeight(weight, self.format, self.library)
+            return PackedWeight(weight, self.format, self.library, self._rounds_inputs)
         except ValueError as error:  # beyond what the format holds
             raise UnrecognisedError(str(error)) from error
 
