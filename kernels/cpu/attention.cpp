@@ -62,7 +62,7 @@ __attribute__((noinline)) Softmax softmax(float* scores, Span span, int padded, 
     const float m = largest(most);
     Vec total = {};
     for (int i = first; i < last; i += kLanes) {
-        Vec weight = exp(load(scores + i) - m);
+        Vec weight = exp_of(load(scores + i) - m);
         weight = select(inside(i), weight, Vec{});
         store(scores + i, weight);
         total += weight;
@@ -71,8 +71,6 @@ __attribute__((noinline)) Softmax softmax(float* scores, Span span, int padded, 
     std::fill(scores + std::min(last, padded), scores + padded, 0.0f);
     return {m, sum(total)};
 }
-
-float exp_of(float x) { return exp(splat(x))[0]; }
 
 // Adds a part to what the parts before it gave. values, more: [dim].
 __attribute__((noinline)) void merge(Softmax& all, float* values, const Softmax& part, const float* more, int64_t dim) {
@@ -83,7 +81,7 @@ __attribute__((noinline)) void merge(Softmax& all, float* values, const Softmax&
         return;
     }
     float most = std::max(all.most, part.most);
-    float old_scale = exp_of(all.most - most), new_scale = exp_of(part.most - most);
+    float old_scale = exp(splat(all.most - most))[0], new_scale = exp(splat(part.most - most))[0];
     all = {most, all.total * old_scale + part.total * new_scale};
     for (int64_t i = 0; i < dim; i++) values[i] = values[i] * old_scale + more[i] * new_scale;
 }

@@ -136,6 +136,8 @@ void Decoder::run(const Step& step) {
         plan.second->make(shape_of(any, step), packed, nullptr, 0);
     }
     last_plan.make(shape_of(layers.back(), step), packed, step.outputs, asked);
+    // Tokens that one worker stores together: of a prompt they share lines of the cache.
+    const int64_t together = tokens < 64 ? 1 : 16;
 
     parallel([&](Worker& worker) {
         worker.each(tokens, [&](int64_t t) {
@@ -159,7 +161,10 @@ void Decoder::run(const Step& step) {
                 rms_norm(to + r * x_stride, next_norm, s.eps, d, out);
             };
             product(worker, layer.qkv, y, x_stride, tokens, qkv, qkv_stride, layer.qkv_bias, shared);
-            worker.each(tokens * s.kv_heads, [&](int64_t item) { store(step, i, item / s.kv_heads, item % s.kv_heads); });
+            worker.each((tokens + together - 1) / together * s.kv_heads, [&](int64_t item) {
+                const int64_t first = item / s.kv_heads * together;
+                for (int64_t t = first; t < std::min(tokens, first + together); t++) store(step, i, t, item % s.kv_heads);
+            });
             if (rows == 0) break;
             AttentionPlan& plan = is_last ? last_plan : plan_of(layer.window);
             plan.run(worker, shape, packed, qkv, qkv_stride, step.keys[i], step.values[i], attended, attended_stride);

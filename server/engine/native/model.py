@@ -51,8 +51,8 @@ class NativeModel:
     def __init__(self, policy: ServedPolicy, config: EngineConfig, library: Library) -> None:
         self.library = library
         self.format: WeightFormat = _format(policy, config.weights)
-        self._rounds_inputs = self.format == "bfloat16" and library.multiplies_bfloat16
-        is_exact = self.format == "float32" or not self._rounds_inputs and _is_exact(policy, self.format)
+        self._rounds_inputs = config.weights == "bfloat16" and library.multiplies_bfloat16
+        is_exact = self.format == "float32" or (not self._rounds_inputs and _is_exact(policy, self.format))
         kept = config.kv_cache_dtype if config.kv_cache_dtype in EXACT else None
         self.roundings = tuple(each for each in (None if is_exact else self.format, kept) if each)
         spec, self.lm_head = read_decoder(policy, config.block_size, self._pack)
