@@ -53,8 +53,12 @@ class NativeModel:
         self.format: WeightFormat = _format(policy, config.weights)
         self._rounds_inputs = config.weights == "bfloat16" and library.multiplies_bfloat16
         is_exact = self.format == "float32" or (not self._rounds_inputs and _is_exact(policy, self.format))
-        kept = config.kv_cache_dtype if config.kv_cache_dtype in EXACT else None
-        self.roundings = tuple(each for each in (None if is_exact else self.format, kept) if each)
+        kept: str = config.kv_cache_dtype
+        if kept == "auto":
+            kept = "bfloat16" if self._rounds_inputs else "float32"
+        self.cache_dtype: torch.dtype = getattr(torch, kept)
+        lossy = {kept} if is_exact else {kept, self.format}
+        self.roundings = tuple(sorted(lossy - {"float32"}))
         spec, self.lm_head = read_decoder(policy, config.block_size, self._pack)
         self.tail = _read_tail(policy)
         self._decoder = Decoder(spec, self.library)
