@@ -1,6 +1,8 @@
 // Products of few and many rows with packed weights: the tiles, and who computes which.
 #include "products.h"
 
+#include "elementwise.h"
+
 #include <algorithm>
 #include <type_traits>
 #include <utility>
@@ -501,6 +503,28 @@ TRIMTAB_API void trimtab_product(const Weight* weight, const float* x, int64_t x
     }
     void* shared = weight->narrows() ? narrowed.get<char>(narrowed_room(rows, k)) : nullptr;
     parallel([&](Worker& worker) { product(worker, *weight, from, stride, rows, out, out_stride, nullptr, shared); });
+}
+
+// out [rows, V] = weights[row] · up φ(down h); 0 where a row's weight is.
+TRIMTAB_API void trimtab_adapter(const Weight* down, const Weight* up, int32_t silu, const float* h, int64_t h_stride,
+                                 int64_t rows, const float* weights, int64_t weights_stride, float* out, int64_t out_stride) {
+    static thread_local Buffer memory, narrowed;
+    const int64_t rank = down->n, stride = row_stride(rank);
+    float* inner = memory.get<float>(rows * stride);
+    void* shared = narrowed.get<char>(narrowed_room(rows, std::max(down->k, rank)));
+    parallel([&](Worker& worker) {
+        product(worker, *down, h, h_stride, rows, inner, stride, nullptr, shared);
+        worker.each(rows, [&](int64_t row) {
+            float* x = inner + row * stride;
+            const float weight = weights[row * weights_stride];
+            in_vectors(rank, [&](int64_t i, int n) {
+                Vec value = load_some(x + i, n);
+                if (silu) value = activate(value, kSilu);
+                store_some(x + i, weight == 0 ? Vec{} : value * weight, n);
+            });
+        });
+        product(worker, *up, inner, stride, rows, out, out_stride, nullptr, shared);
+    });
 }
 
 TRIMTAB_API void trimtab_weight_rows(const Weight* weight, const int64_t* ids, int64_t count, float* out) {
