@@ -180,6 +180,13 @@ def test_ratios_are_taken_within_turns_and_errors_are_summed():
     assert "Absent: vllm: give it" in table
 
 
+def test_what_a_token_took_the_event_loop_is_told_where_it_was_measured():
+    records = [{**record("plain", turn, 95.0), "loop_us_per_token": 40.0 + turn} for turn in range(3)]
+    told = as_markdown([{"records": [*records, record("guided", 0, 95.0)]}])
+    assert "for a token, its requests' share in it: plain: 41 at 32." in told
+    assert "event loop" not in as_markdown([{"records": [record("guided", 0, 95.0)]}])
+
+
 def test_the_servers_page_says_what_the_committed_reports_say():
     page = (SERVER / "README.md").read_text(encoding="utf-8")
     assert replace_between_markers(page, BEGIN, END, as_markdown(read_reports(SERVER / "results"))) == page
