@@ -36,7 +36,7 @@ class GenerationStream(StreamingResponse):
         super().__init__(lines, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._write = scope.get("extensions", {}).get(WRITE_PIECE, _nothing)
+        self._write = scope.get("extensions", {}).get(WRITE_PIECE)
         with self._generation:  # not in the generators: they may never have been started
             if self._generation.may_wait_too_long:
                 await while_connected(Request(scope, receive), self._generation.begin())
@@ -47,13 +47,9 @@ class GenerationStream(StreamingResponse):
         async for lines in self.body_iterator:
             assert isinstance(lines, str)
             piece = lines.encode()
-            if not self._write(piece):
+            if self._write is None or not self._write(piece):
                 await send({"type": "http.response.body", "body": piece, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-def _nothing(piece: bytes) -> bool:
-    return False
 
 
 class EventStream(GenerationStream):
@@ -108,16 +104,15 @@ async def _disconnected(request: Request) -> None:
 async def _lines(
     generation: Generation, reply: ReplyFormat, include_usage: bool, always: bool
 ) -> AsyncIterator[str]:
-    so_far = generation.usage_so_far
-
     def usage() -> Json:
         """None where it is told at the end."""
         if not include_usage:
             return {}
         return {"usage": usage_json(so_far) if always else None}
 
-    texts = TextLines(reply, usage()) if reply.says_text_alone and not always else None
     try:
+        so_far = generation.usage_so_far
+        texts = TextLines(reply, usage()) if reply.says_text_alone and not always else None
         for index in range(generation.num_choices):
             if (choice := reply.opening(index)) is not None:
                 yield data_line(reply.chunk(choice, **usage()))

@@ -42,7 +42,7 @@ class TimedH11Protocol(H11Protocol):
 
     def _write_piece(self, piece: bytes) -> bool:
         is_chunked = self.conn.our_state is h11.SEND_BODY and self.scope["http_version"] == "1.1"
-        if not is_chunked or self.flow.write_paused or self.cycle.disconnected:
+        if not is_chunked or self.flow.write_paused:  # nor is it in that state once the client has left
             return False
         self.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))
         return True

@@ -166,7 +166,10 @@ def test_nothing_is_written_past_the_server_for_who_takes_nothing_or_has_left():
         write()
         protocol.resume_writing()
         write()
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        if scope["path"] == "/ends":
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        else:
+            protocol.connection_lost(ConnectionResetError())
         write()
 
     class Sink(asyncio.Transport):
@@ -178,17 +181,19 @@ def test_nothing_is_written_past_the_server_for_who_takes_nothing_or_has_left():
         def write(self, data: Any) -> None:
             self.sent += data
 
-    async def connect() -> None:
+    async def connect(path: str) -> None:
         nonlocal protocol
         config = uvicorn.Config(app, lifespan="off", log_config=None)
         protocol = timed_protocol(30.0)(config, ServerState(), {})
         protocol.connection_made(sink)
-        protocol.data_received(head_of("http://localhost/", "1.1", {}))
+        protocol.data_received(head_of(f"http://localhost{path}", "1.1", {}))
         await asyncio.gather(*protocol.tasks)
         protocol.connection_lost(None)
 
     protocol: Any = None
-    sink = Sink()
-    asyncio.run(connect())
-    assert told == [False, True, False, True, False]
-    assert sink.sent.endswith(b"\r\n\r\n" + 2 * b"5\r\npiece\r\n" + b"0\r\n\r\n")
+    for path, end in (("/ends", b"0\r\n\r\n"), ("/is-left", b"")):
+        sink = Sink()
+        asyncio.run(connect(path))
+        assert told == [False, True, False, True, False]
+        assert sink.sent.endswith(b"\r\n\r\n" + 2 * b"5\r\npiece\r\n" + end)
+        told.clear()
