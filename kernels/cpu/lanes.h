@@ -6,20 +6,6 @@ namespace trimtab {
 
 typedef uint64_t LongVec __attribute__((vector_size(kLanes * 4)));
 
-// a·b + c, rounded once where the CPU can, whatever else is done with a·b: every place that works out the
-// same number gets the same bits.
-TRIMTAB_INLINE Vec fused(Vec a, Vec b, Vec c) {
-#if defined(__AVX512F__)
-    return _mm512_fmadd_ps(a, b, c);
-#elif defined(__FMA__)
-    return _mm256_fmadd_ps(a, b, c);
-#elif defined(__aarch64__)
-    return vfmaq_f32(c, a, b);
-#else
-    return a * b + c;
-#endif
-}
-
 // Bit i is set where a ≥ b in lane i.
 TRIMTAB_INLINE uint32_t at_least(Vec a, Vec b) {
 #if defined(__AVX512F__)
@@ -38,23 +24,6 @@ TRIMTAB_INLINE double exact_sum(Vec x) {
     double sum = 0;
     for (int i = 0; i < kLanes; i++) sum += x[i];
     return sum;
-}
-
-// e^x for sums of many, within 2⁻²² of it for x ≤ 64; 0 below −87.3, and NaN stays.
-TRIMTAB_INLINE Vec exp_of(Vec x) {
-#if defined(__AVX512F__)
-    Vec n = _mm512_roundscale_ps(x * 1.44269504f, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    Vec r = fused(n, splat(-0.693147181f), x);
-    Vec p = fused(splat(8.312526e-3f), r, splat(4.1890156e-2f));  // 1 + r + r²·(…), fitted to |r| ≤ ½ log 2
-    p = fused(p, r, splat(0.16667114f));
-    p = fused(p, r, splat(0.4999923f));
-    p = fused(p, r, splat(1.0f));
-    p = fused(p, r, splat(1.0f));
-    __mmask16 is_some = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.33f), _CMP_NLT_UQ);
-    return _mm512_maskz_scalef_ps(is_some, p, n);
-#else
-    return exp(x);
-#endif
 }
 
 // Products of the low halves of a's lanes with m.

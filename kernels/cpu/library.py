@@ -74,12 +74,13 @@ class Arena:
 @dataclass(frozen=True)
 class Library:
     """The loaded library. cdll: its functions; who calls one declares its types. isa: what it was built for.
-    lanes: floats of a vector. memory: for packed weights."""
+    lanes: floats of a vector. multiplies_bfloat16: in pairs, summed in fp32. memory: for packed weights."""
 
     cdll: ctypes.CDLL
     isa: str
     path: Path
     lanes: int
+    multiplies_bfloat16: bool
     memory: Arena
 
     @property
@@ -110,7 +111,8 @@ def load_library(isa: str | None = None) -> Library:
 def _load(isa: str) -> Library:
     path = build(isa, extra=os.environ.get("TRIMTAB_CPU_FLAGS", "").split())
     cdll = ctypes.CDLL(str(path))
-    library = Library(cdll, isa, path, int(cdll.trimtab_lanes()), Arena(cdll))
+    has_pairs = bool(cdll.trimtab_multiplies_bfloat16())
+    library = Library(cdll, isa, path, int(cdll.trimtab_lanes()), has_pairs, Arena(cdll))
     library.set_num_threads(default_threads())
     return library
 

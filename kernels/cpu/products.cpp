@@ -1,6 +1,8 @@
 // Products of few and many rows with packed weights: the tiles, and who computes which.
 #include "products.h"
 
+#include "elementwise.h"
+
 #include <algorithm>
 #include <type_traits>
 #include <utility>
@@ -50,22 +52,23 @@ TRIMTAB_INLINE void store_columns(float* p, int columns, Vec left, Vec right) {
     }
 }
 
-// A step of k of a panel. In bfloat16 columns i and i + kLanes share a word, which two operations take apart.
-template <class T> TRIMTAB_INLINE void load_panel(const T* p, Vec& left, Vec& right) {
-    if constexpr (std::is_same<T, Brain>::value) {
-        UIntVec both;
-        std::memcpy(&both, p, sizeof both);
-        left = bit_cast<Vec>(both << 16);
-        right = bit_cast<Vec>(both & 0xffff0000u);
-    } else {
-        left = load(p);
-        right = load(p + kLanes);
+template <class T> constexpr int kTogether = std::is_same<T, Brain>::value ? 2 : 1;  // of k, in a panel
+
+// One load of a panel, kTogether of k. In bfloat16 two of them share a word, which two operations take apart.
+template <class T> TRIMTAB_INLINE void load_panel(const T* p, Vec (&columns)[kTogether<T>][2]) {
+    for (int side = 0; side < 2; side++) {
+        if constexpr (std::is_same<T, Brain>::value) {
+            UIntVec both;
+            std::memcpy(&both, p + side * 2 * kLanes, sizeof both);
+            columns[0][side] = bit_cast<Vec>(both << 16);
+            columns[1][side] = bit_cast<Vec>(both & 0xffff0000u);
+        } else columns[0][side] = load(p + side * kLanes);
     }
 }
 
-// Where a panel's column lies in a step of k.
-int place_of(int32_t format, int column) {
-    return format == kBFloat16 ? column % kLanes * 2 + column / kLanes : column;
+// Where a number of a panel lies, in numbers.
+int64_t place_of(int32_t format, int64_t k, int64_t column) {
+    return format == kBFloat16 ? k / 2 * kPanel * 2 + column * 2 + k % 2 : k * kPanel + column;
 }
 
 template <int Rows> TRIMTAB_INLINE void start(Vec (&sums)[Rows][2], const float* out, int64_t out_stride, const Tile& tile) {
@@ -83,25 +86,32 @@ void float_tile(const T* panel, int64_t k, const float* x, int64_t x_stride, flo
     Vec sums[Rows][2], total[Rows][2];
     start<Rows>(total, out, out_stride, tile);
     const uint8_t* fetch = tile.fetch;
-    auto step = [&](int64_t i) __attribute__((always_inline)) {
-        for (int b = 0; b < kPanel * static_cast<int>(sizeof(T)); b += 64) __builtin_prefetch(fetch + b);
-        fetch += tile.fetch_step;
-        Vec left, right;
-        load_panel(panel + i * kPanel, left, right);
-        if (Keeps) store_columns(tile.kept + i * kPanel, kPanel, left, right);
+    auto step = [&](int64_t i, int together) __attribute__((always_inline)) {
+        for (int b = 0; b < kPanel * 2 * static_cast<int>(sizeof(T)); b += 64) {
+            if (kTogether<T> == 2 || b < kPanel * static_cast<int>(sizeof(T))) __builtin_prefetch(fetch + b);
+        }
+        fetch += tile.fetch_step * kTogether<T>;
+        Vec columns[kTogether<T>][2];
+        load_panel(panel + i * kPanel, columns);
+        for (int j = 0; j < together; j++) {
+            if (Keeps) store_columns(tile.kept + (i + j) * kPanel, kPanel, columns[j][0], columns[j][1]);
 #pragma GCC unroll 12
-        for (int m = 0; m < Rows; m++) {
-            Vec value = splat(x[m * x_stride + i]);
-            sums[m][0] = fma(value, left, sums[m][0]);
-            sums[m][1] = fma(value, right, sums[m][1]);
+            for (int m = 0; m < Rows; m++) {
+                Vec value = splat(x[m * x_stride + i + j]);
+                sums[m][0] = fma(value, columns[j][0], sums[m][0]);
+                sums[m][1] = fma(value, columns[j][1], sums[m][1]);
+            }
         }
     };
+    constexpr int some = kTogether<T>;
     for (int64_t i = 0; i < k;) {
         const int64_t end = std::min(k, i + tile.chunk);
         for (int m = 0; m < Rows; m++) sums[m][0] = sums[m][1] = Vec{};
         if (Rows <= 4)
-            for (; i + 4 <= end; i += 4) step(i), step(i + 1), step(i + 2), step(i + 3);
-        for (; i < end; i++) step(i);
+            for (; i + 4 <= end; i += 4)
+                for (int j = 0; j < 4; j += some) step(i + j, some);
+        for (; i + some <= end; i += some) step(i, some);
+        if (i < end) step(i, 1), i++;  // the first of a pair, at the end of an odd k
         for (int m = 0; m < Rows; m++) total[m][0] += sums[m][0], total[m][1] += sums[m][1];
     }
     for (int m = 0; m < Rows; m++) store_columns(out + m * out_stride, tile.columns, total[m][0], total[m][1]);
@@ -137,8 +147,27 @@ void q8_tile(const uint8_t* panel, int64_t groups, const Quantised& x, float* ou
     for (int m = 0; m < Rows; m++) store_columns(out + m * out_stride, tile.columns, sums[m][0], sums[m][1]);
 }
 
+template <int Rows>
+TRIMTAB_PAIRS void brain_tile(const uint8_t* panel, int64_t pairs, const Brain* x, int64_t x_stride, float* out, int64_t out_stride, const Tile& tile) {
+    Vec sums[Rows][2];
+    start<Rows>(sums, out, out_stride, tile);
+    const uint8_t* fetch = tile.fetch;
+    for (int64_t i = 0; i < pairs; i++, panel += kPanel * 4, fetch += tile.fetch_step) {
+        for (int b = 0; b < kPanel * 4; b += 64) __builtin_prefetch(fetch + b);
+        const UIntVec left = load_words(panel), right = load_words(panel + kLanes * 4);
+#pragma GCC unroll 12
+        for (int m = 0; m < Rows; m++) {
+            const uint32_t pair = pair_at(x + m * x_stride + i * 2);
+            sums[m][0] = dot2(sums[m][0], left, pair);
+            sums[m][1] = dot2(sums[m][1], right, pair);
+        }
+    }
+    for (int m = 0; m < Rows; m++) store_columns(out + m * out_stride, tile.columns, sums[m][0], sums[m][1]);
+}
+
 template <class T> using FloatTile = void (*)(const T*, int64_t, const float*, int64_t, float*, int64_t, const Tile&);
 using Q8Tile = void (*)(const uint8_t*, int64_t, const Quantised&, float*, int64_t, const Tile&);
+using BrainTile = void (*)(const uint8_t*, int64_t, const Brain*, int64_t, float*, int64_t, const Tile&);
 
 template <class T, bool Keeps, int... I> FloatTile<T> float_tile_of(int rows, std::integer_sequence<int, I...>) {
     static constexpr FloatTile<T> tiles[] = {float_tile<T, I + 1, Keeps>...};
@@ -153,6 +182,13 @@ template <int... I> Q8Tile q8_tile_of(int rows, std::integer_sequence<int, I...>
     static constexpr Q8Tile tiles[] = {q8_tile<I + 1>...};
     return tiles[rows - 1];
 }
+
+template <int... I> BrainTile brain_tile_of(int rows, std::integer_sequence<int, I...>) {
+    static constexpr BrainTile tiles[] = {brain_tile<I + 1>...};
+    return tiles[rows - 1];
+}
+
+BrainTile brain_tile_of(int rows) { return brain_tile_of(rows, std::make_integer_sequence<int, kTileRows>()); }
 
 // Rows in tiles of nearly the same height: f(first, count, tile's number, how many).
 template <class F> void each_tile(int64_t rows, int height, F&& f) {
@@ -257,29 +293,61 @@ void quantise_row(const float* x, int64_t k, int64_t row, const Quantised& q) {
     }
 }
 
-void q8_product(Worker& worker, const Product& p, void* shared) {
+// Products of what is narrowed first: by every worker for itself, where rows are few, without meeting the others.
+// narrow(memory) gives what the rows become there and how to narrow one; tile(panel, next panel, first row, rows).
+constexpr int64_t kAloneRows = 4;
+
+template <class Narrow, class Tiles>
+void narrowed_product(Worker& worker, const Product& p, void* shared, int height, Narrow&& narrow, Tiles&& tiles) {
     static thread_local Buffer memory;
-    const int64_t k = p.weight.k, groups = p.weight.groups(), panels = p.weight.panels();
-    const bool alone = p.rows <= 4;  // then every worker for itself, without meeting the others
-    Quantised q = Quantised::in(alone ? memory.get<char>(Quantised::room(p.rows, k)) : shared, p.rows, k);
+    const bool alone = p.rows <= kAloneRows;
+    void* room = alone ? memory.get<char>(narrowed_room(p.rows, p.weight.k)) : shared;
     if (alone)
-        for (int64_t row = 0; row < p.rows; row++) quantise_row(p.x + row * p.x_stride, k, row, q);
-    else worker.each(p.rows, [&](int64_t row) { quantise_row(p.x + row * p.x_stride, k, row, q); });
-    int64_t blocks = (p.rows + kBlockRows - 1) / kBlockRows;
-    worker.each_ahead(panels * blocks, [&](int64_t item, int64_t next) {
-        int64_t panel = item / blocks, block = item % blocks;
-        int64_t first_row = p.rows * block / blocks, rows = p.rows * (block + 1) / blocks - first_row;
-        const uint8_t* data = p.weight.panel(panel);
-        each_tile(rows, kQ8TileRows, [&](int64_t first, int count, int64_t t, int64_t tiles) {
+        for (int64_t row = 0; row < p.rows; row++) narrow(room, row);
+    else worker.each(p.rows, [&](int64_t row) { narrow(room, row); });
+    const int64_t blocks = (p.rows + kBlockRows - 1) / kBlockRows;
+    worker.each_ahead(p.weight.panels() * blocks, [&](int64_t item, int64_t next) {
+        const int64_t panel = item / blocks, block = item % blocks;
+        const int64_t first_row = p.rows * block / blocks, rows = p.rows * (block + 1) / blocks - first_row;
+        const uint8_t* fetch = fetched(p.weight, panel, next / blocks);
+        each_tile(rows, height, [&](int64_t first, int count, int64_t t, int64_t num_tiles) {
             first += first_row;
-            int64_t step = kGroupBytes / tiles;
-            const uint8_t* fetch = fetched(p.weight, panel, next / blocks) + t * step * groups;
-            Tile tile{p.bias_of(panel), false, p.columns_of(panel), fetch, step};
-            Quantised part{q.bytes + first * groups * kGroup, q.scale + first * groups, q.start + first * groups};
-            q8_tile_of(count, std::make_integer_sequence<int, kQ8TileRows>())(
-                data, groups, part, p.out + first * p.out_stride + panel * kPanel, p.out_stride, tile);
+            float* out = p.out + first * p.out_stride + panel * kPanel;
+            tiles(room, p.weight.panel(panel), first, count, out, t, num_tiles,
+                  Tile{p.bias_of(panel), false, p.columns_of(panel), fetch, 0});
         });
     });
+}
+
+void q8_product(Worker& worker, const Product& p, void* shared) {
+    const int64_t k = p.weight.k, groups = p.weight.groups();
+    narrowed_product(
+        worker, p, shared, kQ8TileRows,
+        [&](void* room, int64_t row) { quantise_row(p.x + row * p.x_stride, k, row, Quantised::in(room, p.rows, k)); },
+        [&](void* room, const uint8_t* panel, int64_t first, int count, float* out, int64_t t, int64_t tiles, Tile tile) {
+            Quantised q = Quantised::in(room, p.rows, k);
+            Quantised part{q.bytes + first * groups * kGroup, q.scale + first * groups, q.start + first * groups};
+            tile.fetch_step = kGroupBytes / tiles;
+            tile.fetch += t * tile.fetch_step * groups;
+            q8_tile_of(count, std::make_integer_sequence<int, kQ8TileRows>())(panel, groups, part, out, p.out_stride, tile);
+        });
+}
+
+void brain_product(Worker& worker, const Product& p, void* shared) {
+    const int64_t k = p.weight.k, pairs = (k + 1) / 2;
+    narrowed_product(
+        worker, p, shared, kTileRows,
+        [&](void* room, int64_t row) {
+            Brain* to = static_cast<Brain*>(room) + row * pairs * 2;
+            narrow(p.x + row * p.x_stride, k, to);
+            if (k % 2) to[k] = Brain{0};
+        },
+        [&](void* room, const uint8_t* panel, int64_t first, int count, float* out, int64_t t, int64_t tiles, Tile tile) {
+            const Brain* x = static_cast<const Brain*>(room) + first * pairs * 2;
+            tile.fetch_step = kPanel * 4 / tiles;
+            tile.fetch += t * tile.fetch_step * pairs;
+            brain_tile_of(count)(panel, pairs, x, pairs * 2, out, p.out_stride, tile);
+        });
 }
 
 // Packing: column n of a panel is row n of W.
@@ -291,12 +359,14 @@ float value_of(int32_t format, const void* source, int64_t i) {
 
 template <class From, class To> void pack_panel(const From* source, int64_t stride, int columns, int64_t k, To* panel) {
     constexpr int64_t some = 64;  // of k: the lines read are used up while they are at hand
+    const int64_t whole = (k + kTogether<To> - 1) / kTogether<To> * kTogether<To>;
     for (int64_t from = 0; from < k; from += some)
         for (int column = 0; column < kPanel; column++)
-            for (int64_t i = from; i < std::min(k, from + some); i++) {
-                To& target = panel[i * kPanel + (std::is_same<To, Brain>::value ? place_of(kBFloat16, column) : column)];
-                if constexpr (std::is_same<From, To>::value) target = column < columns ? source[column * stride + i] : To{};
-                else store_as(&target, column < columns ? to_float(source[column * stride + i]) : 0.0f);
+            for (int64_t i = from; i < std::min(whole, from + some); i++) {
+                To& target = panel[place_of(std::is_same<To, Brain>::value ? kBFloat16 : kFloat32, i, column)];
+                const bool is_there = column < columns && i < k;
+                if constexpr (std::is_same<From, To>::value) target = is_there ? source[column * stride + i] : To{};
+                else store_as(&target, is_there ? to_float(source[column * stride + i]) : 0.0f);
             }
 }
 
@@ -328,9 +398,17 @@ template <class From> void pack_floats(const From* source, int64_t stride, int c
 
 }  // namespace
 
-int64_t Quantised::room(int64_t rows, int64_t k) {
-    int64_t groups = (k + kGroup - 1) / kGroup;
-    return rows * groups * (kGroup + 8);
+bool multiplies_bfloat16() {
+#if defined(__AVX512F__)
+    return __builtin_cpu_supports("avx512bf16");
+#else
+    return false;
+#endif
+}
+
+int64_t narrowed_room(int64_t rows, int64_t k) {
+    int64_t groups = (k + kGroup - 1) / kGroup, pairs = (k + 1) / 2;
+    return rows * std::max<int64_t>(groups * (kGroup + 8), pairs * 4);
 }
 
 Quantised Quantised::in(void* memory, int64_t rows, int64_t k) {
@@ -345,7 +423,8 @@ void product(Worker& worker, const Weight& weight, const float* x, int64_t x_str
     Product p{weight, x, x_stride, rows, out, out_stride, bias};
     if (weight.format == kFloat32) float_product<float>(worker, p);
     else if (weight.format == kFloat16) float_product<Half>(worker, p);
-    else if (weight.format == kBFloat16) float_product<Brain>(worker, p);
+    else if (weight.format == kBFloat16 && !weight.rounds) float_product<Brain>(worker, p);
+    else if (weight.format == kBFloat16) brain_product(worker, p, shared);
     else q8_product(worker, p, shared);
 }
 
@@ -355,12 +434,16 @@ void tile_product(const float* panel, int64_t k, const float* x, int64_t x_strid
     float_tile_of<float>(rows)(panel, k, x, x_stride, out, out_stride, tile);
 }
 
+void pair_product(const uint32_t* panel, int64_t pairs, const Brain* x, int64_t x_stride, int rows, float* out, int64_t out_stride) {
+    const uint8_t* data = reinterpret_cast<const uint8_t*>(panel);
+    brain_tile_of(rows)(data, pairs, x, x_stride, out, out_stride, Tile{nullptr, false, kPanel, data, 0});
+}
+
 void weight_row(const Weight& weight, int64_t id, float* out) {
     const uint8_t* panel = weight.panel(id / kPanel);
     int64_t column = id % kPanel;
     if (weight.format != kQ8) {
-        const int place = place_of(weight.format, static_cast<int>(column));
-        for (int64_t i = 0; i < weight.k; i++) out[i] = value_of(weight.format, panel, i * kPanel + place);
+        for (int64_t i = 0; i < weight.k; i++) out[i] = value_of(weight.format, panel, place_of(weight.format, i, column));
         return;
     }
     for (int64_t i = 0; i < weight.k; i++) {
@@ -375,6 +458,8 @@ void weight_row(const Weight& weight, int64_t id, float* out) {
 }  // namespace trimtab
 
 using namespace trimtab;
+
+TRIMTAB_API int trimtab_multiplies_bfloat16() { return multiplies_bfloat16(); }
 
 TRIMTAB_API int64_t trimtab_packed_bytes(const Weight* weight) { return weight->panels() * weight->panel_bytes(); }
 
@@ -406,18 +491,40 @@ TRIMTAB_API void trimtab_pack(const Weight* weight, int32_t from, const void* so
 
 TRIMTAB_API void trimtab_product(const Weight* weight, const float* x, int64_t x_stride, int64_t rows, float* out,
                                  int64_t out_stride) {
-    Buffer copied, quantised;
+    Buffer copied, narrowed;
     const int64_t k = weight->k;
     const float* from = x;
     int64_t stride = x_stride;
-    if (rows > 1 && weight->format != kQ8 && x_stride % 256 == 0) {  // rows would share lines of the cache
+    if (rows > 1 && !weight->narrows() && x_stride % 256 == 0) {  // rows would share lines of the cache
         stride = row_stride(k);
         float* copy = copied.get<float>(rows * stride);
         for (int64_t i = 0; i < rows; i++) std::memcpy(copy + i * stride, x + i * x_stride, k * sizeof(float));
         from = copy;
     }
-    void* shared = weight->format == kQ8 ? quantised.get<char>(Quantised::room(rows, k)) : nullptr;
+    void* shared = weight->narrows() ? narrowed.get<char>(narrowed_room(rows, k)) : nullptr;
     parallel([&](Worker& worker) { product(worker, *weight, from, stride, rows, out, out_stride, nullptr, shared); });
+}
+
+// out [rows, V] = weights[row] · up φ(down h); 0 where a row's weight is.
+TRIMTAB_API void trimtab_adapter(const Weight* down, const Weight* up, int32_t silu, const float* h, int64_t h_stride,
+                                 int64_t rows, const float* weights, int64_t weights_stride, float* out, int64_t out_stride) {
+    static thread_local Buffer memory, narrowed;
+    const int64_t rank = down->n, stride = row_stride(rank);
+    float* inner = memory.get<float>(rows * stride);
+    void* shared = narrowed.get<char>(narrowed_room(rows, std::max(down->k, rank)));
+    parallel([&](Worker& worker) {
+        product(worker, *down, h, h_stride, rows, inner, stride, nullptr, shared);
+        worker.each(rows, [&](int64_t row) {
+            float* x = inner + row * stride;
+            const float weight = weights[row * weights_stride];
+            in_vectors(rank, [&](int64_t i, int n) {
+                Vec value = load_some(x + i, n);
+                if (silu) value = activate(value, kSilu);
+                store_some(x + i, weight == 0 ? Vec{} : value * weight, n);
+            });
+        });
+        product(worker, *up, inner, stride, rows, out, out_stride, nullptr, shared);
+    });
 }
 
 TRIMTAB_API void trimtab_weight_rows(const Weight* weight, const int64_t* ids, int64_t count, float* out) {

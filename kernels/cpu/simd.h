@@ -164,6 +164,37 @@ TRIMTAB_INLINE IntVec dot4(IntVec sum, const uint8_t* w, int32_t x) {
 #endif
 }
 
+// Products of pairs of bfloat16, two to a lane, summed in fp32: first the upper ones, then the lower. Functions
+// that use it are TRIMTAB_PAIRS, and run where multiplies_bfloat16().
+#if defined(__AVX512F__)
+#define TRIMTAB_PAIRS __attribute__((target("avx512bf16")))
+TRIMTAB_INLINE TRIMTAB_PAIRS Vec dot2(Vec sum, UIntVec pairs, uint32_t x) {
+    return _mm512_dpbf16_ps(sum, (__m512bh)pairs, (__m512bh)_mm512_set1_epi32(static_cast<int>(x)));
+}
+#else
+#define TRIMTAB_PAIRS
+TRIMTAB_INLINE Vec dot2(Vec sum, UIntVec pairs, uint32_t x) {
+    sum = fma(bit_cast<Vec>(pairs & 0xffff0000u), splat(bit_cast<float>(x & 0xffff0000u)), sum);
+    return fma(bit_cast<Vec>(pairs << 16), splat(bit_cast<float>(x << 16)), sum);
+}
+#endif
+
+TRIMTAB_INLINE UIntVec load_words(const void* p) {
+    UIntVec words;
+    std::memcpy(&words, p, sizeof words);
+    return words;
+}
+
+TRIMTAB_INLINE uint32_t pair_at(const Brain* p) {
+    uint32_t pair;
+    std::memcpy(&pair, p, sizeof pair);
+    return pair;
+}
+
+inline void narrow(const float* x, int64_t count, Brain* to) {
+    for (int64_t i = 0; i < count; i++) store_as(to + i, x[i]);
+}
+
 // e^x within 2 ulp; 0 below −87.3, and NaN stays. Polynomial after Cephes (expf), argument reduced in two parts.
 TRIMTAB_INLINE Vec exp(Vec x) {
     Vec y = min(max(x, splat(-87.33f)), splat(88.72f));
@@ -182,6 +213,37 @@ TRIMTAB_INLINE Vec exp(Vec x) {
     // 2ⁿ in two factors: n reaches 128, which no exponent holds
     Vec half = bit_cast<Vec>(((power >> 1) + 127) << 23), rest = bit_cast<Vec>((power - (power >> 1) + 127) << 23);
     return select(x < -87.33f, splat(0.0f), p * half * rest);
+}
+
+// a·b + c, rounded once where the CPU can, whatever else is done with a·b: every place that works out the
+// same number gets the same bits.
+TRIMTAB_INLINE Vec fused(Vec a, Vec b, Vec c) {
+#if defined(__AVX512F__)
+    return _mm512_fmadd_ps(a, b, c);
+#elif defined(__FMA__)
+    return _mm256_fmadd_ps(a, b, c);
+#elif defined(__aarch64__)
+    return vfmaq_f32(c, a, b);
+#else
+    return a * b + c;
+#endif
+}
+
+// e^x for sums of many, within 2⁻²² of it for x ≤ 64; 0 below −87.3, and NaN stays.
+TRIMTAB_INLINE Vec exp_of(Vec x) {
+#if defined(__AVX512F__)
+    Vec n = _mm512_roundscale_ps(x * 1.44269504f, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    Vec r = fused(n, splat(-0.693147181f), x);
+    Vec p = fused(splat(8.312526e-3f), r, splat(4.1890156e-2f));  // 1 + r + r²·(…), fitted to |r| ≤ ½ log 2
+    p = fused(p, r, splat(0.16667114f));
+    p = fused(p, r, splat(0.4999923f));
+    p = fused(p, r, splat(1.0f));
+    p = fused(p, r, splat(1.0f));
+    __mmask16 is_some = _mm512_cmp_ps_mask(x, _mm512_set1_ps(-87.33f), _CMP_NLT_UQ);
+    return _mm512_maskz_scalef_ps(is_some, p, n);
+#else
+    return exp(x);
+#endif
 }
 
 TRIMTAB_INLINE Vec tanh(Vec x) { return 1.0f - 2.0f / (exp(2.0f * x) + 1.0f); }

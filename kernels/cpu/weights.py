@@ -27,14 +27,17 @@ class WeightStruct(ctypes.Structure):
         ("n", ctypes.c_int64),
         ("k", ctypes.c_int64),
         ("format", ctypes.c_int32),
+        ("rounds", ctypes.c_int32),
     )
 
 
 class PackedWeight:
-    """W [N, K] packed for `library`: x·Wᵀ in fp32 arithmetic, and rows of W.
+    """W [N, K] packed for `library`: x·Wᵀ summed in fp32, and rows of W.
 
     "float32", "float16" and "bfloat16" keep numbers exactly that they can represent. "q8" rounds them to
-    bytes with one scale for 32 along K, and the rows of x as well, within the product.
+    bytes with one scale for 32 along K, and the rows of x as well, within the product. rounds_inputs: x to
+    bfloat16 within the product, as CPUs multiply it twice as fast; for "bfloat16" weights, where
+    `library.multiplies_bfloat16`.
 
     A row of a product is the same bits whatever other rows are computed with it.
 
@@ -44,18 +47,22 @@ class PackedWeight:
         ValueError: a shape, dtype or format that cannot be packed, or numbers beyond float16.
     """
 
-    def __init__(self, weight: Tensor, format: WeightFormat, library: Library) -> None:
+    def __init__(
+        self, weight: Tensor, format: WeightFormat, library: Library, rounds_inputs: bool = False
+    ) -> None:
         if format not in get_args(WeightFormat):
             raise ValueError(f"weight format {format!r} does not exist: use one of {', '.join(_CODES)}")
         if weight.dim() != 2 or not weight.numel() or weight.dtype not in _DTYPES:
             kinds = "a matrix of float32, float16 or bfloat16"
             raise ValueError(f"a packed weight needs {kinds}, not {tuple(weight.shape)} of {weight.dtype}")
+        if rounds_inputs and not (format == "bfloat16" and library.multiplies_bfloat16):
+            raise ValueError("inputs are rounded for bfloat16 weights, on a CPU that multiplies bfloat16")
         weight = weight.detach()
         if format == "float16" and weight.dtype != torch.float16 and weight.abs().amax() > HALF_MAX:
             raise ValueError('weights beyond 65504 do not fit float16: use "bfloat16" or "float32"')
         self.format, self.library = format, library
         self.shape = cast(tuple[int, int], tuple(weight.shape))
-        self.struct = WeightStruct(None, *self.shape, _CODES[format])
+        self.struct = WeightStruct(None, *self.shape, _CODES[format], rounds_inputs)
         _declare(library)
         self.nbytes = int(library.cdll.trimtab_packed_bytes(ctypes.byref(self.struct)))
         self._data = library.memory.take(self.nbytes)

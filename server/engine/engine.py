@@ -10,6 +10,7 @@ import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,7 @@ from trimtab.server.engine.grammar import Grammar, Grammars
 from trimtab.server.engine.lane import Choice, Lane, Phase
 from trimtab.server.engine.live_request import LiveRequest
 from trimtab.server.engine.model_runner import Hidden, ModelRunner
+from trimtab.server.engine.native.threads import one_torch_thread
 from trimtab.server.engine.policy import ServedPolicy
 from trimtab.server.engine.population import Population
 from trimtab.server.engine.prompt_lookup import PromptLookup
@@ -273,6 +275,10 @@ class Engine:
         What goes wrong ends the requests that it concerns with Failed. Raises only where the engine cannot
         go on: the device has failed.
         """
+        with one_torch_thread() if self.policy.native is not None else nullcontext():
+            return self._step()
+
+    def _step(self) -> list[Event]:
         if self._is_suspect:  # something failed since the last step
             self._start_over()
         self._end_overdue()
@@ -381,6 +387,8 @@ class Engine:
         are computed again, as after a preemption."""
         kinds = (Purpose.PREFILL, Purpose.FEATURES)
         rows = [row for row in step.rows if row.purpose in kinds and row.output_positions]
+        if not rows:
+            return GivenTokens([], [], None)
         parts = hidden.features.split([len(row.output_positions) for row in rows])
         given, needs, states = list[GivenToken](), list[RowNeeds](), list[Tensor]()
         for row, h in zip(rows, parts, strict=True):

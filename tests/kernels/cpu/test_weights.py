@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from trimtab.kernels.cpu.library import Library
 from trimtab.kernels.cpu.weights import PackedWeight
 
 SHAPES = [(1, 1), (7, 5), (32, 32), (33, 576), (100, 31), (65, 1100), (960, 64)]  # N, K
@@ -14,6 +15,12 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def pack(weight: torch.Tensor, form: str, library: Library) -> PackedWeight:
+    if form != "rounding":
+        return PackedWeight(weight, form, library)
+    return PackedWeight(weight, "bfloat16", library, library.multiplies_bfloat16)
 
 
 @pytest.mark.parametrize("form", DTYPES)
@@ -27,10 +34,24 @@ def test_products_are_those_of_the_stored_numbers(library, form):
             assert (packed.product(x) - right).abs().max() < 2e-6 * k**0.5 * 4, (n, k, rows)
 
 
-@pytest.mark.parametrize("form", [*DTYPES, "q8"])
+def test_inputs_are_rounded_where_the_cpu_multiplies_bfloat16(library):
+    if not library.multiplies_bfloat16:
+        with pytest.raises(ValueError, match="on a CPU that multiplies bfloat16"):
+            PackedWeight(random(3, 3), "bfloat16", library, rounds_inputs=True)
+        pytest.skip("this instruction set does not")
+    for n, k in SHAPES:
+        weight = random(n, k).bfloat16()
+        packed = PackedWeight(weight, "bfloat16", library, rounds_inputs=True)
+        for rows in ROWS:
+            x = random(rows, k, seed=rows)
+            right = x.bfloat16().double() @ weight.double().T
+            assert (packed.product(x) - right).abs().max() < 2e-6 * k**0.5 * 4, (n, k, rows)
+
+
+@pytest.mark.parametrize("form", [*DTYPES, "q8", "rounding"])
 def test_a_rows_product_is_the_same_bits_whatever_rows_are_beside_it(library, form):
-    packed = PackedWeight(random(70, 1100), form, library)
-    x = random(300, 1100, seed=1)
+    packed = pack(random(70, 1101), form, library)
+    x = random(300, 1101, seed=1)
     alone = torch.cat([packed.product(row[None]) for row in x])
     for rows in (2, 3, 7, 12, 24, 25, 33, 64, 121, 300):
         assert torch.equal(packed.product(x[:rows]), alone[:rows])
@@ -64,8 +85,8 @@ def test_q8_is_near_and_exact_in_its_integers(library):
 
 
 def test_a_row_that_is_not_finite_stays_alone(library):
-    for form in (*DTYPES, "q8"):
-        packed = PackedWeight(random(40, 64), form, library)
+    for form in (*DTYPES, "q8", "rounding"):
+        packed = pack(random(40, 64), form, library)
         x = random(30, 64)
         right = packed.product(x)
         x[3, 40], x[20, 1] = torch.nan, torch.inf

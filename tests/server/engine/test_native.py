@@ -15,7 +15,7 @@ from tiny_models import SIZES, save_random_model
 from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM
 
 from trimtab.guidance.errors import ModelError
-from trimtab.kernels.cpu.library import BuildError
+from trimtab.kernels.cpu.library import BuildError, load_library
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.native import choose as native_choose
@@ -142,6 +142,39 @@ def test_a_checkpoint_of_two_bytes_is_stored_in_two_bytes(dtype: str, tmp_path: 
     whole = Engine.from_config(EngineConfig(folder, max_num_seqs=4, weights="float32"))
     assert whole.policy.native is not None
     assert whole.policy.native.num_bytes > 1.9 * native.num_bytes
+
+
+def test_asking_for_bfloat16_rounds_inputs_too_where_the_cpu_multiplies_it(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def logits(engine: Engine) -> torch.Tensor:
+        native = engine.policy.native
+        assert native is not None
+        size = native.lm_head.shape[1]
+        return native.logits(torch.randn(3, size, generator=torch.Generator().manual_seed(0)))
+
+    found = logits(make_engine(weights="bfloat16"))
+    rounds = load_library().multiplies_bfloat16
+    monkeypatch.setenv("TRIMTAB_CPU_ISA", "portable")
+    exact = logits(make_engine(weights="bfloat16"))
+    error = float((found - exact).abs().max() / exact.abs().max())
+    assert 1e-5 < error < 1e-2 if rounds else error < 1e-6
+
+
+def test_torch_takes_one_thread_beside_the_pool_and_gives_the_others_back(
+    make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, seen = torch.get_num_threads(), []
+    engine = make_engine()
+    draw = engine.sampler.draw
+    monkeypatch.setattr(engine.sampler, "draw", lambda *a: seen.append(torch.get_num_threads()) or draw(*a))
+    torch.set_num_threads(2)
+    try:
+        tokens(engine)
+        assert torch.get_num_threads() == 2
+        assert set(seen) == {1}
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(
