@@ -157,9 +157,11 @@ class _Shelf:
         columns = h.new_zeros(len(h), len(adapters.members), adapters.down.shape[1], dtype=torch.float32)
         for slot, member in enumerate(adapters.members):
             if member in active:
-                inner, weight = self.inners[member](h.float()), weights[:, member, None]
+                inner, weight = columns[:, slot], weights[:, member, None]
+                inner[:, : self.ranks[member]] = self.inners[member](h.float())
+                # Of whole columns (see WHOLE): torch's SiLU has other bits for some that are left over.
                 inner = F.silu(inner) if adapters.activations[slot] == "silu" else inner
-                columns[:, slot, : inner.shape[1]] = torch.where(weight != 0, inner * weight, 0.0)
+                columns[:, slot] = torch.where(weight != 0, inner * weight, 0.0)
         return columns.flatten(1)
 
 

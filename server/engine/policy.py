@@ -162,6 +162,11 @@ class ServedPolicy:
         found: torch.dtype = getattr(torch, asked)
         return found
 
+    def needs_one_shape(self, strict: bool) -> bool:
+        """Whether all steps must have one shape for a row to be the same bits in each, as `strict` promises.
+        A row of the C++ backend's is anyway."""
+        return strict and self.native is None
+
     def release_weights(self) -> None:
         """Give back the memory of weights that the C++ backend has copies of: the modules do not run again.
         For a policy that is nobody else's."""

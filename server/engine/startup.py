@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from types import MappingProxyType
 
 import torch
@@ -42,7 +42,7 @@ def load(config: EngineConfig, chat_template: str | None = None, policy: Policy 
 
     Raises ModelError or HeadError with one line that names the thing and the fix.
     """
-    config = _resolve(config)
+    asked, config = config, _resolve(config)
     if policy is not None and config.dtype in ("auto", str(policy.lm_head.dtype).removeprefix("torch.")):
         assert chat_template is None, "its tokenizer is in use"
         served = serve(
@@ -71,7 +71,9 @@ def load(config: EngineConfig, chat_template: str | None = None, policy: Policy 
         vocabulary=None if served.native is None else served.native.vocabulary(),
         num_vacant=config.num_vacant_heads,
     )
-    return served, bank, config, load_experts(config, served)
+    experts = load_experts(config, served)
+    is_native = all(model.native is not None for model in (served, *experts.values()))
+    return served, bank, _resolve(replace(asked, cpu_backend="native" if is_native else "torch")), experts
 
 
 def _resolve(config: EngineConfig) -> EngineConfig:
@@ -170,7 +172,7 @@ def run_largest_step(
 ) -> Drawn:
     """As many rows and tokens as a step may have, each row asking for all there is; every key goes to the
     null block. Takes over the attention of all models."""
-    config = dataclasses.replace(config, cuda_graphs="off")
+    config = replace(config, cuda_graphs="off")
     runner = ModelRunner(policy, config, 1, bank.memory_sizes)
     beside = Experts(experts, config, 1, runner.state)
     largest = sorted(experts, key=lambda name: -experts[name].num_parameters)

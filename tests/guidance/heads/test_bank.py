@@ -227,6 +227,27 @@ def test_no_bit_of_an_advantage_depends_on_the_row_that_it_is_computed_in(form: 
         assert len(found) == 1
 
 
+@pytest.mark.parametrize("rank", [1, 4, 12, 48])
+def test_by_products_of_rows_alone_an_advantage_is_the_same_bits_in_any_batch(rank: int):
+    def by_rows(matrix: Tensor) -> Callable[[Tensor], Tensor]:
+        return lambda x: torch.cat([row @ matrix.T for row in x.split(1)])
+
+    torch.manual_seed(0)
+    parts = Parts(AdvantagePart("lowrank", rank, "silu"))
+    heads = []
+    for name in ("one", "two"):
+        head = Head(parts, D, V).requires_grad_(False)
+        for parameter in head.parameters():
+            parameter.normal_()
+        heads.append((head, Manifest(name, parts, D, V, BASE)))
+    vocabulary = Vocabulary(by_rows(torch.randn(V, D)), by_rows, by_rows)
+    bank = HeadBank(heads, D, device="cpu", vocabulary=vocabulary)
+    h, weights = torch.randn(301, D), torch.ones(301, 2)
+    together = bank.lowrank_advantage(h, weights, (0, 1))
+    alone = [bank.lowrank_advantage(row, weights[:1], (0, 1)) for row in h.split(1)]
+    assert torch.equal(together, torch.cat(alone))
+
+
 def times(matrix: Tensor) -> Callable[[Tensor], Tensor]:
     matrix = matrix.clone()
     return lambda x: x @ matrix.T

@@ -46,7 +46,7 @@ def greedy(engine: Engine, guidance: Guidance, **sampling: object) -> list[Compl
 
 
 @pytest.mark.parametrize("strength", [0.0, 2.0])
-@pytest.mark.parametrize("options", [{}, {"num_blocks": 16}, {"max_num_seqs": 1}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"num_blocks": 16}, {"max_num_seqs": 1, "strict": True}], ids=str)
 def test_replies_are_those_without_it(
     strength: float,
     options: dict[str, int],
