@@ -13,6 +13,7 @@ from trimtab.guidance.errors import ModelError
 from trimtab.guidance.heads.bank import HeadBank
 from trimtab.guidance.policy import Policy
 from trimtab.guidance.rules import Expert, Tilt
+from trimtab.kernels.cpu.library import begin_build
 from trimtab.server.engine.block_manager import NULL_BLOCK
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.experts import Experts, Models, load_experts
@@ -20,6 +21,7 @@ from trimtab.server.engine.kv_cache import bytes_per_block
 from trimtab.server.engine.lane import Choice, Lane
 from trimtab.server.engine.model_runner import ModelRunner
 from trimtab.server.engine.native.choose import prepare
+from trimtab.server.engine.native.threads import threads_to_try
 from trimtab.server.engine.policy import ServedPolicy, load_served, serve
 from trimtab.server.engine.request import Guidance, Request, SamplingParams
 from trimtab.server.engine.row_needs import RowNeeds
@@ -43,6 +45,8 @@ def load(config: EngineConfig, chat_template: str | None = None, policy: Policy 
     Raises ModelError or HeadError with one line that names the thing and the fix.
     """
     asked, config = config, _resolve(config)
+    if config.cpu_backend != "torch":
+        begin_build()  # beside reading, or even converting, the model
     if policy is not None and config.dtype in ("auto", str(policy.lm_head.dtype).removeprefix("torch.")):
         assert chat_template is None, "its tokenizer is in use"
         served = serve(
@@ -62,15 +66,16 @@ def load(config: EngineConfig, chat_template: str | None = None, policy: Policy 
     if served.device.type == "cuda":
         torch.cuda.set_device(served.device)  # of this thread, which runs the engine
     prepare(served, config)
-    bank = HeadBank.load(
-        config.heads,
-        served.identity,
-        device=served.device,
-        dtype=served.dtype,
-        vocab_size=served.vocab_size,
-        vocabulary=None if served.native is None else served.native.vocabulary(),
-        num_vacant=config.num_vacant_heads,
-    )
+    with threads_to_try(served.num_parameters):
+        bank = HeadBank.load(
+            config.heads,
+            served.identity,
+            device=served.device,
+            dtype=served.dtype,
+            vocab_size=served.vocab_size,
+            vocabulary=None if served.native is None else served.native.vocabulary(),
+            num_vacant=config.num_vacant_heads,
+        )
     experts = load_experts(config, served)
     is_native = all(model.native is not None for model in (served, *experts.values()))
     return served, bank, _resolve(replace(asked, cpu_backend="native" if is_native else "torch")), experts

@@ -13,6 +13,7 @@ from transformers import (
     Gemma2Config,
     Gemma3TextConfig,
     LlamaConfig,
+    Phi3Config,
     Qwen2Config,
     Qwen3Config,
 )
@@ -35,6 +36,9 @@ CONFIGS = {
     "llama-one-head-of-keys": LlamaConfig(**{**SIZES, "num_key_value_heads": 1, "num_attention_heads": 7}),
     "qwen2": Qwen2Config(**SIZES),
     "qwen3": Qwen3Config(**SIZES, head_dim=32),
+    "phi3-half-rotated": Phi3Config(
+        **{**SIZES, "hidden_size": 64}, partial_rotary_factor=0.5, pad_token_id=0
+    ),
     "gemma2": Gemma2Config(**SIZES, head_dim=16, sliding_window=9, query_pre_attn_scalar=24),
     "gemma3": Gemma3TextConfig(
         **SIZES,
@@ -81,15 +85,17 @@ def spec_of(model: Any, library, form="float32", block_size: int = 16, length: i
         attention, mlp = layer.self_attn, layer.mlp
         kind = config.layer_types[i] if getattr(config, "layer_types", None) else "full_attention"
         cos, sin = angles(model, kind, length)
-        qkv = (attention.q_proj, attention.k_proj, attention.v_proj)
+        phi = config.model_type == "phi3"
+        qkv = (attention.qkv_proj,) if phi else (attention.q_proj, attention.k_proj, attention.v_proj)
+        gate_up = (mlp.gate_up_proj,) if phi else (mlp.gate_proj, mlp.up_proj)
         layers.append(
             LayerSpec(
                 qkv=pack(*qkv),
                 qkv_bias=bias(*qkv),
                 o=pack(attention.o_proj),
                 o_bias=bias(attention.o_proj),
-                gate_up=pack(mlp.gate_proj, mlp.up_proj),
-                gate_up_bias=bias(mlp.gate_proj, mlp.up_proj),
+                gate_up=pack(*gate_up),
+                gate_up_bias=bias(*gate_up),
                 down=pack(mlp.down_proj),
                 down_bias=bias(mlp.down_proj),
                 input_norm=norm(layer.input_layernorm),
@@ -179,6 +185,22 @@ def test_hidden_states_are_those_of_the_model_itself(library, name):
             got[row].append(hidden)
     for row in (0, 1):
         torch.testing.assert_close(torch.cat(got[row]), right[row], atol=3e-5, rtol=3e-5)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "qwen3"])
+def test_a_row_of_several_parts_of_keys_is_that_of_the_model_itself(library, name):
+    """Read at once, then token by token, past what is attended to together and past a window."""
+    length, model = 530, make_model(name)
+    for layer in model.model.layers:
+        if getattr(layer.self_attn, "sliding_window", None):
+            layer.self_attn.sliding_window = 200
+    model.config.sliding_window = 200
+    paged, text = Paged(spec_of(model, library), library, 1, length), prompt(length)
+    with torch.inference_mode():
+        right = model.model(torch.tensor([text])).last_hidden_state[0]
+    got = [paged.step([(0, text[:522], 0)])[0]]
+    got += [paged.step([(0, [text[i]], i)])[0] for i in range(522, length)]
+    torch.testing.assert_close(torch.cat(got), right, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
