@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -31,14 +32,17 @@ SIZES: dict[str, Any] = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 600,
 }
+SEVEN = {"num_key_value_heads": 1, "num_attention_heads": 7}
 CONFIGS = {
     "llama": LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True),
-    "llama-one-head-of-keys": LlamaConfig(**{**SIZES, "num_key_value_heads": 1, "num_attention_heads": 7}),
+    "llama-one-head-of-keys": LlamaConfig(**SIZES | SEVEN),
+    "llama-groups-of-seven": LlamaConfig(**SIZES | SEVEN, head_dim=64),
+    "llama-no-groups": LlamaConfig(
+        **SIZES | {"num_attention_heads": 8, "num_key_value_heads": 8}, head_dim=80, hidden_act="gelu"
+    ),
     "qwen2": Qwen2Config(**SIZES),
     "qwen3": Qwen3Config(**SIZES, head_dim=32),
-    "phi3-half-rotated": Phi3Config(
-        **{**SIZES, "hidden_size": 64}, partial_rotary_factor=0.5, pad_token_id=0
-    ),
+    "phi3-half-rotated": Phi3Config(**SIZES | {"hidden_size": 64}, partial_rotary_factor=0.5, pad_token_id=0),
     "gemma2": Gemma2Config(**SIZES, head_dim=16, sliding_window=9, query_pre_attn_scalar=24),
     "gemma3": Gemma3TextConfig(
         **SIZES,
@@ -126,7 +130,7 @@ def spec_of(model: Any, library, form="float32", block_size: int = 16, length: i
         intermediate=config.intermediate_size,
         block_size=block_size,
         eps=config.rms_norm_eps,
-        activation="gelu_tanh" if gemma else "silu",
+        activation="gelu_tanh" if gemma else config.hidden_act,
     )
 
 
@@ -257,8 +261,7 @@ def test_a_packed_embedding_and_scaled_residuals(best):
     model, text = make_model("llama"), prompt(9)
     plain = spec_of(model, best)
     tied = PackedWeight(plain.embedding, "float32", best)
-    fields = {name: getattr(plain, name) for name in plain.__dataclass_fields__}
-    scaled = DecoderSpec(**{**fields, "embedding": tied, "residual_scale": 0.25, "embedding_scale": 3.0})
+    scaled = replace(plain, embedding=tied, residual_scale=0.25, embedding_scale=3.0)
     got = Paged(scaled, best, 1, 9).step([(0, text, 0)])[0]
     for layer in model.model.layers:
         for module in (layer.self_attn.o_proj, layer.mlp.down_proj):
@@ -270,11 +273,21 @@ def test_a_packed_embedding_and_scaled_residuals(best):
     torch.testing.assert_close(got, right, atol=3e-5, rtol=3e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_an_embedding_in_two_bytes_is_read_as_it_is(best, dtype):
+    spec, text = spec_of(make_model("llama"), best), prompt(9)
+    stored = spec.embedding.to(dtype)
+    got, right = (
+        Paged(replace(spec, embedding=each), best, 1, 9).step([(0, text, 0)])[0]
+        for each in (stored, stored.float())
+    )
+    assert torch.equal(got, right)
+
+
 def test_parts_that_do_not_fit_are_named(best):
     spec = spec_of(make_model("llama"), best)
-    fields = {name: getattr(spec, name) for name in spec.__dataclass_fields__}
     with pytest.raises(ValueError, match=r"layer 0: gate_up is \(144, 56\), not \(146, 56\)"):
-        Decoder(DecoderSpec(**{**fields, "intermediate": 73}), best)
+        Decoder(replace(spec, intermediate=73), best)
     paged = Paged(spec, best, 1, 9)
     paged.keys[1] = paged.keys[1].half()
     with pytest.raises(ValueError, match="keys must be"):
