@@ -28,6 +28,7 @@ from benchmarks import common
 from benchmarks.common import Document, ratio_of, spread_of, take_turns
 from benchmarks.cpu.contestants import Contestant, Generate, Ours, Prompts, Vllm
 from benchmarks.cpu.subject import save_heads, save_subject
+from trimtab.kernels.cpu.library import load_library
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.request import Guidance
@@ -40,13 +41,15 @@ FIRST_TOKEN_PROMPT = 1500
 @dataclass(frozen=True, slots=True)
 class PeersConfig:
     """model: a folder; without one a Llama of 31 M random weights. weights: of our engines, see EngineConfig.
-    rows: concurrent sequences. repeats: turns of every contestant, after one to warm up.
+    guided: of those that also run with heads. rows: concurrent sequences. repeats: turns of every contestant,
+    after one to warm up.
     vllm_python: the interpreter of an environment that holds vLLM, in these dtypes. llama_bench: llama.cpp's
     llama-batched-bench, and gguf: what it runs. Peers that are not given are absent. parts: what to measure.
     """
 
     model: Path | None = None
-    weights: tuple[str, ...] = ("float32", "float16")
+    weights: tuple[str, ...] = ("float32", "float16", "bfloat16", "q8")
+    guided: tuple[str, ...] = ("bfloat16",)
     rows: tuple[int, ...] = (1, 8, 32)
     prompt_tokens: int = 64
     new_tokens: int = 96
@@ -80,8 +83,11 @@ class LlamaCpp:
 
 
 def limits() -> Document:
-    """GB/s of reading, and GFLOP/s of an fp32 product, by all threads: the best of some."""
-    x, a = torch.ones(BANDWIDTH_BYTES // 4), torch.randn(PRODUCT, PRODUCT)
+    """GB/s of reading memory in huge pages, and GFLOP/s of products by torch, by all threads: the best of
+    some."""
+    x = load_library().memory.take(BANDWIDTH_BYTES).view(torch.float32).fill_(1)
+    a = torch.randn(PRODUCT, PRODUCT)
+    narrow = a.bfloat16()
 
     def best(run: Callable[[], object], repeats: int = 7) -> float:
         times = []
@@ -93,7 +99,8 @@ def limits() -> Document:
 
     return {
         "read_gb_per_second": BANDWIDTH_BYTES / best(x.sum) / 1e9,
-        "product_gflop_per_second": 2 * PRODUCT**3 / best(lambda: a @ a) / 1e9,
+        "float32_gflop_per_second": 2 * PRODUCT**3 / best(lambda: a @ a) / 1e9,
+        "bfloat16_gflop_per_second": 2 * PRODUCT**3 / best(lambda: narrow @ narrow) / 1e9,
     }
 
 
@@ -147,7 +154,7 @@ def gather(config: PeersConfig, scratch: Path) -> Field:
         assert engine.policy.native is not None
         stored[weights] = engine.policy.native.num_bytes
         contestants[f"plain {weights}"] = Ours(engine, Guidance())
-        for form in heads:
+        for form in heads if weights in config.guided else ():
             guidance = Guidance(config.strength, ((form, 1.0),))
             contestants[f"{form} {weights}"] = Ours(engine, guidance)
     if config.generate:

@@ -229,7 +229,11 @@ class Subject:
 
     def _ask(self, server: Server, job: Mapping[str, Any]) -> Document:
         with server:
-            return self._client.ask({"url": f"{server.url}/v1/completions", **job})
+            before = server.loop_seconds
+            found = self._client.ask({"url": f"{server.url}/v1/completions", **job})
+            spent = server.loop_seconds - before
+        num_tokens = found["tokens"] + job["num_streams"] * load_client.WARM_UP_TOKENS
+        return found | {"loop_us_per_token": 1e6 * spent / num_tokens}
 
 
 def subject_of(name: ModelName, folder: Path, seed: int) -> tuple[Path, Path, str, int]:

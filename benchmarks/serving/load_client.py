@@ -1,25 +1,32 @@
 """Load client: keeps so many streams open on a server and times their tokens, in a process of its own.
 
 Started by benchmarks.serving as `PYTHON load_client.py`: a JSON job a line in, what was seen a line out.
-While replies come it only notes what arrived when; that is read afterwards, so that its own time stays small.
+It runs on the server's cores, so that while replies come it does as little as it can: it notes what arrived
+when, of all streams together, and reads that afterwards.
 """
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import json
 import math
+import select
+import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any
+from urllib.parse import urlsplit
 
-import aiohttp
+import h11
 
-TIMEOUT = 300.0  # seconds that a reply may take
+TIMEOUT = 300.0  # seconds in which something has to come
+REST = 0.001  # seconds for which more is waited for once something has come: times are late by that at most
+READ_SIZE = 2**16
 WARM_UP_TOKENS = 8
+_CLOSED = h11.ConnectionClosed()
 Json = dict[str, Any]
 
 
@@ -32,34 +39,82 @@ class Reply:
     error: str | None = None
 
 
-async def fetch(session: aiohttp.ClientSession, url: str, body: Json) -> Reply:
-    """One streamed reply, to its end."""
-    reply = Reply(time.perf_counter())
-    try:
-        async with session.post(url, json=body) as response:
-            if response.status != 200:
-                reply.error = f"status {response.status}: {(await response.text())[:200]}"
-                return reply
-            async for data in response.content.iter_any():
-                reply.arrived.append((time.perf_counter(), data))
-    except (aiohttp.ClientError, TimeoutError) as error:
-        reply.error = f"{type(error).__name__}: {error}"
-    return reply
+class Exchange:
+    """One request and its reply, on a connection of their own that ends with them."""
+
+    def __init__(self, url: str, body: Json) -> None:
+        where, content = urlsplit(url), json.dumps(body).encode()
+        headers = {"Host": where.netloc, "Content-Type": "application/json", "Connection": "close"}
+        headers["Content-Length"] = str(len(content))
+        request = h11.Request(method="POST", target=where.path, headers=[*headers.items()])
+        self._address, self._http = (where.hostname, where.port), h11.Connection(h11.CLIENT)
+        events = (request, h11.Data(data=content), h11.EndOfMessage())
+        self._request = b"".join(self._http.send(event) or b"" for event in events)
+        self._arrived: list[tuple[float, bytes]] = []
+        self._began, self._error = 0.0, ""
+
+    def begin(self) -> int | None:
+        """Sends the request. The number of the file that its reply comes in; None where nobody listens."""
+        self._began = time.perf_counter()
+        try:
+            self._socket = socket.create_connection(self._address, TIMEOUT)
+            self._socket.sendall(self._request)
+        except OSError as error:
+            self._error = f"{type(error).__name__}: {error}"
+            return None
+        return self._socket.fileno()
+
+    def take(self) -> bool:
+        """What has arrived. False where nothing more can come."""
+        try:
+            data = self._socket.recv(READ_SIZE)
+        except OSError as error:
+            data, self._error = b"", f"{type(error).__name__}: {error}"
+        self._arrived.append((time.perf_counter(), data))
+        if not data:
+            self._socket.close()
+        return bool(data)
+
+    def reply(self) -> Reply:
+        """The pieces of its body as they arrived."""
+        reply, status = Reply(self._began), 0
+        try:
+            for when, data in self._arrived:
+                self._http.receive_data(data)
+                while (event := self._http.next_event()) not in (h11.NEED_DATA, h11.PAUSED, _CLOSED):
+                    if isinstance(event, h11.Response):
+                        status = event.status_code
+                    elif isinstance(event, h11.Data):
+                        reply.arrived.append((when, bytes(event.data)))
+        except h11.RemoteProtocolError as error:
+            self._error = self._error or f"not HTTP, or cut off: {error}"
+        if status not in (0, 200):
+            text = b"".join(data for _, data in reply.arrived).decode(errors="replace")
+            return Reply(self._began, error=f"status {status}: {text[:200]}")
+        if self._http.their_state is not h11.CLOSED:
+            reply.error = self._error or "it did not come to an end in time"
+        return reply
 
 
-async def load(url: str, bodies: Sequence[Json], num_streams: int) -> list[Reply]:
-    """All replies; each stream sends the next request when its reply has ended."""
-    waiting, replies = iter(bodies), list[Reply]()
-    connector = aiohttp.TCPConnector(limit=num_streams)
-    timeout = aiohttp.ClientTimeout(total=TIMEOUT)
-    async with aiohttp.ClientSession(connector=connector, timeout=timeout, read_bufsize=2**18) as session:
+def load(exchanges: Sequence[Exchange], num_streams: int) -> None:
+    """All of them; each stream begins the next one when its own has ended."""
+    waiting, poll, under_way = iter(exchanges), select.poll(), dict[int, Exchange]()
 
-        async def stream() -> None:
-            for body in waiting:
-                replies.append(await fetch(session, url, body))
+    def begin(most: int) -> None:
+        for exchange in itertools.islice(waiting, most):
+            number = exchange.begin()
+            if number is not None:
+                under_way[number] = exchange
+                poll.register(number, select.POLLIN)
 
-        await asyncio.gather(*(stream() for _ in range(num_streams)))
-    return replies
+    begin(num_streams)
+    while under_way and poll.poll(1000 * TIMEOUT):
+        time.sleep(REST)
+        for number, _ in poll.poll(0):
+            if not under_way[number].take():
+                poll.unregister(number)
+                del under_way[number]
+                begin(1)
 
 
 def events(reply: Reply) -> Iterator[tuple[float, Any]]:
@@ -124,20 +179,22 @@ def run(job: Json) -> Json:
     common = {"stream": True, "stream_options": {"include_usage": True}, "ignore_eos": True}
     common |= {"temperature": 1.0, **job["fields"]}
 
-    def bodies(prompts: Sequence[Sequence[int]], new_tokens: int) -> list[Json]:
-        return [{"prompt": [*prompt], "max_tokens": new_tokens, **common} for prompt in prompts]
+    def exchanges(prompts: Sequence[Sequence[int]], new_tokens: int) -> list[Exchange]:
+        bodies = [{"prompt": [*prompt], "max_tokens": new_tokens, **common} for prompt in prompts]
+        return [Exchange(job["url"], body) for body in bodies]
 
-    url, num_streams, prompts = job["url"], job["num_streams"], job["prompts"]
+    num_streams, prompts = job["num_streams"], job["prompts"]
     others = [prompt[::-1] for prompt in prompts[:num_streams]]  # nobody is to find the timed ones in a cache
-    asyncio.run(load(url, bodies(others, WARM_UP_TOKENS), num_streams))
-    timed = bodies(prompts, job["new_tokens"])
+    load(exchanges(others, WARM_UP_TOKENS), num_streams)
+    timed = exchanges(prompts, job["new_tokens"])
     cpu, began = time.process_time(), time.perf_counter()
-    replies = asyncio.run(load(url, timed, num_streams))
-    return summary(replies, began, time.process_time() - cpu)
+    load(timed, num_streams)
+    cpu_seconds = time.process_time() - cpu
+    return summary([exchange.reply() for exchange in timed], began, cpu_seconds)
 
 
 def main() -> None:
-    print(json.dumps({"version": f"aiohttp {aiohttp.__version__}"}), flush=True)
+    print(json.dumps({"version": f"h11 {version('h11')}"}), flush=True)
     for line in sys.stdin:
         print(json.dumps(run(json.loads(line))), flush=True)
 

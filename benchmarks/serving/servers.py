@@ -55,6 +55,13 @@ class Server:
     def __exit__(self, *_: object) -> None:
         self._signal(signal.SIGSTOP)
 
+    @property
+    def loop_seconds(self) -> float:
+        """That the process's main thread, in which the event loop of HTTP runs, has been on a core so far."""
+        process = self._process.pid
+        told = Path(f"/proc/{process}/task/{process}/schedstat").read_text(encoding="ascii")
+        return int(told.split()[0]) / 1e9
+
     def close(self) -> None:
         self._signal(signal.SIGKILL)
         self._process.wait()

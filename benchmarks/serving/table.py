@@ -53,6 +53,11 @@ def _section(report: Document) -> Iterator[str]:
         yield _loads(of_model)
         shares = [record["client_cpu_share"] for record in of_model if "client_cpu_share" in record]
         yield f"The load client took {max(shares, default=0):.0%} of a core at most."
+        costs = [*_costs(of_model)]
+        if costs:
+            yield "µs of CPU that the event loop of HTTP took for a token, its requests' share in it: " + (
+                "; ".join(costs) + "."
+            )
         ratios = [*_ratios(of_model)]
         if ratios:
             yield as_table(["tokens/s, ratio within turns", "streams", "ratio", "aim"], ratios)
@@ -68,6 +73,17 @@ def _loads(records: list[Record]) -> str:
             errors = f"{sum(turn['errors'] for turn in turns)} of {sum(turn['replies'] for turn in turns)}"
             rows.append([streams, NAMES[contestant], *figures, errors])
     return as_table(["streams", "", *COLUMNS, "errors"], sorted(rows, key=itemgetter(0)))
+
+
+def _costs(records: list[Record]) -> Iterator[str]:
+    """Of each contestant, by streams."""
+    found: dict[str, list[str]] = {}
+    for (contestant, streams), turns in _grouped(records).items():
+        values = [turn["loop_us_per_token"] for turn in turns if "loop_us_per_token" in turn]
+        if values:
+            cost = f"{_shown(spread_of(values).median)} at {streams}"
+            found.setdefault(NAMES[contestant], []).append(cost)
+    yield from (f"{name}: {', '.join(costs)}" for name, costs in found.items())
 
 
 def _grouped(records: Iterable[Record]) -> dict[tuple[str, int], list[Record]]:

@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from trimtab.guidance.errors import HeadError
@@ -34,6 +34,8 @@ WHOLE = 32
 wherever it stands; of fewer, or of some that are left over, it need not."""
 Product = Callable[[Tensor], Tensor]
 """f32[N, K] -> f32[N, M], what is multiplied with a matrix [M, K]."""
+Weighted = Callable[[Tensor, Tensor], Tensor]
+"""h f32[G, d], w f32[G] -> w·A f32[G, V] of one head."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,12 @@ class Vocabulary:
     project: columns [N, d] times the policy's output embedding W, f32[N, V]. A tied head's product with it
         is taken once, W·up [V, r], which leaves r columns of the vocabulary to multiply with for every row,
         and not d.
-    product: of a matrix [V, r]; inner: of a small one [r, d]. They may pack it, and need not keep it.
+    advantage: of an inner matrix [r, d], one of the vocabulary [V, r] and the name of what is between them.
+        It may pack them, and need not keep them.
     """
 
     project: Product
-    product: Callable[[Tensor], Product]
-    inner: Callable[[Tensor], Product]
+    advantage: Callable[[Tensor, Tensor, str], Weighted]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +78,14 @@ class _Scalars:
     """Values (or rewards) of all heads in standard units: linear ones in one product, the rest one by one.
     Those that remember are read by `step`, and nan otherwise."""
 
-    weight: Tensor  # f32[H, d], zero where a head has no linear part
+    weight: Tensor | None  # f32[H, d], zero where a head has no linear part; none where no head has one
     bias: Tensor  # f32[H], nan where a head has no linear part
     others: tuple[tuple[int, Scalar, float, float], ...]  # index, part, mean, std
     remembering: Mapping[int, tuple[Remembering, float, float]]  # by index
 
     def __call__(self, h: Tensor) -> Tensor:
         h = h.float()
-        out = h @ self.weight.T + self.bias  # [B, H]
+        out = self.bias.repeat(len(h), 1) if self.weight is None else h @ self.weight.T + self.bias  # [B, H]
         for index, part, mean, std in self.others:
             out[:, index] = (part(h) - mean) / std
         return out
@@ -103,7 +105,7 @@ class _Scalars:
 class _Shelf:
     """Heads that were put in together. columns: of the bank, those that they are. lowrank_up, ranks,
     products: of low-rank heads, by column; of a bank with a vocabulary tied ones are low-rank as well, and it
-    keeps `inners`, products with their `down`, and no `lowrank_up`. Scalars are by place in `columns`."""
+    keeps `advantages` in the place of both. Scalars are by place in `columns`."""
 
     columns: tuple[int, ...]
     tied: _Adapters | None
@@ -111,7 +113,7 @@ class _Shelf:
     lowrank_up: dict[int, Tensor]
     ranks: dict[int, int]
     products: dict[int, Product]
-    inners: dict[int, Product]
+    advantages: dict[int, Weighted]
     values: _Scalars
     rewards: _Scalars
 
@@ -130,7 +132,12 @@ class _Shelf:
         parts = {at: head.advantage for at, (head, _) in given if head.advantage is not None}
         tied = {at for at, part in parts.items() if isinstance(part, TiedAdvantage) and vocabulary is None}
         lowrank = {at: part for at, part in parts.items() if at not in tied}
-        ups = {at: _up(part, vocab_size, vocabulary) for at, part in lowrank.items()}
+        ups = {at: part.up[:vocab_size] for at, part in lowrank.items()} if vocabulary is None else {}
+        advantages = {
+            at: _advantage(lowrank[at], _activation(manifest), vocab_size, vocabulary)
+            for at, (_, manifest) in given
+            if vocabulary is not None and at in lowrank
+        }
         values, rewards = (
             [None if head is None else (getattr(head[0], part), head[1]) for head in heads]
             for part in ("value", "reward")
@@ -139,30 +146,13 @@ class _Shelf:
             tuple(columns),
             _stack([(at, head) for at, head in given if at in tied], has_up=True),
             _stack([(at, head) for at, head in given if at in lowrank], has_up=False),
-            ups if vocabulary is None else {},
-            {at: up.shape[1] for at, up in ups.items()},
-            {at: _product(up, vocabulary) for at, up in ups.items()},
-            {} if vocabulary is None else {at: vocabulary.inner(part.down) for at, part in lowrank.items()},
+            ups,
+            {at: part.down.shape[0] for at, part in lowrank.items()},
+            {at: partial(_outer_product, up) for at, up in ups.items()},
+            advantages,
             _gather(values, hidden_size, device),
             _gather(rewards, hidden_size, device),
         )
-
-    def lowrank_columns(self, h: Tensor, weights: Tensor, active: Sequence[int]) -> Tensor | None:
-        """See _Adapters.column."""
-        adapters = self.lowrank
-        if adapters is None or not self.inners:
-            return None if adapters is None else adapters.column(h, weights, active)
-        if not any(member in active for member in adapters.members):
-            return None
-        columns = h.new_zeros(len(h), len(adapters.members), adapters.down.shape[1], dtype=torch.float32)
-        for slot, member in enumerate(adapters.members):
-            if member in active:
-                inner, weight = columns[:, slot], weights[:, member, None]
-                inner[:, : self.ranks[member]] = self.inners[member](h.float())
-                # Of whole columns (see WHOLE): torch's SiLU has other bits for some that are left over.
-                inner = F.silu(inner) if adapters.activations[slot] == "silu" else inner
-                columns[:, slot] = torch.where(weight != 0, inner * weight, 0.0)
-        return columns.flatten(1)
 
 
 class HeadBank:
@@ -255,14 +245,11 @@ class HeadBank:
         kept = tuple(None if i in columns else head for i, head in enumerate(self._columns))
         first, *others = self._shelves
         ups = {i: up for i, up in first.lowrank_up.items() if i not in columns}
-        products, inners = (
-            {i: product for i, product in of.items() if i not in columns}
-            for of in (first.products, first.inners)
-        )
+        products = {i: product for i, product in first.products.items() if i not in columns}
+        advantages = {i: weighted for i, weighted in first.advantages.items() if i not in columns}
+        first = replace(first, lowrank_up=ups, products=products, advantages=advantages)
         shelves = [shelf for shelf in others if shelf.columns[0] not in columns]
-        return self._changed(
-            kept, self._index, (replace(first, lowrank_up=ups, products=products, inners=inners), *shelves)
-        )
+        return self._changed(kept, self._index, (first, *shelves))
 
     def _changed(
         self,
@@ -336,11 +323,11 @@ class HeadBank:
             raise HeadError(f"head {name!r} has an advantage of another size: load one of rank {rank}")
         for mine, new in pairs:
             mine.copy_(new)
-        if index in shelf.products and index not in shelf.lowrank_up:
+        if index in shelf.advantages:
             *_, vocab_size, vocabulary = self._sizes
             assert vocabulary is not None
-            shelf.products[index] = _product(_up(advantage, vocab_size, vocabulary), vocabulary)
-            shelf.inners[index] = vocabulary.inner(advantage.down)
+            activation = adapters.activations[slot]
+            shelf.advantages[index] = _advantage(advantage, activation, vocab_size, vocabulary)
         self._stacked_up = None
 
     def check(self, heads: Sequence[tuple[str, float]], *, steering: bool = True) -> None:
@@ -380,15 +367,21 @@ class HeadBank:
     def lowrank_advantage(self, h: Tensor, weights: Tensor, active: Sequence[int]) -> Tensor | None:
         """Σ wᵢ Aᵢ over the low-rank heads, f32[G, V]; None when none is active. See tied_column."""
         total: Tensor | None = None
+        for term in self._lowrank_terms(h, weights, active):
+            total = term if total is None else total.add_(term)
+        return total
+
+    def _lowrank_terms(self, h: Tensor, weights: Tensor, active: Sequence[int]) -> Iterator[Tensor]:
+        for shelf, members in self._active(active):
+            for member, weighted in shelf.advantages.items():
+                if member in members:
+                    yield weighted(h.float(), weights[:, member])
         for shelf, members, inner in self._lowrank_columns(h, weights, active):
             assert shelf.lowrank is not None
             rank = shelf.lowrank.down.shape[1]
             for slot, member in enumerate(shelf.lowrank.members):
                 if member in members:
-                    mine = inner[:, slot * rank : slot * rank + shelf.ranks[member]]
-                    term = shelf.products[member](mine)
-                    total = term if total is None else total.add_(term)
-        return total
+                    yield shelf.products[member](inner[:, slot * rank : slot * rank + shelf.ranks[member]])
 
     def lowrank_factors(
         self, h: Tensor, weights: Tensor, active: Sequence[int]
@@ -412,7 +405,8 @@ class HeadBank:
         self, h: Tensor, weights: Tensor, active: Sequence[int]
     ) -> Iterator[tuple[_Shelf, Sequence[int], Tensor]]:
         for shelf, mine in self._active(active):
-            inner = shelf.lowrank_columns(h, weights, mine)
+            has_columns = shelf.lowrank is not None and not shelf.advantages
+            inner = shelf.lowrank.column(h, weights, mine) if shelf.lowrank and has_columns else None
             if inner is not None:
                 yield shelf, mine, inner
 
@@ -469,18 +463,24 @@ class HeadBank:
         return out
 
 
-def _up(advantage: Advantage, vocab_size: int | None, vocabulary: Vocabulary | None) -> Tensor:
-    """[V, r], what φ(Dh) is multiplied with."""
+def _advantage(
+    advantage: Advantage, activation: str, vocab_size: int | None, vocabulary: Vocabulary
+) -> Weighted:
     if isinstance(advantage, TiedAdvantage):
-        assert vocabulary is not None
-        return vocabulary.project(advantage.up.float().T.contiguous()).T.contiguous()
-    return advantage.up[:vocab_size]
+        up = vocabulary.project(advantage.up.float().T.contiguous()).T.contiguous()
+    else:
+        up = advantage.up[:vocab_size]
+    return vocabulary.advantage(advantage.down, up, activation)
 
 
-def _product(up: Tensor, vocabulary: Vocabulary | None) -> Product:
-    if vocabulary is not None:
-        return vocabulary.product(up)
-    return lambda inner: wide_product(inner.to(up.dtype), up)
+def _activation(manifest: Manifest) -> str:
+    part = manifest.parts.advantage
+    assert part is not None
+    return part.activation
+
+
+def _outer_product(up: Tensor, inner: Tensor) -> Tensor:
+    return wide_product(inner.to(up.dtype), up)
 
 
 def _stack(heads: Sequence[tuple[int, LoadedHead]], *, has_up: bool) -> _Adapters | None:
@@ -489,12 +489,10 @@ def _stack(heads: Sequence[tuple[int, LoadedHead]], *, has_up: bool) -> _Adapter
     chosen: list[Advantage] = []
     activations: list[str] = []
     for column, (head, manifest) in heads:
-        part = manifest.parts.advantage
-        assert part is not None
         assert head.advantage is not None
         members.append(column)
         chosen.append(head.advantage)
-        activations.append(part.activation)
+        activations.append(_activation(manifest))
     if not chosen:
         return None
     rank = -(-max(each.down.shape[0] for each in chosen) // WHOLE) * WHOLE
@@ -516,7 +514,7 @@ def _gather(
 ) -> _Scalars:
     weight = torch.zeros(len(parts), hidden_size, device=device)
     bias = torch.full((len(parts),), math.nan, device=device)
-    others, remembering = [], {}
+    others, remembering, has_linear = [], {}, False
     for index, given in enumerate(parts):
         part, manifest = given or (None, None)
         if part is None or manifest is None:
@@ -524,12 +522,13 @@ def _gather(
         mean, std = manifest.reward_mean, manifest.reward_std
         if isinstance(part, LinearScalar):
             weight[index], bias[index] = part.weight / std, (part.bias - mean) / std
+            has_linear = True
         elif memory_of(part) is not None:
             assert isinstance(part, Remembering)
             remembering[index] = (part, mean, std)
         else:
             others.append((index, part, mean, std))
-    return _Scalars(weight, bias, tuple(others), remembering)
+    return _Scalars(weight if has_linear else None, bias, tuple(others), remembering)
 
 
 def _memory_size(part: Scalar | None) -> int:

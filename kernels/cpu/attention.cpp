@@ -27,6 +27,13 @@ Span visible(int64_t position, int64_t window, int64_t part) {
 
 int round_up(int64_t n, int step) { return static_cast<int>((n + step - 1) / step * step); }
 
+// Two numbers of bfloat16.
+struct Pair {
+    uint32_t bits;
+};
+
+template <class T> constexpr int kEach = std::is_same<T, Pair>::value ? 2 : 1;  // numbers in a T
+
 // One step's keys and values of one layer, as a row and a group of heads find them.
 template <class T> struct Cache {
     const T *keys, *values;
@@ -36,8 +43,8 @@ template <class T> struct Cache {
 
     int64_t block(int64_t place) const { return table[place / shape.block_size] * shape.kv_heads + head; }
     // First of the dims, block_size apart, of the key at `place`.
-    const T* key(int64_t place) const { return keys + block(place) * shape.dim * shape.block_size + place % shape.block_size; }
-    const T* value(int64_t place) const { return values + (block(place) * shape.block_size + place % shape.block_size) * shape.dim; }
+    const T* key(int64_t place) const { return keys + block(place) * (shape.dim / kEach<T>) * shape.block_size + place % shape.block_size; }
+    const T* value(int64_t place) const { return values + (block(place) * shape.block_size + place % shape.block_size) / kEach<T> * shape.dim; }
     bool whole_groups() const { return shape.block_size % kLanes == 0; }
 };
 
@@ -148,6 +155,73 @@ void part_in_place(const Cache<T>& cache, const float* queries, int64_t part, Sp
     for (; first < dim; first += kLanes) weigh_in_place<T, Heads, 1>(cache, scores, part, span, first, out);
 }
 
+// The same of pairs: queries [Heads, dim], weights [Heads, kScoreStride].
+template <int Heads>
+TRIMTAB_PAIRS void score_pairs(const Cache<Pair>& cache, const Brain* queries, int64_t part, Span span, float* scores) {
+    const int64_t dim = cache.shape.dim, step = cache.shape.block_size;
+    constexpr int some = 4;
+    for (int i = span.begin / kLanes * kLanes; i < span.end; i += some * kLanes) {
+        const Pair *keys[some], *after[some];
+        for (int g = 0; g < some; g++) {
+            const int place = i + g * kLanes, later = place + some * kLanes;
+            keys[g] = cache.key(part * kPart + (place < span.end ? place : i));
+            after[g] = later < span.end ? cache.key(part * kPart + later) : keys[g];
+        }
+        Vec sums[Heads][some] = {};
+        for (int64_t d = 0; d < dim / 2; d++) {
+            UIntVec key[some];
+            for (int g = 0; g < some; g++) {
+                key[g] = load_words(keys[g] + d * step);
+                __builtin_prefetch(after[g] + d * step);
+            }
+            for (int h = 0; h < Heads; h++)
+                for (int g = 0; g < some; g++) sums[h][g] = dot2(sums[h][g], key[g], pair_at(queries + h * dim + d * 2));
+        }
+        for (int h = 0; h < Heads; h++)
+            for (int g = 0; g < some && i + g * kLanes < span.end; g++) store(scores + h * kScoreStride + i + g * kLanes, sums[h][g]);
+    }
+}
+
+// What of the pair at `place` lies in the span: the rest may be NaN.
+uint32_t seen_of_pair(int place, Span span) {
+    return (place >= span.begin && place < span.end ? 0xffffu : 0u) | (place + 1 >= span.begin && place + 1 < span.end ? 0xffff0000u : 0u);
+}
+
+template <int Heads, int Vectors>
+TRIMTAB_PAIRS void weigh_pairs(const Cache<Pair>& cache, const Brain* weights, int64_t part, Span span, int64_t dim_first, float* out) {
+    Vec sums[Heads][Vectors] = {};
+    const int64_t step = cache.shape.block_size, dim = cache.shape.dim;
+    for (int i = span.begin / 2 * 2; i < span.end;) {
+        const int64_t place = part * kPart + i;
+        const int end = static_cast<int>(std::min<int64_t>(span.end, i + step - place % step));
+        const Pair* value = cache.value(place) + dim_first;
+        const Pair* after = end < span.end ? cache.value(part * kPart + end) + dim_first : value;
+        for (; i < end; i += 2, value += dim, after += dim) {
+            const uint32_t seen = seen_of_pair(i, span);
+            for (int v = 0; v < Vectors; v++) {
+                const UIntVec pair = load_words(value + v * kLanes) & seen;
+                __builtin_prefetch(after + v * kLanes);
+                for (int h = 0; h < Heads; h++) sums[h][v] = dot2(sums[h][v], pair, pair_at(weights + h * kScoreStride + i));
+            }
+        }
+    }
+    for (int h = 0; h < Heads; h++)
+        for (int v = 0; v < Vectors; v++) store(out + h * dim + dim_first + v * kLanes, sums[h][v]);
+}
+
+// queries: [Heads, dim], narrow; weights: room for them.
+template <int Heads>
+void part_in_place(const Cache<Pair>& cache, const Brain* queries, int64_t part, Span span, float* scores, Brain* weights, Softmax* found, float* out) {
+    const int64_t dim = cache.shape.dim;
+    score_pairs<Heads>(cache, queries, part, span, scores);
+    const int padded = round_up(span.end, kLanes);
+    for (int h = 0; h < Heads; h++) {
+        found[h] = softmax(scores + h * kScoreStride, span, padded, cache.shape.softcap);
+        narrow(scores + h * kScoreStride, padded, weights + h * kScoreStride);
+    }
+    for (int64_t first = 0; first < dim; first += 2 * kLanes) weigh_pairs<Heads, 2>(cache, weights, part, span, first, out);
+}
+
 // Keys of places begin … end−1 of a part as panels [places/kPanel, dim, kPanel]; what no one sees is anything.
 template <class T> void gather_keys(const Cache<T>& cache, int64_t part, Span span, float* panels) {
     const int64_t dim = cache.shape.dim, step = cache.shape.block_size, from = part * kPart;
@@ -183,6 +257,33 @@ template <class T> void gather_values(const Cache<T>& cache, int64_t part, Span 
     }
 }
 
+// The same of pairs: keys as [places/kPanel, dim/2, kPanel], values as [dim/kPanel, kPart/2, kPanel].
+void gather_keys(const Cache<Pair>& cache, int64_t part, Span span, uint32_t* panels) {
+    const int64_t half = cache.shape.dim / 2, step = cache.shape.block_size, from = part * kPart;
+    const int last = round_up(span.end, kPanel);
+    for (int i = span.begin / kPanel * kPanel; i < last; i += kLanes) {
+        uint32_t* to = panels + i / kPanel * kPanel * half + i % kPanel;
+        const bool is_seen = i < span.end && i + kLanes > span.begin;
+        const Pair* key = is_seen ? cache.key(from + i) : nullptr;
+        for (int64_t d = 0; d < half; d++) {
+            const UIntVec words = is_seen ? load_words(key + d * step) : UIntVec{};
+            std::memcpy(to + d * kPanel, &words, sizeof words);
+        }
+    }
+}
+
+void gather_values(const Cache<Pair>& cache, int64_t part, Span span, uint32_t* panels) {
+    const int64_t dim = cache.shape.dim;
+    for (int i = 0; i < span.end; i += 2) {
+        const uint32_t seen = seen_of_pair(i, span);
+        const Pair* value = seen ? cache.value(part * kPart + i) : nullptr;
+        for (int64_t d = 0; d < dim; d += kLanes) {
+            const UIntVec words = seen ? load_words(value + d) & seen : UIntVec{};
+            std::memcpy(panels + d / kPanel * kPanel * (kPart / 2) + i / 2 * kPanel + d % kPanel, &words, sizeof words);
+        }
+    }
+}
+
 template <class F> void in_tiles(int rows, F&& f) {
     for (int first = 0; first < rows; first += kTileRows) f(first, std::min(kTileRows, rows - first));
 }
@@ -191,18 +292,21 @@ template <class F> void in_tiles(int rows, F&& f) {
 struct Space {
     Buffer memory;
     float *queries, *keys, *values, *scores, *part, *all;
+    Brain *narrow_queries, *narrow_weights;
     Softmax *part_found, *all_found;
 
     void make(int64_t rows, int64_t dim) {
         const int64_t padded = round_up(dim, kPanel), stride = row_stride(dim);
-        const int64_t counts[] = {rows * stride, padded * kPart, padded * kPart, rows * kScoreStride, rows * dim, rows * dim, rows * 2, rows * 2};
+        const int64_t counts[] = {rows * stride, padded * kPart, padded * kPart, rows * kScoreStride, rows * dim, rows * dim, rows * 2, rows * 2, rows * round_up(dim, 2) / 2, rows * kScoreStride / 2};
         int64_t all_counts = 0;
         for (int64_t count : counts) all_counts += round_up(count, 16);
         float* at = memory.get<float>(all_counts);
         float** const places[] = {&queries, &keys, &values, &scores, &part, &all};
         for (int i = 0; i < 6; i++) *places[i] = at, at += round_up(counts[i], 16);
         part_found = reinterpret_cast<Softmax*>(at);
-        all_found = reinterpret_cast<Softmax*>(at + round_up(counts[6], 16));
+        all_found = reinterpret_cast<Softmax*>(at += round_up(counts[6], 16));
+        narrow_queries = reinterpret_cast<Brain*>(at += round_up(counts[7], 16));
+        narrow_weights = reinterpret_cast<Brain*>(at + round_up(counts[8], 16));
     }
 };
 
@@ -258,6 +362,7 @@ float* AttentionPlan::slot(const AttentionShape& shape, const Item& item, int64_
 }
 
 template <class T> struct Attend {
+    using Gathered = std::conditional_t<kEach<T> == 2, uint32_t, float>;
     const AttentionShape& shape;
     const Packed& packed;
     const float* queries;
@@ -270,9 +375,12 @@ template <class T> struct Attend {
         const float* own = queries + first * query_stride + cache.head * group * dim;
         if (count == 1 && cache.whole_groups() && dim % kLanes == 0) {
             Span span = visible(packed.positions[first], shape.window, part);
+            if constexpr (kEach<T> == 2) narrow(own, group * dim, space.narrow_queries);
             for (int64_t h = 0; h < group; h += 4) {
                 auto run = [&](auto heads) {
-                    part_in_place<T, decltype(heads)::value>(cache, own + h * dim, part, span, space.scores, found + h, out + h * dim);
+                    if constexpr (kEach<T> == 2)
+                        part_in_place<decltype(heads)::value>(cache, space.narrow_queries + h * dim, part, span, space.scores, space.narrow_weights, found + h, out + h * dim);
+                    else part_in_place<T, decltype(heads)::value>(cache, own + h * dim, part, span, space.scores, found + h, out + h * dim);
                 };
                 if (group - h >= 4) run(std::integral_constant<int, 4>());
                 else if (group - h == 3) run(std::integral_constant<int, 3>());
@@ -287,24 +395,38 @@ template <class T> struct Attend {
         for (int64_t i = 0; i < count; i++) {
             Span span = visible(packed.positions[first + i], shape.window, part);
             if (span.begin < span.end) seen = {std::min(seen.begin, span.begin), std::max(seen.end, span.end)};
-            for (int64_t h = 0; h < group; h++) std::copy_n(own + i * query_stride + h * dim, dim, space.queries + (i * group + h) * stride);
+            for (int64_t h = 0; h < group; h++) {
+                const float* query = own + i * query_stride + h * dim;
+                if constexpr (kEach<T> == 2) narrow(query, dim, space.narrow_queries + (i * group + h) * dim);
+                else std::copy_n(query, dim, space.queries + (i * group + h) * stride);
+            }
         }
         if (seen.begin >= seen.end) {
             std::fill_n(found, rows, Softmax{-INFINITY, 0.0f});
             return;
         }
-        gather_keys(cache, part, seen, space.keys);
-        gather_values(cache, part, seen, space.values);
+        auto *keys = reinterpret_cast<Gathered*>(space.keys), *values = reinterpret_cast<Gathered*>(space.values);
+        gather_keys(cache, part, seen, keys);
+        gather_values(cache, part, seen, values);
         for (int i = seen.begin / kPanel * kPanel; i < seen.end; i += kPanel)
             in_tiles(rows, [&](int row, int height) {
-                tile_product(space.keys + i * dim, dim, space.queries + row * stride, stride, height, space.scores + row * kScoreStride + i, kScoreStride, kPanel, false);
+                const Gathered* panel = keys + i * dim / kEach<T>;
+                float* to = space.scores + row * kScoreStride + i;
+                if constexpr (kEach<T> == 2) pair_product(panel, dim / 2, space.narrow_queries + row * dim, dim, height, to, kScoreStride);
+                else tile_product(panel, dim, space.queries + row * stride, stride, height, to, kScoreStride, kPanel, false);
             });
-        for (int row = 0; row < rows; row++)
-            found[row] = softmax(space.scores + row * kScoreStride, visible(packed.positions[first + row / group], shape.window, part), round_up(seen.end, kLanes), shape.softcap);
+        const int padded = round_up(seen.end, kLanes);
+        for (int row = 0; row < rows; row++) {
+            float* scores = space.scores + row * kScoreStride;
+            found[row] = softmax(scores, visible(packed.positions[first + row / group], shape.window, part), padded, shape.softcap);
+            if constexpr (kEach<T> == 2) narrow(scores, padded, space.narrow_weights + row * kScoreStride);
+        }
         for (int64_t d = 0; d < dim; d += kPanel)
             in_tiles(rows, [&](int row, int height) {
-                int columns = static_cast<int>(std::min<int64_t>(kPanel, dim - d));
-                tile_product(space.values + d * kPart, seen.end, space.scores + row * kScoreStride, kScoreStride, height, out + row * dim + d, dim, columns, false);
+                const Gathered* panel = values + d * kPart / kEach<T>;
+                float* to = out + row * dim + d;
+                if constexpr (kEach<T> == 2) pair_product(panel, (seen.end + 1) / 2, space.narrow_weights + row * kScoreStride, kScoreStride, height, to, dim);
+                else tile_product(panel, seen.end, space.scores + row * kScoreStride, kScoreStride, height, to, dim, static_cast<int>(std::min<int64_t>(kPanel, dim - d)), false);
             });
     }
 };
@@ -348,7 +470,8 @@ void AttentionPlan::run(Worker& worker, const AttentionShape& shape, const Packe
             write(space.all_found, space.all);
         });
     };
-    if (shape.format == kFloat32) with(float());
+    if (shape.in_pairs) with(Pair());
+    else if (shape.format == kFloat32) with(float());
     else if (shape.format == kFloat16) with(Half());
     else with(Brain());
 }

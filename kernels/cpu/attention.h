@@ -1,6 +1,7 @@
 // Attention of packed tokens over paged keys and values, causal, query heads of a group together.
 //
-// Keys lie [block, head, dim, place], values [block, head, place, dim]. A token's result is the same bits
+// Keys lie [block, head, dim, place], values [block, head, place, dim]; in pairs of bfloat16, keys
+// [block, head, dim/2, place, 2], values [block, head, place/2, dim, 2]. A token's result is the same bits
 // whatever is computed with it: keys are taken in parts of kPart, cut at multiples of it; within a part every
 // sum runs in one order, and parts are merged in order.
 #pragma once
@@ -18,6 +19,7 @@ constexpr int kPart = 256;
 struct AttentionShape {
     int64_t heads, kv_heads, dim, block_size;
     int32_t format;   // of keys and values
+    bool in_pairs;    // in bfloat16, and what they are multiplied with is rounded to it
     float softcap;    // 0: none
     int64_t window;   // keys that a token sees, itself too; 0: all
 };

@@ -48,11 +48,15 @@ class Decoder {
   private:
     // One plan for each width of window, and one for the last layer, where only some tokens ask.
     const AttentionShape shape_of(const LayerSpec& layer, const Step& step) const {
-        return {s.heads, s.kv_heads, s.dim, s.block_size, static_cast<int32_t>(step.cache_format), layer.softcap, layer.window};
+        return {s.heads, s.kv_heads, s.dim, s.block_size, static_cast<int32_t>(step.cache_format), in_pairs(step), layer.softcap, layer.window};
+    }
+    // Whether keys and values lie in pairs: where products round what they multiply, and vectors fit.
+    bool in_pairs(const Step& step) const {
+        return step.cache_format == kBFloat16 && layers[0].qkv.rounds && s.block_size % kLanes == 0 && s.dim % kPanel == 0;
     }
     void embed(int64_t id, float* out) const;
     void store(const Step& step, int64_t layer, int64_t token, int64_t head);
-    template <class T> void store_as_kept(const LayerSpec& layer, T* keys, T* values, int64_t slot, int64_t head, const float* key, const float* value) const;
+    template <class T> void store_as_kept(bool in_pairs, void* keys, void* values, int64_t slot, int64_t head, const float* key, const float* value) const;
 
     DecoderSpec s;
     std::vector<LayerSpec> layers;
@@ -76,12 +80,21 @@ void Decoder::embed(int64_t id, float* out) const {
 }
 
 template <class T>
-void Decoder::store_as_kept(const LayerSpec&, T* keys, T* values, int64_t slot, int64_t head, const float* key, const float* value) const {
+void Decoder::store_as_kept(bool in_pairs, void* keys, void* values, int64_t slot, int64_t head, const float* key, const float* value) const {
     const int64_t block = slot / s.block_size * s.kv_heads + head, place = slot % s.block_size;
-    T* to = keys + block * s.dim * s.block_size + place;
-    for (int64_t d = 0; d < s.dim; d++) trimtab::store_as(to + d * s.block_size, key[d]);
-    to = values + (block * s.block_size + place) * s.dim;
-    for (int64_t d = 0; d < s.dim; d++) trimtab::store_as(to + d, value[d]);
+    T *to_keys = static_cast<T*>(keys) + block * s.dim * s.block_size, *to_values = static_cast<T*>(values) + block * s.block_size * s.dim;
+    if (!in_pairs) {
+        for (int64_t d = 0; d < s.dim; d++) trimtab::store_as(to_keys + d * s.block_size + place, key[d]);
+        for (int64_t d = 0; d < s.dim; d++) trimtab::store_as(to_values + place * s.dim + d, value[d]);
+        return;
+    }
+    static thread_local Buffer memory;
+    T* narrowed = memory.get<T>(s.dim);
+    for (int64_t d = 0; d < s.dim; d++) trimtab::store_as(narrowed + d, key[d]);
+    for (int64_t d = 0; d < s.dim; d += 2) std::memcpy(to_keys + (d / 2 * s.block_size + place) * 2, narrowed + d, 2 * sizeof(T));
+    for (int64_t d = 0; d < s.dim; d++) trimtab::store_as(narrowed + d, value[d]);
+    to_values += place / 2 * s.dim * 2 + place % 2;
+    for (int64_t d = 0; d < s.dim; d++) to_values[d * 2] = narrowed[d];
 }
 
 // Queries of a group normed, rotated and scaled in place; its key and value into the cache.
@@ -101,9 +114,9 @@ void Decoder::store(const Step& step, int64_t index, int64_t token, int64_t head
     rotate(key, cosine, sine, half);
     void *keys = const_cast<void*>(step.keys[index]), *values = const_cast<void*>(step.values[index]);
     const int64_t slot = step.slots[token];
-    if (step.cache_format == kFloat32) store_as_kept(layer, static_cast<float*>(keys), static_cast<float*>(values), slot, head, key, value);
-    else if (step.cache_format == kFloat16) store_as_kept(layer, static_cast<Half*>(keys), static_cast<Half*>(values), slot, head, key, value);
-    else store_as_kept(layer, static_cast<Brain*>(keys), static_cast<Brain*>(values), slot, head, key, value);
+    if (step.cache_format == kFloat32) store_as_kept<float>(false, keys, values, slot, head, key, value);
+    else if (step.cache_format == kFloat16) store_as_kept<Half>(false, keys, values, slot, head, key, value);
+    else store_as_kept<Brain>(in_pairs(step), keys, values, slot, head, key, value);
 }
 
 void Decoder::run(const Step& step) {

@@ -1,6 +1,8 @@
 // Products of few and many rows with packed weights: the tiles, and who computes which.
 #include "products.h"
 
+#include "elementwise.h"
+
 #include <algorithm>
 #include <type_traits>
 #include <utility>
@@ -145,36 +147,27 @@ void q8_tile(const uint8_t* panel, int64_t groups, const Quantised& x, float* ou
     for (int m = 0; m < Rows; m++) store_columns(out + m * out_stride, tile.columns, sums[m][0], sums[m][1]);
 }
 
-#if defined(__AVX512F__)
-// x: of pairs, bfloat16.
 template <int Rows>
-__attribute__((target("avx512bf16")))
-void brain_tile(const uint8_t* panel, int64_t pairs, const Brain* x, float* out, int64_t out_stride, const Tile& tile) {
+TRIMTAB_PAIRS void brain_tile(const uint8_t* panel, int64_t pairs, const Brain* x, int64_t x_stride, float* out, int64_t out_stride, const Tile& tile) {
     Vec sums[Rows][2];
     start<Rows>(sums, out, out_stride, tile);
     const uint8_t* fetch = tile.fetch;
     for (int64_t i = 0; i < pairs; i++, panel += kPanel * 4, fetch += tile.fetch_step) {
         for (int b = 0; b < kPanel * 4; b += 64) __builtin_prefetch(fetch + b);
-        __m512bh left = (__m512bh)_mm512_loadu_si512(panel), right = (__m512bh)_mm512_loadu_si512(panel + 64);
+        const UIntVec left = load_words(panel), right = load_words(panel + kLanes * 4);
 #pragma GCC unroll 12
         for (int m = 0; m < Rows; m++) {
-            int32_t pair;
-            std::memcpy(&pair, x + (m * pairs + i) * 2, sizeof pair);
-            __m512bh value = (__m512bh)_mm512_set1_epi32(pair);
-            sums[m][0] = _mm512_dpbf16_ps(sums[m][0], left, value);
-            sums[m][1] = _mm512_dpbf16_ps(sums[m][1], right, value);
+            const uint32_t pair = pair_at(x + m * x_stride + i * 2);
+            sums[m][0] = dot2(sums[m][0], left, pair);
+            sums[m][1] = dot2(sums[m][1], right, pair);
         }
     }
     for (int m = 0; m < Rows; m++) store_columns(out + m * out_stride, tile.columns, sums[m][0], sums[m][1]);
 }
-#else
-template <int Rows>
-void brain_tile(const uint8_t*, int64_t, const Brain*, float*, int64_t, const Tile&) {}  // never asked for
-#endif
 
 template <class T> using FloatTile = void (*)(const T*, int64_t, const float*, int64_t, float*, int64_t, const Tile&);
 using Q8Tile = void (*)(const uint8_t*, int64_t, const Quantised&, float*, int64_t, const Tile&);
-using BrainTile = void (*)(const uint8_t*, int64_t, const Brain*, float*, int64_t, const Tile&);
+using BrainTile = void (*)(const uint8_t*, int64_t, const Brain*, int64_t, float*, int64_t, const Tile&);
 
 template <class T, bool Keeps, int... I> FloatTile<T> float_tile_of(int rows, std::integer_sequence<int, I...>) {
     static constexpr FloatTile<T> tiles[] = {float_tile<T, I + 1, Keeps>...};
@@ -194,6 +187,8 @@ template <int... I> BrainTile brain_tile_of(int rows, std::integer_sequence<int,
     static constexpr BrainTile tiles[] = {brain_tile<I + 1>...};
     return tiles[rows - 1];
 }
+
+BrainTile brain_tile_of(int rows) { return brain_tile_of(rows, std::make_integer_sequence<int, kTileRows>()); }
 
 // Rows in tiles of nearly the same height: f(first, count, tile's number, how many).
 template <class F> void each_tile(int64_t rows, int height, F&& f) {
@@ -344,14 +339,14 @@ void brain_product(Worker& worker, const Product& p, void* shared) {
         worker, p, shared, kTileRows,
         [&](void* room, int64_t row) {
             Brain* to = static_cast<Brain*>(room) + row * pairs * 2;
-            for (int64_t i = 0; i < k; i++) store_as(to + i, p.x[row * p.x_stride + i]);
+            narrow(p.x + row * p.x_stride, k, to);
             if (k % 2) to[k] = Brain{0};
         },
         [&](void* room, const uint8_t* panel, int64_t first, int count, float* out, int64_t t, int64_t tiles, Tile tile) {
             const Brain* x = static_cast<const Brain*>(room) + first * pairs * 2;
             tile.fetch_step = kPanel * 4 / tiles;
             tile.fetch += t * tile.fetch_step * pairs;
-            brain_tile_of(count, std::make_integer_sequence<int, kTileRows>())(panel, pairs, x, out, p.out_stride, tile);
+            brain_tile_of(count)(panel, pairs, x, pairs * 2, out, p.out_stride, tile);
         });
 }
 
@@ -439,6 +434,11 @@ void tile_product(const float* panel, int64_t k, const float* x, int64_t x_strid
     float_tile_of<float>(rows)(panel, k, x, x_stride, out, out_stride, tile);
 }
 
+void pair_product(const uint32_t* panel, int64_t pairs, const Brain* x, int64_t x_stride, int rows, float* out, int64_t out_stride) {
+    const uint8_t* data = reinterpret_cast<const uint8_t*>(panel);
+    brain_tile_of(rows)(data, pairs, x, x_stride, out, out_stride, Tile{nullptr, false, kPanel, data, 0});
+}
+
 void weight_row(const Weight& weight, int64_t id, float* out) {
     const uint8_t* panel = weight.panel(id / kPanel);
     int64_t column = id % kPanel;
@@ -503,6 +503,28 @@ TRIMTAB_API void trimtab_product(const Weight* weight, const float* x, int64_t x
     }
     void* shared = weight->narrows() ? narrowed.get<char>(narrowed_room(rows, k)) : nullptr;
     parallel([&](Worker& worker) { product(worker, *weight, from, stride, rows, out, out_stride, nullptr, shared); });
+}
+
+// out [rows, V] = weights[row] · up φ(down h); 0 where a row's weight is.
+TRIMTAB_API void trimtab_adapter(const Weight* down, const Weight* up, int32_t silu, const float* h, int64_t h_stride,
+                                 int64_t rows, const float* weights, int64_t weights_stride, float* out, int64_t out_stride) {
+    static thread_local Buffer memory, narrowed;
+    const int64_t rank = down->n, stride = row_stride(rank);
+    float* inner = memory.get<float>(rows * stride);
+    void* shared = narrowed.get<char>(narrowed_room(rows, std::max(down->k, rank)));
+    parallel([&](Worker& worker) {
+        product(worker, *down, h, h_stride, rows, inner, stride, nullptr, shared);
+        worker.each(rows, [&](int64_t row) {
+            float* x = inner + row * stride;
+            const float weight = weights[row * weights_stride];
+            in_vectors(rank, [&](int64_t i, int n) {
+                Vec value = load_some(x + i, n);
+                if (silu) value = activate(value, kSilu);
+                store_some(x + i, weight == 0 ? Vec{} : value * weight, n);
+            });
+        });
+        product(worker, *up, inner, stride, rows, out, out_stride, nullptr, shared);
+    });
 }
 
 TRIMTAB_API void trimtab_weight_rows(const Weight* weight, const int64_t* ids, int64_t count, float* out) {

@@ -64,6 +64,10 @@ void product(Worker& worker, const Weight& weight, const float* x, int64_t x_str
 void tile_product(const float* panel, int64_t k, const float* x, int64_t x_stride, int rows, float* out,
                   int64_t out_stride, int columns, bool more);
 
+// The same of pairs of bfloat16: panel [pairs, kPanel, 2], x [rows, 2·pairs].
+void pair_product(const uint32_t* panel, int64_t pairs, const Brain* x, int64_t x_stride, int rows, float* out,
+                  int64_t out_stride);
+
 // Row `id` of W as floats.
 void weight_row(const Weight& weight, int64_t id, float* out);
 

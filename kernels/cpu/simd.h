@@ -164,6 +164,37 @@ TRIMTAB_INLINE IntVec dot4(IntVec sum, const uint8_t* w, int32_t x) {
 #endif
 }
 
+// Products of pairs of bfloat16, two to a lane, summed in fp32: first the upper ones, then the lower. Functions
+// that use it are TRIMTAB_PAIRS, and run where multiplies_bfloat16().
+#if defined(__AVX512F__)
+#define TRIMTAB_PAIRS __attribute__((target("avx512bf16")))
+TRIMTAB_INLINE TRIMTAB_PAIRS Vec dot2(Vec sum, UIntVec pairs, uint32_t x) {
+    return _mm512_dpbf16_ps(sum, (__m512bh)pairs, (__m512bh)_mm512_set1_epi32(static_cast<int>(x)));
+}
+#else
+#define TRIMTAB_PAIRS
+TRIMTAB_INLINE Vec dot2(Vec sum, UIntVec pairs, uint32_t x) {
+    sum = fma(bit_cast<Vec>(pairs & 0xffff0000u), splat(bit_cast<float>(x & 0xffff0000u)), sum);
+    return fma(bit_cast<Vec>(pairs << 16), splat(bit_cast<float>(x << 16)), sum);
+}
+#endif
+
+TRIMTAB_INLINE UIntVec load_words(const void* p) {
+    UIntVec words;
+    std::memcpy(&words, p, sizeof words);
+    return words;
+}
+
+TRIMTAB_INLINE uint32_t pair_at(const Brain* p) {
+    uint32_t pair;
+    std::memcpy(&pair, p, sizeof pair);
+    return pair;
+}
+
+inline void narrow(const float* x, int64_t count, Brain* to) {
+    for (int64_t i = 0; i < count; i++) store_as(to + i, x[i]);
+}
+
 // e^x within 2 ulp; 0 below −87.3, and NaN stays. Polynomial after Cephes (expf), argument reduced in two parts.
 TRIMTAB_INLINE Vec exp(Vec x) {
     Vec y = min(max(x, splat(-87.33f)), splat(88.72f));

@@ -135,10 +135,11 @@ class Generation:
     ) -> None:
         self._engine, self._requests, self._watchers = engine, tuple(requests), watchers
         self._n = requests[0].sampling.n
+        self._first = {request.request_id: self._n * i for i, request in enumerate(requests)}
         self._running = dict(zip((request.request_id for request in requests), streams, strict=True))
         self.usage = Usage(computed=before.computed)
         self.num_choices = self._n * len(requests)
-        events = _merge(list(self._running.values()))
+        events = streams[0] if len(streams) == 1 else _merge(streams)  # the usual case needs no queue
         self._events = events if deadline is None else _in_time(events, deadline)
         self._early: list[tuple[int, Event]] = []
 
@@ -170,16 +171,20 @@ class Generation:
 
     async def begin(self) -> None:
         """Waits until the engine has begun with the requests. Raises what `events` raises."""
-        self._early.append(await self._next())
+        event = await anext(self._events)
+        self._early.append((self._take(event), event))
 
-    async def _next(self) -> tuple[int, Event]:
-        """Raises StopAsyncIteration where nothing more comes."""
-        prompt_index, event = await anext(self._events)
-        if isinstance(event, TERMINAL):
-            self._running.pop(event.request_id, None)
-        index = 0 if isinstance(event, TERMINAL) else prompt_index * self._n + event.index
+    def _take(self, event: Event) -> int:
+        """The index of its choice; 0 of terminal events. Raises where a request ends otherwise than well."""
+        index = 0 if isinstance(event, TERMINAL) else self._first[event.request_id] + event.index
         for watcher in self._watchers:
             watcher.see(index, event)
+        if isinstance(event, TERMINAL):
+            self._end(event)
+        return index
+
+    def _end(self, event: Finished | Aborted | Failed) -> None:
+        self._running.pop(event.request_id, None)
         match event:
             case Finished():
                 self.usage.add(event)
@@ -187,20 +192,20 @@ class Generation:
                 raise EngineFailedError("the engine aborted the request")
             case Failed():
                 raise _FAILURES.get(event.reason, EngineFailedError)(event.message)
-        return prompt_index, event
 
     async def events(self) -> AsyncIterator[tuple[int, Delta | ChoiceDone]]:
         """(choice index, event) as they come, until every request has finished; fills `usage`.
 
         Raises EngineFailedError when a request ends in any other way, or takes too long.
         """
-        while True:
-            try:
-                prompt_index, event = self._early.pop() if self._early else await self._next()
-            except StopAsyncIteration:
-                return
-            if isinstance(event, Delta | ChoiceDone):
-                yield prompt_index * self._n + event.index, event
+        for index, event in self._early:
+            if not isinstance(event, TERMINAL):
+                yield index, event
+        self._early.clear()
+        async for event in self._events:
+            index = self._take(event)
+            if not isinstance(event, TERMINAL):
+                yield index, event
 
     async def gather(self) -> list[Completion]:
         """All replies in the order of their index. Raises like `events`."""
@@ -239,44 +244,38 @@ async def _submit_all(engine: EngineClient, requests: Sequence[Request]) -> list
         raise
 
 
-async def _in_time(
-    items: AsyncIterator[tuple[int, Event]], deadline: Deadline
-) -> AsyncIterator[tuple[int, Event]]:
+async def _in_time(events: AsyncIterator[Event], deadline: Deadline) -> AsyncIterator[Event]:
     """Raises RequestTimeoutError where they take longer."""
     try:
         while True:
             async with asyncio.timeout_at(deadline.at):
-                item = await anext(items)
-            yield item
+                event = await anext(events)
+            yield event
     except StopAsyncIteration:
         return
     except TimeoutError as error:
         raise too_slow(deadline.seconds) from error
 
 
-async def _merge(streams: Sequence[AsyncIterator[Event]]) -> AsyncIterator[tuple[int, Event]]:
-    if len(streams) == 1:  # the usual case needs no queue
-        async for event in streams[0]:
-            yield 0, event
-        return
-    queue: asyncio.Queue[tuple[int, Event | Exception | None]] = asyncio.Queue(MAX_MERGED)
+async def _merge(streams: Sequence[AsyncIterator[Event]]) -> AsyncIterator[Event]:
+    queue: asyncio.Queue[Event | Exception | None] = asyncio.Queue(MAX_MERGED)
 
-    async def pump(index: int, stream: AsyncIterator[Event]) -> None:
+    async def pump(stream: AsyncIterator[Event]) -> None:
         try:
             async for event in stream:
-                await queue.put((index, event))
+                await queue.put(event)
         except Exception as error:
-            await queue.put((index, error))
+            await queue.put(error)
         else:
-            await queue.put((index, None))
+            await queue.put(None)
 
-    pumps = [asyncio.create_task(pump(index, stream)) for index, stream in enumerate(streams)]
+    pumps = [asyncio.create_task(pump(stream)) for stream in streams]
     try:
         for _ in pumps:
-            while (item := await queue.get())[1] is not None:
-                if isinstance(item[1], Exception):
-                    raise item[1]
-                yield item[0], item[1]
+            while (item := await queue.get()) is not None:
+                if isinstance(item, Exception):
+                    raise item
+                yield item
     finally:
         for task in pumps:
             task.cancel()

@@ -90,6 +90,11 @@ class ReplyFormat(ABC):
         """One chunk of a streamed reply."""
         return {**self._frame, "object": self.chunk_object_name, "choices": list(choices), **more}
 
+    @property
+    def says_text_alone(self) -> bool:
+        """Whether two chunks of a choice differ in their text alone, and one without any says nothing."""
+        return not (self.logprobs or self.trace)
+
     def delta_choice(self, index: int, event: Delta) -> Json | None:
         """A chunk's choice with new text and its tokens' entries; None when there is nothing to say."""
         choice, is_new = self.delta(index, event)
@@ -203,6 +208,10 @@ class ChatFormat(ReplyFormat):
 
     def _splitter(self) -> ReasoningSplitter | None:
         return None if self._reasoning is None else ReasoningSplitter(self._reasoning, self._reasons)
+
+    @property
+    def says_text_alone(self) -> bool:
+        return super().says_text_alone and self._tools is None and self._reasoning is None
 
     @property
     def num_reasoning_tokens(self) -> int:

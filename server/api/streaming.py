@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import uuid
 from collections.abc import AsyncIterator, Coroutine
 from typing import Any, TypeVar
 
@@ -12,6 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from trimtab.server.api.access.slow import WRITE_PIECE
 from trimtab.server.api.errors import ApiError, EngineFailedError, describe
 from trimtab.server.api.generation import Generation
 from trimtab.server.api.replies import Json, ReplyFormat, usage_json
@@ -19,6 +21,7 @@ from trimtab.server.api.selection import Chosen, Selection
 from trimtab.server.engine.request import Completion, Delta
 
 logger = logging.getLogger(__name__)
+_ANY_TEXT = uuid.uuid4().hex
 _ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))  # made once: it writes every token
 
 
@@ -33,10 +36,20 @@ class GenerationStream(StreamingResponse):
         super().__init__(lines, headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._write = scope.get("extensions", {}).get(WRITE_PIECE)
         with self._generation:  # not in the generators: they may never have been started
             if self._generation.may_wait_too_long:
                 await while_connected(Request(scope, receive), self._generation.begin())
             await super().__call__(scope, receive, send)
+
+    async def stream_response(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async for lines in self.body_iterator:
+            assert isinstance(lines, str)
+            piece = lines.encode()
+            if self._write is None or not self._write(piece):
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 class EventStream(GenerationStream):
@@ -46,7 +59,7 @@ class EventStream(GenerationStream):
         self, generation: Generation, reply: ReplyFormat, *, include_usage: bool, always: bool = False
     ) -> None:
         """include_usage: in a last chunk; and so far in every chunk, if always."""
-        super().__init__(generation, _lines(_chunks(generation, reply, include_usage, always)))
+        super().__init__(generation, _lines(generation, reply, include_usage, always))
 
 
 async def whole_reply(
@@ -88,13 +101,61 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-async def _lines(chunks: AsyncIterator[Json]) -> AsyncIterator[str]:
+async def _lines(
+    generation: Generation, reply: ReplyFormat, include_usage: bool, always: bool
+) -> AsyncIterator[str]:
+    def usage() -> Json:
+        """None where it is told at the end."""
+        if not include_usage:
+            return {}
+        return {"usage": usage_json(so_far) if always else None}
+
     try:
-        async for chunk in chunks:
-            yield data_line(chunk)
+        so_far = generation.usage_so_far
+        texts = TextLines(reply, usage()) if reply.says_text_alone and not always else None
+        for index in range(generation.num_choices):
+            if (choice := reply.opening(index)) is not None:
+                yield data_line(reply.chunk(choice, **usage()))
+        async for index, event in generation.events():
+            if isinstance(event, Delta):
+                so_far.completion += len(event.tokens)
+                if texts is not None:
+                    if event.text:
+                        yield texts.line(index, event.text)
+                    continue
+                choice = reply.delta_choice(index, event)
+            else:
+                choice = reply.last_choice(index, event)
+            if choice is not None:
+                yield data_line(reply.chunk(choice, **usage()))
+        if include_usage:
+            yield data_line(reply.chunk(usage=usage_json(generation.usage)))
     except Exception as error:  # the status is sent; what is left is to say so in the stream
         yield data_line(describe_failure(error).body)
     yield "data: [DONE]\n\n"
+
+
+class TextLines:
+    """Lines of chunks that differ in their text alone: what stands around it is written once for each choice.
+
+    more: what a chunk has beside its choice.
+    """
+
+    def __init__(self, reply: ReplyFormat, more: Json) -> None:
+        self._reply, self._more = reply, more
+        self._around: dict[int, list[str]] = {}
+
+    def line(self, index: int, text: str) -> str:
+        """What `data_line` writes of the chunk of a delta with this text."""
+        before, after = self._around.get(index) or self._write_around(index)
+        return f"{before}{_ENCODER.encode(text)}{after}"
+
+    def _write_around(self, index: int) -> list[str]:
+        choice = self._reply.delta_choice(index, Delta(self._reply.reply_id, index, _ANY_TEXT, (), ()))
+        assert choice is not None
+        written = data_line(self._reply.chunk(choice, **self._more))
+        self._around[index] = around = written.split(_ENCODER.encode(_ANY_TEXT))
+        return around
 
 
 def describe_failure(error: Exception) -> ApiError:
@@ -109,29 +170,3 @@ def describe_failure(error: Exception) -> ApiError:
 def data_line(data: object) -> str:
     """As server-sent events have it, with the empty line that ends an event."""
     return f"data: {_ENCODER.encode(data)}\n\n"
-
-
-async def _chunks(
-    generation: Generation, reply: ReplyFormat, include_usage: bool, always: bool
-) -> AsyncIterator[Json]:
-    so_far = generation.usage_so_far
-
-    def usage() -> Json:
-        """None where it is told at the end."""
-        if not include_usage:
-            return {}
-        return {"usage": usage_json(so_far) if always else None}
-
-    for index in range(generation.num_choices):
-        if (choice := reply.opening(index)) is not None:
-            yield reply.chunk(choice, **usage())
-    async for index, event in generation.events():
-        if isinstance(event, Delta):
-            so_far.completion += len(event.tokens)
-            choice = reply.delta_choice(index, event)
-        else:
-            choice = reply.last_choice(index, event)
-        if choice is not None:
-            yield reply.chunk(choice, **usage())
-    if include_usage:
-        yield reply.chunk(usage=usage_json(generation.usage))

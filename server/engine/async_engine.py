@@ -7,6 +7,7 @@ import contextlib
 import logging
 import queue
 import threading
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from trimtab.server.engine.request import (
 
 logger = logging.getLogger(__name__)
 NUM_COMPILERS, MAX_COMPILING = 2, 32  # grammars at once, and with those that wait
-MAX_UNREAD = 1024  # events of each reply that wait for whoever asked
+MAX_UNREAD = 1024  # events of each reply that wait for whoever asked: far more than a loop falls behind by
 Status = Literal["starting", "ready", "stopping", "dead"]
 _UNAVAILABLE: dict[Status, str] = {
     "starting": "the engine is still loading",
@@ -185,9 +186,9 @@ class AsyncEngine:
         for name in self._leaving.intersection(name for name, _ in request.guidance.heads):
             raise InvalidRequestError("is being unloaded", f"guidance.heads.{name}")
         grammar = None if request.grammar is None else self.engine.grammars.compile(request.grammar)
-        events = self._open(request)
+        inbox = self._open(request)
         self._commands.put(_Add(request, grammar))
-        return self._events(request.request_id, events)
+        return self._events(request.request_id, inbox)
 
     async def load_head(self, folder: Path, name: str) -> None:
         """Put a head in between two steps, once all of it has been read and fits. Raises HeadError for one
@@ -215,7 +216,7 @@ class AsyncEngine:
         """End a request within one step; its iterator then yields Aborted. Unknown ids are ignored."""
         self._commands.put(_Abort(request_id))
 
-    def _open(self, request: Request) -> asyncio.Queue[Event]:
+    def _open(self, request: Request) -> Inbox:
         """Where the request's events will arrive. One of them will be terminal, whatever comes: this door is
         closed before all requests are ended, and every mailbox that was made here is then told."""
         with self._lock:
@@ -233,11 +234,13 @@ class AsyncEngine:
                 self._mailboxes[loop] = Mailbox(loop, self.abort)
             return self._mailboxes[loop].open(request)
 
-    async def _events(self, request_id: str, events: asyncio.Queue[Event]) -> AsyncIterator[Event]:
+    async def _events(self, request_id: str, inbox: Inbox) -> AsyncIterator[Event]:
         is_over = False
         try:
             while not is_over:
-                event = await events.get()
+                while not inbox.events:
+                    await inbox.more()
+                event = inbox.events.popleft()
                 is_over = isinstance(event, TERMINAL)
                 yield event
         finally:
@@ -330,10 +333,38 @@ def _do(call: _Call, engine: Engine) -> None:
         call.done.set_result(None)
 
 
-class Mailbox:
-    """Queues of the requests that were submitted from one loop and have not had their terminal event.
+class Inbox:
+    """Events of a request that have not been read, by the one who reads them; in the thread of one loop. It
+    does what an asyncio.Queue would in half the time, once for every token.
 
-    The queues belong to the loop's thread; any thread may call `hand_over` and `end_all`. A request whose
+    most: that may wait.
+    """
+
+    __slots__ = ("_loop", "_more", "events", "most", "request")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, request: Request) -> None:
+        self._loop, self.request = loop, request
+        self.events: deque[Event] = deque()
+        self.most = MAX_UNREAD * request.sampling.n + len(request.given)  # which come many at a time
+        self._more: asyncio.Future[None] | None = None
+
+    def put(self, event: Event) -> None:
+        self.events.append(event)
+        if self._more is not None:
+            if not self._more.done():  # its reader may have been cancelled
+                self._more.set_result(None)
+            self._more = None
+
+    def more(self) -> asyncio.Future[None]:
+        """Done as soon as there are events."""
+        self._more = self._loop.create_future()
+        return self._more
+
+
+class Mailbox:
+    """Inboxes of the requests that were submitted from one loop and have not had their terminal event.
+
+    They belong to the loop's thread; any thread may call `hand_over` and `end_all`. A request whose
     events are not read is ended, so that no client who takes nothing makes others' memory run out.
 
     abort: told of it.
@@ -341,16 +372,15 @@ class Mailbox:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, abort: Callable[[str], None]) -> None:
         self.loop, self._abort = loop, abort
-        self._queues: dict[str, asyncio.Queue[Event]] = {}
-        self._requests: dict[str, Request] = {}
+        self._inboxes: dict[str, Inbox] = {}
         self._loads: dict[str, Load] = {}  # of each tenant
 
     def __contains__(self, request_id: str) -> bool:
-        return request_id in self._queues
+        return request_id in self._inboxes
 
     @property
     def request_ids(self) -> list[str]:
-        return list(self._queues)
+        return list(self._inboxes)
 
     def add_to(self, loads: dict[str, Load]) -> None:
         """What each tenant has open here."""
@@ -359,18 +389,17 @@ class Mailbox:
             load.requests += own.requests
             load.tokens += own.tokens
 
-    def open(self, request: Request) -> asyncio.Queue[Event]:
+    def open(self, request: Request) -> Inbox:
         """Where the request's events arrive, the terminal one last; in the loop's own thread."""
-        queue: asyncio.Queue[Event] = asyncio.Queue()
-        self._queues[request.request_id], self._requests[request.request_id] = queue, request
+        self._inboxes[request.request_id] = inbox = Inbox(self.loop, request)
         load = self._loads.setdefault(request.tenant, Load())
         load.requests += 1
         load.tokens += request.num_tokens
-        return queue
+        return inbox
 
     def hand_over(self, events: Sequence[Event]) -> bool:
         """Give the loop these events, of any loop's requests, in one wake-up. False when it is closed."""
-        if not self._queues:
+        if not self._inboxes:
             return not self.loop.is_closed()
         return self._call(lambda: self._sort(events))
 
@@ -380,29 +409,28 @@ class Mailbox:
 
     def _sort(self, events: Sequence[Event]) -> None:
         """What comes after a request's terminal event is for nobody."""
-        for request_id in {event.request_id for event in events} & self._queues.keys():
-            if self._queues[request_id].qsize() > _most_unread(self._requests[request_id]):
-                self._cut(request_id)
         for event in events:
-            queue = self._queues.get(event.request_id)
-            if queue is not None:
-                queue.put_nowait(event)
-                if isinstance(event, TERMINAL):
-                    self._close(event.request_id)
+            inbox = self._inboxes.get(event.request_id)
+            if inbox is None:
+                continue
+            if len(inbox.events) > inbox.most:
+                self._cut(inbox)
+                continue
+            inbox.put(event)
+            if isinstance(event, TERMINAL):
+                self._close(inbox.request)
 
-    def _cut(self, request_id: str) -> None:
+    def _cut(self, inbox: Inbox) -> None:
         """What was not read is dropped."""
+        request_id = inbox.request.request_id
         logger.error("the events of %s are not read; it is ended", request_id)
-        queue = self._queues[request_id]
-        while not queue.empty():
-            queue.get_nowait()
-        queue.put_nowait(Failed(request_id, "the reply was not read as fast as it was written"))
-        self._close(request_id)
+        inbox.events.clear()
+        inbox.put(Failed(request_id, "the reply was not read as fast as it was written"))
+        self._close(inbox.request)
         self._abort(request_id)
 
-    def _close(self, request_id: str) -> None:
-        del self._queues[request_id]
-        request = self._requests.pop(request_id)
+    def _close(self, request: Request) -> None:
+        del self._inboxes[request.request_id]
         load = self._loads[request.tenant]
         load.requests -= 1
         load.tokens -= request.num_tokens
@@ -415,8 +443,3 @@ class Mailbox:
         except RuntimeError:
             return False
         return True
-
-
-def _most_unread(request: Request) -> int:
-    """Far more than a loop falls behind by; given tokens come many at a time."""
-    return MAX_UNREAD * request.sampling.n + len(request.given)

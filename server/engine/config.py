@@ -43,8 +43,10 @@ class EngineConfig:
     first used and knows Llama, Mistral, Qwen2 and 3, Granite, Phi-3, Gemma 2 and 3 and what is built like
     them; `torch` runs any. `auto` is native where the policy and the machine allow it.
     weights: what the C++ backend stores matrices in; auto is what the checkpoint's are exact in. `q8` is 8
-    bits in groups of 32; what is not the checkpoint's own changes replies, by how much is in the README.
-    kv_cache_dtype: of keys and values in the C++ backend's cache; auto is float32, the others halve it.
+    bits in groups of 32; `bfloat16` rounds what matrices are multiplied with too, where the CPU does that
+    twice as fast; what is not the checkpoint's own changes replies, by how much is in the README.
+    kv_cache_dtype: of keys and values in the C++ backend's cache; auto is float32, or bfloat16 where
+    `weights` is and the CPU multiplies it. 16 bits halve the cache.
     attention: implementation of attention: `triton` runs on a GPU, `sdpa` and `tiled` anywhere; `auto` is
     triton on a GPU, sdpa on a CPU, and tiled on a CPU under strict. The C++ backend has its own.
     padding: `buckets` pads decode steps to fixed batch sizes, as CUDA graphs need it; `none` does not.

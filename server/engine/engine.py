@@ -387,6 +387,8 @@ class Engine:
         are computed again, as after a preemption."""
         kinds = (Purpose.PREFILL, Purpose.FEATURES)
         rows = [row for row in step.rows if row.purpose in kinds and row.output_positions]
+        if not rows:
+            return GivenTokens([], [], None)
         parts = hidden.features.split([len(row.output_positions) for row in rows])
         given, needs, states = list[GivenToken](), list[RowNeeds](), list[Tensor]()
         for row, h in zip(rows, parts, strict=True):

@@ -72,7 +72,7 @@ class ModelRunner:
             policy.layers,
             num_blocks,
             config.block_size,
-            policy.cache_dtype(config.kv_cache_dtype),
+            policy.cache_dtype,
             policy.device,
             for_native=policy.native is not None,
         )

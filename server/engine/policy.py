@@ -56,12 +56,15 @@ def refusing(model: str) -> Iterator[None]:
 class Native(Protocol):
     """What runs a policy in the place of its modules; see native.model.
 
-    format: of its matrices; num_bytes: that these take. roundings: the formats that something has lost bits
-    in.
+    format: of its matrices; num_bytes: that these take. cache_dtype: of keys and values. roundings: the
+    formats that something has lost bits in.
     """
 
     @property
     def format(self) -> WeightFormat: ...
+
+    @property
+    def cache_dtype(self) -> torch.dtype: ...
 
     @property
     def roundings(self) -> Sequence[str]: ...
@@ -156,12 +159,10 @@ class ServedPolicy:
     def vocab_size(self) -> int:
         return len(self.lm_head) if self.native is None else self.native.vocab_size
 
-    def cache_dtype(self, asked: str) -> torch.dtype:
+    @property
+    def cache_dtype(self) -> torch.dtype:
         """Of keys and values; see EngineConfig.kv_cache_dtype."""
-        if asked == "auto" or self.native is None:
-            return self.dtype
-        found: torch.dtype = getattr(torch, asked)
-        return found
+        return self.dtype if self.native is None else self.native.cache_dtype
 
     def needs_one_shape(self, strict: bool) -> bool:
         """Whether all steps must have one shape for a row to be the same bits in each, as `strict` promises.

@@ -229,7 +229,7 @@ class Sampler:
                 apply_token_mask(scores.z, roster.masked, bitmask, self._policy.backend)
             entries = self._penalise(scores.z, draws, roster)
             entropy = _entropy_of_base(scores.z, roster, self._policy.backend)
-            whole = scores.z.index_select(0, roster.released)
+            whole = scores.z.index_select(0, roster.released) if roster.needs.released else None
             scores = self._look_ahead(self._narrow(scores, roster), rows, roster)
             beta = self._controlled(beta, scores, entropy, values, draws, roster)
             scores = _release(scores, whole, beta, roster)
@@ -693,10 +693,10 @@ def _entropy_of_base(z: Tensor, roster: _Roster, backend: Backend | None) -> Ten
     return base_statistics(z, want_entropy=True, backend=backend).entropy
 
 
-def _release(scores: _Scores, whole: Tensor, beta: Tensor | None, roster: _Roster) -> _Scores:
+def _release(scores: _Scores, whole: Tensor | None, beta: Tensor | None, roster: _Roster) -> _Scores:
     """All tokens again for the rows whose controllers have left no strength, in place. whole: f32[R, V]."""
     rows = roster.released
-    if not len(rows):
+    if whole is None:
         return scores
     assert beta is not None
     assert scores.kept is not None

@@ -102,10 +102,7 @@ def resolve_num_blocks(
     Raises ModelError when not even one sequence of the asked length fits.
     """
     served = (policy, *experts.values())
-    block_bytes = sum(
-        bytes_per_block(each.layers, config.block_size, each.cache_dtype(config.kv_cache_dtype))
-        for each in served
-    )
+    block_bytes = sum(bytes_per_block(each.layers, config.block_size, each.cache_dtype) for each in served)
     affordable = config.num_blocks
     if affordable is None and config.kv_cache_gib is not None:
         affordable = int(config.kv_cache_gib * 2**30) // block_bytes

@@ -88,8 +88,9 @@ class Gate:
 
         async def begin(message: Message) -> None:
             nonlocal has_begun
-            has_begun = True
-            limit.reschedule(None)
+            if not has_begun:
+                has_begun = True
+                limit.reschedule(None)
             await send(message)
 
         try:

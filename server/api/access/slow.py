@@ -1,19 +1,27 @@
-"""Slow clients: an HTTP protocol that closes connections whose headers do not come to an end in time, or that
-take nothing of what they are sent."""
+"""Connections: an HTTP protocol that closes those whose headers do not come to an end in time, or that take
+nothing of what they are sent, and that writes the pieces of streams itself."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from typing import Any
 
 import h11
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 logger = logging.getLogger(__name__)
 
 
 MIN_TAKEN = 2**16  # bytes that a client takes in its time, where so many wait for it
+
+
+WRITE_PIECE = "trimtab.write_piece"
+"""Extension in a scope: writes bytes of a body whose length was not told, past `send` and all that watches
+it, which costs several times as much. False, and nothing is written, where that has to be awaited: by who is
+not ready for more, or has left, and for HTTP/1.0."""
 
 
 class TimedH11Protocol(H11Protocol):
@@ -23,6 +31,21 @@ class TimedH11Protocol(H11Protocol):
     read_timeout = write_timeout = 30.0
     _headers_due: asyncio.TimerHandle | None = None
     _taking_due: asyncio.TimerHandle | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.app: ASGIApp = partial(self._answer, self.app)
+
+    async def _answer(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["extensions"] = {WRITE_PIECE: self._write_piece}
+        await app(scope, receive, send)
+
+    def _write_piece(self, piece: bytes) -> bool:
+        is_chunked = self.conn.our_state is h11.SEND_BODY and self.scope["http_version"] == "1.1"
+        if not is_chunked or self.flow.write_paused:  # nor is it in that state once the client has left
+            return False
+        self.transport.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+        return True
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)

@@ -33,20 +33,22 @@ class Account:
     path: str = ""
     span: Span | None = None
     num_prompt_tokens: int = 0
-    num_completion_tokens: int = 0
-    _drawn: dict[str, int] = field(default_factory=dict)
+    _drawn: dict[str, int] = field(default_factory=dict)  # of each of the engine's requests
+
+    @property
+    def num_completion_tokens(self) -> int:
+        return sum(self._drawn.values())
 
     def admit(self, requests: Sequence[Request]) -> None:
         self.num_prompt_tokens += sum(len(request.prompt_token_ids) for request in requests)
+        self._drawn |= dict.fromkeys((request.request_id for request in requests), 0)
 
     def see(self, index: int, event: Event) -> None:
         match event:
             case Delta():
-                self.num_completion_tokens += len(event.tokens)
-                self._drawn[event.request_id] = self._drawn.get(event.request_id, 0) + len(event.tokens)
+                self._drawn[event.request_id] += len(event.tokens)
             case Finished():  # of what was drawn, not all may have been told
-                drawn = self._drawn.pop(event.request_id, 0)
-                self.num_completion_tokens += event.num_completion_tokens - drawn
+                self._drawn[event.request_id] = event.num_completion_tokens
 
     def leave(self) -> None:
         pass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trimtab.guidance.heads.bank import Vocabulary
+from trimtab.kernels.cpu.adapter import Adapter
 from trimtab.kernels.cpu.decoder import Decoder
 from trimtab.kernels.cpu.library import Library
 from trimtab.kernels.cpu.weights import HALF_MAX, PackedWeight, WeightFormat
@@ -53,8 +54,12 @@ class NativeModel:
         self.format: WeightFormat = _format(policy, config.weights)
         self._rounds_inputs = config.weights == "bfloat16" and library.multiplies_bfloat16
         is_exact = self.format == "float32" or (not self._rounds_inputs and _is_exact(policy, self.format))
-        kept = config.kv_cache_dtype if config.kv_cache_dtype in EXACT else None
-        self.roundings = tuple(each for each in (None if is_exact else self.format, kept) if each)
+        kept: str = config.kv_cache_dtype
+        if kept == "auto":
+            kept = "bfloat16" if self._rounds_inputs else "float32"
+        self.cache_dtype: torch.dtype = getattr(torch, kept)
+        lossy = {kept} if is_exact else {kept, self.format}
+        self.roundings = tuple(sorted(lossy - {"float32"}))
         spec, self.lm_head = read_decoder(policy, config.block_size, self._pack)
         self.tail = _read_tail(policy)
         self._decoder = Decoder(spec, self.library)
@@ -84,19 +89,20 @@ class NativeModel:
         """What a bank of heads multiplies by: stored exactly in half the bytes where they can be, else as the
         policy's own matrices are."""
 
-        def pack(matrix: Tensor) -> Callable[[Tensor], Tensor]:
+        def pack(matrix: Tensor) -> PackedWeight:
             rounded = matrix.to(torch.bfloat16)
             is_exact = torch.equal(rounded.to(matrix.dtype), matrix)
             # float16 may not hold what is summed over a tied head
             others = "float32" if self.format == "float16" and matrix.abs().max() > HALF_MAX else self.format
             format = "bfloat16" if is_exact else others
             rounds_inputs = self._rounds_inputs and format == "bfloat16"
-            return PackedWeight(matrix, format, self.library, rounds_inputs).product
+            return PackedWeight(matrix, format, self.library, rounds_inputs)
 
-        def keep(matrix: Tensor) -> Callable[[Tensor], Tensor]:
-            return PackedWeight(matrix.float(), "float32", self.library).product
+        def advantage(down: Tensor, up: Tensor, activation: str) -> Adapter:
+            inner = PackedWeight(down.float(), "float32", self.library)
+            return Adapter(inner, pack(up), silu=activation == "silu")
 
-        return Vocabulary(self.project, pack, keep)
+        return Vocabulary(self.project, advantage)
 
     def logits(self, h: Tensor) -> Tensor:
         """Logits f32[N, V] of h f32[N, d], by a tail that is not linear as well."""

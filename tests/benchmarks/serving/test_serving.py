@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from pathlib import Path
@@ -46,13 +47,68 @@ def test_a_load_tells_of_waits_in_milliseconds_and_of_what_failed():
     assert "no" in found["first_error"]
 
 
+REPLIES = {
+    b"whole": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+    b"3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n",
+    b"cut": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n3\r\nabc\r\n",
+    b"refused": b"HTTP/1.1 503 Busy\r\nContent-Length: 4\r\nConnection: close\r\n\r\nbusy",
+    b"silent": b"",
+}
+
+
+def test_as_many_streams_as_asked_for_are_open_and_each_reply_is_read_to_its_end():
+    """A server that answers once two requests are there, by what they ask, in two parts."""
+    num_open, most_open, both = 0, 0, asyncio.Event()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal num_open, most_open
+        request = await reader.readuntil(b"}")
+        num_open += 1
+        most_open = max(most_open, num_open)
+        if num_open == 2:
+            both.set()
+        await both.wait()
+        said = next(reply for name, reply in REPLIES.items() if name in request)
+        for part in (said[:-14], said[-14:]):
+            writer.write(part)
+            await writer.drain()
+            await asyncio.sleep(0.01)
+        num_open -= 1
+        writer.close()
+
+    async def serve() -> list[load_client.Exchange]:
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        exchanges = [load_client.Exchange(url, {"prompt": name.decode()}) for name in REPLIES]
+        await asyncio.to_thread(load_client.load, exchanges, 2)
+        server.close()
+        gone = load_client.Exchange(url, {})
+        await asyncio.to_thread(load_client.load, [gone], 1)
+        return [*exchanges, gone]
+
+    whole, cut, refused, silent, gone = (exchange.reply() for exchange in asyncio.run(serve()))
+    assert most_open == 2
+    assert (whole.error, b"".join(data for _, data in whole.arrived)) == (None, b"abcde")
+    times = [whole.began, *(when for when, _ in whole.arrived)]
+    assert times == sorted(times) and len({*times}) == 3
+    assert "cut off" in cut.error and "status 503: busy" in refused.error and "cut off" in silent.error
+    assert "Refused" in gone.error
+
+
 def test_the_prompts_that_are_timed_were_not_sent_before(monkeypatch: pytest.MonkeyPatch):
     sent: list[list[list[int]]] = []
 
-    async def load(url: str, bodies: list[dict[str, Any]], num_streams: int) -> list[Reply]:
-        sent.append([body["prompt"] for body in bodies])
-        return []
+    class Sent:
+        def __init__(self, url: str, body: dict[str, Any]) -> None:
+            self.prompt = body["prompt"]
 
+        def reply(self) -> Reply:
+            return Reply(0.0)
+
+    def load(exchanges: list[Sent], num_streams: int) -> None:
+        sent.append([exchange.prompt for exchange in exchanges])
+
+    monkeypatch.setattr(load_client, "Exchange", Sent)
     monkeypatch.setattr(load_client, "load", load)
     prompts = [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
     load_client.run({"url": "", "num_streams": 2, "prompts": prompts, "new_tokens": 4, "fields": {}})
@@ -122,6 +178,13 @@ def test_ratios_are_taken_within_turns_and_errors_are_summed():
     assert "| 2 of 128 |" in table
     assert "| plain through HTTP ÷ the engine alone | 32 | 0.95 (0.95…0.95) | ≥ 0.9 |" in table
     assert "Absent: vllm: give it" in table
+
+
+def test_what_a_token_took_the_event_loop_is_told_where_it_was_measured():
+    records = [{**record("plain", turn, 95.0), "loop_us_per_token": 40.0 + turn} for turn in range(3)]
+    told = as_markdown([{"records": [*records, record("guided", 0, 95.0)]}])
+    assert "for a token, its requests' share in it: plain: 41 at 32." in told
+    assert "event loop" not in as_markdown([{"records": [record("guided", 0, 95.0)]}])
 
 
 def test_the_servers_page_says_what_the_committed_reports_say():

@@ -11,7 +11,7 @@ from torch import Tensor
 from trimtab.guidance.errors import HeadError
 from trimtab.guidance.heads.bank import HeadBank, Vocabulary
 from trimtab.guidance.heads.fingerprint import PolicyIdentity
-from trimtab.guidance.heads.forms import Head
+from trimtab.guidance.heads.forms import ACTIVATIONS, Head
 from trimtab.guidance.heads.manifest import AdvantagePart, BaseModel, Manifest, Parts, ScalarPart
 from trimtab.guidance.heads.store import save_head
 
@@ -227,36 +227,15 @@ def test_no_bit_of_an_advantage_depends_on_the_row_that_it_is_computed_in(form: 
         assert len(found) == 1
 
 
-@pytest.mark.parametrize("rank", [1, 4, 12, 48])
-def test_by_products_of_rows_alone_an_advantage_is_the_same_bits_in_any_batch(rank: int):
-    def by_rows(matrix: Tensor) -> Callable[[Tensor], Tensor]:
-        return lambda x: torch.cat([row @ matrix.T for row in x.split(1)])
-
-    torch.manual_seed(0)
-    parts = Parts(AdvantagePart("lowrank", rank, "silu"))
-    heads = []
-    for name in ("one", "two"):
-        head = Head(parts, D, V).requires_grad_(False)
-        for parameter in head.parameters():
-            parameter.normal_()
-        heads.append((head, Manifest(name, parts, D, V, BASE)))
-    vocabulary = Vocabulary(by_rows(torch.randn(V, D)), by_rows, by_rows)
-    bank = HeadBank(heads, D, device="cpu", vocabulary=vocabulary)
-    h, weights = torch.randn(301, D), torch.ones(301, 2)
-    together = bank.lowrank_advantage(h, weights, (0, 1))
-    alone = [bank.lowrank_advantage(row, weights[:1], (0, 1)) for row in h.split(1)]
-    assert torch.equal(together, torch.cat(alone))
-
-
-def times(matrix: Tensor) -> Callable[[Tensor], Tensor]:
-    matrix = matrix.clone()
-    return lambda x: x @ matrix.T
+def weighted(down: Tensor, up: Tensor, activation: str) -> Callable[[Tensor, Tensor], Tensor]:
+    down, up, between = down.clone(), up.clone(), ACTIVATIONS[activation]
+    return lambda h, weights: weights[:, None] * (between(h @ down.T) @ up.T)
 
 
 def test_products_of_ones_own_give_what_torch_gives_and_new_weights_too():
     torch.manual_seed(1)
     h, lm_head, heads = torch.randn(3, D), torch.randn(V, D), make_heads()
-    vocabulary = Vocabulary(lambda columns: columns @ lm_head.T, times, times)
+    vocabulary = Vocabulary(lambda columns: columns @ lm_head.T, weighted)
     own = HeadBank(list(heads.values()), D, device="cpu", vocabulary=vocabulary)
     plain = HeadBank(list(heads.values()), D, device="cpu")
     weights = torch.tensor(

@@ -79,7 +79,10 @@ def spec_of(model: Any, library, form="float32", block_size: int = 16, length: i
         return module.weight.data.float() + gemma
 
     def pack(*modules: Any) -> PackedWeight:
-        return PackedWeight(torch.cat([module.weight.data for module in modules]), form, library)
+        whole = torch.cat([module.weight.data for module in modules])
+        if form == "rounding":
+            return PackedWeight(whole, "bfloat16", library, rounds_inputs=True)
+        return PackedWeight(whole, form, library)
 
     def bias(*modules: Any) -> Tensor | None:
         return None if modules[0].bias is None else torch.cat([module.bias.data for module in modules])
@@ -224,6 +227,26 @@ def test_a_token_is_the_same_bits_however_its_row_is_cut_and_batched(library, dt
     odd = Paged(spec_of(model, library, "bfloat16", block_size=7), library, 1, length, dtype)
     got = [odd.step([(0, text[:500], 0)])[0]]
     got += [odd.step([(0, [text[i]], i)])[0] for i in range(500, 530)]
+    assert torch.equal(torch.cat(got), whole)
+
+
+def test_keys_and_values_in_pairs_are_near_and_the_same_bits_however_a_row_is_cut(library):
+    if not library.multiplies_bfloat16:
+        pytest.skip("this instruction set does not multiply bfloat16")
+    length, text = 530, prompt(530)
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        **{**SIZES, "hidden_size": 60, "num_attention_heads": 6}, head_dim=32, sliding_window=299
+    )
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    spec = spec_of(model, library, "rounding")
+    whole = torch.cat(Paged(spec, library, 1, length, torch.bfloat16).step([(0, text, 0)]))
+    exact = torch.cat(Paged(spec_of(model, library), library, 1, length).step([(0, text, 0)]))
+    assert 1e-4 < (whole - exact).norm() / exact.norm() < 1e-2
+    chunked, got = Paged(spec, library, 2, length, torch.bfloat16), []
+    for first, end in itertools.pairwise([0, 1, 2, 101, 256, 270, 511, 515, *range(516, 531)]):
+        other = (1, prompt(3, first), 3 * len(got))
+        got.append(chunked.step([other, (0, text[first:end], first)])[1])
     assert torch.equal(torch.cat(got), whole)
 
 

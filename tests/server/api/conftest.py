@@ -18,6 +18,7 @@ import uvicorn
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from trimtab.server.api.access.slow import timed_protocol
 from trimtab.server.api.app import create_app
 from trimtab.server.api.config import ApiConfig
 from trimtab.server.engine.grammar import Grammar, Grammars
@@ -276,7 +277,7 @@ def serve() -> Iterator[Callable[[Any], str]]:
 
     def start(app: Any) -> str:
         listener = socket.create_server(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None))
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None, http=timed_protocol(30.0)))
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         running.append((server, thread))

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from trimtab.server.api.app import connect, create_app, create_waiting_app
+from trimtab.server.api.metrics import _SECONDS, Metrics
 
 pytestmark = pytest.mark.anyio
 
@@ -74,6 +76,25 @@ def test_who_leaves_has_aborted_and_is_counted(engine, serve):
     while 'finished_reason="abort",model_name="echo"} 3.0' not in httpx.get(url + "/metrics").text:
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.01)
+
+
+def test_times_between_tokens_are_told_as_prometheus_tells_a_histogram():
+    metrics, theirs = Metrics(lambda: None), CollectorRegistry()
+    name = "vllm:inter_token_latency_seconds"
+    histogram = Histogram(
+        name, "Between tokens of a reply.", ("model_name",), buckets=_SECONDS, registry=theirs
+    )
+
+    def told(page: bytes) -> list[str]:
+        lines = page.decode().splitlines()
+        return [line for line in lines if name in line and "_created" not in line]
+
+    assert told(metrics.page()) == told(generate_latest(theirs))
+    for seconds, num in ((0.0, 1), (0.001, 2), (0.0011, 1), (0.25, 3), (640.0, 1), (641.0, 1)):
+        metrics.inter_token.observe(seconds, num)
+        for _ in range(num):
+            histogram.labels(model_name=metrics.model).observe(seconds)
+    assert told(metrics.page()) == told(generate_latest(theirs))
 
 
 async def test_what_was_asked_for_is_no_label(client):

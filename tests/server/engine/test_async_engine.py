@@ -320,8 +320,8 @@ def test_a_request_whose_events_are_not_read_is_ended_and_no_other():
         for _ in range(MAX_UNREAD + 2):
             box.hand_over([Delta("slow", 0, "", ()), Delta("quick", 0, "", ())])
             await asyncio.sleep(0)
-            assert isinstance(quick.get_nowait(), Delta)
-        assert [type(slow.get_nowait()) for _ in range(slow.qsize())] == [Failed]
+            assert isinstance(quick.events.popleft(), Delta)
+        assert [type(event) for event in slow.events] == [Failed]
         assert (aborted, box.request_ids) == (["slow"], ["quick"])
         loads: dict[str, Load] = {}
         box.add_to(loads)
