@@ -39,7 +39,14 @@ from trimtab.server.api.requests import (
 from trimtab.server.api.schemas.chats import ChatRequest
 from trimtab.server.api.schemas.completions import CompletionRequest
 from trimtab.server.api.schemas.generation import GenerationRequest
-from trimtab.server.api.schemas.replies import ChatReply, CompletionReply, HealthReply, VersionReply, answers
+from trimtab.server.api.schemas.replies import (
+    ChatReply,
+    CompletionReply,
+    HealthReply,
+    LiveReply,
+    VersionReply,
+    answers,
+)
 from trimtab.server.api.selection import Selection, rejection_of, selection_of
 from trimtab.server.api.service import ReadyService, Service, why_dead, why_not_ready
 from trimtab.server.api.streaming import EventStream, whole_reply
@@ -240,6 +247,7 @@ HEALTH = {
     **answers(HealthReply),
     503: {"model": HealthReply, "description": "No requests can be served now."},
 }
+LIVE = {**answers(LiveReply), 503: {"model": LiveReply, "description": "The engine has died."}}
 
 
 @router.get("/metrics", response_class=PlainTextResponse)
@@ -257,7 +265,7 @@ async def version() -> Json:
         return {"version": "unknown"}
 
 
-@router.get("/live")
+@router.get("/live", responses=LIVE)
 async def live(http: HttpRequest) -> JSONResponse:
     """Whether the process is worth keeping: until the engine's death, also while it loads and stops."""
     reason = why_dead(http.app)

@@ -230,6 +230,13 @@ class HealthReply(ReplyModel):
     reason: str | None = None
 
 
+class LiveReply(ReplyModel):
+    """The reply of GET /live. reason: what the engine died of."""
+
+    status: Literal["alive", "dead"]
+    reason: str | None = None
+
+
 class VersionReply(ReplyModel):
     """The reply of GET /version."""
 
