@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 DRAFTS = {4: 7, 3: 5, 2: 3, 1: 2}
 """By how many tokens match, the most telling first, how many may be drafted: a wrong draft costs a seventh of
-a step, and behind one or two tokens that match more of them are."""
+a step, and the fewer match, the more drafts are wrong."""
 MAX_DRAFTS = max(DRAFTS.values())
 MAX_ROWS = 16
 """A step of so many rows is hardly slower than one of a single row: weights are read once for all of them."""
