@@ -32,8 +32,8 @@ sanitize: $(STAMP)  ## the CPU library's tests under address, undefined-behaviou
 	for kind in address,undefined thread; do \
 	  case $$kind in thread) preload=libtsan.so;; *) preload=libasan.so;; esac; \
 	  TRIMTAB_CPU_FLAGS="-O1 -g -fno-sanitize-recover=all -fsanitize=$$kind" LD_PRELOAD=$$($(or $(CXX),g++) -print-file-name=$$preload) \
-	    ASAN_OPTIONS=detect_leaks=0 TSAN_OPTIONS=report_signal_unsafe=0 OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 \
-	    $(BIN)/python -m pytest -q -x -p no:cacheprovider tests/kernels/cpu $(ARGS) || exit 1; \
+	    ASAN_OPTIONS=detect_leaks=0 TSAN_OPTIONS="halt_on_error=1 die_after_fork=0 report_signal_unsafe=0" OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 \
+	    $(BIN)/python -m pytest -q -x -s --timeout 0 -p no:cacheprovider tests/kernels/cpu $(ARGS) || exit 1; \
 	done
 
 test-slow: $(STAMP)  ## the tests that need minutes

@@ -1,4 +1,5 @@
-"""First token: seconds from `make serve` on an installed checkout to the first token of a streamed reply.
+"""First token: seconds from `make serve` on an installed checkout to the first token of a streamed reply, and
+the memory that the server takes.
 
 python -m benchmarks.cpu.first_token     (in the checkout's root; port 8000 must be free)
 """
@@ -9,7 +10,9 @@ import json
 import os
 import signal
 import subprocess
+import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,9 +26,12 @@ BODY = {"messages": [{"role": "user", "content": "How do I bake bread?"}], "stre
 
 @dataclass(frozen=True, slots=True)
 class FirstTokenConfig:
-    """url: where `make serve` listens. timeout: seconds to wait for the server and its reply."""
+    """command: starts the server. url: where it listens. cold: every time as on a new machine, which has
+    neither the C++ library nor a converted model. timeout: seconds to wait for the server and its reply."""
 
+    command: tuple[str, ...] = ("make", "serve")
     url: str = "http://127.0.0.1:8000"
+    cold: bool = False
     repeats: int = 3
     timeout: float = 120
     out: Path | None = None
@@ -33,14 +39,25 @@ class FirstTokenConfig:
 
 def measure(config: FirstTokenConfig) -> Document:
     runs = take_turns({"serve": lambda turn: serve_once(config)}, config.repeats, progress="first token")
-    ready, first = zip(*runs["serve"], strict=True)
-    return {"seconds": {"ready": spread_of(ready).as_dict(), "first_token": spread_of(first).as_dict()}}
+    ready, first, peak, steady = (spread_of(each).as_dict() for each in zip(*runs["serve"], strict=True))
+    return {
+        "seconds": {"ready": ready, "first_token": first},
+        "gib": {"peak until ready": peak, "after the reply": steady},
+    }
 
 
-def serve_once(config: FirstTokenConfig) -> tuple[float, float]:
-    """Start the server, stream one reply, stop the server; seconds to ready and to the first token."""
+def serve_once(config: FirstTokenConfig) -> tuple[float, float, float, float]:
+    """Start the server, stream one reply, stop the server; seconds to ready and to the first token, and GiB
+    of memory at the most until it was ready, and at the end."""
+    with tempfile.TemporaryDirectory() as empty:
+        return _serve_in(config, os.environ | ({"XDG_CACHE_HOME": empty} if config.cold else {}))
+
+
+def _serve_in(config: FirstTokenConfig, environment: dict[str, str]) -> tuple[float, float, float, float]:
     start = time.perf_counter()
-    server = subprocess.Popen(["make", "serve"], stdout=subprocess.DEVNULL, start_new_session=True)
+    server = subprocess.Popen(
+        config.command, stdout=subprocess.DEVNULL, start_new_session=True, env=environment
+    )
     try:
         while not _is_ready(config.url):
             if server.poll() is not None or time.perf_counter() - start > config.timeout:
@@ -48,12 +65,23 @@ def serve_once(config: FirstTokenConfig) -> tuple[float, float]:
                     f"the server did not get ready within {config.timeout:g} s; run `make serve` to see why"
                 )
             time.sleep(0.02)
-        ready = time.perf_counter() - start
+        ready, peak = time.perf_counter() - start, _gib_of_group(server.pid, "VmHWM")
         _wait_for_token(config)
-        return ready, time.perf_counter() - start
+        return ready, time.perf_counter() - start, peak, _gib_of_group(server.pid, "VmRSS")
     finally:
         os.killpg(server.pid, signal.SIGINT)
         server.wait()
+
+
+def _gib_of_group(group: int, field: str) -> float:
+    """Of the largest process of a group, as /proc/PID/status has it."""
+    found = [0.0]
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if os.getpgid(int(folder.name)) == group:
+                lines = (folder / "status").read_text(encoding="utf-8").splitlines()
+                found += [int(line.split()[1]) / 2**20 for line in lines if line.startswith(f"{field}:")]
+    return max(found)
 
 
 def _is_ready(url: str) -> bool:
@@ -73,7 +101,8 @@ def _wait_for_token(config: FirstTokenConfig) -> None:
 
 
 def table(found: Document) -> str:
-    return common.as_table(["from `make serve` to", "seconds"], list(found["seconds"].items()))
+    seconds = common.as_table(["from the start to", "seconds"], list(found["seconds"].items()))
+    return f"{seconds}\n\n{common.as_table(['memory', 'GiB'], list(found['gib'].items()))}"
 
 
 if __name__ == "__main__":

@@ -17,14 +17,16 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from filelock import FileLock
 
-__all__ = ["BuildError", "Library", "available_isas", "best_isa", "build", "load_library"]
+__all__ = ["BuildError", "Library", "available_isas", "begin_build", "best_isa", "build", "load_library"]
 
 SOURCES = Path(__file__).parent
 BUILT = SOURCES / "built"  # libraries that came along, in a container say
@@ -104,12 +106,32 @@ def load_library(isa: str | None = None) -> Library:
         BuildError: no compiler, or it fails.
         ValueError: no such ISA, or this CPU lacks it.
     """
-    return _load(_checked(isa or os.environ.get("TRIMTAB_CPU_ISA") or best_isa()))
+    return _load(_wanted(isa))
+
+
+@functools.cache
+def begin_build() -> None:
+    """Start to build what `load_library` loads, in a thread: whoever loads it meanwhile waits for it, and is
+    told what goes wrong."""
+
+    def work() -> None:
+        with suppress(BuildError, ValueError):
+            build(_wanted(None), extra=_extra_flags())
+
+    threading.Thread(target=work, name="build of the CPU library", daemon=True).start()
+
+
+def _wanted(isa: str | None) -> str:
+    return _checked(isa or os.environ.get("TRIMTAB_CPU_ISA") or best_isa())
+
+
+def _extra_flags() -> list[str]:
+    return os.environ.get("TRIMTAB_CPU_FLAGS", "").split()
 
 
 @functools.cache
 def _load(isa: str) -> Library:
-    path = build(isa, extra=os.environ.get("TRIMTAB_CPU_FLAGS", "").split())
+    path = build(isa, extra=_extra_flags())
     cdll = ctypes.CDLL(str(path))
     has_pairs = bool(cdll.trimtab_multiplies_bfloat16())
     library = Library(cdll, isa, path, int(cdll.trimtab_lanes()), has_pairs, Arena(cdll))

@@ -108,13 +108,13 @@ class _Lists:
 class BatchBuilder:
     """Lays out rows on the host and copies them to the device at once.
 
-    Under `padding: buckets` a step of single tokens is padded to one of `buckets`; under `strict` every step
-    is padded to the whole token budget, with one output more than there can be rows, so that every matrix
-    product always has the same shape.
+    Under `padding: buckets` a step of single tokens is padded to one of `buckets`. With `has_one_shape` every
+    step is padded to the whole token budget, with one output more than there can be rows, so that every
+    matrix product always has the same shape.
     """
 
-    def __init__(self, state: StepState, config: EngineConfig) -> None:
-        self._state, self._is_strict = state, config.strict
+    def __init__(self, state: StepState, config: EngineConfig, has_one_shape: bool = False) -> None:
+        self._state, self._has_one_shape = state, has_one_shape
         self.buckets = decode_buckets(config.max_num_seqs) if config.padding == "buckets" else ()
         self._budget, self._max_outputs = config.token_budget, config.max_num_seqs + 1
         self._inputs = StaticInputs(MAX_SECTIONS * (self._budget + 2), state.device)
@@ -126,7 +126,7 @@ class BatchBuilder:
         for row in step.rows[num_plain:]:
             self._add(lists, row)
         outputs = lists.draws + lists.judged + lists.measured + lists.companion_outputs
-        if self._is_strict:
+        if self._has_one_shape:
             self._pad_to_one_shape(lists, outputs)
         else:
             self._pad_to_bucket(lists)

@@ -30,8 +30,8 @@ class EngineConfig:
     the key/value cache can hold.
     max_num_seqs: sequences (replies) that run at the same time; further ones wait.
     max_num_batched_tokens: tokens that one step computes, at most; longer prompts are prefilled in
-    chunks. By default 2048 on a GPU, 512 on a CPU and 64 under strict, or max_num_seqs where that is
-    more.
+    chunks. By default 2048 on a GPU, 512 on a CPU and 64 where strict pads, or max_num_seqs where that
+    is more.
     block_size: tokens in one block of the key/value cache.
     kv_cache_gib: memory for keys and values, in GiB; by default 2 on a CPU, of which blocks take what
     they need when they are first used, and what gpu_memory_utilization leaves on a GPU.
@@ -48,12 +48,13 @@ class EngineConfig:
     kv_cache_dtype: of keys and values in the C++ backend's cache; auto is float32, or bfloat16 where
     `weights` is and the CPU multiplies it. 16 bits halve the cache.
     attention: implementation of attention: `triton` runs on a GPU, `sdpa` and `tiled` anywhere; `auto` is
-    triton on a GPU, sdpa on a CPU, and tiled on a CPU under strict.
+    triton on a GPU, sdpa on a CPU, and tiled on a CPU under strict. The C++ backend has its own.
     padding: `buckets` pads decode steps to fixed batch sizes, as CUDA graphs need it; `none` does not.
     cuda_graphs: replay decode steps as CUDA graphs; `auto` does on a GPU where the model allows it, but
     not under strict; `on` refuses a model that cannot.
-    strict: a seeded reply is bitwise the same whoever shares its batch. Every step runs at one shape, so a
-    decode step costs what a full one does.
+    strict: a seeded reply is bitwise the same whoever shares its batch. Where the C++ backend runs the policy
+    that costs next to nothing; elsewhere every step is padded to one shape, so that a decode step costs what
+    a full one does.
     async_depth: steps launched before the oldest one's result is read; by default 1 on a GPU, else 0.
     speculate: `ngram` drafts the next tokens of greedy replies from where their last ones stand earlier in
     the prompt or the reply, and verifies them in one pass of the C++ backend: the same tokens, several a step
@@ -147,7 +148,8 @@ class EngineConfig:
         return self.max_num_batched_tokens
 
     def resolved(self, device_type: str) -> EngineConfig:
-        """Settle what depends on the device; whether graphs are captured under "auto" is the model's say.
+        """Settle what depends on the device; whether graphs are captured under "auto" is the model's say, and
+        so is the backend of a CPU: whoever knows it names it in `cpu_backend`.
 
         Raises ValueError for what the device cannot do, with the fix.
         """
@@ -170,10 +172,10 @@ class EngineConfig:
                 "weights and kv_cache_dtype are of the C++ backend, which does not run here: leave them "
                 "auto; dtype is what torch stores weights in"
             )
-        if self.speculate != "off" and (backend == "torch" or self.strict or self.async_depth):
+        if self.speculate != "off" and (backend == "torch" or self.async_depth):
             raise ValueError(
-                "speculate needs the C++ backend of a CPU, without strict and async_depth, where a token of "
-                "several is what it would be alone: leave it off"
+                "speculate needs the C++ backend of a CPU, without async_depth, where a token of several is "
+                "what it would be alone: leave it off"
             )
         graphs = self.cuda_graphs
         if graphs == "auto" and (self.strict or not is_cuda or attention != "triton"):
@@ -184,7 +186,8 @@ class EngineConfig:
             raise ValueError(f"cuda_graphs on needs attention triton, not {attention}: leave attention auto")
         budget = self.max_num_batched_tokens
         if budget is None:
-            usual = STRICT_TOKEN_BUDGET if self.strict else TOKEN_BUDGET["cuda" if is_cuda else "cpu"]
+            pads = self.strict and backend != "native"
+            usual = STRICT_TOKEN_BUDGET if pads else TOKEN_BUDGET["cuda" if is_cuda else "cpu"]
             budget = max(usual, self.max_num_seqs)
         return dataclasses.replace(
             self,

@@ -64,7 +64,7 @@ class ModelRunner:
         state: StepState | None = None,
     ) -> None:
         self.policy = policy
-        self._budget, self._is_strict = config.token_budget, config.strict
+        self._budget, self._has_one_shape = config.token_budget, policy.needs_one_shape(config.strict)
         self.state = state or StepState(
             config.max_num_seqs, policy.max_model_len, config.block_size, memory_sizes, policy.device
         )
@@ -85,7 +85,7 @@ class ModelRunner:
         else:
             keep_freed_memory()
         self._all_rows = torch.arange(config.max_num_seqs, device=policy.device)
-        self._batches = BatchBuilder(self.state, config)
+        self._batches = BatchBuilder(self.state, config, self._has_one_shape)
         self._graphs: DecodeGraphs | None = None
         if config.cuda_graphs != "off":
             self._capture(is_required=config.cuda_graphs == "on")
@@ -111,11 +111,11 @@ class ModelRunner:
         as its lane has scratch blocks, each as the token behind the row. Their keys and values go to those
         blocks; the step's own rows have been run.
 
-        Under strict every pass has the step's one shape, else all is one pass where the token budget allows.
+        Where steps have one shape every pass has it, else all is one pass where the token budget allows.
         """
         tokens, ends, copies = self._probes(rows, ids)
         self.cache.copy_blocks(copies)
-        size = self._budget + self._is_strict
+        size = self._budget + self._has_one_shape
         for start in range(0, len(ids), self._budget):
             some = slice(start, start + self._budget)
             num = len(ends[some])
@@ -126,7 +126,7 @@ class ModelRunner:
                 tokens.cache_slots[some],
                 None if tokens.block_tables is None else tokens.block_tables[some],
             )
-            yield self._run_probes(part, ends[some], size - num if self._is_strict else 0), num
+            yield self._run_probes(part, ends[some], size - num if self._has_one_shape else 0), num
 
     def _probes(
         self, rows: Sequence[Row], ids: Tensor

@@ -29,6 +29,7 @@ from trimtab.server.engine.attention.base import UnsupportedAttentionError
 from trimtab.server.engine.attention.probe import probe_layers
 from trimtab.server.engine.detokenizer import TextDecoder
 from trimtab.server.engine.kv_cache import KVCache, LayerShape
+from trimtab.server.engine.native.threads import threads_to_try
 from trimtab.server.engine.reasoning import Tags, find_tags
 
 logger = logging.getLogger(__name__)
@@ -163,6 +164,11 @@ class ServedPolicy:
         """Of keys and values; see EngineConfig.kv_cache_dtype."""
         return self.dtype if self.native is None else self.native.cache_dtype
 
+    def needs_one_shape(self, strict: bool) -> bool:
+        """Whether all steps must have one shape for a row to be the same bits in each, as `strict` promises.
+        A row of the C++ backend's is anyway."""
+        return strict and self.native is None
+
     def release_weights(self) -> None:
         """Give back the memory of weights that the C++ backend has copies of: the modules do not run again.
         For a policy that is nobody else's."""
@@ -256,7 +262,11 @@ def serve(policy: Policy, *, name: str | None = None, max_model_len: int | None 
     name: what to call it; by default its own.
     Raises ModelError with one line that names the model and the fix.
     """
-    name = name or policy.identity.base_model.name
+    with threads_to_try(policy.model.num_parameters()):
+        return _serve(policy, name or policy.identity.base_model.name, max_model_len)
+
+
+def _serve(policy: Policy, name: str, max_model_len: int | None) -> ServedPolicy:
     kind = type(policy.model).__name__
     if not policy.model._supports_attention_backend:
         raise ModelError(

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-SIZES = (4, 3, 2)
-"""Tokens that must match, the most telling first."""
-MAX_DRAFTS = 7
+DRAFTS = {4: 7, 3: 5, 2: 3, 1: 2}
+"""By how many tokens match, the most telling first, how many may be drafted: a wrong draft costs a seventh of
+a step, and behind one or two tokens that match more of them are."""
+MAX_DRAFTS = max(DRAFTS.values())
 MAX_ROWS = 16
 """A step of so many rows is hardly slower than one of a single row: weights are read once for all of them."""
 
@@ -32,16 +33,16 @@ class PromptLookup:
         """At most so many tokens that may follow. tokens: the lane's, to which some may have been added since
         the last call; never fewer or others."""
         self._learn(tokens)
-        for size in SIZES:
+        for size, telling in DRAFTS.items():
             at = self.ends.get(tuple(tokens[-size:])) if len(tokens) > size else None
             if at is not None:
-                return tuple(tokens[at : at + most])
+                return tuple(tokens[at : at + min(most, telling)])
         return ()
 
     def _learn(self, tokens: Sequence[int]) -> None:
         """Enter every n-gram that something follows."""
         for end in range(max(self.num_known, 1), len(tokens)):
-            for size in SIZES:
+            for size in DRAFTS:
                 if end >= size:
                     self.ends[tuple(tokens[end - size : end])] = end
         self.num_known = len(tokens)

@@ -176,8 +176,8 @@ class _Scores:
 
 
 class Sampler:
-    """strict: every row goes the same way through every product, whatever the rows beside it ask for.
-    probe: for rows that look ahead."""
+    """strict: every row goes the same way through every product of torch's, whatever the rows beside it ask
+    for. probe: for rows that look ahead."""
 
     def __init__(
         self,
@@ -277,7 +277,7 @@ class Sampler:
     def _new_roster(self, draws: DrawInputs, needs: Sequence[RowNeeds]) -> _Roster:
         batch, num_rows = BatchNeeds.of(needs), len(draws.host_slots)
         device = self._state.device
-        if self._is_strict:
+        if self._policy.needs_one_shape(self._is_strict):
             batch = self._strict_needs(batch, num_rows)
         guided = advantage_row = None
         if batch.guided:

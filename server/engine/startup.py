@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from types import MappingProxyType
 
 import torch
@@ -13,6 +13,7 @@ from trimtab.guidance.errors import ModelError
 from trimtab.guidance.heads.bank import HeadBank
 from trimtab.guidance.policy import Policy
 from trimtab.guidance.rules import Expert, Tilt
+from trimtab.kernels.cpu.library import begin_build
 from trimtab.server.engine.block_manager import NULL_BLOCK
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.experts import Experts, Models, load_experts
@@ -20,6 +21,7 @@ from trimtab.server.engine.kv_cache import bytes_per_block
 from trimtab.server.engine.lane import Choice, Lane
 from trimtab.server.engine.model_runner import ModelRunner
 from trimtab.server.engine.native.choose import prepare
+from trimtab.server.engine.native.threads import threads_to_try
 from trimtab.server.engine.policy import ServedPolicy, load_served, serve
 from trimtab.server.engine.request import Guidance, Request, SamplingParams
 from trimtab.server.engine.row_needs import RowNeeds
@@ -42,7 +44,9 @@ def load(config: EngineConfig, chat_template: str | None = None, policy: Policy 
 
     Raises ModelError or HeadError with one line that names the thing and the fix.
     """
-    config = _resolve(config)
+    asked, config = config, _resolve(config)
+    if config.cpu_backend != "torch":
+        begin_build()  # beside reading, or even converting, the model
     if policy is not None and config.dtype in ("auto", str(policy.lm_head.dtype).removeprefix("torch.")):
         assert chat_template is None, "its tokenizer is in use"
         served = serve(
@@ -62,16 +66,19 @@ def load(config: EngineConfig, chat_template: str | None = None, policy: Policy 
     if served.device.type == "cuda":
         torch.cuda.set_device(served.device)  # of this thread, which runs the engine
     prepare(served, config)
-    bank = HeadBank.load(
-        config.heads,
-        served.identity,
-        device=served.device,
-        dtype=served.dtype,
-        vocab_size=served.vocab_size,
-        vocabulary=None if served.native is None else served.native.vocabulary(),
-        num_vacant=config.num_vacant_heads,
-    )
-    return served, bank, config, load_experts(config, served)
+    with threads_to_try(served.num_parameters):
+        bank = HeadBank.load(
+            config.heads,
+            served.identity,
+            device=served.device,
+            dtype=served.dtype,
+            vocab_size=served.vocab_size,
+            vocabulary=None if served.native is None else served.native.vocabulary(),
+            num_vacant=config.num_vacant_heads,
+        )
+    experts = load_experts(config, served)
+    is_native = all(model.native is not None for model in (served, *experts.values()))
+    return served, bank, _resolve(replace(asked, cpu_backend="native" if is_native else "torch")), experts
 
 
 def _resolve(config: EngineConfig) -> EngineConfig:
@@ -167,7 +174,7 @@ def run_largest_step(
 ) -> Drawn:
     """As many rows and tokens as a step may have, each row asking for all there is; every key goes to the
     null block. Takes over the attention of all models."""
-    config = dataclasses.replace(config, cuda_graphs="off")
+    config = replace(config, cuda_graphs="off")
     runner = ModelRunner(policy, config, 1, bank.memory_sizes)
     beside = Experts(experts, config, 1, runner.state)
     largest = sorted(experts, key=lambda name: -experts[name].num_parameters)

@@ -7,11 +7,12 @@ import logging
 import torch
 
 from trimtab.guidance.errors import ModelError
-from trimtab.kernels.cpu.library import BuildError, load_library
+from trimtab.kernels.cpu.library import BuildError, Library, load_library
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.native.linears import pack_linears
 from trimtab.server.engine.native.model import NativeModel
 from trimtab.server.engine.native.recognise import UnrecognisedError
+from trimtab.server.engine.native.threads import threads_to_try
 from trimtab.server.engine.policy import ServedPolicy
 from trimtab.server.engine.self_check import self_check
 
@@ -36,6 +37,11 @@ def prepare(policy: ServedPolicy, config: EngineConfig) -> None:
         self_check(policy, config)
         return
     policy.backend = "cpu"
+    with threads_to_try(policy.num_parameters):
+        _prepare(policy, config, library)
+
+
+def _prepare(policy: ServedPolicy, config: EngineConfig, library: Library) -> None:
     try:
         if policy.dtype != torch.float32:  # of a policy that was loaded for another purpose
             raise UnrecognisedError(f"it is held in {policy.dtype}, and the C++ backend runs float32")

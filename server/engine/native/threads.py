@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
+
+SMALL = 10**9  # parameters
 
 
 @contextmanager
@@ -18,3 +20,10 @@ def one_torch_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def threads_to_try(num_parameters: int) -> AbstractContextManager[None]:
+    """Within, a model is run over a few tokens. A small one on one thread: several take as long at best, and
+    many times that where another process has one of their cores, since each operation waits for the slowest.
+    """
+    return one_torch_thread() if num_parameters < SMALL else nullcontext()

@@ -9,9 +9,15 @@ from trimtab.kernels.cpu.library import Library, available_isas, load_library
 
 @pytest.fixture(params=available_isas())
 def library(request: pytest.FixtureRequest) -> Library:
-    return load_library(request.param)
+    return _on_two_threads(load_library(request.param))
 
 
 @pytest.fixture(scope="session")
 def best() -> Library:
-    return load_library()
+    return _on_two_threads(load_library())
+
+
+def _on_two_threads(library: Library) -> Library:
+    """Whatever the machine has: what threads do to each other is tested, under sanitizers too."""
+    library.set_num_threads(2)
+    return library

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from transformers import (
     Gemma2Config,
     Gemma3TextConfig,
     LlamaConfig,
+    Phi3Config,
     Qwen2Config,
     Qwen3Config,
 )
@@ -30,11 +32,17 @@ SIZES: dict[str, Any] = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 600,
 }
+SEVEN = {"num_key_value_heads": 1, "num_attention_heads": 7}
 CONFIGS = {
     "llama": LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True),
-    "llama-one-head-of-keys": LlamaConfig(**{**SIZES, "num_key_value_heads": 1, "num_attention_heads": 7}),
+    "llama-one-head-of-keys": LlamaConfig(**SIZES | SEVEN),
+    "llama-groups-of-seven": LlamaConfig(**SIZES | SEVEN, head_dim=64),
+    "llama-no-groups": LlamaConfig(
+        **SIZES | {"num_attention_heads": 8, "num_key_value_heads": 8}, head_dim=80, hidden_act="gelu"
+    ),
     "qwen2": Qwen2Config(**SIZES),
     "qwen3": Qwen3Config(**SIZES, head_dim=32),
+    "phi3-half-rotated": Phi3Config(**SIZES | {"hidden_size": 64}, partial_rotary_factor=0.5, pad_token_id=0),
     "gemma2": Gemma2Config(**SIZES, head_dim=16, sliding_window=9, query_pre_attn_scalar=24),
     "gemma3": Gemma3TextConfig(
         **SIZES,
@@ -84,15 +92,17 @@ def spec_of(model: Any, library, form="float32", block_size: int = 16, length: i
         attention, mlp = layer.self_attn, layer.mlp
         kind = config.layer_types[i] if getattr(config, "layer_types", None) else "full_attention"
         cos, sin = angles(model, kind, length)
-        qkv = (attention.q_proj, attention.k_proj, attention.v_proj)
+        phi = config.model_type == "phi3"
+        qkv = (attention.qkv_proj,) if phi else (attention.q_proj, attention.k_proj, attention.v_proj)
+        gate_up = (mlp.gate_up_proj,) if phi else (mlp.gate_proj, mlp.up_proj)
         layers.append(
             LayerSpec(
                 qkv=pack(*qkv),
                 qkv_bias=bias(*qkv),
                 o=pack(attention.o_proj),
                 o_bias=bias(attention.o_proj),
-                gate_up=pack(mlp.gate_proj, mlp.up_proj),
-                gate_up_bias=bias(mlp.gate_proj, mlp.up_proj),
+                gate_up=pack(*gate_up),
+                gate_up_bias=bias(*gate_up),
                 down=pack(mlp.down_proj),
                 down_bias=bias(mlp.down_proj),
                 input_norm=norm(layer.input_layernorm),
@@ -123,7 +133,7 @@ def spec_of(model: Any, library, form="float32", block_size: int = 16, length: i
         intermediate=config.intermediate_size,
         block_size=block_size,
         eps=config.rms_norm_eps,
-        activation="gelu_tanh" if gemma else "silu",
+        activation="gelu_tanh" if gemma else config.hidden_act,
     )
 
 
@@ -182,6 +192,22 @@ def test_hidden_states_are_those_of_the_model_itself(library, name):
             got[row].append(hidden)
     for row in (0, 1):
         torch.testing.assert_close(torch.cat(got[row]), right[row], atol=3e-5, rtol=3e-5)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "qwen3"])
+def test_a_row_of_several_parts_of_keys_is_that_of_the_model_itself(library, name):
+    """Read at once, then token by token, past what is attended to together and past a window."""
+    length, model = 530, make_model(name)
+    for layer in model.model.layers:
+        if getattr(layer.self_attn, "sliding_window", None):
+            layer.self_attn.sliding_window = 200
+    model.config.sliding_window = 200
+    paged, text = Paged(spec_of(model, library), library, 1, length), prompt(length)
+    with torch.inference_mode():
+        right = model.model(torch.tensor([text])).last_hidden_state[0]
+    got = [paged.step([(0, text[:522], 0)])[0]]
+    got += [paged.step([(0, [text[i]], i)])[0] for i in range(522, length)]
+    torch.testing.assert_close(torch.cat(got), right, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -258,8 +284,7 @@ def test_a_packed_embedding_and_scaled_residuals(best):
     model, text = make_model("llama"), prompt(9)
     plain = spec_of(model, best)
     tied = PackedWeight(plain.embedding, "float32", best)
-    fields = {name: getattr(plain, name) for name in plain.__dataclass_fields__}
-    scaled = DecoderSpec(**{**fields, "embedding": tied, "residual_scale": 0.25, "embedding_scale": 3.0})
+    scaled = replace(plain, embedding=tied, residual_scale=0.25, embedding_scale=3.0)
     got = Paged(scaled, best, 1, 9).step([(0, text, 0)])[0]
     for layer in model.model.layers:
         for module in (layer.self_attn.o_proj, layer.mlp.down_proj):
@@ -271,11 +296,21 @@ def test_a_packed_embedding_and_scaled_residuals(best):
     torch.testing.assert_close(got, right, atol=3e-5, rtol=3e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_an_embedding_in_two_bytes_is_read_as_it_is(best, dtype):
+    spec, text = spec_of(make_model("llama"), best), prompt(9)
+    stored = spec.embedding.to(dtype)
+    got, right = (
+        Paged(replace(spec, embedding=each), best, 1, 9).step([(0, text, 0)])[0]
+        for each in (stored, stored.float())
+    )
+    assert torch.equal(got, right)
+
+
 def test_parts_that_do_not_fit_are_named(best):
     spec = spec_of(make_model("llama"), best)
-    fields = {name: getattr(spec, name) for name in spec.__dataclass_fields__}
     with pytest.raises(ValueError, match=r"layer 0: gate_up is \(144, 56\), not \(146, 56\)"):
-        Decoder(DecoderSpec(**{**fields, "intermediate": 73}), best)
+        Decoder(replace(spec, intermediate=73), best)
     paged = Paged(spec, best, 1, 9)
     paged.keys[1] = paged.keys[1].half()
     with pytest.raises(ValueError, match="keys must be"):

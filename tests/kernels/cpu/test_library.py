@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import multiprocessing
+import os
 import threading
 
 import pytest
@@ -27,7 +28,24 @@ def test_a_build_that_fails_leaves_nothing_and_names_the_error(tmp_path):
 def test_what_is_built_is_found_again_without_compiling(monkeypatch):
     path = load_library().path
     monkeypatch.setattr(module, "_compile", None)
-    assert build(load_library().isa) == path
+    assert build(load_library().isa, extra=os.environ.get("TRIMTAB_CPU_FLAGS", "").split()) == path
+
+
+def test_a_build_that_is_begun_is_what_is_loaded_later_and_fails_in_silence(monkeypatch):
+    asked: list[object] = []
+
+    def fail(isa: str, *, extra: list[str]) -> None:
+        asked.append((isa, extra))
+        raise BuildError("no compiler")
+
+    monkeypatch.setattr(module, "build", fail)
+    monkeypatch.setenv("TRIMTAB_CPU_ISA", "portable")
+    monkeypatch.setenv("TRIMTAB_CPU_FLAGS", "-g -O1")
+    module.begin_build.__wrapped__()
+    for thread in threading.enumerate():
+        if thread.name == "build of the CPU library":
+            thread.join()
+    assert asked == [("portable", ["-g", "-O1"])]
 
 
 def test_an_instruction_set_that_is_not_there_is_refused(monkeypatch):

@@ -25,9 +25,9 @@ def new_state() -> StepState:
     )
 
 
-def new_builder(state: StepState, **options: object) -> BatchBuilder:
+def new_builder(state: StepState, has_one_shape: bool = False, **options: object) -> BatchBuilder:
     config = EngineConfig("", max_num_seqs=8, max_num_batched_tokens=BUDGET, **options)  # type: ignore[arg-type]
-    return BatchBuilder(state, config.resolved("cpu"))
+    return BatchBuilder(state, config.resolved("cpu"), has_one_shape)
 
 
 def new_step(state: StepState, specs: list[Spec]) -> Step:
@@ -79,8 +79,8 @@ def test_tokens_that_are_only_read_come_last_behind_padding_and_draw_nothing():
     assert batch.outputs.tolist() == [2, 5, 1]
     assert batch.num_read == 1
     assert batch.draws.host_slots == [1]
-    _, strict = build(rows, strict=True)
-    assert strict.outputs.tolist() == [2, 5, *[BUDGET] * 7, 1], "the others keep their one shape"
+    _, padded = build(rows, has_one_shape=True)
+    assert padded.outputs.tolist() == [2, 5, *[BUDGET] * 7, 1], "the others keep their one shape"
 
 
 def test_drawing_rows_come_before_judged_ones_and_know_where_their_token_goes():
@@ -128,8 +128,8 @@ def test_decode_steps_are_padded_to_a_bucket_and_padding_writes_to_the_null_bloc
 
 
 @pytest.mark.parametrize("specs", [[(5, 1)], [(5, 1), (0, 7), (3, 2)], [(0, BUDGET)]], ids=str)
-def test_under_strict_every_step_has_one_shape(specs: list[Spec]):
-    state, batch = build(specs, strict=True)
+def test_every_step_has_one_shape_where_it_must(specs: list[Spec]):
+    state, batch = build(specs, has_one_shape=True)
     assert len(batch.tokens.slots) == BUDGET + 1
     assert len(batch.outputs) == len(batch.draws.slots) == 9
     real = sum(n for _, n, *_ in specs)
@@ -150,12 +150,12 @@ def test_the_buffers_keep_their_addresses_from_step_to_step():
     assert pointers == {tuple(view.data_ptr() for view in of_tokens(static))}
 
 
-@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("has_one_shape", [False, True])
 @pytest.mark.parametrize("num_rows", range(1, 18))
-def test_every_pointer_that_a_kernel_is_given_is_a_multiple_of_16_bytes(num_rows: int, strict: bool):
+def test_every_pointer_that_a_kernel_is_given_is_a_multiple_of_16_bytes(num_rows: int, has_one_shape: bool):
     state = StepState(17, 63, SIZE, memory_sizes=(0, 0, 0), device=torch.device("cpu"))
-    options = EngineConfig("", max_num_seqs=17, max_num_batched_tokens=64, strict=strict)
-    builder = BatchBuilder(state, options.resolved("cpu"))
+    options = EngineConfig("", max_num_seqs=17, max_num_batched_tokens=64)
+    builder = BatchBuilder(state, options.resolved("cpu"), has_one_shape)
     for extra in range(4):  # tokens of a prompt beside the decoding rows
         rows: list[Spec] = [(5, 1)] * (num_rows - 1) + [(0, 1 + extra)]
         batch = builder.build(new_step(state, rows))

@@ -47,6 +47,8 @@ def test_strict_takes_attention_whose_bits_no_batch_changes_and_no_graphs():
         found = resolved(device, strict=True, max_num_seqs=100)
         assert (found["attention"], found["cuda_graphs"], found["padding"]) == (attention, "off", "none")
         assert found["max_num_batched_tokens"] == 100
+    for backend, budget in (("torch", 64), ("native", 512)):
+        assert resolved("cpu", strict=True, cpu_backend=backend)["max_num_batched_tokens"] == budget
 
 
 def test_what_is_asked_for_stays_and_resolving_twice_changes_nothing():

@@ -12,7 +12,7 @@ import torch
 from served_types import outcome_of
 from tiny_configs import FAR, NEAR
 from tiny_models import SIZES, save_random_model
-from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM, Phi3Config
 
 from trimtab.guidance.errors import ModelError
 from trimtab.kernels.cpu.library import BuildError, load_library
@@ -20,6 +20,7 @@ from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.native import choose as native_choose
 from trimtab.server.engine.native import model as native_model
+from trimtab.server.engine.native import threads as native_threads
 from trimtab.server.engine.policy import ServedPolicy
 from trimtab.server.engine.request import Completion, Request, SamplingParams
 from trimtab.server.rollouts.sample import sample
@@ -68,6 +69,19 @@ def test_both_backends_say_the_same(make_engine: Callable[..., Engine]) -> None:
     for ours, theirs in zip(
         replies(native, logprobs=1, temperature=0), replies(plain, logprobs=1, temperature=0), strict=True
     ):
+        assert ours.token_ids == theirs.token_ids
+        expected = [token.logprob for token in theirs.tokens]
+        assert [token.logprob for token in ours.tokens] == pytest.approx(expected, abs=1e-5)
+
+
+def test_heads_that_rotate_in_part_are_recognised(tmp_path: Path) -> None:
+    config = Phi3Config(**SIZES, partial_rotary_factor=0.5)
+    folder = save_random_model(config, tmp_path)
+    native, plain = (
+        Engine.from_config(EngineConfig(folder, max_num_seqs=4, cpu_backend=backend))
+        for backend in ("native", "torch")
+    )
+    for ours, theirs in zip(replies(native, logprobs=1), replies(plain, logprobs=1), strict=True):
         assert ours.token_ids == theirs.token_ids
         expected = [token.logprob for token in theirs.tokens]
         assert [token.logprob for token in ours.tokens] == pytest.approx(expected, abs=1e-5)
@@ -177,6 +191,28 @@ def test_torch_takes_one_thread_beside_the_pool_and_gives_the_others_back(
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize(("small", "threads"), [(native_threads.SMALL, 1), (0, 2)])
+def test_a_small_model_is_tried_on_one_thread(
+    small: int, threads: int, make_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, check = [], native_choose.self_check
+
+    def watch(policy: ServedPolicy, config: EngineConfig) -> None:
+        seen.append(torch.get_num_threads())
+        check(policy, config)
+
+    monkeypatch.setattr(native_choose, "self_check", watch)
+    monkeypatch.setattr(native_threads, "SMALL", small)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        make_engine()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [threads]
+
+
 @pytest.mark.parametrize(
     "options",
     [{"weights": "float16"}, {"weights": "bfloat16"}, {"weights": "q8"}, {"kv_cache_dtype": "float16"}],
@@ -221,7 +257,7 @@ def test_what_a_format_or_this_cpu_cannot_hold_is_one_line(
         ({"cpu_backend": "torch", "weights": "q8"}, "leave them auto"),
         ({"attention": "tiled", "kv_cache_dtype": "float16"}, "leave them auto"),
         ({"speculate": "ngram", "cpu_backend": "torch"}, "speculate needs"),
-        ({"speculate": "ngram", "strict": True}, "speculate needs"),
+        ({"speculate": "ngram", "async_depth": 1}, "speculate needs"),
     ],
     ids=str,
 )

@@ -18,10 +18,11 @@ def test_the_longest_match_is_gone_on_with_where_it_stood_last() -> None:
     lookup = PromptLookup()
     text = [1, 2, 3, 9, 8, 2, 3, 7, 6]
     assert lookup.draft(text, 4) == ()
-    assert lookup.draft([*text, 2, 3], 4) == (7, 6, 2, 3)
+    assert lookup.draft([*text, 2, 3], 4) == (7, 6, 2), "two tokens tell little"
     assert lookup.draft([*text, 2, 3, 7, 6], 2) == (2, 3)
     fresh = PromptLookup()
     assert fresh.draft([*text, 1, 2, 3], 2) == (9, 8), "three tokens tell more than the later two"
+    assert PromptLookup().draft([*text, 9], 7) == (8, 2)
 
 
 def test_what_has_only_just_been_said_is_no_source() -> None:
@@ -46,7 +47,7 @@ def greedy(engine: Engine, guidance: Guidance, **sampling: object) -> list[Compl
 
 
 @pytest.mark.parametrize("strength", [0.0, 2.0])
-@pytest.mark.parametrize("options", [{}, {"num_blocks": 16}, {"max_num_seqs": 1}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"num_blocks": 16}, {"max_num_seqs": 1, "strict": True}], ids=str)
 def test_replies_are_those_without_it(
     strength: float,
     options: dict[str, int],

@@ -12,7 +12,7 @@ from tiny_models import SIZES, save_random_head, save_random_model
 from transformers import Gemma2Config, LlamaConfig, PretrainedConfig, Qwen3Config
 
 from trimtab.guidance.heads.manifest import ScalarPart
-from trimtab.server.engine.batch import DrawInputs
+from trimtab.server.engine.batch import Batch, DrawInputs
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.model_runner import Hidden
@@ -27,9 +27,10 @@ CONFIGS: dict[str, PretrainedConfig] = {
         **SIZES, head_dim=8, sliding_window=9, query_pre_attn_scalar=8, attn_logit_softcapping=0.5
     ),
 }
+BACKENDS = {"llama": "native", "qwen3": "torch", "gemma2": "native"}
 
 
-@pytest.fixture(params=CONFIGS)
+@pytest.fixture(params=BACKENDS)
 def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Engine:
     folder = save_random_model(CONFIGS[request.param], tmp_path / "model")
     heads = (
@@ -45,6 +46,7 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Engine:
             max_num_batched_tokens=24,
             num_blocks=18,
             strict=True,
+            cpu_backend=BACKENDS[request.param],
         )
     )
 
@@ -109,6 +111,20 @@ def test_no_bit_of_a_reward_depends_on_the_row_that_it_is_read_from(engine: Engi
             judged = torch.cat([h[:place], mine, h[place:]])
             found = engine.sampler.judge(Hidden(judged, None, draws), 0, len(judged))
             assert found[place : place + 1].tolist() == alone
+
+
+@pytest.mark.parametrize("engine", ["gemma2", "qwen3"], indirect=True)
+def test_steps_are_padded_where_torch_runs_them_alone(engine: Engine, monkeypatch: pytest.MonkeyPatch):
+    seen: list[int] = []
+    forward = engine.runner._forward
+
+    def watch(batch: Batch) -> object:
+        seen.append(len(batch.tokens.ids))
+        return forward(batch)
+
+    monkeypatch.setattr(engine.runner, "_forward", watch)
+    sample(engine, [target(Guidance())])
+    assert seen == ([24, 11, *[1] * 19] if engine.policy.native is not None else [25] * 21)
 
 
 def test_strict_and_usual_replies_agree(engine: Engine):
