@@ -18,7 +18,8 @@ from examples.gold.task import (
 )
 
 ROUNDS = ("round1", "round2")
-"""A round's folder of rollouts lies in that of the next, which therefore learns from the union."""
+"""A round's folder of rollouts lies in that of the next, which therefore learns from the union: as long as it
+has no files of its own beside that, for then a folder is read without those below."""
 STRENGTHS = ("0.5", "1", "2")
 REMEMBERING, LONG = "mc-gru", "ppo-long"
 
@@ -53,7 +54,7 @@ def _rounds(task: Task) -> Iterator[Step]:
     writer = REFERENCE
     for number, name in enumerate(ROUNDS):
         for strength in STRENGTHS:
-            out = f"{_folder(task, number)}/{name}-{strength}.parquet"
+            out = f"{_folder(task, number)}{'/new' * (number > 0)}/{name}-{strength}.parquet"
             sampled = (
                 *("rollouts", *task.common, *task.heads([writer]), "--steer", f"{writer}=1"),
                 *("--strength", strength, "--prompts", task.at(TRAIN_PROMPTS), "--num-replies", "8"),

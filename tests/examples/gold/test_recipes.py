@@ -61,6 +61,7 @@ def test_a_round_learns_from_all_replies_of_the_rounds_before_and_no_later_ones(
     assert len(written) == 1 + 2 * len(STRENGTHS)
     for name, path in written.items():
         assert path.is_relative_to(second)
+        assert path.parent != second  # or those of the first round would not be read
         assert path.is_relative_to(first) != name.startswith(f"rounds/{ROUNDS[1]}")
         assert Path(STEP[name].result) == path.relative_to("runs")
     assert _value(STEP[f"rounds/{ROUNDS[1]}-1"].command, "--heads") == f"runs/heads/{ROUNDS[0]}"
