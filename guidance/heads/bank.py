@@ -209,6 +209,10 @@ class HeadBank:
         return head[1]
 
     @property
+    def has_vocabulary(self) -> bool:
+        return self._sizes[-1] is not None
+
+    @property
     def offered(self) -> Mapping[str, int]:
         """Heads that can be asked for, with their columns."""
         return self._index

@@ -80,7 +80,13 @@ class Engine:
         config: EngineConfig,
         experts: Models = NO_MODELS,
     ) -> None:
-        """config: resolved."""
+        """config: resolved. bank: of a policy that the C++ backend runs, with its vocabulary.
+
+        Raises ValueError for a bank without it where strict needs it: torch's products of heads are not the
+        same bits in every batch, and steps of that backend are not padded to one shape.
+        """
+        if config.strict and policy.native is not None and bank.names and not bank.has_vocabulary:
+            raise ValueError("strict needs a bank with the C++ backend's vocabulary: see native.model")
         self.policy, self.bank, self.config = policy, bank, config
         self.grammars = Grammars(policy.tokenizer, policy.vocab_size, policy.eos_token_ids)
         measure = partial(measure_blocks, policy, bank, config, experts=experts)

@@ -88,10 +88,15 @@ class Subject:
         """As `Engine.from_config` makes one. Takes over the model's attention: an earlier engine is of no use
         any more."""
         policy = self.policy()
-        bank = HeadBank(list(self.heads.values()), self.size.hidden, device=policy.device)
         config = EngineConfig(model=self.size.name, **options).resolved(policy.device.type)
         if config.cpu_backend != "torch":
             policy.native = NativeModel(policy, config, load_library())
+        bank = HeadBank(
+            list(self.heads.values()),
+            self.size.hidden,
+            device=policy.device,
+            vocabulary=None if policy.native is None else policy.native.vocabulary(),
+        )
         return Engine(policy, bank, config)
 
     def head_bytes(self, name: str) -> int:
