@@ -210,6 +210,7 @@ class HeadBank:
 
     @property
     def has_vocabulary(self) -> bool:
+        """Whether its advantages are computed by a backend's own products; see Vocabulary."""
         return self._sizes[-1] is not None
 
     @property
@@ -408,11 +409,12 @@ class HeadBank:
     def _lowrank_columns(
         self, h: Tensor, weights: Tensor, active: Sequence[int]
     ) -> Iterator[tuple[_Shelf, Sequence[int], Tensor]]:
+        """Of a bank without a vocabulary."""
         for shelf, mine in self._active(active):
-            has_columns = shelf.lowrank is not None and not shelf.advantages
-            inner = shelf.lowrank.column(h, weights, mine) if shelf.lowrank and has_columns else None
-            if inner is not None:
-                yield shelf, mine, inner
+            if shelf.lowrank is not None and not self.has_vocabulary:
+                inner = shelf.lowrank.column(h, weights, mine)
+                if inner is not None:
+                    yield shelf, mine, inner
 
     def _active(self, active: Sequence[int]) -> Iterator[tuple[_Shelf, Sequence[int]]]:
         """Shelves, with those of the active columns that are theirs."""

@@ -56,7 +56,8 @@ class Decoder {
     }
     void embed(int64_t id, float* out) const;
     void store(const Step& step, int64_t layer, int64_t token, int64_t head);
-    template <class T> void store_as_kept(bool in_pairs, void* keys, void* values, int64_t slot, int64_t head, const float* key, const float* value) const;
+    template <class T> void store_as_kept(void* keys, void* values, int64_t slot, int64_t head, const float* key, const float* value) const;
+    void store_in_pairs(void* keys, void* values, int64_t slot, int64_t head, const float* key, const float* value) const;
 
     DecoderSpec s;
     std::vector<LayerSpec> layers;
@@ -80,21 +81,23 @@ void Decoder::embed(int64_t id, float* out) const {
 }
 
 template <class T>
-void Decoder::store_as_kept(bool in_pairs, void* keys, void* values, int64_t slot, int64_t head, const float* key, const float* value) const {
+void Decoder::store_as_kept(void* keys, void* values, int64_t slot, int64_t head, const float* key, const float* value) const {
     const int64_t block = slot / s.block_size * s.kv_heads + head, place = slot % s.block_size;
     T *to_keys = static_cast<T*>(keys) + block * s.dim * s.block_size, *to_values = static_cast<T*>(values) + block * s.block_size * s.dim;
-    if (!in_pairs) {
-        for (int64_t d = 0; d < s.dim; d++) trimtab::store_as(to_keys + d * s.block_size + place, key[d]);
-        for (int64_t d = 0; d < s.dim; d++) trimtab::store_as(to_values + place * s.dim + d, value[d]);
-        return;
-    }
+    for (int64_t d = 0; d < s.dim; d++) trimtab::store_as(to_keys + d * s.block_size + place, key[d]);
+    for (int64_t d = 0; d < s.dim; d++) trimtab::store_as(to_values + place * s.dim + d, value[d]);
+}
+
+void Decoder::store_in_pairs(void* keys, void* values, int64_t slot, int64_t head, const float* key, const float* value) const {
     static thread_local Buffer memory;
-    T* narrowed = memory.get<T>(s.dim);
-    for (int64_t d = 0; d < s.dim; d++) trimtab::store_as(narrowed + d, key[d]);
-    for (int64_t d = 0; d < s.dim; d += 2) std::memcpy(to_keys + (d / 2 * s.block_size + place) * 2, narrowed + d, 2 * sizeof(T));
-    for (int64_t d = 0; d < s.dim; d++) trimtab::store_as(narrowed + d, value[d]);
-    to_values += place / 2 * s.dim * 2 + place % 2;
-    for (int64_t d = 0; d < s.dim; d++) to_values[d * 2] = narrowed[d];
+    Brain* narrowed = memory.get<Brain>(s.dim);
+    const int64_t block = slot / s.block_size * s.kv_heads + head, place = slot % s.block_size;
+    Brain* to = static_cast<Brain*>(keys) + block * s.dim * s.block_size + place * 2;
+    narrow(key, s.dim, narrowed);
+    for (int64_t d = 0; d < s.dim; d += 2) std::memcpy(to + d * s.block_size, narrowed + d, 2 * sizeof(Brain));
+    to = static_cast<Brain*>(values) + block * s.dim * s.block_size + place / 2 * s.dim * 2 + place % 2;
+    narrow(value, s.dim, narrowed);
+    for (int64_t d = 0; d < s.dim; d++) to[d * 2] = narrowed[d];
 }
 
 // Queries of a group normed, rotated and scaled in place; its key and value into the cache.
@@ -114,9 +117,10 @@ void Decoder::store(const Step& step, int64_t index, int64_t token, int64_t head
     rotate(key, cosine, sine, half);
     void *keys = const_cast<void*>(step.keys[index]), *values = const_cast<void*>(step.values[index]);
     const int64_t slot = step.slots[token];
-    if (step.cache_format == kFloat32) store_as_kept<float>(false, keys, values, slot, head, key, value);
-    else if (step.cache_format == kFloat16) store_as_kept<Half>(false, keys, values, slot, head, key, value);
-    else store_as_kept<Brain>(in_pairs(step), keys, values, slot, head, key, value);
+    if (in_pairs(step)) store_in_pairs(keys, values, slot, head, key, value);
+    else if (step.cache_format == kFloat32) store_as_kept<float>(keys, values, slot, head, key, value);
+    else if (step.cache_format == kFloat16) store_as_kept<Half>(keys, values, slot, head, key, value);
+    else store_as_kept<Brain>(keys, values, slot, head, key, value);
 }
 
 void Decoder::run(const Step& step) {

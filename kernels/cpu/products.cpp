@@ -58,8 +58,7 @@ template <class T> constexpr int kTogether = std::is_same<T, Brain>::value ? 2 :
 template <class T> TRIMTAB_INLINE void load_panel(const T* p, Vec (&columns)[kTogether<T>][2]) {
     for (int side = 0; side < 2; side++) {
         if constexpr (std::is_same<T, Brain>::value) {
-            UIntVec both;
-            std::memcpy(&both, p + side * 2 * kLanes, sizeof both);
+            const UIntVec both = load_words(p + side * 2 * kLanes);
             columns[0][side] = bit_cast<Vec>(both << 16);
             columns[1][side] = bit_cast<Vec>(both & 0xffff0000u);
         } else columns[0][side] = load(p + side * kLanes);
@@ -294,11 +293,12 @@ void quantise_row(const float* x, int64_t k, int64_t row, const Quantised& q) {
 }
 
 // Products of what is narrowed first: by every worker for itself, where rows are few, without meeting the others.
-// narrow(memory) gives what the rows become there and how to narrow one; tile(panel, next panel, first row, rows).
+// narrow(room, row) narrows a row; multiply(room, panel, first row, rows, out, tile) does a tile of at most `height`
+// rows, in so many steps along a panel.
 constexpr int64_t kAloneRows = 4;
 
-template <class Narrow, class Tiles>
-void narrowed_product(Worker& worker, const Product& p, void* shared, int height, Narrow&& narrow, Tiles&& tiles) {
+template <class Narrow, class Multiply>
+void narrowed_product(Worker& worker, const Product& p, void* shared, int height, int64_t steps, Narrow&& narrow, Multiply&& multiply) {
     static thread_local Buffer memory;
     const bool alone = p.rows <= kAloneRows;
     void* room = alone ? memory.get<char>(narrowed_room(p.rows, p.weight.k)) : shared;
@@ -310,11 +310,11 @@ void narrowed_product(Worker& worker, const Product& p, void* shared, int height
         const int64_t panel = item / blocks, block = item % blocks;
         const int64_t first_row = p.rows * block / blocks, rows = p.rows * (block + 1) / blocks - first_row;
         const uint8_t* fetch = fetched(p.weight, panel, next / blocks);
-        each_tile(rows, height, [&](int64_t first, int count, int64_t t, int64_t num_tiles) {
+        each_tile(rows, height, [&](int64_t first, int count, int64_t t, int64_t tiles) {
             first += first_row;
-            float* out = p.out + first * p.out_stride + panel * kPanel;
-            tiles(room, p.weight.panel(panel), first, count, out, t, num_tiles,
-                  Tile{p.bias_of(panel), false, p.columns_of(panel), fetch, 0});
+            const int64_t step = p.weight.panel_bytes() / steps / tiles;  // fetched meanwhile: each tile its share
+            const Tile tile{p.bias_of(panel), false, p.columns_of(panel), fetch + t * step * steps, step};
+            multiply(room, p.weight.panel(panel), first, count, p.out + first * p.out_stride + panel * kPanel, tile);
         });
     });
 }
@@ -322,13 +322,11 @@ void narrowed_product(Worker& worker, const Product& p, void* shared, int height
 void q8_product(Worker& worker, const Product& p, void* shared) {
     const int64_t k = p.weight.k, groups = p.weight.groups();
     narrowed_product(
-        worker, p, shared, kQ8TileRows,
+        worker, p, shared, kQ8TileRows, groups,
         [&](void* room, int64_t row) { quantise_row(p.x + row * p.x_stride, k, row, Quantised::in(room, p.rows, k)); },
-        [&](void* room, const uint8_t* panel, int64_t first, int count, float* out, int64_t t, int64_t tiles, Tile tile) {
+        [&](void* room, const uint8_t* panel, int64_t first, int count, float* out, const Tile& tile) {
             Quantised q = Quantised::in(room, p.rows, k);
             Quantised part{q.bytes + first * groups * kGroup, q.scale + first * groups, q.start + first * groups};
-            tile.fetch_step = kGroupBytes / tiles;
-            tile.fetch += t * tile.fetch_step * groups;
             q8_tile_of(count, std::make_integer_sequence<int, kQ8TileRows>())(panel, groups, part, out, p.out_stride, tile);
         });
 }
@@ -336,16 +334,14 @@ void q8_product(Worker& worker, const Product& p, void* shared) {
 void brain_product(Worker& worker, const Product& p, void* shared) {
     const int64_t k = p.weight.k, pairs = (k + 1) / 2;
     narrowed_product(
-        worker, p, shared, kTileRows,
+        worker, p, shared, kTileRows, pairs,
         [&](void* room, int64_t row) {
             Brain* to = static_cast<Brain*>(room) + row * pairs * 2;
             narrow(p.x + row * p.x_stride, k, to);
             if (k % 2) to[k] = Brain{0};
         },
-        [&](void* room, const uint8_t* panel, int64_t first, int count, float* out, int64_t t, int64_t tiles, Tile tile) {
+        [&](void* room, const uint8_t* panel, int64_t first, int count, float* out, const Tile& tile) {
             const Brain* x = static_cast<const Brain*>(room) + first * pairs * 2;
-            tile.fetch_step = kPanel * 4 / tiles;
-            tile.fetch += t * tile.fetch_step * pairs;
             brain_tile_of(count)(panel, pairs, x, pairs * 2, out, p.out_stride, tile);
         });
 }

@@ -88,6 +88,7 @@ class Engine:
         if config.strict and policy.native is not None and bank.names and not bank.has_vocabulary:
             raise ValueError("strict needs a bank with the C++ backend's vocabulary: see native.model")
         self.policy, self.bank, self.config = policy, bank, config
+        self._is_native = all(model.native is not None for model in (policy, *experts.values()))
         self.grammars = Grammars(policy.tokenizer, policy.vocab_size, policy.eos_token_ids)
         measure = partial(measure_blocks, policy, bank, config, experts=experts)
         num_blocks = resolve_num_blocks(config, policy, measure, experts)
@@ -281,7 +282,7 @@ class Engine:
         What goes wrong ends the requests that it concerns with Failed. Raises only where the engine cannot
         go on: the device has failed.
         """
-        with one_torch_thread() if self.policy.native is not None else nullcontext():
+        with one_torch_thread() if self._is_native else nullcontext():
             return self._step()
 
     def _step(self) -> list[Event]:

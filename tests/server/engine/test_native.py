@@ -187,6 +187,10 @@ def test_torch_takes_one_thread_beside_the_pool_and_gives_the_others_back(
         tokens(engine)
         assert torch.get_num_threads() == 2
         assert set(seen) == {1}
+        seen.clear()
+        engine._is_native = False  # as beside an expert that torch runs
+        tokens(engine)
+        assert set(seen) == {2}
     finally:
         torch.set_num_threads(before)
 
