@@ -167,10 +167,13 @@ def test_asking_for_bfloat16_rounds_inputs_too_where_the_cpu_multiplies_it(
         size = native.lm_head.shape[1]
         return native.logits(torch.randn(3, size, generator=torch.Generator().manual_seed(0)))
 
-    found = logits(make_engine(weights="bfloat16"))
-    rounds = load_library().multiplies_bfloat16
+    engine, rounds = make_engine(weights="bfloat16"), load_library().multiplies_bfloat16
+    found = logits(engine)
+    assert engine.runner.cache.dtype == (torch.bfloat16 if rounds else torch.float32)
     monkeypatch.setenv("TRIMTAB_CPU_ISA", "portable")
-    exact = logits(make_engine(weights="bfloat16"))
+    engine = make_engine(weights="bfloat16")
+    exact = logits(engine)
+    assert engine.runner.cache.dtype == torch.float32
     error = float((found - exact).abs().max() / exact.abs().max())
     assert 1e-5 < error < 1e-2 if rounds else error < 1e-6
 
