@@ -2,7 +2,8 @@
 
     python -m benchmarks.cpu.products
 
-Shapes are of a small Llama's layers and head. Bytes are those of the stored weights. The machine's own
+Shapes are of a small Llama's layers and head. Bytes are those of the stored weights; "narrow" are products
+whose inputs are rounded too. The machine's own
 limits, measured in the same run, are reading a large tensor and torch's product.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,7 +23,8 @@ from trimtab.kernels.cpu.library import load_library
 from trimtab.kernels.cpu.weights import PackedWeight, WeightFormat
 
 SHAPES = {"gate_up": (3072, 576), "down": (576, 1536), "lm_head": (49152, 576)}  # N, K
-FORMATS: tuple[WeightFormat, ...] = ("float32", "float16", "bfloat16", "q8")
+FORMATS: tuple[WeightFormat, ...] = ("float32", "float16", "bfloat16", "q8", "q4")
+NARROW: tuple[WeightFormat, ...] = ("bfloat16", "q8", "q4")
 MANY = 1 << 26  # bytes of weights that a call reads, so that no cache holds them
 
 
@@ -48,15 +51,16 @@ def measure(config: ProductConfig) -> Document:
     library.set_num_threads(torch.get_num_threads())
     found: Document = {}
     for name, (n, k) in SHAPES.items():
-        for form in FORMATS:
-            weight = torch.randn(n, k) * k**-0.5
-            first = PackedWeight(weight, form, library)
-            copies = [first, *(PackedWeight(weight, form, library) for _ in range(MANY // first.nbytes))]
+        narrow = NARROW[0 if library.multiplies_bfloat16 else 1 :]
+        for form, narrows in (*((form, False) for form in FORMATS), *((form, True) for form in narrow)):
+            pack = partial(PackedWeight, torch.randn(n, k) * k**-0.5, form, library, narrows)
+            first = pack()
+            copies = [first, *(pack() for _ in range(MANY // first.nbytes))]
             for rows in config.rows:
                 x, out = torch.randn(rows, k), torch.empty(rows, n)
                 some = copies[: 1 if rows > 64 else None]
                 seconds = fastest(lambda: [packed.product(x, out) for packed in some], config) / len(some)  # noqa: B023
-                found[f"{name} {form} {rows}"] = {
+                found[f"{name} {form}{' narrow' * narrows} {rows}"] = {
                     "milliseconds": seconds * 1e3,
                     "gigabytes": first.nbytes / seconds / 1e9,
                     "gigaflops": 2 * n * k * rows / seconds / 1e9,
@@ -88,7 +92,7 @@ def table(document: Document) -> str:
         figures = (
             f"{one['milliseconds']:9.3f} ms {one['gigabytes']:6.1f} GB/s {one['gigaflops']:5.0f} GFLOP/s"
         )
-        lines.append(f"{name:24}{figures}")
+        lines.append(f"{name:28}{figures}")
     return "\n".join(lines)
 
 

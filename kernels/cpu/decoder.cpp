@@ -52,7 +52,7 @@ class Decoder {
     }
     // Whether keys and values lie in pairs: where products round what they multiply, and vectors fit.
     bool in_pairs(const Step& step) const {
-        return step.cache_format == kBFloat16 && layers[0].qkv.rounds && s.block_size % kLanes == 0 && s.dim % kPanel == 0;
+        return step.cache_format == kBFloat16 && layers[0].qkv.rounds && multiplies_bfloat16() && s.block_size % kLanes == 0 && s.dim % kPanel == 0;
     }
     void embed(int64_t id, float* out) const;
     void store(const Step& step, int64_t layer, int64_t token, int64_t head);

@@ -2,13 +2,11 @@
 #include "products.h"
 
 #include "elementwise.h"
+#include "groups.h"
 
 #include <algorithm>
 #include <type_traits>
 #include <utility>
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 namespace trimtab {
 namespace {
@@ -16,9 +14,7 @@ namespace {
 constexpr int kChunk = 128;           // of k, that are summed by themselves: a long sum loses less so
 constexpr int kBlockK = 512;          // of k that a tile takes at a time where rows are many
 constexpr int kBlockRows = 10 * kTileRows;
-constexpr int kDirectRows = kTileRows;  // up to here panels are only read once, as they are stored
-constexpr int kQ8TileRows = kTileRows < 4 ? 2 : kTileRows * 2 / 3;
-constexpr int64_t kAhead = 4096;      // bytes
+constexpr int kByteTileRows = kTileRows < 4 ? 2 : kTileRows * 2 / 3;
 constexpr int64_t kFetchBytes = 1 << 17;  // a panel up to here is fetched whole while the one before is used
 
 // Where sums start, what is fetched meanwhile.
@@ -63,11 +59,6 @@ template <class T> TRIMTAB_INLINE void load_panel(const T* p, Vec (&columns)[kTo
             columns[1][side] = bit_cast<Vec>(both & 0xffff0000u);
         } else columns[0][side] = load(p + side * kLanes);
     }
-}
-
-// Where a number of a panel lies, in numbers.
-int64_t place_of(int32_t format, int64_t k, int64_t column) {
-    return format == kBFloat16 ? k / 2 * kPanel * 2 + column * 2 + k % 2 : k * kPanel + column;
 }
 
 template <int Rows> TRIMTAB_INLINE void start(Vec (&sums)[Rows][2], const float* out, int64_t out_stride, const Tile& tile) {
@@ -116,31 +107,58 @@ void float_tile(const T* panel, int64_t k, const float* x, int64_t x_stride, flo
     for (int m = 0; m < Rows; m++) store_columns(out + m * out_stride, tile.columns, total[m][0], total[m][1]);
 }
 
-template <int Rows>
-void q8_tile(const uint8_t* panel, int64_t groups, const Quantised& x, float* out, int64_t out_stride, const Tile& tile) {
+// The sums are those of the same numbers stored as floats, bit for bit.
+template <int F, int Rows>
+void group_tile(const uint8_t* panel, int64_t k, const float* x, int64_t x_stride, float* out, int64_t out_stride, const Tile& tile) {
+    Vec sums[Rows][2], total[Rows][2];
+    start<Rows>(total, out, out_stride, tile);
+    const uint8_t* fetch = tile.fetch;
+    for (int64_t i = 0; i < k;) {
+        const int64_t end = std::min(k, i + kChunk);
+        for (int m = 0; m < Rows; m++) sums[m][0] = sums[m][1] = Vec{};
+        for (; i < end; i += kGroup, panel += group_bytes(F), fetch += tile.fetch_step) {
+            for (int b = 0; b < group_bytes(F); b += 64) __builtin_prefetch(fetch + b);
+            each_number<F>(panel, std::min<int64_t>(kGroup, end - i), [&](int place, Vec left, Vec right) __attribute__((always_inline)) {
+                for (int m = 0; m < Rows; m++) {
+                    const Vec value = splat(x[m * x_stride + i + place]);
+                    sums[m][0] = fma(value, left, sums[m][0]);
+                    sums[m][1] = fma(value, right, sums[m][1]);
+                }
+            });
+        }
+        for (int m = 0; m < Rows; m++) total[m][0] += sums[m][0], total[m][1] += sums[m][1];
+    }
+    for (int m = 0; m < Rows; m++) store_columns(out + m * out_stride, tile.columns, total[m][0], total[m][1]);
+}
+
+template <int F, int Rows>
+void byte_tile(const uint8_t* panel, int64_t groups, const Quantised& x, float* out, int64_t out_stride, const Tile& tile) {
     Vec sums[Rows][2];
     start<Rows>(sums, out, out_stride, tile);
     const uint8_t* fetch = tile.fetch;
-    for (int64_t g = 0; g < groups; g++, panel += kGroupBytes, fetch += tile.fetch_step) {
-        for (int b = 0; b < kGroupBytes; b += 64) __builtin_prefetch(fetch + b);
+    for (int64_t g = 0; g < groups; g++, panel += group_bytes(F), fetch += tile.fetch_step) {
+        for (int b = 0; b < group_bytes(F); b += 64) __builtin_prefetch(fetch + b);
         IntVec whole[Rows][2];
-        for (int m = 0; m < Rows; m++) whole[m][0] = whole[m][1] = x.start[m * groups + g] - IntVec{};
+        for (int m = 0; m < Rows; m++)
+            whole[m][0] = whole[m][1] = (F == kQ8 ? -kByteOffset * x.sum[m * groups + g] : 0) - IntVec{};
 #pragma GCC unroll 8
         for (int i = 0; i < kGroup / 4; i++) {
+            const UIntVec left = four_bytes<F>(panel, i, 0), right = four_bytes<F>(panel, i, 1);
 #pragma GCC unroll 8
             for (int m = 0; m < Rows; m++) {
                 int32_t four;
                 std::memcpy(&four, x.bytes + (m * groups + g) * kGroup + i * 4, 4);
-                whole[m][0] = dot4(whole[m][0], panel + i * kPanel * 4, four);
-                whole[m][1] = dot4(whole[m][1], panel + i * kPanel * 4 + kLanes * 4, four);
+                whole[m][0] = dot4(whole[m][0], left, four);
+                whole[m][1] = dot4(whole[m][1], right, four);
             }
         }
-        const Brain* scales = reinterpret_cast<const Brain*>(panel + kGroup * kPanel);
-        Vec left = load(scales), right = load(scales + kLanes);
+        const GroupScales<F> scales(panel);
         for (int m = 0; m < Rows; m++) {
-            Vec scale = splat(x.scale[m * groups + g]);
-            sums[m][0] = fma(__builtin_convertvector(whole[m][0], Vec), scale * left, sums[m][0]);
-            sums[m][1] = fma(__builtin_convertvector(whole[m][1], Vec), scale * right, sums[m][1]);
+            const float scale = x.scale[m * groups + g], sum = scale * static_cast<float>(x.sum[m * groups + g]);
+            for (int side = 0; side < 2; side++) {
+                sums[m][side] = fused(__builtin_convertvector(whole[m][side], Vec), splat(scale) * scales.step[side], sums[m][side]);
+                if (F == kQ4) sums[m][side] = fused(splat(sum), scales.least[side], sums[m][side]);
+            }
         }
     }
     for (int m = 0; m < Rows; m++) store_columns(out + m * out_stride, tile.columns, sums[m][0], sums[m][1]);
@@ -165,7 +183,8 @@ TRIMTAB_PAIRS void brain_tile(const uint8_t* panel, int64_t pairs, const Brain* 
 }
 
 template <class T> using FloatTile = void (*)(const T*, int64_t, const float*, int64_t, float*, int64_t, const Tile&);
-using Q8Tile = void (*)(const uint8_t*, int64_t, const Quantised&, float*, int64_t, const Tile&);
+using ByteTile = void (*)(const uint8_t*, int64_t, const Quantised&, float*, int64_t, const Tile&);
+using GroupTile = void (*)(const uint8_t*, int64_t, const float*, int64_t, float*, int64_t, const Tile&);
 using BrainTile = void (*)(const uint8_t*, int64_t, const Brain*, int64_t, float*, int64_t, const Tile&);
 
 template <class T, bool Keeps, int... I> FloatTile<T> float_tile_of(int rows, std::integer_sequence<int, I...>) {
@@ -177,10 +196,17 @@ template <class T, bool Keeps = false> FloatTile<T> float_tile_of(int rows) {
     return float_tile_of<T, Keeps>(rows, std::make_integer_sequence<int, kTileRows>());
 }
 
-template <int... I> Q8Tile q8_tile_of(int rows, std::integer_sequence<int, I...>) {
-    static constexpr Q8Tile tiles[] = {q8_tile<I + 1>...};
+template <int F, int... I> ByteTile byte_tile_of(int rows, std::integer_sequence<int, I...>) {
+    static constexpr ByteTile tiles[] = {byte_tile<F, I + 1>...};
     return tiles[rows - 1];
 }
+
+template <int F, int... I> GroupTile group_tile_of(int rows, std::integer_sequence<int, I...>) {
+    static constexpr GroupTile tiles[] = {group_tile<F, I + 1>...};
+    return tiles[rows - 1];
+}
+
+template <int F> GroupTile group_tile_of(int rows) { return group_tile_of<F>(rows, std::make_integer_sequence<int, kTileRows>()); }
 
 template <int... I> BrainTile brain_tile_of(int rows, std::integer_sequence<int, I...>) {
     static constexpr BrainTile tiles[] = {brain_tile<I + 1>...};
@@ -213,48 +239,65 @@ const uint8_t* fetched(const Weight& weight, int64_t panel, int64_t next) {
     return weight.panel(next < weight.panels() ? next : panel);
 }
 
+template <int F> using Number = std::conditional_t<F == kFloat32, float, std::conditional_t<F == kFloat16, Half, Brain>>;
+
 // Few rows: panels as they are stored.
-template <class T> void direct_panel(const Product& p, int64_t panel, int64_t next) {
-    const T* data = reinterpret_cast<const T*>(p.weight.panel(panel));
-    each_tile(p.rows, kTileRows, [&](int64_t first, int count, int64_t t, int64_t tiles) {
-        int64_t step = kPanel * sizeof(T) / tiles;
-        const uint8_t* fetch = fetched(p.weight, panel, next) + t * step * p.weight.k;
-        Tile tile{p.bias_of(panel), false, p.columns_of(panel), fetch, step};
-        float_tile_of<T>(count)(data, p.weight.k, p.x + first * p.x_stride, p.x_stride,
-                                p.out + first * p.out_stride + panel * kPanel, p.out_stride, tile);
-    });
+template <int F> void direct_panel(const Product& p, int64_t panel, int64_t next) {
+    const uint8_t *data = p.weight.panel(panel), *ahead = fetched(p.weight, panel, next);
+    float* out = p.out + panel * kPanel;
+    const int rows = static_cast<int>(p.rows);
+    if constexpr (kIsGrouped<F>) {
+        const Tile tile{p.bias_of(panel), false, p.columns_of(panel), ahead, group_bytes(F)};
+        group_tile_of<F>(rows)(data, p.weight.k, p.x, p.x_stride, out, p.out_stride, tile);
+    } else {
+        using T = Number<F>;
+        const Tile tile{p.bias_of(panel), false, p.columns_of(panel), ahead, kPanel * sizeof(T)};
+        float_tile_of<T>(rows)(reinterpret_cast<const T*>(data), p.weight.k, p.x, p.x_stride, out, p.out_stride, tile);
+    }
 }
 
-// Many rows: a few panels, kBlockK at a time. The first rows leave them as floats, which stay in the second
-// cache while the others pass by; the second rows fetch what comes after.
-template <class T> void blocked_panels(const Product& p, int64_t panel, int count, int64_t first_row, int64_t rows) {
+// Many rows: a few panels, some of k at a time. They become floats, which stay in a cache while the rows pass by:
+// groups before, other numbers as the first rows use them, while the second rows fetch what comes after.
+template <int F> void blocked_panels(const Product& p, int64_t panel, int count, int64_t first_row, int64_t rows) {
     static thread_local Buffer memory;
-    constexpr bool keeps = sizeof(T) != sizeof(float);
+    constexpr bool keeps = F != kFloat32 && !kIsGrouped<F>;
     float* floats = memory.get<float>(static_cast<int64_t>(count) * kBlockK * kPanel);
-    for (int64_t from = 0; from < p.weight.k; from += kBlockK) {
-        int64_t depth = std::min<int64_t>(kBlockK, p.weight.k - from);
+    const int64_t some = kIsGrouped<F> && rows <= kBlockRows / 2 ? kChunk : kBlockK;  // the first cache holds a chunk
+    for (int64_t from = 0; from < p.weight.k; from += some) {
+        int64_t depth = std::min<int64_t>(some, p.weight.k - from);
+        if constexpr (kIsGrouped<F>) {
+            for (int i = 0; i < count; i++) {
+                const uint8_t* groups = p.weight.panel(panel + i) + from / kGroup * group_bytes(F);
+                write_floats<F>(groups, depth, floats + static_cast<int64_t>(i) * kBlockK * kPanel);
+            }
+        }
         each_tile(rows, kTileRows, [&](int64_t first, int height, int64_t t, int64_t) {
             first += first_row;
             const float* x = p.x + first * p.x_stride + from;
             for (int i = 0; i < count; i++) {
-                const T* stored = reinterpret_cast<const T*>(p.weight.panel(panel + i)) + from * kPanel;
                 float* kept = floats + static_cast<int64_t>(i) * kBlockK * kPanel;
                 float* out = p.out + first * p.out_stride + (panel + i) * kPanel;
-                const uint8_t* fetch = reinterpret_cast<const uint8_t*>(t == 1 ? stored + depth * kPanel : stored);
-                int64_t step = t < 2 ? kPanel * sizeof(T) : 0;
-                Tile tile{p.bias_of(panel + i), from > 0, p.columns_of(panel + i), fetch, step, kept};
-                if (!keeps || t == 0)
-                    float_tile_of<T, keeps>(height)(stored, depth, x, p.x_stride, out, p.out_stride, tile);
-                else float_tile_of<float>(height)(kept, depth, x, p.x_stride, out, p.out_stride, tile);
+                Tile tile{p.bias_of(panel + i), from > 0, p.columns_of(panel + i), reinterpret_cast<const uint8_t*>(kept), 0, kept};
+                if constexpr (!kIsGrouped<F>) {
+                    using T = Number<F>;
+                    const T* stored = reinterpret_cast<const T*>(p.weight.panel(panel + i)) + from * kPanel;
+                    tile.fetch = reinterpret_cast<const uint8_t*>(t == 1 ? stored + depth * kPanel : stored);
+                    tile.fetch_step = t < 2 ? kPanel * sizeof(T) : 0;
+                    if (!keeps || t == 0) {
+                        float_tile_of<T, keeps>(height)(stored, depth, x, p.x_stride, out, p.out_stride, tile);
+                        continue;
+                    }
+                }
+                float_tile_of<float>(height)(kept, depth, x, p.x_stride, out, p.out_stride, tile);
             }
         });
     }
 }
 
-template <class T> void float_product(Worker& worker, const Product& p) {
+template <int F> void float_product(Worker& worker, const Product& p) {
     const int64_t panels = p.weight.panels();
-    if (p.rows <= kDirectRows) {
-        worker.each_ahead(panels, [&](int64_t panel, int64_t next) { direct_panel<T>(p, panel, next); });
+    if (p.rows <= kTileRows) {
+        worker.each_ahead(panels, [&](int64_t panel, int64_t next) { direct_panel<F>(p, panel, next); });
         return;
     }
     int64_t blocks = (p.rows + kBlockRows - 1) / kBlockRows;
@@ -263,7 +306,7 @@ template <class T> void float_product(Worker& worker, const Product& p) {
     worker.each((panels + some - 1) / some * blocks, [&](int64_t item) {
         int64_t panel = item / blocks * some, block = item % blocks;
         int64_t first = p.rows * block / blocks, last = p.rows * (block + 1) / blocks;
-        blocked_panels<T>(p, panel, static_cast<int>(std::min<int64_t>(some, panels - panel)), first, last - first);
+        blocked_panels<F>(p, panel, static_cast<int>(std::min<int64_t>(some, panels - panel)), first, last - first);
     });
 }
 
@@ -288,7 +331,7 @@ void quantise_row(const float* x, int64_t k, int64_t row, const Quantised& q) {
             total += bytes[i];
         }
         q.scale[row * groups + g] = scale + sum(poison);
-        q.start[row * groups + g] = -kByteOffset * total;
+        q.sum[row * groups + g] = total;
     }
 }
 
@@ -319,15 +362,15 @@ void narrowed_product(Worker& worker, const Product& p, void* shared, int height
     });
 }
 
-void q8_product(Worker& worker, const Product& p, void* shared) {
+template <int F> void byte_product(Worker& worker, const Product& p, void* shared) {
     const int64_t k = p.weight.k, groups = p.weight.groups();
     narrowed_product(
-        worker, p, shared, kQ8TileRows, groups,
+        worker, p, shared, kByteTileRows, groups,
         [&](void* room, int64_t row) { quantise_row(p.x + row * p.x_stride, k, row, Quantised::in(room, p.rows, k)); },
         [&](void* room, const uint8_t* panel, int64_t first, int count, float* out, const Tile& tile) {
             Quantised q = Quantised::in(room, p.rows, k);
-            Quantised part{q.bytes + first * groups * kGroup, q.scale + first * groups, q.start + first * groups};
-            q8_tile_of(count, std::make_integer_sequence<int, kQ8TileRows>())(panel, groups, part, out, p.out_stride, tile);
+            Quantised part{q.bytes + first * groups * kGroup, q.scale + first * groups, q.sum + first * groups};
+            byte_tile_of<F>(count, std::make_integer_sequence<int, kByteTileRows>())(panel, groups, part, out, p.out_stride, tile);
         });
 }
 
@@ -344,52 +387,6 @@ void brain_product(Worker& worker, const Product& p, void* shared) {
             const Brain* x = static_cast<const Brain*>(room) + first * pairs * 2;
             brain_tile_of(count)(panel, pairs, x, pairs * 2, out, p.out_stride, tile);
         });
-}
-
-// Packing: column n of a panel is row n of W.
-template <class From> float value_of(const void* source, int64_t i) { return to_float(static_cast<const From*>(source)[i]); }
-
-float value_of(int32_t format, const void* source, int64_t i) {
-    return format == kFloat32 ? value_of<float>(source, i) : format == kFloat16 ? value_of<Half>(source, i) : value_of<Brain>(source, i);
-}
-
-template <class From, class To> void pack_panel(const From* source, int64_t stride, int columns, int64_t k, To* panel) {
-    constexpr int64_t some = 64;  // of k: the lines read are used up while they are at hand
-    const int64_t whole = (k + kTogether<To> - 1) / kTogether<To> * kTogether<To>;
-    for (int64_t from = 0; from < k; from += some)
-        for (int column = 0; column < kPanel; column++)
-            for (int64_t i = from; i < std::min(whole, from + some); i++) {
-                To& target = panel[place_of(std::is_same<To, Brain>::value ? kBFloat16 : kFloat32, i, column)];
-                const bool is_there = column < columns && i < k;
-                if constexpr (std::is_same<From, To>::value) target = is_there ? source[column * stride + i] : To{};
-                else store_as(&target, is_there ? to_float(source[column * stride + i]) : 0.0f);
-            }
-}
-
-void pack_q8(int32_t from, const void* source, int64_t offset, int64_t stride, int columns, int64_t k, uint8_t* panel) {
-    for (int64_t g = 0; g < (k + kGroup - 1) / kGroup; g++, panel += kGroupBytes) {
-        int depth = static_cast<int>(std::min<int64_t>(kGroup, k - g * kGroup));
-        for (int column = 0; column < kPanel; column++) {
-            float values[kGroup] = {}, most = 0;
-            for (int i = 0; column < columns && i < depth; i++) {
-                values[i] = value_of(from, source, offset + column * stride + g * kGroup + i);
-                most = std::max(most, std::fabs(values[i]));
-            }
-            // bfloat16, rounded up so that no byte passes 127
-            Brain scale{static_cast<uint16_t>((bit_cast<uint32_t>(most / 127.0f) + 0xffff) >> 16)};
-            reinterpret_cast<Brain*>(panel + kGroup * kPanel)[column] = scale;
-            for (int i = 0; i < kGroup; i++) {
-                int whole = most > 0 ? static_cast<int>(std::lrint(values[i] / to_float(scale))) : 0;
-                panel[i / 4 * kPanel * 4 + column * 4 + i % 4] = static_cast<uint8_t>(whole + kByteOffset);
-            }
-        }
-    }
-}
-
-template <class From> void pack_floats(const From* source, int64_t stride, int columns, const Weight& w, uint8_t* panel) {
-    if (w.format == kFloat32) pack_panel(source, stride, columns, w.k, reinterpret_cast<float*>(panel));
-    else if (w.format == kFloat16) pack_panel(source, stride, columns, w.k, reinterpret_cast<Half*>(panel));
-    else pack_panel(source, stride, columns, w.k, reinterpret_cast<Brain*>(panel));
 }
 
 }  // namespace
@@ -416,12 +413,15 @@ Quantised Quantised::in(void* memory, int64_t rows, int64_t k) {
 
 void product(Worker& worker, const Weight& weight, const float* x, int64_t x_stride, int64_t rows, float* out,
              int64_t out_stride, const float* bias, void* shared) {
+    if (!rows) return;
     Product p{weight, x, x_stride, rows, out, out_stride, bias};
-    if (weight.format == kFloat32) float_product<float>(worker, p);
-    else if (weight.format == kFloat16) float_product<Half>(worker, p);
-    else if (weight.format == kBFloat16 && !weight.rounds) float_product<Brain>(worker, p);
-    else if (weight.format == kBFloat16) brain_product(worker, p, shared);
-    else q8_product(worker, p, shared);
+    switch (weight.format) {
+        case kFloat32: return float_product<kFloat32>(worker, p);
+        case kFloat16: return float_product<kFloat16>(worker, p);
+        case kBFloat16: return weight.rounds ? brain_product(worker, p, shared) : float_product<kBFloat16>(worker, p);
+        case kQ8: return weight.rounds ? byte_product<kQ8>(worker, p, shared) : float_product<kQ8>(worker, p);
+        case kQ4: return weight.rounds ? byte_product<kQ4>(worker, p, shared) : float_product<kQ4>(worker, p);
+    }
 }
 
 void tile_product(const float* panel, int64_t k, const float* x, int64_t x_stride, int rows, float* out,
@@ -435,55 +435,11 @@ void pair_product(const uint32_t* panel, int64_t pairs, const Brain* x, int64_t 
     brain_tile_of(rows)(data, pairs, x, x_stride, out, out_stride, Tile{nullptr, false, kPanel, data, 0});
 }
 
-void weight_row(const Weight& weight, int64_t id, float* out) {
-    const uint8_t* panel = weight.panel(id / kPanel);
-    int64_t column = id % kPanel;
-    if (weight.format != kQ8) {
-        for (int64_t i = 0; i < weight.k; i++) out[i] = value_of(weight.format, panel, place_of(weight.format, i, column));
-        return;
-    }
-    for (int64_t i = 0; i < weight.k; i++) {
-        const uint8_t* group = panel + i / kGroup * kGroupBytes;
-        int64_t place = i % kGroup;
-        float scale = to_float(reinterpret_cast<const Brain*>(group + kGroup * kPanel)[column]);
-        int whole = group[place / 4 * kPanel * 4 + column * 4 + place % 4];
-        out[i] = scale * (kByteOffset ? whole - kByteOffset : static_cast<int8_t>(whole));
-    }
-}
-
 }  // namespace trimtab
 
 using namespace trimtab;
 
 TRIMTAB_API int trimtab_multiplies_bfloat16() { return multiplies_bfloat16(); }
-
-TRIMTAB_API int64_t trimtab_packed_bytes(const Weight* weight) { return weight->panels() * weight->panel_bytes(); }
-
-// Asks for huge pages in memory that nothing has touched yet.
-TRIMTAB_API void trimtab_prepare(void* memory, int64_t bytes) {
-#if defined(__linux__)
-    constexpr uintptr_t huge = 1 << 21;
-    uintptr_t begin = (reinterpret_cast<uintptr_t>(memory) + huge - 1) / huge * huge;
-    uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + bytes) / huge * huge;
-    if (end > begin) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
-}
-
-// W [n, k] in rows `stride` apart, of format `from` (not q8), into weight->data.
-TRIMTAB_API void trimtab_pack(const Weight* weight, int32_t from, const void* source, int64_t stride) {
-    uint8_t* target = const_cast<uint8_t*>(weight->data);
-    parallel([&](Worker& worker) {
-        worker.each(weight->panels(), [&](int64_t i) {
-            uint8_t* panel = target + i * weight->panel_bytes();
-            int columns = static_cast<int>(std::min<int64_t>(kPanel, weight->n - i * kPanel));
-            int64_t offset = i * kPanel * stride;
-            if (weight->format == kQ8) pack_q8(from, source, offset, stride, columns, weight->k, panel);
-            else if (from == kFloat32) pack_floats(static_cast<const float*>(source) + offset, stride, columns, *weight, panel);
-            else if (from == kFloat16) pack_floats(static_cast<const Half*>(source) + offset, stride, columns, *weight, panel);
-            else pack_floats(static_cast<const Brain*>(source) + offset, stride, columns, *weight, panel);
-        });
-    });
-}
 
 TRIMTAB_API void trimtab_product(const Weight* weight, const float* x, int64_t x_stride, int64_t rows, float* out,
                                  int64_t out_stride) {
@@ -491,13 +447,13 @@ TRIMTAB_API void trimtab_product(const Weight* weight, const float* x, int64_t x
     const int64_t k = weight->k;
     const float* from = x;
     int64_t stride = x_stride;
-    if (rows > 1 && !weight->narrows() && x_stride % 256 == 0) {  // rows would share lines of the cache
+    if (rows > 1 && !weight->rounds && x_stride % 256 == 0) {  // rows would share lines of the cache
         stride = row_stride(k);
         float* copy = copied.get<float>(rows * stride);
         for (int64_t i = 0; i < rows; i++) std::memcpy(copy + i * stride, x + i * x_stride, k * sizeof(float));
         from = copy;
     }
-    void* shared = weight->narrows() ? narrowed.get<char>(narrowed_room(rows, k)) : nullptr;
+    void* shared = weight->rounds ? narrowed.get<char>(narrowed_room(rows, k)) : nullptr;
     parallel([&](Worker& worker) { product(worker, *weight, from, stride, rows, out, out_stride, nullptr, shared); });
 }
 
@@ -520,11 +476,5 @@ TRIMTAB_API void trimtab_adapter(const Weight* down, const Weight* up, int32_t s
             });
         });
         product(worker, *up, inner, stride, rows, out, out_stride, nullptr, shared);
-    });
-}
-
-TRIMTAB_API void trimtab_weight_rows(const Weight* weight, const int64_t* ids, int64_t count, float* out) {
-    parallel([&](Worker& worker) {
-        worker.each(count, [&](int64_t i) { weight_row(*weight, ids[i], out + i * weight->k); });
     });
 }

@@ -7,11 +7,15 @@
 
 namespace trimtab {
 
-enum Format : int32_t { kFloat32, kFloat16, kBFloat16, kQ8 };
+enum Format : int32_t { kFloat32, kFloat16, kBFloat16, kQ8, kQ4 };
 
 constexpr int kPanel = 2 * kLanes;  // columns
-constexpr int kGroup = 32;          // of k, that share a scale in q8
-constexpr int kGroupBytes = kGroup * kPanel + 2 * kPanel;
+constexpr int64_t kAhead = 4096;    // bytes that are fetched ahead of those in use
+constexpr int kGroup = 32;          // of k, that share a scale in q8 and q4
+
+constexpr int group_bytes(int32_t format) {
+    return format == kQ8 ? kGroup * kPanel + 2 * kPanel : kGroup * kPanel / 2 + 4 * kPanel;
+}
 
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int kTileRows = 12;  // two accumulators each, in 32 registers
@@ -22,9 +26,8 @@ constexpr int kTileRows = 3;
 #endif
 
 // W [n, k], as Python describes it. data: panel after panel; in a panel k after k, kPanel columns each; in bfloat16
-// two of k together, the pairs of column after column. In q8, group after group: kGroup/4 times kPanel columns of
-// 4 bytes, then the columns' scales in bfloat16. rounds: x is rounded to bfloat16 as well, products are summed in
-// fp32; for bfloat16 alone, where multiplies_bfloat16().
+// two of k together, the pairs of column after column; q8 and q4 as groups.h says. rounds: x is rounded as well, to
+// bfloat16 for bfloat16 weights, where multiplies_bfloat16(), and to bytes for q8 and q4; else arithmetic is fp32.
 struct Weight {
     const uint8_t* data;
     int64_t n, k;
@@ -32,22 +35,22 @@ struct Weight {
 
     int64_t panels() const { return (n + kPanel - 1) / kPanel; }
     int64_t groups() const { return (k + kGroup - 1) / kGroup; }
+    bool grouped() const { return format == kQ8 || format == kQ4; }
     int64_t panel_bytes() const {
-        if (format == kQ8) return groups() * kGroupBytes;
+        if (grouped()) return groups() * group_bytes(format);
         return format == kBFloat16 ? (k + 1) / 2 * kPanel * 4 : k * kPanel * (format == kFloat32 ? 4 : 2);
     }
     const uint8_t* panel(int64_t i) const { return data + i * panel_bytes(); }
-    bool narrows() const { return format == kQ8 || rounds; }  // x, before it is multiplied
 };
 
 // Whether this CPU multiplies pairs of bfloat16.
 bool multiplies_bfloat16();
 
-// x [rows, k] on its way into products of q8: its bytes, and each group's scale and what kByteOffset added.
+// x [rows, k] on its way into products of bytes: its own, and each group's scale and sum.
 struct Quantised {
     int8_t* bytes;  // [rows, groups, kGroup]
     float* scale;   // [rows, groups]
-    int32_t* start;
+    int32_t* sum;
     static Quantised in(void* memory, int64_t rows, int64_t k);
 };
 
@@ -55,7 +58,7 @@ struct Quantised {
 int64_t narrowed_room(int64_t rows, int64_t k);
 
 // out [rows, n] = x [rows, k] · Wᵀ + bias. Every worker calls it; it ends with a barrier. bias: [n] or null.
-// shared: narrowed_room, the same for all, where the weight narrows.
+// shared: narrowed_room, the same for all, where the weight rounds.
 void product(Worker& worker, const Weight& weight, const float* x, int64_t x_stride, int64_t rows, float* out,
              int64_t out_stride, const float* bias, void* shared);
 
@@ -67,6 +70,11 @@ void tile_product(const float* panel, int64_t k, const float* x, int64_t x_strid
 // The same of pairs of bfloat16: panel [pairs, kPanel, 2], x [rows, 2·pairs].
 void pair_product(const uint32_t* panel, int64_t pairs, const Brain* x, int64_t x_stride, int rows, float* out,
                   int64_t out_stride);
+
+// Where a number of a panel of floats lies, in numbers.
+inline int64_t place_of(int32_t format, int64_t k, int64_t column) {
+    return format == kBFloat16 ? k / 2 * kPanel * 2 + column * 2 + k % 2 : k * kPanel + column;
+}
 
 // Row `id` of W as floats.
 void weight_row(const Weight& weight, int64_t id, float* out);

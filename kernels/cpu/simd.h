@@ -146,21 +146,30 @@ constexpr int kByteOffset = 128;
 constexpr int kByteOffset = 0;
 #endif
 
-TRIMTAB_INLINE IntVec dot4(IntVec sum, const uint8_t* w, int32_t x) {
+TRIMTAB_INLINE IntVec dot4(IntVec sum, UIntVec w, int32_t x) {
 #if defined(__AVX512VNNI__)
-    return (IntVec)_mm512_dpbusd_epi32((__m512i)sum, _mm512_loadu_si512(w), _mm512_set1_epi32(x));
+    return (IntVec)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, _mm512_set1_epi32(x));
 #elif defined(__AVX2__)
-    __m256i signed_ = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w));
+    __m256i signed_ = (__m256i)w;
     __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(signed_), _mm256_sign_epi8(_mm256_set1_epi32(x), signed_));
     return sum + (IntVec)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 #elif defined(__ARM_FEATURE_DOTPROD)
-    return vdotq_s32(sum, vld1q_s8(reinterpret_cast<const int8_t*>(w)), vreinterpretq_s8_s32(vdupq_n_s32(x)));
+    return vdotq_s32(sum, (int8x16_t)w, vreinterpretq_s8_s32(vdupq_n_s32(x)));
 #else
-    IntVec four;
-    std::memcpy(&four, w, sizeof four);
+    const IntVec four = (IntVec)w;
     for (int shift = 24; shift >= 0; shift -= 8)
         sum += (four << shift >> 24) * (static_cast<int32_t>(static_cast<uint32_t>(x) << shift) >> 24);
     return sum;
+#endif
+}
+
+// The lowest four bits of every lane, as a float.
+TRIMTAB_INLINE Vec nibble(UIntVec words) {
+#if defined(__AVX512F__)
+    const __m512 numbers = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    return _mm512_permutexvar_ps((__m512i)words, numbers);
+#else
+    return __builtin_convertvector((IntVec)(words & 15), Vec);
 #endif
 }
 

@@ -42,11 +42,12 @@ class EngineConfig:
     cpu_backend: what runs the policy on a CPU: `native` is the C++ backend, which is compiled when it is
     first used and knows Llama, Mistral, Qwen2 and 3, Granite, Phi-3, Gemma 2 and 3 and what is built like
     them; `torch` runs any. `auto` is native where the policy and the machine allow it.
-    weights: what the C++ backend stores matrices in; auto is what the checkpoint's are exact in. `q8` is 8
-    bits in groups of 32; `bfloat16` rounds what matrices are multiplied with too, where the CPU does that
-    twice as fast; what is not the checkpoint's own changes replies, by how much is in the README.
+    weights: what the C++ backend stores matrices in; auto is what the checkpoint's are exact in, a GGUF's 8
+    and 4 bits too, and computes in float32. `q8` and `q4` are bits in groups of 32 (of the vocabulary always
+    8). They, and `bfloat16` where the CPU multiplies it, round what matrices are multiplied with too, which
+    is faster and changes replies, by how much is in the README.
     kv_cache_dtype: of keys and values in the C++ backend's cache; auto is float32, or bfloat16 where
-    `weights` is and the CPU multiplies it. 16 bits halve the cache.
+    `weights` rounds what it multiplies and the CPU multiplies bfloat16. 16 bits halve the cache.
     attention: implementation of attention: `triton` runs on a GPU, `sdpa` and `tiled` anywhere; `auto` is
     triton on a GPU, sdpa on a CPU, and tiled on a CPU under strict. The C++ backend has its own.
     padding: `buckets` pads decode steps to fixed batch sizes, as CUDA graphs need it; `none` does not.
@@ -78,7 +79,7 @@ class EngineConfig:
     num_blocks: int | None = None
     prefix_caching: bool = True
     cpu_backend: Literal["auto", "native", "torch"] = "auto"
-    weights: Literal["auto", "float32", "float16", "bfloat16", "q8"] = "auto"
+    weights: Literal["auto", "float32", "float16", "bfloat16", "q8", "q4"] = "auto"
     kv_cache_dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     attention: Literal["auto", "sdpa", "tiled", "triton"] = "auto"
     padding: Literal["none", "buckets"] = "none"

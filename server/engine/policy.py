@@ -56,12 +56,12 @@ def refusing(model: str) -> Iterator[None]:
 class Native(Protocol):
     """What runs a policy in the place of its modules; see native.model.
 
-    format: of its matrices; num_bytes: that these take. cache_dtype: of keys and values. roundings: the
+    formats: of its matrices; num_bytes: that these take. cache_dtype: of keys and values. roundings: the
     formats that something has lost bits in.
     """
 
     @property
-    def format(self) -> WeightFormat: ...
+    def formats(self) -> Sequence[WeightFormat]: ...
 
     @property
     def cache_dtype(self) -> torch.dtype: ...

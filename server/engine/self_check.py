@@ -19,7 +19,7 @@ from trimtab.server.engine.request import Request
 from trimtab.server.engine.scheduler import Purpose, Row, Step
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 6e-2}
-STORED = {"float16": 2e-2, "bfloat16": 1e-1, "q8": 3e-1}  # of a wrong model it is above 1
+STORED = {"float16": 2e-2, "bfloat16": 1e-1, "q8": 3e-1, "q4": 6e-1}  # of a wrong model it is above 1
 ALONE_TOLERANCE = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 2e-2}  # of batches of one shape
 LONGEST_PROBE = 600
 CHUNK = 7

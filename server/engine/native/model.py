@@ -13,14 +13,15 @@ from trimtab.guidance.heads.bank import Vocabulary
 from trimtab.kernels.cpu.adapter import Adapter
 from trimtab.kernels.cpu.decoder import Decoder
 from trimtab.kernels.cpu.library import Library
-from trimtab.kernels.cpu.weights import HALF_MAX, PackedWeight, WeightFormat
+from trimtab.kernels.cpu.weights import HALF_MAX, PackedWeight, WeightFormat, is_exact, may_round
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.kv_cache import KVCache
 from trimtab.server.engine.native.recognise import UnrecognisedError, read_decoder
 from trimtab.server.engine.policy import ServedPolicy
 
-EXACT: dict[WeightFormat, torch.dtype] = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-"""Formats of half the size, which a checkpoint's weights may be exact in."""
+SMALLEST_FIRST: tuple[WeightFormat, ...] = ("q4", "q8", "bfloat16", "float16")
+"""Formats that a matrix may be exact in, as those of a checkpoint in it are."""
+HALVES: tuple[WeightFormat, ...] = ("bfloat16", "float16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,23 +44,24 @@ class Tail:
 
 
 class NativeModel:
-    """Of a policy on a CPU. weights: what they are stored in, of whatever the checkpoint is. roundings: the
-    formats that weights, inputs of products, keys and values are rounded to, and lose bits in.
+    """Of a policy on a CPU. formats: what its matrices are stored in. roundings: the formats that weights,
+    inputs of products, keys and values are rounded to, and lose bits in.
 
     Raises UnrecognisedError.
     """
 
     def __init__(self, policy: ServedPolicy, config: EngineConfig, library: Library) -> None:
         self.library = library
-        self.format: WeightFormat = _format(policy, config.weights)
-        self._rounds_inputs = config.weights == "bfloat16" and library.multiplies_bfloat16
-        is_exact = self.format == "float32" or (not self._rounds_inputs and _is_exact(policy, self.format))
+        self._asked, self._num_tokens = config.weights, policy.vocab_size
+        self._rounds_inputs = config.weights in ("q8", "q4") or (
+            config.weights == "bfloat16" and library.multiplies_bfloat16
+        )
         kept: str = config.kv_cache_dtype
         if kept == "auto":
-            kept = "bfloat16" if self._rounds_inputs else "float32"
+            kept = "bfloat16" if self._rounds_inputs and library.multiplies_bfloat16 else "float32"
         self.cache_dtype: torch.dtype = getattr(torch, kept)
-        lossy = {kept} if is_exact else {kept, self.format}
-        self.roundings = tuple(sorted(lossy - {"float32"}))
+        self._stored: set[WeightFormat] = set()
+        self._lossy: set[str] = {kept} - {"float32"}
         spec, self.lm_head = read_decoder(policy, config.block_size, self._pack)
         self.tail = _read_tail(policy)
         self._decoder = Decoder(spec, self.library)
@@ -86,16 +88,16 @@ class NativeModel:
         return self.lm_head.product(columns)
 
     def vocabulary(self) -> Vocabulary:
-        """What a bank of heads multiplies by: stored exactly in half the bytes where they can be, else as the
-        policy's own matrices are."""
+        """What a bank of heads multiplies by: stored exactly in half the bytes where they can be, else as was
+        asked for."""
 
         def pack(matrix: Tensor) -> PackedWeight:
-            rounded = matrix.to(torch.bfloat16)
-            is_exact = torch.equal(rounded.to(matrix.dtype), matrix)
-            # float16 may not hold what is summed over a tied head
-            others = "float32" if self.format == "float16" and matrix.abs().max() > HALF_MAX else self.format
-            format = "bfloat16" if is_exact else others
-            rounds_inputs = self._rounds_inputs and format == "bfloat16"
+            format = self._first_exact(matrix, HALVES)
+            if format == "float32" and self._asked != "auto":
+                # float16 may not hold what is summed over a tied head
+                is_beyond = self._asked == "float16" and matrix.abs().max() > HALF_MAX
+                format = "float32" if is_beyond else self._of_vocabulary
+            rounds_inputs = self._rounds_inputs and may_round(format, self.library)
             return PackedWeight(matrix, format, self.library, rounds_inputs)
 
         def advantage(down: Tensor, up: Tensor, activation: str) -> Adapter:
@@ -121,24 +123,35 @@ class NativeModel:
     def vocab_size(self) -> int:
         return self.lm_head.shape[0]
 
+    @property
+    def formats(self) -> tuple[WeightFormat, ...]:
+        return tuple(sorted(self._stored))
+
+    @property
+    def roundings(self) -> tuple[str, ...]:
+        return tuple(sorted(self._lossy))
+
+    @property
+    def _of_vocabulary(self) -> WeightFormat:
+        """What was asked for, but for matrices of all tokens, which four bits would cost most."""
+        return "q8" if self._asked == "q4" else self._asked  # type: ignore[return-value]
+
+    def _first_exact(self, matrix: Tensor, formats: Sequence[WeightFormat]) -> WeightFormat:
+        return next((each for each in formats if is_exact(matrix, each, self.library)), "float32")
+
     def _pack(self, weight: Tensor) -> PackedWeight:
+        format: WeightFormat
+        if self._asked == "auto":
+            format = self._first_exact(weight, SMALLEST_FIRST)
+        else:
+            format = self._of_vocabulary if len(weight) == self._num_tokens else self._asked
+            if self._rounds_inputs or not is_exact(weight, format, self.library):
+                self._lossy.add(format)
+        self._stored.add(format)
         try:
-            return PackedWeight(weight, self.format, self.library, self._rounds_inputs)
+            return PackedWeight(weight, format, self.library, self._rounds_inputs)
         except ValueError as error:  # beyond what the format holds
             raise UnrecognisedError(str(error)) from error
-
-
-def _format(policy: ServedPolicy, asked: str) -> WeightFormat:
-    if asked != "auto":
-        return asked  # type: ignore[return-value]
-    return next((each for each in EXACT if _is_exact(policy, each)), "float32")
-
-
-def _is_exact(policy: ServedPolicy, format: WeightFormat) -> bool:
-    """Whether all matrices are the same in it, as those of a checkpoint in that format are."""
-    dtype = EXACT.get(format)
-    matrices = (weight for weight in policy.model.parameters() if weight.dim() == 2)
-    return dtype is not None and all(torch.equal(w.to(dtype).to(w.dtype), w) for w in matrices)
 
 
 @torch.inference_mode()

@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from gguf import GGMLQuantizationType as Quantisation
 from served_types import outcome_of
+from small_gguf import WORDS, write_gguf
 from tiny_configs import FAR, NEAR
 from tiny_models import SIZES, save_random_model
 from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM, Phi3Config
 
 from trimtab.guidance.errors import ModelError
+from trimtab.guidance.gguf import converted_gguf
 from trimtab.kernels.cpu.library import BuildError, load_library
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
@@ -152,10 +155,56 @@ def test_a_checkpoint_of_two_bytes_is_stored_in_two_bytes(dtype: str, tmp_path: 
     folder = save_random_model(LlamaConfig(**SIZES, dtype=dtype), tmp_path)
     native = Engine.from_config(EngineConfig(folder, max_num_seqs=4)).policy.native
     assert native is not None
-    assert (native.format, native.roundings) == (dtype, ())
+    assert (native.formats, native.roundings) == ((dtype,), ())
     whole = Engine.from_config(EngineConfig(folder, max_num_seqs=4, weights="float32"))
     assert whole.policy.native is not None
     assert whole.policy.native.num_bytes > 1.9 * native.num_bytes
+
+
+@pytest.mark.parametrize(
+    ("architecture", "quantisation", "formats"),
+    [
+        ("llama", Quantisation.Q4_1, ("q4",)),
+        ("qwen2", Quantisation.Q4_0, ("q4",)),
+        ("qwen3", Quantisation.Q8_0, ("q8",)),
+        ("qwen2", Quantisation.F16, ("float16",)),
+    ],
+)
+def test_a_gguf_is_stored_as_it_is_and_says_the_same_bits_as_its_floats(
+    architecture: str,
+    quantisation: Quantisation,
+    formats: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write_gguf(tmp_path / "model.gguf", architecture, quantisation)
+    folder = converted_gguf(tmp_path / "model.gguf")
+    own, floats = (
+        Engine.from_config(EngineConfig(folder, max_num_seqs=4, weights=weights))
+        for weights in ("auto", "float32")
+    )
+    assert own.policy.native is not None and floats.policy.native is not None
+    assert (own.policy.native.formats, own.policy.native.roundings) == (formats, ())
+    assert own.policy.native.num_bytes < 0.55 * floats.policy.native.num_bytes
+    requests = [
+        Request(
+            str(i),
+            tuple(t % len(WORDS) for t in prompt),
+            SamplingParams(max_tokens=12, ignore_eos=True, seed=i, logprobs=3),
+        )
+        for i, prompt in enumerate(PROMPTS)
+    ]
+    for ours, theirs in zip(sample(own, requests), sample(floats, requests), strict=True):
+        assert ours.tokens == theirs.tokens
+
+
+def test_four_bits_leave_the_vocabulary_eight(make_engine: Callable[..., Engine]) -> None:
+    native = make_engine(weights="q4").policy.native
+    assert native is not None
+    assert native.formats == ("q4", "q8")
+    assert native.lm_head.format == "q8"  # type: ignore[attr-defined]
+    assert {"q4", "q8"} <= set(native.roundings)
 
 
 def test_asking_for_bfloat16_rounds_inputs_too_where_the_cpu_multiplies_it(
@@ -222,7 +271,13 @@ def test_a_small_model_is_tried_on_one_thread(
 
 @pytest.mark.parametrize(
     "options",
-    [{"weights": "float16"}, {"weights": "bfloat16"}, {"weights": "q8"}, {"kv_cache_dtype": "float16"}],
+    [
+        {"weights": "float16"},
+        {"weights": "bfloat16"},
+        {"weights": "q8"},
+        {"weights": "q4"},
+        {"kv_cache_dtype": "float16"},
+    ],
     ids=str,
 )
 def test_fewer_bits_change_little(options: dict[str, str], make_engine: Callable[..., Engine]) -> None:
