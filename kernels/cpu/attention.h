@@ -38,7 +38,7 @@ class AttentionPlan {
     // tokens: those that ask, in ascending order, or null for all; their results lie in this order.
     void make(const AttentionShape& shape, const Packed& packed, const int64_t* tokens, int64_t count);
 
-    // out [asking tokens, heads·dim] from queries [tokens, …], which are rotated and scaled; ends with a barrier.
+    // out [asking tokens, heads·dim] from queries [tokens, …], which are rotated and scaled.
     void run(Worker& worker, const AttentionShape& shape, const Packed& packed, const float* queries,
              int64_t query_stride, const void* keys, const void* values, float* out, int64_t out_stride);
 

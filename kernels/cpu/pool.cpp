@@ -24,6 +24,12 @@ inline void pause_core() {
 #endif
 }
 
+// While another thread is waited for, for the i-th time.
+inline void pause(int i) {
+    if (i < kSpinsForPartner) pause_core();
+    else sched_yield();
+}
+
 class Pool {
   public:
     explicit Pool(int size) : team_(size) {
@@ -31,7 +37,8 @@ class Pool {
     }
 
     ~Pool() {
-        post(nullptr, nullptr);
+        is_over_ = true;
+        post();
         for (auto& thread : threads_) thread.join();
     }
 
@@ -39,34 +46,42 @@ class Pool {
 
     void run(void (*function)(Worker&, void*), void* argument) {
         team_.next.store(0, std::memory_order_relaxed);
-        if (size() > 1) post(function, argument);
+        function_ = function;
+        argument_ = argument;
+        if (size() > 1) post();
         Worker worker(team_, 0);
         function(worker, argument);
-        worker.barrier();
+        open_ = 0;  // whoever comes now is too late; whoever is inside must leave before the region's data goes
+        for (int i = 0; inside_ != 0; i++) pause(i);
     }
 
   private:
-    void post(void (*function)(Worker&, void*), void* argument) {
+    void post() {
         {
             std::lock_guard<std::mutex> lock(mutex_);
-            function_ = function;
-            argument_ = argument;
-            posted_.fetch_add(1, std::memory_order_release);
+            const uint32_t region = posted_ + 1 ? posted_ + 1 : 1;
+            open_ = region;  // before it is posted: who sees that finds it open
+            posted_ = region;
         }
         wake_.notify_all();
     }
 
     void serve(int id) {
-        for (uint32_t seen = 0;; seen++) {
-            for (int i = 0; i < kSpinsForRegion && posted_.load(std::memory_order_acquire) == seen; i++) pause_core();
-            if (posted_.load(std::memory_order_acquire) == seen) {
+        for (uint32_t seen = 0;;) {
+            for (int i = 0; i < kSpinsForRegion && posted_ == seen; i++) pause_core();
+            if (posted_ == seen) {
                 std::unique_lock<std::mutex> lock(mutex_);
-                wake_.wait(lock, [&] { return posted_.load(std::memory_order_acquire) != seen; });
+                wake_.wait(lock, [&] { return posted_ != seen; });
             }
-            if (!function_) return;
-            Worker worker(team_, id);
-            function_(worker, argument_);
-            worker.barrier();
+            seen = posted_;
+            if (is_over_) return;
+            inside_++;  // before the look at open_, as run() closes before it looks at inside_
+            if (uint32_t open = open_) {
+                seen = open;
+                Worker worker(team_, id);
+                function_(worker, argument_);
+            }
+            inside_--;
         }
     }
 
@@ -74,7 +89,10 @@ class Pool {
     std::vector<std::thread> threads_;
     std::mutex mutex_;
     std::condition_variable wake_;
-    std::atomic<uint32_t> posted_{0};
+    std::atomic<uint32_t> posted_{0};  // regions so far
+    std::atomic<uint32_t> open_{0};    // the region that threads may enter, 0 for none
+    std::atomic<int> inside_{0};       // threads in it
+    std::atomic<bool> is_over_{false};
     void (*function_)(Worker&, void*) = nullptr;
     void* argument_ = nullptr;
 };
@@ -104,18 +122,8 @@ Shared& pools() {
 
 }  // namespace
 
-void Worker::barrier() {
-    uint32_t epoch = team_.epoch.load(std::memory_order_relaxed);
-    if (team_.arrived.fetch_add(1, std::memory_order_acq_rel) == size - 1) {
-        team_.arrived.store(0, std::memory_order_relaxed);
-        team_.next.store(0, std::memory_order_relaxed);
-        team_.epoch.store(epoch + 1, std::memory_order_release);
-        return;
-    }
-    for (int i = 0; team_.epoch.load(std::memory_order_acquire) == epoch; i++) {
-        if (i < kSpinsForPartner) pause_core();
-        else sched_yield();
-    }
+void Worker::wait() const {
+    for (int i = 0; team_.next.load(std::memory_order_acquire) >> 32 == loop_; i++) pause(i);
 }
 
 int num_threads() {
@@ -142,14 +150,16 @@ TRIMTAB_API void trimtab_set_num_threads(int count) {
     trimtab::pools().wanted = count;
 }
 
-// What tests of the pool look at: `loops` loops over n items, every item adding its number; the sum of all.
+// What tests of the pool look at: so many times a loop over n items that adds each one's number to what it was, one
+// over none, and one that sums what they are.
 TRIMTAB_API int64_t trimtab_pool_sum(int64_t n, int64_t loops) {
     std::atomic<int64_t> sum{0};
+    std::vector<int64_t> items(n, 0);  // which no two threads touch at a time
     trimtab::parallel([&](trimtab::Worker& worker) {
         for (int64_t loop = 0; loop < loops; loop++) {
-            int64_t own = 0;
-            worker.each(n, [&](int64_t i) { own += i; });
-            sum.fetch_add(own, std::memory_order_relaxed);
+            worker.each(n, [&](int64_t i) { items[n - 1 - i] += i; });
+            worker.each(0, [&](int64_t) { sum += 1; });
+            worker.each_ahead(n, [&](int64_t i, int64_t) { sum.fetch_add(items[i], std::memory_order_relaxed); });
         }
     });
     return sum.load();

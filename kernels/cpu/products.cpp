@@ -335,7 +335,7 @@ void quantise_row(const float* x, int64_t k, int64_t row, const Quantised& q) {
     }
 }
 
-// Products of what is narrowed first: by every worker for itself, where rows are few, without meeting the others.
+// Products of what is narrowed first: where rows are few, by every worker that takes an item, for itself.
 // narrow(room, row) narrows a row; multiply(room, panel, first row, rows, out, tile) does a tile of at most `height`
 // rows, in so many steps along a panel.
 constexpr int64_t kAloneRows = 4;
@@ -345,11 +345,13 @@ void narrowed_product(Worker& worker, const Product& p, void* shared, int height
     static thread_local Buffer memory;
     const bool alone = p.rows <= kAloneRows;
     void* room = alone ? memory.get<char>(narrowed_room(p.rows, p.weight.k)) : shared;
-    if (alone)
-        for (int64_t row = 0; row < p.rows; row++) narrow(room, row);
-    else worker.each(p.rows, [&](int64_t row) { narrow(room, row); });
+    if (!alone) worker.each(p.rows, [&](int64_t row) { narrow(room, row); });
+    bool is_narrowed = !alone;
     const int64_t blocks = (p.rows + kBlockRows - 1) / kBlockRows;
     worker.each_ahead(p.weight.panels() * blocks, [&](int64_t item, int64_t next) {
+        if (!is_narrowed)
+            for (int64_t row = 0; row < p.rows; row++) narrow(room, row);
+        is_narrowed = true;
         const int64_t panel = item / blocks, block = item % blocks;
         const int64_t first_row = p.rows * block / blocks, rows = p.rows * (block + 1) / blocks - first_row;
         const uint8_t* fetch = fetched(p.weight, panel, next / blocks);

@@ -57,7 +57,7 @@ struct Quantised {
 // Bytes that x [rows, k] takes once it is narrowed, in either way.
 int64_t narrowed_room(int64_t rows, int64_t k);
 
-// out [rows, n] = x [rows, k] · Wᵀ + bias. Every worker calls it; it ends with a barrier. bias: [n] or null.
+// out [rows, n] = x [rows, k] · Wᵀ + bias. Every worker calls it. bias: [n] or null.
 // shared: narrowed_room, the same for all, where the weight rounds.
 void product(Worker& worker, const Weight& weight, const float* x, int64_t x_stride, int64_t rows, float* out,
              int64_t out_stride, const float* bias, void* shared);

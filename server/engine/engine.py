@@ -288,7 +288,6 @@ class Engine:
     def _step(self) -> list[Event]:
         if self._is_suspect:  # something failed since the last step
             self._start_over()
-        self._end_overdue()
         step = self._schedule()
         keep = (self.config.async_depth or 0) if step.rows and self._launch(step) else 0
         while len(self._launched) > keep:
@@ -307,6 +306,7 @@ class Engine:
 
     def _schedule(self) -> Step:
         try:
+            self._end_overdue()
             step = self.scheduler.schedule()
             assert step.rows or step.preempted or self._launched or self._pending_events or not self._live
             self._admit(step)
@@ -425,21 +425,21 @@ class Engine:
         for row, value in values:
             if row.choice.phase is not Phase.DONE:
                 self._process(row, self._weigh, value)
-        for _, of_row in itertools.groupby(draws, key=lambda draw: id(draw[0])):
-            rows, tokens = zip(*of_row, strict=True)
-            self._take_all(rows[0], tokens)
+        for row, tokens in draws:
+            if row.choice.phase is not Phase.DONE:
+                self._process(row, self._take_all, tokens)
         for place, token in given:
             if place.row.choice.phase is not Phase.DONE and not place.row.choice.is_finishing:
                 self._process(place.row, partial(self._hear, index=place.index), token)
 
-    def _take_all(self, row: Row, tokens: Sequence[Measured]) -> None:
+    def _take_all(self, live: LiveRequest, row: Row, tokens: Sequence[Measured]) -> None:
         """The row's token, and those behind its drafts as far as these were right."""
         num_accepted = 0
         for index, token in enumerate(tokens):
             is_past_its_end = row.choice.is_finishing or row.lane.is_over
             if row.choice.phase is Phase.DONE or is_past_its_end:
                 break
-            self._process(row, self._take, token)
+            self._take(live, row, token)
             num_accepted = index
             if index < len(row.drafts) and row.drafts[index] != token.record.token_id:
                 break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -97,12 +98,15 @@ class StepResult:
             self.copies.wait()
             yield from zip(scored.rows, scored.scores.tolist(), strict=True)
 
-    def read_draws(self, head_names: Sequence[str]) -> Iterator[tuple[Row, Measured]]:
-        """Each drawing row with its token. Waits for the device."""
+    def read_draws(self, head_names: Sequence[str]) -> Iterator[tuple[Row, list[Measured]]]:
+        """Each drawing row with its token, and those behind its drafts. Waits for the device."""
         rows, needs, drawn = self.drawn.rows, self.drawn.needs, self.drawn.drawn
         if drawn is not None:
             self.copies.wait()
-            yield from zip(rows, _measured(rows, needs, drawn, head_names), strict=True)
+            read = iter(_measured(rows, needs, drawn, head_names))
+            for _, places in itertools.groupby(rows, key=id):  # a row is there once for each token
+                of_row = list(places)
+                yield of_row[0], list(itertools.islice(read, len(of_row)))
 
     def read_given(self, head_names: Sequence[str]) -> Iterator[tuple[GivenToken, Measured]]:
         """Each token of given replies, as if it had been drawn. Waits for the device."""

@@ -61,12 +61,24 @@ def pool_sum(library, n: int, loops: int) -> int:
     return function(n, loops)
 
 
+def sum_of(n: int, loops: int) -> int:
+    return sum(range(n)) * sum(range(1, loops + 1))
+
+
+def test_threads_that_come_late_or_are_not_needed_leave_a_region_as_it_is(best):
+    before = best.num_threads
+    best.set_num_threads(12)  # more than there are cores
+    for _ in range(300):
+        assert pool_sum(best, 5, 4) == sum_of(5, 4)
+    best.set_num_threads(before)
+
+
 def test_every_item_is_done_once_by_any_number_of_threads(library):
     before = library.num_threads
     for threads in (1, 2, 3):
         library.set_num_threads(threads)
         for n in (0, 1, 2, 97):
-            assert pool_sum(library, n, 50) == 50 * n * (n - 1) // 2
+            assert pool_sum(library, n, 50) == sum_of(n, 50)
     library.set_num_threads(before)
 
 
@@ -78,7 +90,7 @@ def test_two_python_threads_share_the_pool(best):
         thread.start()
     for thread in threads:
         thread.join()
-    assert sums == [200 * 50 * 49 // 2] * 3
+    assert sums == [sum_of(50, 200)] * 3
 
 
 def test_a_forked_process_has_a_pool_of_its_own(best):

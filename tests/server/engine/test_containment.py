@@ -40,7 +40,17 @@ Make = Callable[..., Engine]
 Replies = dict[tuple[str, int], list[int]]
 PROMPT = tuple(range(40, 60))
 OURS = ("/server/engine/", "/guidance/", "/kernels/")
-CONTAINMENT = {"step", "_schedule", "_launch", "_postprocess", "_process", "_end", "_release", "_finish"}
+CONTAINMENT = {
+    "step",
+    "_step",
+    "_schedule",
+    "_launch",
+    "_postprocess",
+    "_process",
+    "_end",
+    "_release",
+    "_finish",
+}
 """Functions of the engine that end requests for others: a fault at their own call is none of a row's."""
 
 ERRORS: dict[str, Callable[[], Exception]] = {
