@@ -48,8 +48,8 @@ class PeersConfig:
     """
 
     model: Path | None = None
-    weights: tuple[str, ...] = ("float32", "float16", "bfloat16", "q8")
-    guided: tuple[str, ...] = ("bfloat16",)
+    weights: tuple[str, ...] = ("auto", "float32", "float16", "bfloat16", "q8", "q4")
+    guided: tuple[str, ...] = ("auto", "bfloat16")
     rows: tuple[int, ...] = (1, 8, 32)
     prompt_tokens: int = 64
     new_tokens: int = 96

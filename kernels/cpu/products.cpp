@@ -313,8 +313,9 @@ template <int F> void float_product(Worker& worker, const Product& p) {
 void quantise_row(const float* x, int64_t k, int64_t row, const Quantised& q) {
     int64_t groups = (k + kGroup - 1) / kGroup;
     for (int64_t g = 0; g < groups; g++) {
-        float values[kGroup] = {};
-        std::memcpy(values, x + g * kGroup, sizeof(float) * std::min<int64_t>(kGroup, k - g * kGroup));
+        float last[kGroup] = {};
+        const float* values = x + g * kGroup;
+        if (k - g * kGroup < kGroup) values = static_cast<float*>(std::memcpy(last, values, sizeof(float) * (k - g * kGroup)));
         Vec most = {}, poison = {};
         for (int i = 0; i < kGroup; i += kLanes) {
             Vec v = load(values + i);
@@ -323,15 +324,15 @@ void quantise_row(const float* x, int64_t k, int64_t row, const Quantised& q) {
         }
         float scale = largest(most) / 127.0f;
         float inverse = scale > 0 ? 1.0f / scale : 0.0f;
-        int32_t total = 0;
-        int8_t* bytes = q.bytes + (row * groups + g) * kGroup;
-        for (int i = 0; i < kGroup; i++) {
-            int32_t whole = bit_cast<int32_t>(std::min(127.0f, std::max(-127.0f, values[i] * inverse)) + 12582912.0f) - 0x4b400000;
-            bytes[i] = static_cast<int8_t>(whole);
-            total += bytes[i];
+        IntVec total = {};
+        for (int i = 0; i < kGroup; i += kLanes) {
+            const Vec v = min(splat(127.0f), max(splat(-127.0f), load(values + i) * inverse));
+            const IntVec whole = bit_cast<IntVec>(v + 12582912.0f) - 0x4b400000;
+            store_bytes(q.bytes + (row * groups + g) * kGroup + i, whole);
+            total += whole;
         }
         q.scale[row * groups + g] = scale + sum(poison);
-        q.sum[row * groups + g] = total;
+        q.sum[row * groups + g] = sum(total);
     }
 }
 

@@ -27,6 +27,7 @@ typedef float Vec __attribute__((vector_size(kLanes * 4)));
 typedef int32_t IntVec __attribute__((vector_size(kLanes * 4)));
 typedef uint32_t UIntVec __attribute__((vector_size(kLanes * 4)));
 typedef uint16_t ShortVec __attribute__((vector_size(kLanes * 2)));
+typedef int8_t ByteVec __attribute__((vector_size(kLanes)));
 typedef float LooseVec __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
 typedef uint16_t LooseShortVec __attribute__((vector_size(kLanes * 2), aligned(2), may_alias));
 
@@ -72,12 +73,23 @@ TRIMTAB_INLINE void store_first(float* p, Vec v, int n) {
 #endif
 }
 
+TRIMTAB_INLINE void store_bytes(int8_t* p, IntVec v) {  // of numbers that bytes hold
+    const ByteVec bytes = __builtin_convertvector(v, ByteVec);
+    std::memcpy(p, &bytes, sizeof bytes);
+}
+
 TRIMTAB_INLINE float sum(Vec v) {  // by halves, always in this order
     float lanes[kLanes];
     store(lanes, v);
     for (int width = kLanes / 2; width; width /= 2)
         for (int i = 0; i < width; i++) lanes[i] += lanes[i + width];
     return lanes[0];
+}
+
+TRIMTAB_INLINE int32_t sum(IntVec v) {
+    int32_t total = 0;
+    for (int i = 0; i < kLanes; i++) total += v[i];
+    return total;
 }
 
 TRIMTAB_INLINE float largest(Vec v) {
