@@ -83,8 +83,7 @@ class Grammar:
         if self._vocab_size % 32:  # a tokenizer may have more tokens than the policy
             words[-1] &= (1 << self._vocab_size % 32) - 1
         if self._matcher.is_error():
-            error = self._matcher.get_error()
-            self.problem = DEAD_END if error.startswith("NoExtension") else _in_a_line(error)
+            self.problem = _told(self._matcher.get_error())
         self._seconds += time.thread_time() - start
         self._num_masks += 1
         if self._seconds > FREE_SECONDS + SECONDS_PER_TOKEN * self._num_masks:
@@ -160,9 +159,10 @@ class Grammars:
             if self._read_tokenizer is None:
                 try:
                     self._read_tokenizer = self._read()
-                except Exception as error:  # of a tokenizer of whatever make, and told to who asked
+                except Exception as error:  # of a tokenizer of whatever make
                     logger.warning("a tokenizer cannot be held to grammars", exc_info=error)
-                    what = f"this model's tokenizer cannot be held to a grammar: {_in_a_line(str(error))}"
+                    why = str(error) if isinstance(error, _DecoderError) else "the log says why"
+                    what = f"this model's tokenizer cannot be held to a grammar: {why}"
                     raise InvalidRequestError(what, spec.param) from error
             return self._read_tokenizer
 
@@ -176,6 +176,10 @@ class Grammars:
         return llguidance.LLTokenizer(words, n_vocab=size, eos_token=ends)
 
 
+class _DecoderError(ValueError):
+    """Told to who asked for a grammar."""
+
+
 class _Words:
     """A tokenizer as llguidance's TokenizerWrapper takes it. Called with bytes that a grammar forces, it cuts
     them as the tokenizer does where that keeps them as they are, else into the longest tokens there are."""
@@ -183,10 +187,10 @@ class _Words:
     bos_token_id = None
 
     def __init__(self, tokenizer: Any, size: int, end_id: int) -> None:
-        """Raises ValueError for a tokenizer whose texts are not its tokens' bytes one after another."""
+        """Raises _DecoderError for a tokenizer whose texts are not its tokens' bytes one after another."""
         names = decoder_names(getattr(tokenizer, "backend_tokenizer", None))
         if not names or not JOINS.issuperset(names):
-            raise ValueError(f"its decoder ({', '.join(names) or 'none'}) changes what stands between tokens")
+            raise _DecoderError(f"its decoder ({', '.join(names) or 'none'}) changes what stands between tokens")
         self._core = copy.deepcopy(tokenizer.backend_tokenizer)  # no thread changes its settings meanwhile
         written = TokenBytes(tokenizer)
         self.eos_token_id = end_id
@@ -231,6 +235,16 @@ def _check(spec: GrammarSpec) -> str:
     if "error" in answer:
         raise InvalidRequestError(_in_a_line(answer["error"]), answer.get("param", spec.param))
     return str(answer["grammar"])
+
+
+def _told(error: str) -> str:
+    """What a client hears of why a matcher goes no further: of a fault that is not its grammar's, nothing."""
+    if error.startswith("NoExtension"):
+        return DEAD_END
+    if error.startswith("panic"):  # with a traceback of what it has called
+        logger.error("a grammar's matcher has failed: %s", error)
+        return "the server failed on it, and the log says more"
+    return _in_a_line(error)
 
 
 def _in_a_line(problem: str) -> str:

@@ -514,3 +514,17 @@ def test_a_tokenizer_that_cannot_be_read_and_a_missing_package_are_told(monkeypa
 def test_grammars_are_loaded_without_llguidance():
     program = "import sys; import trimtab.server.engine.grammar; assert 'llguidance' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_fault_within_a_matcher_is_logged_and_not_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def fail(*_: object) -> list[int]:
+        raise KeyError("secret")
+
+    tokenizer = byte_tokenizer()
+    grammar = Grammars(tokenizer, len(tokenizer), [EOS]).compile(PERSON).copy()
+    monkeypatch.setattr(grammar_module._Words, "__call__", fail)
+    assert not grammar.mask().any()
+    assert grammar.problem == "the server failed on it, and the log says more"
+    assert "secret" in caplog.text
