@@ -190,7 +190,8 @@ class _Words:
         """Raises _DecoderError for a tokenizer whose texts are not its tokens' bytes one after another."""
         names = decoder_names(getattr(tokenizer, "backend_tokenizer", None))
         if not names or not JOINS.issuperset(names):
-            raise _DecoderError(f"its decoder ({', '.join(names) or 'none'}) changes what stands between tokens")
+            named = ", ".join(names) or "none"
+            raise _DecoderError(f"its decoder ({named}) changes what stands between tokens")
         self._core = copy.deepcopy(tokenizer.backend_tokenizer)  # no thread changes its settings meanwhile
         written = TokenBytes(tokenizer)
         self.eos_token_id = end_id
