@@ -3,8 +3,8 @@
     python -m benchmarks.cpu.products
 
 Shapes are of a small Llama's layers and head. Bytes are those of the stored weights; "narrow" are products
-whose inputs are rounded too. The machine's own
-limits, measured in the same run, are reading a large tensor and torch's product.
+whose inputs are rounded too. The machine's own limits, measured in the same run, are reading a large tensor
+and torch's product.
 """
 
 from __future__ import annotations

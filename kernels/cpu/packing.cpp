@@ -131,8 +131,7 @@ template <class Group> bool holds(const Matrix& matrix, int64_t row, int64_t k) 
 
 template <class From, class To> void pack_panel(const From* source, int64_t stride, int columns, int64_t k, To* panel) {
     constexpr int64_t some = 64;  // of k: the lines read are used up while they are at hand
-    constexpr int together = std::is_same<To, Brain>::value ? 2 : 1;
-    const int64_t whole = (k + together - 1) / together * together;
+    const int64_t whole = (k + kTogether<To> - 1) / kTogether<To> * kTogether<To>;
     for (int64_t from = 0; from < k; from += some)
         for (int column = 0; column < kPanel; column++)
             for (int64_t i = from; i < std::min(whole, from + some); i++) {

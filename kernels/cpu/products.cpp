@@ -48,8 +48,6 @@ TRIMTAB_INLINE void store_columns(float* p, int columns, Vec left, Vec right) {
     }
 }
 
-template <class T> constexpr int kTogether = std::is_same<T, Brain>::value ? 2 : 1;  // of k, in a panel
-
 // One load of a panel, kTogether of k. In bfloat16 two of them share a word, which two operations take apart.
 template <class T> TRIMTAB_INLINE void load_panel(const T* p, Vec (&columns)[kTogether<T>][2]) {
     for (int side = 0; side < 2; side++) {

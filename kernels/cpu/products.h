@@ -5,6 +5,8 @@
 #include "pool.h"
 #include "simd.h"
 
+#include <type_traits>
+
 namespace trimtab {
 
 enum Format : int32_t { kFloat32, kFloat16, kBFloat16, kQ8, kQ4 };
@@ -70,6 +72,8 @@ void tile_product(const float* panel, int64_t k, const float* x, int64_t x_strid
 // The same of pairs of bfloat16: panel [pairs, kPanel, 2], x [rows, 2·pairs].
 void pair_product(const uint32_t* panel, int64_t pairs, const Brain* x, int64_t x_stride, int rows, float* out,
                   int64_t out_stride);
+
+template <class T> constexpr int kTogether = std::is_same<T, Brain>::value ? 2 : 1;  // of k, in a panel of floats
 
 // Where a number of a panel of floats lies, in numbers.
 inline int64_t place_of(int32_t format, int64_t k, int64_t column) {

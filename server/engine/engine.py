@@ -306,6 +306,7 @@ class Engine:
 
     def _schedule(self) -> Step:
         try:
+            self.scheduler.considered = None  # nobody of this step yet
             self._end_overdue()
             step = self.scheduler.schedule()
             assert step.rows or step.preempted or self._launched or self._pending_events or not self._live

@@ -53,9 +53,7 @@ class NativeModel:
     def __init__(self, policy: ServedPolicy, config: EngineConfig, library: Library) -> None:
         self.library = library
         self._asked, self._num_tokens = config.weights, policy.vocab_size
-        self._rounds_inputs = config.weights in ("q8", "q4") or (
-            config.weights == "bfloat16" and library.multiplies_bfloat16
-        )
+        self._rounds_inputs = config.weights != "auto" and may_round(config.weights, library)
         kept: str = config.kv_cache_dtype
         if kept == "auto":
             kept = "bfloat16" if self._rounds_inputs and library.multiplies_bfloat16 else "float32"

@@ -283,6 +283,7 @@ def test_a_fault_that_stays_ends_every_request_and_goes_with_its_cause(
     want = replies(run(engine, workload()))
     for owner, name in (
         (type(engine.scheduler), "schedule"),
+        (engine, "_end_overdue"),
         (engine.runner, "run"),
         (engine.runner.state, "admit_lane"),
         (engine.runner.state, "write"),
@@ -296,6 +297,18 @@ def test_a_fault_that_stays_ends_every_request_and_goes_with_its_cause(
             patch.setattr(owner, name, _fail)
             assert failures(run(engine, workload())) == {request.request_id for request in workload()}, name
         assert assert_contained(engine, run(engine, workload()), want) == set(), name
+
+
+def test_a_fault_before_anyone_is_scheduled_is_not_the_last_ones_of_the_step_before(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+):
+    for request in workload():
+        engine.add(request)
+    engine.step()
+    live = set(engine._live)
+    assert len(live) > 2
+    monkeypatch.setattr(engine, "_end_overdue", _fail)
+    assert failures(engine.step()) == live
 
 
 def _fail(*_: object, **__: object) -> None:
