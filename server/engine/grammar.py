@@ -234,7 +234,7 @@ def _check(spec: GrammarSpec) -> str:
         raise InvalidRequestError(TOO_COMPLEX, spec.param)
     answer = json.loads(run.stdout)
     if "error" in answer:
-        raise InvalidRequestError(_in_a_line(answer["error"]), answer.get("param", spec.param))
+        raise InvalidRequestError(_told(answer["error"]), answer.get("param", spec.param))
     return str(answer["grammar"])
 
 

@@ -528,3 +528,16 @@ def test_a_fault_within_a_matcher_is_logged_and_not_told(
     assert not grammar.mask().any()
     assert grammar.problem == "the server failed on it, and the log says more"
     assert "secret" in caplog.text
+
+
+def test_a_fault_within_the_compiler_is_logged_and_not_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    said = json.dumps({"error": "panic: at a secret place"}).encode()
+    answer = subprocess.CompletedProcess([], 0, said)
+    monkeypatch.setattr(grammar_module.subprocess, "run", lambda *_, **__: answer)
+    tokenizer = byte_tokenizer()
+    with pytest.raises(InvalidRequestError, match="the log says more") as told:
+        Grammars(tokenizer, len(tokenizer), [EOS]).compile(PERSON)
+    assert "secret" not in str(told.value)
+    assert "secret" in caplog.text
