@@ -1,9 +1,10 @@
 """Ceiling of the gold task: tells what the best policy could score at a price.
 
-`python -m examples.gold.ceiling runs/gold/judge-plain.parquet`
+`python -m examples.gold.ceiling runs/gold/judge-plain-0.parquet runs/gold/judge-plain-1.parquet`
 
 No policy scores more at its KL than a tilt of the plain one by the reward itself, π₀ e^{r/τ}. That tilt's
 score and KL are read from plain replies, weighted by e^{r/τ}; of few replies to a prompt both are too low.
+What it owes to replies of few words is told by rewards that are no higher for them than the mean.
 """
 
 from __future__ import annotations
@@ -20,16 +21,22 @@ from trimtab.guidance.evaluation.table import Table, show
 from trimtab.guidance.statistics import Estimate, Floats, interval, resample_prompts
 
 KLS = (1.0, 2.0, 4.0)
+SHORT = (10, 20, 40, 100)
 _PRICES = np.geomspace(30, 0.2, 200)  # τ, gold per nat
 
 
-def load_rewards(replies: Path) -> Floats:
-    """Gold of scored rollouts, [prompts, replies to each]. Raises DataError where they cannot be read."""
-    by_prompt: defaultdict[object, list[float]] = defaultdict(list)
-    for row in load_rollouts(replies).rows:
-        assert row.reward is not None
-        by_prompt[row.prompt].append(row.reward)
-    return np.array(list(by_prompt.values()), dtype=np.float64)
+def load_rewards(*replies: Path) -> tuple[Floats, Floats]:
+    """Gold of scored rollouts, and their words, [prompts, replies to each].
+
+    Raises DataError where they cannot be read.
+    """
+    by_prompt: defaultdict[object, list[tuple[float, int]]] = defaultdict(list)
+    for path in replies:
+        for row in load_rollouts(path).rows:
+            assert row.reward is not None
+            by_prompt[row.prompt].append((row.reward, len(row.completion.split())))
+    rewards, words = np.array(list(by_prompt.values()), dtype=np.float64).transpose(2, 0, 1)
+    return rewards, words
 
 
 def tilted(rewards: Floats, price: float) -> tuple[Floats, Floats]:
@@ -73,7 +80,18 @@ def table(rewards: Floats) -> Table:
     return Table("ceiling", "Ceiling", columns, tuple(rows))
 
 
+def table_of_words(rewards: Floats, words: Floats) -> Table:
+    """With all replies, where those of fewer words than so many may not gain by their reward."""
+    rows = []
+    for least in SHORT:
+        capped = np.where(words < least, np.minimum(rewards, rewards.mean()), rewards)
+        rows.append((str(least), *(show(estimate) for estimate in ceiling(capped))))
+    columns = ("words of a reply that may gain, at least", *(f"at {kl:g} nats" for kl in KLS))
+    return Table("words", "Ceiling without short replies", columns, tuple(rows))
+
+
 if __name__ == "__main__":
-    found = load_rewards(Path(sys.argv[1]))
+    found, counted = load_rewards(*map(Path, sys.argv[1:]))
     print(f"mean {found.mean():.2f}, standard deviation within a prompt {found.std(1).mean():.2f}\n")
     print(table(found).to_markdown())
+    print(table_of_words(found, counted).to_markdown())
