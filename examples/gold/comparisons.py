@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 
 from examples.gold.iterated import LONG, REMEMBERING, ROUNDS, iterated_steps
+from examples.gold.many import many_steps
 from examples.gold.recipes import ABLATIONS, METHODS, seeded, training_steps
 from examples.gold.steered import steered_steps
 from examples.gold.task import (
@@ -158,6 +159,7 @@ def all_steps(task: Task) -> Iterator[Step]:
     yield _ablation_evaluation(task)
     yield from iterated_steps(task)
     yield _iterated_evaluation(task)
+    yield from many_steps(task)
     yield from steered_steps(task)
     yield from (_evaluation(task, form) for form in FORMS)
 
