@@ -59,8 +59,8 @@ class InputsConfig:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """h, middle: [T, d], where each of T tokens is predicted. rewards-to-go, f32[T]: as discounted for
-    training, and whole."""
+    """h, middle: [T, d], where each of T tokens is predicted; the middle layer's output at length √d.
+    Rewards-to-go, f32[T]: as discounted for training, and whole."""
 
     h: Tensor
     middle: Tensor
@@ -117,7 +117,7 @@ def read(policy: Policy, items: Sequence[RolloutItem], discount: float) -> list[
             at = slice(len(item.reply.prompt_ids) - 1, len(item.reply.prompt_ids) - 1 + item.reply.num_drawn)
             found[i] = Reply(
                 states.last_hidden_state[row, at].half(),
-                middle[row, at].half(),
+                F.rms_norm(middle[row, at], middle.shape[-1:]).half(),
                 torch.tensor(item.reply.reply_ids[: item.reply.num_drawn]),
                 returns_of(item, discount),
                 returns_of(item, 1.0),
