@@ -75,7 +75,10 @@ class Answer:
 
 
 def make_pairs(plain: Path, others: Sequence[Path], seed: int) -> list[Pair]:
-    """In the order of the pages. Raises DataError where a file does not answer the plain one's prompts."""
+    """In the order of the pages. Raises DataError where a file does not answer the plain one's prompts, or
+    two are called alike."""
+    if len({path.stem for path in others}) < len(others):
+        raise DataError("two of the files of --others have one name, by which their replies are told apart")
     asked = load_rollouts(plain).rows
     draw, pairs = random.Random(seed), []
     for path in others:

@@ -102,3 +102,9 @@ def test_replies_to_other_prompts_are_refused(
     other.write_text("".join(rows[:3]), encoding="utf-8")
     assert reading.main(files) == 1
     assert "does not reply to the prompts of" in capsys.readouterr().err
+
+
+def test_two_files_of_one_name_are_refused(files: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    files.insert(files.index("--out"), files[files.index("--others") + 1])
+    assert reading.main(files) == 1
+    assert "two of the files of --others have one name" in capsys.readouterr().err
