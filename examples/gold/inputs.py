@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -29,7 +30,8 @@ from trimtab.guidance.training.examples import load_examples
 from trimtab.guidance.training.objectives.rollouts import returns_of
 from trimtab.server.flags import parse
 
-INPUTS = ("h", "layers", "mean", "gru")
+Input = Literal["h", "layers", "mean", "gru"]
+INPUTS: tuple[Input, ...] = get_args(Input)
 KL = 2.0  # nats a reply
 _UNITS = 64
 _BATCH = 64
@@ -50,7 +52,7 @@ class InputsConfig:
     model: Path = Path("../shared/models/stories656K")
     out: Path = Path("runs/gold/inputs.json")
     seeds: tuple[int, ...] = (0, 1, 2)
-    inputs: tuple[str, ...] = INPUTS
+    inputs: tuple[Input, ...] = INPUTS
     discount: float = 0.95
     rank: int = 128
     epochs: int = 4
@@ -103,18 +105,16 @@ class Advantage(nn.Module):
 def read(policy: Policy, items: Sequence[RolloutItem], discount: float) -> list[Reply]:
     """By the policy's own forward pass, in padded batches."""
     found: dict[int, Reply] = {}
+    longest = policy.model.config.max_position_embeddings
     order = sorted(range(len(items)), key=lambda i: items[i].reply.num_drawn)
     for start in range(0, len(order), _BATCH):
         some = order[start : start + _BATCH]
-        rows = [
-            torch.tensor([*items[i].reply.prompt_ids, *items[i].reply.reply_ids][: policy_length(policy)])
-            for i in some
-        ]
+        rows = [torch.tensor([*items[i].reply.prompt_ids, *items[i].reply.reply_ids][:longest]) for i in some]
         states = policy.model.base_model(pad_sequence(rows, batch_first=True), output_hidden_states=True)
         middle = states.hidden_states[len(states.hidden_states) // 2]
         for row, i in enumerate(some):
-            item = items[i]
-            at = slice(len(item.reply.prompt_ids) - 1, len(item.reply.prompt_ids) - 1 + item.reply.num_drawn)
+            item, before = items[i], len(items[i].reply.prompt_ids) - 1
+            at = slice(before, before + item.reply.num_drawn)
             found[i] = Reply(
                 states.last_hidden_state[row, at].half(),
                 F.rms_norm(middle[row, at], middle.shape[-1:]).half(),
@@ -123,10 +123,6 @@ def read(policy: Policy, items: Sequence[RolloutItem], discount: float) -> list[
                 returns_of(item, 1.0),
             )
     return [found[i] for i in range(len(items))]
-
-
-def policy_length(policy: Policy) -> int:
-    return int(policy.model.config.max_position_embeddings)
 
 
 def train(kind: str, seed: int, replies: Sequence[Reply], policy: Policy, config: InputsConfig) -> Advantage:

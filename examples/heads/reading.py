@@ -35,7 +35,7 @@ class ReadingConfig:
 
     plain: rollouts, one reply to each prompt.
     others: the same of other policies, whose names are the files'.
-    out: folder of the pages, the key and the answers.
+    out: folder of the pages and the answers.
     readers: how many.
     seed: of the order and the sides.
     """
@@ -112,7 +112,7 @@ def read_answers(path: Path, pairs: Sequence[Pair], reader: int) -> Iterator[Ans
 
     Raises DataError where an answer is missing, doubled or no answer.
     """
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         rows = list(csv.DictReader(file))
     if sorted(row.get("n") or "" for row in rows) != sorted(map(str, range(len(pairs)))):
         last = len(pairs) - 1
@@ -182,12 +182,20 @@ def main(args: list[str] | None = None) -> int:
 
 
 def run(config: ReadingConfig) -> None:
+    if config.readers < 1:
+        raise UsageError(f"--readers {config.readers}: give 1 or more")
     pairs = make_pairs(config.plain, config.others, config.seed)
     config.out.mkdir(parents=True, exist_ok=True)
     answered = [config.out / f"answers-{reader}.csv" for reader in range(config.readers)]
+    pages = {config.out / f"reading-{reader}.md": page(pairs, reader) for reader in range(config.readers)}
+    for path, shown in pages.items():
+        if path.is_file() and path.read_text(encoding="utf-8") != shown:
+            raise DataError(
+                f"{path} shows other replies, or another --seed's order: give those again, or another --out"
+            )
     if not all(path.is_file() for path in answered):
-        for reader in range(config.readers):
-            write_text(config.out / f"reading-{reader}.md", page(pairs, reader))
+        for path, shown in pages.items():
+            write_text(path, shown)
         print(f"{config.out}: {config.readers} pages of {len(pairs)} pairs; answers go beside them")
         return
     answers = [answer for reader, path in enumerate(answered) for answer in read_answers(path, pairs, reader)]

@@ -108,3 +108,23 @@ def test_two_files_of_one_name_are_refused(files: list[str], capsys: pytest.Capt
     files.insert(files.index("--out"), files[files.index("--others") + 1])
     assert reading.main(files) == 1
     assert "two of the files of --others have one name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("other", [["--seed", "1"], ["--readers", "0"]])
+def test_answers_to_other_pages_and_no_readers_are_refused(
+    files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], other: list[str]
+) -> None:
+    reading.main(files)
+    answer(tmp_path / "out", 0, better="warm")
+    answer(tmp_path / "out", 1, better="warm")
+    assert reading.main([*files, *other]) == 1
+    assert ("another --seed's order" if other[0] == "--seed" else "--readers 0") in capsys.readouterr().err
+
+
+def test_answers_that_a_spreadsheet_saved_are_read(files: list[str], tmp_path: Path) -> None:
+    reading.main(files)
+    for reader in (0, 1):
+        answer(tmp_path / "out", reader, better="warm")
+        path = tmp_path / "out" / f"answers-{reader}.csv"
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert reading.main(files) == 0
