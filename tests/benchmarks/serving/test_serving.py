@@ -59,6 +59,7 @@ REPLIES = {
 def test_as_many_streams_as_asked_for_are_open_and_each_reply_is_read_to_its_end():
     """A server that answers once two requests are there, by what they ask, in two parts."""
     num_open, most_open, both = 0, 0, asyncio.Event()
+    exchanges: list[load_client.Exchange] = []
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal num_open, most_open
@@ -68,18 +69,19 @@ def test_as_many_streams_as_asked_for_are_open_and_each_reply_is_read_to_its_end
         if num_open == 2:
             both.set()
         await both.wait()
-        said = next(reply for name, reply in REPLIES.items() if name in request)
-        for part in (said[:-14], said[-14:]):
-            writer.write(part)
-            await writer.drain()
-            await asyncio.sleep(0.01)
+        number, said = next((i, REPLIES[name]) for i, name in enumerate(REPLIES) if name in request)
+        writer.write(said[:-14])
+        while said and not exchanges[number]._arrived:
+            await asyncio.sleep(0.001)
+        writer.write(said[-14:])
+        await writer.drain()
         num_open -= 1
         writer.close()
 
     async def serve() -> list[load_client.Exchange]:
         server = await asyncio.start_server(answer, "127.0.0.1", 0)
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
-        exchanges = [load_client.Exchange(url, {"prompt": name.decode()}) for name in REPLIES]
+        exchanges.extend(load_client.Exchange(url, {"prompt": name.decode()}) for name in REPLIES)
         await asyncio.to_thread(load_client.load, exchanges, 2)
         server.close()
         gone = load_client.Exchange(url, {})

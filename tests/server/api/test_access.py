@@ -195,9 +195,9 @@ def test_who_says_a_request_too_slowly_is_cut_off(engine, sent: bytes, says: byt
         serving = asyncio.create_task(server.serve([listener]))
         while not server.started:
             await asyncio.sleep(0.005)
+        began = time.monotonic()
         reader, writer = await asyncio.open_connection(*listener.getsockname())
         writer.write(sent)
-        began = time.monotonic()
         answer = await asyncio.wait_for(reader.read(), 5)
         took = time.monotonic() - began
         writer.close()

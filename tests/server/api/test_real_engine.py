@@ -11,12 +11,14 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import torch
+from held_steps import held_steps
 from tiny_models import SIZES, byte_tokenizer, save_random_head, save_random_model
 from transformers import LlamaConfig
 
@@ -27,6 +29,7 @@ from trimtab.server.engine import grammar as grammar_module
 from trimtab.server.engine.async_engine import AsyncEngine
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
+from trimtab.server.engine.request import Event, Finished
 
 CHAT = "/v1/chat/completions"
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}>"
@@ -255,25 +258,27 @@ def test_grammars_that_take_long_to_compile_keep_no_other_request_waiting(client
 
 def test_a_client_that_leaves_frees_the_engine(start, monkeypatch):
     engine, client = start()
-    step = engine.engine.step
-    monkeypatch.setattr(engine.engine, "step", lambda: (time.sleep(0.05), step())[1])
+    aborted, abort = list[str](), engine.abort
+    monkeypatch.setattr(engine, "abort", lambda name: (aborted.append(name), abort(name)))
     body = {**GREEDY, "max_tokens": 100}
-    with client.stream("POST", CHAT, json={**body, "stream": True}) as response:
-        next(chunks(response))
-    with pytest.raises(httpx.ReadTimeout):
-        client.post(CHAT, json=body, timeout=0.3)
+    with held_steps(engine.engine, after=3):
+        with client.stream("POST", CHAT, json={**body, "stream": True}) as response:
+            next(chunks(response))
+        with pytest.raises(httpx.ReadTimeout):
+            client.post(CHAT, json=body, timeout=0.3)
+        wait_until(lambda: len(aborted) == 2)
     wait_until(lambda: not engine.engine.has_work)
     assert chat(client, max_tokens=2)["finish_reason"] == "length"
 
 
 def test_an_engine_that_dies_fails_what_runs_and_turns_the_rest_away(start, monkeypatch, caplog):
     engine, client = start()
-    run, died = engine.engine.runner.run, threading.Event()
+    run, died, steps = engine.engine.runner.run, threading.Event(), count()
 
     def die_when_told(step: Any) -> Any:
-        if died.is_set():
+        if next(steps) >= 3:
+            died.wait(30)
             raise torch.AcceleratorError("an illegal access")
-        time.sleep(0.02)
         return run(step)
 
     monkeypatch.setattr(engine.engine.runner, "run", die_when_told)
@@ -397,22 +402,34 @@ def test_what_ends_a_reply_is_told_whole_and_streamed(client):
     assert (kept["message"]["content"], kept["stop_reason"]) == ("aaa", "aaa")
 
 
-def test_keys_share_the_engine_fairly_and_no_cached_prefix(start, tmp_path: Path):
+def test_keys_share_the_engine_fairly_and_no_cached_prefix(start, tmp_path: Path, monkeypatch):
     (tmp_path / "keys").write_text("ana:ana-has-a-key\nbo:bo-has-a-key\n")
-    _, client = start(access=AccessConfig(api_keys=tmp_path / "keys"), max_num_seqs=2)
+    engine, client = start(access=AccessConfig(api_keys=tmp_path / "keys"), max_num_seqs=2)
 
     def ask(name: str, **fields: Any) -> httpx.Response:
         headers = {"Authorization": f"Bearer {name}-has-a-key"}
         return client.post("/v1/completions", json={"prompt": "abc " * 10, **fields}, headers=headers)
 
-    with ThreadPoolExecutor(12) as threads:
-        long = [threads.submit(ask, "ana", max_tokens=40, ignore_eos=True) for _ in range(12)]
-        while not any(each.done() for each in long):
-            time.sleep(0.01)
-        done = ask("bo", max_tokens=1)
-        assert sum(each.done() for each in long) < 8
+    asked, submit = dict[str, str](), engine.submit
+    monkeypatch.setattr(engine, "submit", lambda r: (asked.update({r.request_id: r.tenant}), submit(r))[1])
+    ended, step = list[str](), engine.engine.step
+
+    def step_and_note() -> list[Event]:
+        events = step()
+        ended.extend(asked[event.request_id] for event in events if isinstance(event, Finished))
+        return events
+
+    monkeypatch.setattr(engine.engine, "step", step_and_note)
+    with ThreadPoolExecutor(13) as threads:
+        with held_steps(engine.engine, after=3):
+            long = [threads.submit(ask, "ana", max_tokens=40, ignore_eos=True) for _ in range(12)]
+            wait_until(lambda: len(asked) == 12)
+            short = threads.submit(ask, "bo", max_tokens=1)
+            wait_until(lambda: len(asked) == 13)
         assert all(each.result().status_code == 200 for each in long)
-    assert done.json()["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+    assert sorted(ended) == ["ana"] * 12 + ["bo"]
+    assert ended.index("bo") <= 2, "after those that had begun"
+    assert short.result().json()["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
     usages = [ask(name, max_tokens=1).json()["usage"] for name in ("ana", "bo", "bo")]
     cached = [usage["prompt_tokens_details"]["cached_tokens"] for usage in usages]
     assert (cached[0], cached[2]) == (32, 32)

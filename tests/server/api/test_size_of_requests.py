@@ -110,13 +110,15 @@ async def test_few_texts_are_encoded_at_once_and_none_for_clients_that_have_left
 
     def work(name):
         begun.append(name)
-        go_on.wait(5)
+        go_on.wait(60)
         return name
 
     waiting = [asyncio.create_task(encoding.run(present, work, i)) for i in range(NUM_THREADS)]
     waiting.append(asyncio.create_task(encoding.run(left, work, "left")))
     waiting.append(asyncio.create_task(encoding.run(present, work, "last")))
-    await asyncio.sleep(0.05)
+    while len(begun) < NUM_THREADS:
+        await asyncio.sleep(0.001)
+    await asyncio.sleep(0.05)  # in which a further one could begin
     assert sorted(begun) == list(range(NUM_THREADS))
     left.has_left = True
     go_on.set()

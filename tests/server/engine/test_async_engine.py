@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from held_steps import held_steps
 
 from trimtab.server.engine.async_engine import MAX_UNREAD, AsyncEngine, Load, Mailbox
 from trimtab.server.engine.engine import Engine
@@ -70,14 +71,17 @@ def test_abort_and_leaving_the_iteration_both_end_the_request(
 
     async def work() -> None:
         events = []
-        async for event in await running.submit(request("aborted", 100)):
-            events.append(event)
-            if len(events) == 2:
-                running.abort("aborted")
+        with held_steps(running.engine, after=4) as go_on:
+            async for event in await running.submit(request("aborted", 100)):
+                events.append(event)
+                if len(events) == 2:
+                    running.abort("aborted")
+                    go_on.set()
         assert isinstance(events[-1], Aborted)
-        left = await running.submit(request("left", 100))
-        assert isinstance(await anext(left), Delta)
-        await left.aclose()  # type: ignore[attr-defined]
+        with held_steps(running.engine, after=3):
+            left = await running.submit(request("left", 100))
+            assert isinstance(await anext(left), Delta)
+            await left.aclose()  # type: ignore[attr-defined]
         while running.engine.has_work:
             await asyncio.sleep(0.01)
 
@@ -234,18 +238,21 @@ def test_two_loops_each_get_their_own_events(running: AsyncEngine):
                 assert isinstance(events[-1], Finished)
 
 
-def test_requests_of_a_loop_that_is_gone_are_aborted(running: AsyncEngine):
-    loop = asyncio.new_event_loop()
+def test_requests_of_a_loop_that_is_gone_are_aborted(running: AsyncEngine, monkeypatch: pytest.MonkeyPatch):
+    loop, aborted = asyncio.new_event_loop(), list[str]()
+    abort = running.engine.abort
+    monkeypatch.setattr(running.engine, "abort", lambda name: (aborted.append(name), abort(name)))
 
     async def leave_behind() -> None:
         await anext(await running.submit(request("left behind", 100)))
 
-    loop.run_until_complete(leave_behind())
-    loop.close()
+    with held_steps(running.engine, after=3):
+        loop.run_until_complete(leave_behind())
+        loop.close()
     deadline = time.monotonic() + 10
     while running.engine.has_work and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert not running.engine.has_work
+    assert (running.engine.has_work, aborted) == (False, ["left behind"])
     assert isinstance(go(collect(running, request("left behind")))[-1], Finished)
 
 
@@ -268,21 +275,19 @@ def test_stopping_ends_live_requests_with_an_error_event_even_in_a_step_that_las
     engine = AsyncEngine(make_engine)
     engine.start()
     engine.wait_until_loaded()
-    release = threading.Event()
 
     async def work() -> list[Event]:
-        events = await engine.submit(request("live", 100))
-        await anext(events)
-        monkeypatch.setattr(engine.engine, "step", lambda: (release.wait(30), [])[1])
-        await asyncio.get_running_loop().run_in_executor(None, engine.stop, 0.1)
-        with pytest.raises(EngineUnavailableError, match="shutting down"):
-            await engine.submit(request("late"))
-        return [event async for event in events]
+        with held_steps(engine.engine, after=3):
+            events = await engine.submit(request("live", 100))
+            await anext(events)
+            await asyncio.get_running_loop().run_in_executor(None, engine.stop, 0.1)
+            with pytest.raises(EngineUnavailableError, match="shutting down"):
+                await engine.submit(request("late"))
+            return [event async for event in events]
 
     last = go(work())[-1]
     assert isinstance(last, Failed)
     assert last.reason == "shutdown"
-    release.set()
 
 
 def test_an_engine_that_is_stopped_while_it_loads_admits_nothing(make_engine: Callable[..., Engine]):
@@ -302,11 +307,12 @@ def test_an_engine_that_is_stopped_while_it_loads_admits_nothing(make_engine: Ca
 
 def test_an_engine_that_admits_no_more_goes_on_with_what_it_has(running: AsyncEngine):
     async def work() -> list[Event]:
-        events = await running.submit(request("live", 50))
-        await anext(events)
-        running.stop_admitting()
-        with pytest.raises(EngineUnavailableError, match="shutting down"):
-            await running.submit(request("late"))
+        with held_steps(running.engine, after=3):
+            events = await running.submit(request("live", 50))
+            await anext(events)
+            running.stop_admitting()
+            with pytest.raises(EngineUnavailableError, match="shutting down"):
+                await running.submit(request("late"))
         return [event async for event in events]
 
     assert isinstance(go(work())[-1], Finished)
