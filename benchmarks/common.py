@@ -23,6 +23,7 @@ from typing import Any, Literal, Protocol, TypeVar, Union, get_args, get_origin,
 import numpy as np
 import torch
 
+from trimtab.guidance.errors import told_in_one_line
 from trimtab.guidance.files import write_text
 
 CPU = torch.device("cpu")
@@ -54,7 +55,8 @@ def main(
     config = parse(config_type, sys.modules[measure.__module__].__doc__, args)
     document = done(config)
     if document is None:
-        document = measure(config)
+        with told_in_one_line("error"):
+            document = measure(config)
         document = {"machine": hardware(), "config": settings(config)} | document
         if config.out is not None:
             write_document(config.out, document)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class HeadError(ValueError):
     """A head that cannot be read, does not fit the policy, or cannot do what is asked of it."""
@@ -62,6 +66,20 @@ class ModelError(Exception):
 
 class ConfigError(ValueError):
     """Defaults that the loaded heads cannot honour. One line: what it is, and what to do."""
+
+
+TOLD = (UserError, ConfigError, DataError, HeadError, ModelError, PolicyError)
+"""Those that a command tells in a line where it ends; any other is a fault of ours, with its traceback."""
+
+
+@contextmanager
+def told_in_one_line(name: str) -> Iterator[None]:
+    """Ends the process with status 1, or 2 for a command line, and the error's line. name: who tells it."""
+    try:
+        yield
+    except TOLD as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        raise SystemExit(2 if isinstance(error, UsageError) else 1) from None
 
 
 def first_line(error: BaseException) -> str:

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from trimtab.guidance.errors import printable
+from trimtab.guidance.errors import DataError, printable
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 16
@@ -27,6 +27,14 @@ def read_json(path: Path) -> Any:
         return parse_json(data.decode())
     except UnicodeDecodeError:
         raise ValueError("is no UTF-8 text") from None
+
+
+def load_json(path: Path) -> Any:
+    """What a file of any size holds, as parse_json. Raises DataError, one line, where that cannot be read."""
+    try:
+        return parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as JSON ({error})") from error
 
 
 def parse_json(text: str) -> Any:

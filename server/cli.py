@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from trimtab.guidance.errors import ConfigError, DataError, HeadError, PolicyError, UsageError, UserError
+from trimtab.guidance.errors import TOLD, UsageError
 from trimtab.server.engine.request import InvalidRequestError
 
 COMMANDS = {
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command.main(f"trimtab {args[0]}", args[1:])
     except UsageError as error:
         return _complain(f"{error}; see `trimtab {args[0]} --help`", 2)
-    except (UserError, ConfigError, HeadError, PolicyError, DataError, InvalidRequestError) as error:
+    except (*TOLD, InvalidRequestError) as error:
         return _complain(str(error), 1)
     except BrokenPipeError:  # whoever read our output, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

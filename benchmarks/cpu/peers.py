@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -29,11 +29,12 @@ from benchmarks.common import Document, ratio_of, spread_of, take_turns
 from benchmarks.cpu.contestants import Contestant, Generate, Ours, Prompts, Vllm
 from benchmarks.cpu.subject import save_heads, save_subject
 from trimtab.kernels.cpu.library import load_library
-from trimtab.server.engine.config import EngineConfig
+from trimtab.server.engine.config import EngineConfig, Weights
 from trimtab.server.engine.engine import Engine
 from trimtab.server.engine.request import Guidance
 
 BANDWIDTH_BYTES, PRODUCT = 1 << 28, 1536
+Part = Literal["throughput", "long", "first_token"]
 LONG_PROMPT, LONG_ROWS, LONG_REPLY = 1000, 8, 49
 FIRST_TOKEN_PROMPT = 1500
 
@@ -48,8 +49,8 @@ class PeersConfig:
     """
 
     model: Path | None = None
-    weights: tuple[str, ...] = ("auto", "float32", "float16", "bfloat16", "q8", "q4")
-    guided: tuple[str, ...] = ("auto", "bfloat16")
+    weights: tuple[Weights, ...] = get_args(Weights)
+    guided: tuple[Weights, ...] = ("auto", "bfloat16")
     rows: tuple[int, ...] = (1, 8, 32)
     prompt_tokens: int = 64
     new_tokens: int = 96
@@ -57,11 +58,11 @@ class PeersConfig:
     strength: float = 1.0
     seed: int = 0
     vllm_python: Path | None = None
-    vllm_dtypes: tuple[str, ...] = ("float32", "bfloat16")
+    vllm_dtypes: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
     llama_bench: Path | None = None
     gguf: tuple[Path, ...] = ()
     generate: bool = False
-    parts: tuple[str, ...] = ("throughput", "long", "first_token")
+    parts: tuple[Part, ...] = get_args(Part)
     out: Path | None = None
 
 
@@ -145,10 +146,10 @@ def gather(config: PeersConfig, scratch: Path) -> Field:
         heads = save_heads(scratch, loaded, AutoTokenizer.from_pretrained(model), model.name)
         del loaded
     contestants: dict[str, Contestant] = {}
-    stored, versions, absent, vocab_size = {}, dict[str, str](), [], 0
+    stored, versions, absent, vocab_size = dict[str, int](), dict[str, str](), list[str](), 0
     for weights in config.weights:
         engine = Engine.from_config(
-            EngineConfig(model, heads=tuple(heads.values()), weights=weights, cpu_backend="native")  # type: ignore[arg-type]
+            EngineConfig(model, heads=tuple(heads.values()), weights=weights, cpu_backend="native")
         )
         vocab_size = engine.policy.vocab_size
         assert engine.policy.native is not None

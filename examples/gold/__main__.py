@@ -21,7 +21,7 @@ from examples.gold.task import (
     write_begun,
     write_prompts,
 )
-from trimtab.guidance.errors import DataError, UsageError
+from trimtab.guidance.errors import UsageError, told_in_one_line
 from trimtab.guidance.files import write_json
 from trimtab.server import cli
 from trimtab.server.flags import parse
@@ -50,12 +50,8 @@ class GoldConfig:
 
 
 def main(args: list[str] | None = None) -> int:
-    try:
-        config = parse(GoldConfig, "make gold", sys.argv[1:] if args is None else args)
-        return run(config)
-    except (UsageError, DataError) as error:
-        print(f"gold: {error}", file=sys.stderr)
-        return 1
+    with told_in_one_line("gold"):
+        return run(parse(GoldConfig, "make gold", sys.argv[1:] if args is None else args))
 
 
 def run(config: GoldConfig) -> int:

@@ -12,17 +12,35 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import tyro
 
 from trimtab.guidance.data.load import load_rollouts
+from trimtab.guidance.errors import told_in_one_line
 from trimtab.guidance.evaluation.table import Table, show
 from trimtab.guidance.statistics import Estimate, Floats, interval, resample_prompts
+from trimtab.server.flags import parse
 
 KLS = (1.0, 2.0, 4.0)
 SHORT = (10, 20, 40, 100)
 _PRICES = np.geomspace(30, 0.2, 200)  # τ, gold per nat
+
+
+@dataclass(frozen=True)
+class CeilingConfig:
+    """Tells the score of the best policy at 1, 2 and 4 nats, read off plain replies.
+
+    replies: files of scored plain replies to the same prompts, which `trimtab rollouts` wrote.
+    """
+
+    replies: tyro.conf.Positional[tuple[Path, ...]]
+
+    def __post_init__(self) -> None:
+        if not self.replies:
+            raise ValueError("replies: name a file or more")
 
 
 def load_rewards(*replies: Path) -> tuple[Floats, Floats]:
@@ -90,8 +108,15 @@ def table_of_words(rewards: Floats, words: Floats) -> Table:
     return Table("words", "Ceiling without short replies", columns, tuple(rows))
 
 
-if __name__ == "__main__":
-    found, counted = load_rewards(*map(Path, sys.argv[1:]))
+def main(args: list[str] | None = None) -> None:
+    with told_in_one_line("ceiling"):
+        given = sys.argv[1:] if args is None else args
+        config = parse(CeilingConfig, "python -m examples.gold.ceiling", given)
+        found, counted = load_rewards(*config.replies)
     print(f"mean {found.mean():.2f}, standard deviation within a prompt {found.std(1).mean():.2f}\n")
     print(table(found).to_markdown())
     print(table_of_words(found, counted).to_markdown())
+
+
+if __name__ == "__main__":
+    main()

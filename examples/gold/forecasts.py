@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from trimtab.guidance.errors import told_in_one_line
 from trimtab.guidance.features.source import FeatureCache, FeatureSource
 from trimtab.guidance.files import write_json
-from trimtab.guidance.heads.manifest import VALUE_FORMS
+from trimtab.guidance.heads.manifest import VALUE_FORMS, ValueForm
 from trimtab.guidance.heads.store import load_head
 from trimtab.guidance.policy import load_policy
 from trimtab.guidance.training.config import OptimiserConfig, TrainConfig, ValueConfig
@@ -35,24 +36,27 @@ class ForecastConfig:
     model: Path = Path("../shared/models/stories656K")
     out: Path = Path("runs/gold/forecasts")
     seeds: tuple[int, ...] = (0, 1, 2)
-    forms: tuple[str, ...] = VALUE_FORMS
+    forms: tuple[ValueForm, ...] = VALUE_FORMS
     epochs: float = 2.0
     late: int = 120
 
 
-def main(args: list[str] | None = None) -> int:
-    given = sys.argv[1:] if args is None else args
-    config = parse(ForecastConfig, "python -m examples.gold.forecasts", given)
+def main(args: list[str] | None = None) -> None:
+    with told_in_one_line("forecasts"):
+        given = sys.argv[1:] if args is None else args
+        run(parse(ForecastConfig, "python -m examples.gold.forecasts", given))
+
+
+def run(config: ForecastConfig) -> None:
     features = FeatureCache(load_policy(config.model))
     for seed in config.seeds:
         for form in config.forms:
             found = measure(config, form, seed, features)
             write_json(config.out / f"{form}-{seed}.json", found)
             print(found, flush=True)
-    return 0
 
 
-def measure(config: ForecastConfig, form: str, seed: int, features: FeatureSource) -> dict[str, object]:
+def measure(config: ForecastConfig, form: ValueForm, seed: int, features: FeatureSource) -> dict[str, object]:
     """r² over all places and over late ones of the held-out replies, and CPU seconds of training."""
     train = TrainConfig(
         name=f"{form}-{seed}",
@@ -60,7 +64,7 @@ def measure(config: ForecastConfig, form: str, seed: int, features: FeatureSourc
         rollouts=config.rollouts,
         rows="text",
         parts=("value",),
-        value=ValueConfig(form=form, optimiser=OptimiserConfig(epochs=config.epochs, patience=0)),  # type: ignore[arg-type]
+        value=ValueConfig(form=form, optimiser=OptimiserConfig(epochs=config.epochs, patience=0)),
         seed=seed,
         head_folder=config.out / "heads" / f"{form}-{seed}",
         run_folder=config.out / "runs" / f"{form}-{seed}",
@@ -91,4 +95,4 @@ def explained(values: Tensor, returns: Tensor) -> float:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from trimtab.guidance.data.items import RolloutItem
+from trimtab.guidance.errors import told_in_one_line
 from trimtab.guidance.evaluation.table import Table, show, show_difference
 from trimtab.guidance.files import write_json
 from trimtab.guidance.heads.forms import MEMORIES
@@ -203,8 +204,12 @@ def _resampled(pairs: Floats, number: np.ndarray, draws: np.ndarray) -> Floats:
     return gained
 
 
-def main(args: list[str] | None = None) -> int:
-    config = parse(InputsConfig, "python -m examples.gold.inputs", sys.argv[1:] if args is None else args)
+def main(args: list[str] | None = None) -> None:
+    with told_in_one_line("inputs"):
+        run(parse(InputsConfig, "python -m examples.gold.inputs", sys.argv[1:] if args is None else args))
+
+
+def run(config: InputsConfig) -> None:
     policy = load_policy(config.model)
     named = TrainConfig(
         name="inputs",
@@ -233,8 +238,7 @@ def main(args: list[str] | None = None) -> int:
         config.out, {"columns": table.columns, "rows": table.rows, "replies": [len(learned), len(held_out)]}
     )
     print(table.to_markdown())
-    return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

@@ -19,6 +19,7 @@ from examples.gold.reward import score
 from trimtab.guidance.controllers.target import Target
 from trimtab.guidance.data.load import load_prompt_rows
 from trimtab.guidance.data.options import EncodedRows
+from trimtab.guidance.errors import told_in_one_line
 from trimtab.guidance.files import write_bytes, write_json
 from trimtab.guidance.plot_style import LIGHT, as_png, dress, legend, new_figure
 from trimtab.guidance.statistics import Estimate, Floats, PerPrompt, resample_prompts
@@ -69,9 +70,13 @@ class Drawn:
         return (self.last >= set_point - TOLERANCE).astype(np.float64)
 
 
-def main(args: list[str] | None = None) -> int:
-    given = sys.argv[1:] if args is None else args
-    config = parse(SetPointConfig, "python -m examples.gold.set_point", given)
+def main(args: list[str] | None = None) -> None:
+    with told_in_one_line("set_point"):
+        given = sys.argv[1:] if args is None else args
+        run(parse(SetPointConfig, "python -m examples.gold.set_point", given))
+
+
+def run(config: SetPointConfig) -> None:
     engine = Engine.from_config(EngineConfig(config.model, heads=(config.head,), max_num_seqs=256))
     head = engine.info.heads[0].name
     encoder = ReplyEncoder(engine.policy.tokenizer, "text", end_ids=engine.policy.eos_token_ids)
@@ -96,7 +101,6 @@ def main(args: list[str] | None = None) -> int:
         picture = plot(at, [plain, nearest, held])
         write_bytes(config.out / f"set-point-{at:g}.png", as_png(picture))
     write_json(config.out / "set-points.json", {"set_points": found})
-    return 0
 
 
 def _drawn(
@@ -177,4 +181,4 @@ def plot(at: float, drawn: Sequence[Drawn]) -> Figure:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    main()

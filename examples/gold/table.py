@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import tyro
+
+from trimtab.guidance.errors import told_in_one_line
 from trimtab.guidance.evaluation.table import Table, show, show_difference
+from trimtab.guidance.json_file import load_json
 from trimtab.guidance.statistics import Estimate
+from trimtab.server.flags import parse
 
 Row = Mapping[str, Any]
 _TRIALS_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class TableConfig:
+    """Prints what evaluations of the gold task found, as Markdown tables.
+
+    reports: report.json of each, which `trimtab eval` wrote.
+    """
+
+    reports: tyro.conf.Positional[tuple[Path, ...]]
+
+    def __post_init__(self) -> None:
+        if not self.reports:
+            raise ValueError("reports: name a file or more")
 
 
 def tables(report: Row) -> str:
@@ -152,6 +171,12 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return Table("", "", tuple(columns), tuple(map(tuple, rows))).to_markdown()
 
 
+def main(args: list[str] | None = None) -> None:
+    with told_in_one_line("table"):
+        config = parse(TableConfig, "python -m examples.gold.table", sys.argv[1:] if args is None else args)
+        for path in config.reports:
+            print(f"{path}\n\n{tables(load_json(path))}")
+
+
 if __name__ == "__main__":
-    for name in sys.argv[1:]:
-        print(f"{name}\n\n{tables(json.loads(Path(name).read_text(encoding='utf-8')))}")
+    main()

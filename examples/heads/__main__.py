@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from trimtab.guidance.bundled import HEADS_DIR
+from trimtab.guidance.errors import UsageError, told_in_one_line
 from trimtab.guidance.files import whole_folder, write_json, write_text
 from trimtab.guidance.heads.manifest import MANIFEST_FILE, TENSORS_FILE
 from trimtab.guidance.model_names import DEFAULT_MODEL
@@ -82,12 +83,16 @@ class Step:
 
 
 def main(args: list[str] | None = None) -> int:
-    """Returns 1 when a step fails, which has said why."""
-    config = parse(HeadsConfig, "make heads", sys.argv[1:] if args is None else args)
+    with told_in_one_line("heads"):
+        return run(parse(HeadsConfig, "make heads", sys.argv[1:] if args is None else args))
+
+
+def run(config: HeadsConfig) -> int:
+    """Returns 1 when a step fails, which has said why. Raises UsageError for a head that there is not,
+    DataError for files that are not there."""
     unknown = set(config.only) - FIT.keys()
     if unknown:
-        print(f"heads: no head {sorted(unknown)[0]}; they are {', '.join(FIT)}", file=sys.stderr)
-        return 1
+        raise UsageError(f"no head {sorted(unknown)[0]}; they are {', '.join(FIT)}")
     _write_pairs(config.work)
     for name in config.only or FIT:
         if "fit" in config.stages:

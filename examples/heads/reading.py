@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trimtab.guidance.data.load import load_rollouts
-from trimtab.guidance.errors import DataError, UsageError
+from trimtab.guidance.errors import DataError, UsageError, told_in_one_line
 from trimtab.guidance.evaluation.table import Table, show
 from trimtab.guidance.files import write_json, write_text
 from trimtab.guidance.statistics import PerPrompt, resample_prompts
@@ -171,14 +171,9 @@ def _agreed(answers: Sequence[Answer], name: str) -> str:
     return f"{sum(len(said) == 1 for said in by_prompt.values()) / len(by_prompt):.0%}"
 
 
-def main(args: list[str] | None = None) -> int:
-    try:
-        config = parse(ReadingConfig, "examples.heads.reading", sys.argv[1:] if args is None else args)
-        run(config)
-    except (UsageError, DataError) as error:
-        print(f"reading: {error}", file=sys.stderr)
-        return 1
-    return 0
+def main(args: list[str] | None = None) -> None:
+    with told_in_one_line("reading"):
+        run(parse(ReadingConfig, "python -m examples.heads.reading", sys.argv[1:] if args is None else args))
 
 
 def run(config: ReadingConfig) -> None:
@@ -204,4 +199,4 @@ def run(config: ReadingConfig) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

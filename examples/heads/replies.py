@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import tyro
+
+from trimtab.guidance.data.row_files.source import raw_rows
+from trimtab.guidance.errors import told_in_one_line
 from trimtab.guidance.evaluation.table import Table, show
+from trimtab.guidance.json_file import load_json
 from trimtab.guidance.statistics import Estimate
+from trimtab.server.flags import parse
 
 Row = Mapping[str, Any]
 SHOWN_PROMPTS, SHOWN_STRENGTHS = 10, (-2.0, -1.0, 0.0, 1.0, 2.0)
+
+
+@dataclass(frozen=True)
+class RepliesConfig:
+    """Prints what `trimtab eval` measured of a head, and its replies to ten prompts at five strengths, as
+    Markdown.
+
+    evaluation: folder with report.json and replies.jsonl.
+    """
+
+    evaluation: tyro.conf.Positional[Path]
 
 
 def measured(report: Row) -> str:
@@ -73,11 +90,15 @@ def _of_prompt(found: Mapping[tuple[int, float], Row], prompt: int) -> Iterator[
             yield f"**{strength:+g}** ({row['kl']:.1f} nats): {' '.join(row['text'].split())}{end}\n"
 
 
-def main(folder: Path) -> None:
-    print(measured(json.loads((folder / "report.json").read_text(encoding="utf-8"))))
-    lines = (folder / "replies.jsonl").read_text(encoding="utf-8").splitlines()
-    print(verbatim([json.loads(line) for line in lines]))
+def main(args: list[str] | None = None) -> None:
+    with told_in_one_line("replies"):
+        given = sys.argv[1:] if args is None else args
+        folder = parse(RepliesConfig, "python -m examples.heads.replies", given).evaluation
+        report = load_json(folder / "report.json")
+        replies = [row for _, row in raw_rows(folder / "replies.jsonl") if isinstance(row, dict)]
+    print(measured(report))
+    print(verbatim(replies))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main()

@@ -17,7 +17,7 @@ from typing import Any
 
 import tyro
 
-from trimtab.guidance.errors import DataError
+from trimtab.guidance.errors import DataError, told_in_one_line
 from trimtab.guidance.files import write_text
 from trimtab.guidance.model_names import DEFAULT_MODEL
 from trimtab.server import cli
@@ -45,12 +45,9 @@ class ReasoningConfig:
 
 def main(args: list[str] | None = None) -> int:
     given = sys.argv[1:] if args is None else args
-    config = parse(ReasoningConfig, "python -m examples.reasoning", given)
-    try:
+    with told_in_one_line("reasoning"):
+        config = parse(ReasoningConfig, "python -m examples.reasoning", given)
         questions = load_questions(config.solutions)
-    except DataError as error:
-        print(f"reasoning: {error}", file=sys.stderr)
-        return 1
     last = config.train_questions + config.test_questions
     train, test = questions[: config.train_questions], questions[config.train_questions : last]
     config.out.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ from examples.toy import HOME
 from examples.toy.figures import FiguresConfig, measure
 from examples.toy.policy import PolicyConfig, train_policy
 from examples.toy.rollouts import AXES, RolloutConfig, sample_rollouts
+from trimtab.guidance.errors import told_in_one_line
 from trimtab.guidance.features.source import FeatureCache
 from trimtab.guidance.files import write_json
 from trimtab.guidance.policy import load_policy
@@ -87,7 +88,12 @@ class ToyConfig:
 
 
 def main(args: list[str] | None = None) -> None:
-    config = parse(ToyConfig, "make toy", sys.argv[1:] if args is None else args)
+    with told_in_one_line("toy"):
+        run(parse(ToyConfig, "make toy", sys.argv[1:] if args is None else args))
+
+
+def run(config: ToyConfig) -> None:
+    """Stage by stage. Raises DataError for files that are not there."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("trimtab").setLevel(logging.INFO)
     for stage in STAGES:

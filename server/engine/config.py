@@ -13,6 +13,7 @@ from trimtab.guidance.rules.expert import POLICY
 TOKEN_BUDGET = {"cuda": 2048, "cpu": 512}
 STRICT_TOKEN_BUDGET = 64
 CPU_CACHE_GIB = 2.0
+Weights = Literal["auto", "float32", "float16", "bfloat16", "q8", "q4"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,7 @@ class EngineConfig:
     num_blocks: int | None = None
     prefix_caching: bool = True
     cpu_backend: Literal["auto", "native", "torch"] = "auto"
-    weights: Literal["auto", "float32", "float16", "bfloat16", "q8", "q4"] = "auto"
+    weights: Weights = "auto"
     kv_cache_dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     attention: Literal["auto", "sdpa", "tiled", "triton"] = "auto"
     padding: Literal["none", "buckets"] = "none"

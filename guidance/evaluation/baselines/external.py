@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 from trimtab.guidance.errors import DataError
 from trimtab.guidance.evaluation.curve import Curve, CurvePoint, ScoreSummary
 from trimtab.guidance.evaluation.replies import MeasuredReply
+from trimtab.guidance.json_file import load_json
 from trimtab.guidance.statistics import Estimate
 
 
@@ -41,10 +41,7 @@ def load_external(path: Path, numbers: Mapping[int, int]) -> External:
     Raises:
         DataError: neither; names the file, the point and the key.
     """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as JSON ({error})") from error
+    data = load_json(path)
     points = data.get("points") if isinstance(data, dict) else None
     if not isinstance(points, list) or not points or not all(isinstance(p, dict) for p in points):
         raise DataError(f'{path}: must hold {{"label": …, "points": [{{…}}, …]}}')

@@ -4,7 +4,6 @@ measured like a head. A head that does no better at equal KL has learned words, 
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,7 @@ from trimtab.guidance.errors import DataError
 from trimtab.guidance.evaluation.baselines.cost import ReplyCost, cost_along
 from trimtab.guidance.evaluation.replies import batches
 from trimtab.guidance.features.source import FeatureSource
+from trimtab.guidance.json_file import load_json
 from trimtab.guidance.policy import Policy
 from trimtab.guidance.statistics import Floats
 from trimtab.guidance.text.encoding import EncodedReply
@@ -131,10 +131,7 @@ def load_static_bias(path: Path, vocab_size: int) -> Bias:
     Raises:
         DataError: not that.
     """
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as JSON ({error})") from error
+    data = load_json(path)
     if not isinstance(data, dict) or not data:
         raise DataError(f"{path}: must hold an object of token ids and biases, such as {{" + '"42": 1.5}')
     for token, bias in data.items():

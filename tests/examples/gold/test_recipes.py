@@ -182,5 +182,6 @@ def test_a_step_that_is_done_is_skipped_and_one_that_fails_ends_the_run(
     assert not (out / "steps.json").exists()
     lines = {name: (out / f"{name}.jsonl").read_text().splitlines() for name in ("train", "tuning", "judge")}
     assert {name: len(rows) for name, rows in lines.items()} == {"train": 600, "tuning": 100, "judge": 100}
-    assert main([*flags, "--only", "nonsense"]) == 1
+    with pytest.raises(SystemExit):
+        main([*flags, "--only", "nonsense"])
     assert "no step nonsense; steps are replies" in capsys.readouterr().err
