@@ -136,9 +136,18 @@ class RowEncoder:
         return _ENCODE[type(row)](self, row)
 
     def reply(self, prompt: Prompt, text: str, sampled: Sampled | None) -> EncodedReply:
-        if sampled is not None and max(sampled.token_ids) >= self._vocab_size:
-            raise DataError(f"token id {max(sampled.token_ids)} is not in the policy's vocabulary")
-        return self._replies.encode(prompt, text, sampled)
+        if sampled is not None:
+            self._check(sampled.token_ids)
+        reply = self._replies.encode(prompt, text, sampled)
+        self._check(reply.prompt_ids + reply.reply_ids)
+        return reply
+
+    def _check(self, token_ids: Sequence[int]) -> None:
+        """A tokenizer may have more tokens than the model has rows."""
+        if max(token_ids) >= self._vocab_size:
+            raise DataError(
+                f"token id {max(token_ids)} is not in the policy's vocabulary of {self._vocab_size}"
+            )
 
     def pair(self, row: Preference) -> PairItem:
         chosen = self.reply(row.prompt, row.chosen, row.chosen_sampled)
@@ -158,7 +167,9 @@ class RowEncoder:
         return RolloutItem(reply, row.reward, row.token_rewards, row.departure, row.is_steered)
 
     def prompt(self, row: PromptRow) -> PromptItem:
-        return PromptItem(row.prompt, self._replies.prompt_ids(row.prompt), row.columns)
+        prompt_ids = self._replies.prompt_ids(row.prompt)
+        self._check(prompt_ids)
+        return PromptItem(row.prompt, prompt_ids, row.columns)
 
 
 _ENCODE: dict[type[Any], Callable[[RowEncoder, Any], Any]] = {

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from trimtab.guidance.errors import PolicyError
 from trimtab.guidance.policy import Policy, output_embedding_input
 from trimtab.guidance.text.encoding import EncodedReply
 
@@ -141,6 +142,14 @@ def all_steps(h: Tensor) -> Steps:
     return Steps(h[:-1], torch.arange(len(h) - 1))
 
 
+def check_numbers(h: Tensor, name: str) -> None:
+    """Raises PolicyError where hidden states are none, of which nothing can be learned."""
+    if not torch.isfinite(h).all():
+        raise PolicyError(
+            f"{name} computes what is no number (NaN or infinity): one of its weights is damaged"
+        )
+
+
 def own_forward(policy: Policy, batch_tokens: int = 4096) -> Extract:
     """The policy's own forward over padded batches of batch_tokens."""
     return partial(_extract, policy, batch_tokens)
@@ -178,4 +187,5 @@ def _run(policy: Policy, batch: Sequence[EncodedReply]) -> list[Tensor]:
     with output_embedding_input(policy.model, lambda h: h[:, :1]) as seen:
         policy.model(input_ids=torch.tensor(padded, device=policy.device), use_cache=False)
     (h,) = seen
+    check_numbers(h, policy.identity.base_model.name)
     return [h[row, len(reply.prompt_ids) - 1 : reply.num_tokens] for row, reply in enumerate(batch)]

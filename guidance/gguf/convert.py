@@ -11,13 +11,15 @@ from unittest import mock
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers import modeling_gguf_pytorch_utils as loader
 
 import gguf
 from trimtab.guidance.errors import UserError
 from trimtab.guidance.files import write_json
+from trimtab.guidance.gguf.fields import READ_BY_THEIR_OWN, check_fields, hold_config, own_fields, rotate_less
 from trimtab.guidance.gguf.header import Header
+from trimtab.guidance.gguf.tokenizer import write_tokenizer
 
 _NO_ARCHITECTURES = {"general", "tokenizer", "t5", "umt5", "t5encoder"}  # headings, and encoder-decoders
 _READS_ROPE_SCALING = {"gpt-oss"}
@@ -30,18 +32,24 @@ def convert(path: Path, header: Header, folder: Path) -> None:
         UserError: one line: transformers does not read this architecture, or not all that the file holds.
     """
     check_architecture(path, header)
+    check_fields(path, header)
     where: dict[str, Any] = {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
     with mock.patch.multiple(
         gguf, GGUFReader=cache(_PlainReader), get_tensor_name_map=cache(gguf.get_tensor_name_map)
     ):  # transformers reads the file three times over, and all names anew for every module
-        AutoTokenizer.from_pretrained(**where).save_pretrained(folder)
-        _check_tensors(path, header, AutoConfig.from_pretrained(**where))
+        write_tokenizer(path, header, folder)
+        config = AutoConfig.from_pretrained(**where)
+        hold_config(path, header, config)
+        _check_model(path, header, config)
         model, report = AutoModelForCausalLM.from_pretrained(
-            **where, dtype=torch.float32, output_loading_info=True
+            **where, config=config, dtype=torch.float32, output_loading_info=True
         )
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"])[:3])
         raise UserError(f"{path} lacks weights ({missing}, …): convert the whole model anew")
+    for name, weight in model.named_parameters():
+        if not torch.isfinite(weight).all():
+            raise UserError(f"{path} is damaged: its weight {name} holds what is no number; copy it again")
     _forget_gguf(model)
     model.save_pretrained(folder)
     _set_dtype(folder, header)
@@ -73,16 +81,41 @@ def _bare(name: str) -> str:
     return name.replace("-", "").replace("_", "")
 
 
-def _check_tensors(path: Path, header: Header, config: Any) -> None:
-    """That each tensor of the file is a weight of the model, before all are expanded: the loader passes over
-    others, such as factors of rotary embeddings, and would give a model that is a little wrong."""
+def _check_model(path: Path, header: Header, config: PreTrainedConfig) -> None:
+    """That the model of this configuration is the file's, before anything is expanded."""
     if (
         header.architecture not in loader.TENSOR_PROCESSORS
         and header.architecture not in loader.GGUF_SUPPORTED_ARCHITECTURES
     ):
         return  # of the second table, whose loader itself refuses
+    model = _empty(config)
+    width = own_fields(header).get("rope.dimension_count")
+    if width is not None and header.architecture not in READ_BY_THEIR_OWN:
+        if _rotated(model) - {width}:
+            rotate_less(config, int(width))
+            model = _empty(config)
+        if _rotated(model) - {width}:
+            raise UserError(
+                f"{path} rotates {width} numbers of a head ({header.architecture}.rope.dimension_count), and "
+                "transformers others of it: name the model's own folder or hub id"
+            )
+    _check_tensors(path, header, model)
+
+
+def _empty(config: PreTrainedConfig) -> PreTrainedModel:
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        return AutoModelForCausalLM.from_config(config)
+
+
+def _rotated(model: PreTrainedModel) -> set[int]:
+    """How many numbers of a head are rotated by position, in each kind of layer."""
+    return {2 * len(b) for name, b in model.named_buffers() if name.endswith("inv_freq")}
+
+
+def _check_tensors(path: Path, header: Header, model: PreTrainedModel) -> None:
+    """That each tensor of the file is a weight of the model, and of its size: the loader passes over others,
+    such as factors of rotary embeddings, and would give a model that is a little wrong."""
+    config = model.config
     processor = loader.TENSOR_PROCESSORS.get(header.architecture, loader.TensorProcessor)(
         config=config.to_dict()
     )
@@ -97,6 +130,14 @@ def _check_tensors(path: Path, header: Header, config: Any) -> None:
             f"{path}: transformers does not read its tensor {unread[0]} ({len(unread)} such), so it would be "
             "served wrong: name the model's own folder or hub id"
         )
+    weights = dict(model.named_parameters())
+    for tensor in header.tensors:
+        weight = weights.get(names.get(tensor.name, names.get(tensor.name.removesuffix(".weight"), "")))
+        if weight is not None and weight.numel() != tensor.num_elements:
+            raise UserError(
+                f"{path} is damaged: its tensor {tensor.name} has {tensor.num_elements} numbers, and its "
+                f"fields describe {weight.numel()}; copy it again"
+            )
     num_weights = sum(weight.numel() for weight in model.parameters())
     if num_weights > 2 * header.num_elements:  # a few that are missing are named later; memory is not risked
         raise UserError(
@@ -106,7 +147,18 @@ def _check_tensors(path: Path, header: Header, config: Any) -> None:
 
 
 class _PlainReader(gguf.GGUFReader):  # type: ignore[misc]
-    """Over a plain array: numpy.memmap pays for each of a million slices."""
+    """Over a plain array: numpy.memmap pays for each of a million slices. With as many key as query heads
+    where the file does not say, which llama.cpp takes too; without a name, which transformers may take for an
+    architecture's."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.fields.pop("general.name", None)
+        architecture = self.fields["general.architecture"].contents()
+        heads = self.fields.get(f"{architecture}.attention.head_count")
+        if heads is not None:
+            name = f"{architecture}.attention.head_count_kv"
+            self.fields.setdefault(name, heads._replace(name=name))
 
     @property
     def data(self) -> np.ndarray:

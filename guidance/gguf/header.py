@@ -36,9 +36,10 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """metadata: scalars and strings as they are, of an array its length."""
+    """metadata: scalars and strings as they are, of an array its length. arrays: the names of those."""
 
     metadata: Mapping[str, Scalar]
+    arrays: frozenset[str]
     tensors: tuple[TensorInfo, ...]
 
     @property
@@ -48,6 +49,10 @@ class Header:
     @property
     def num_elements(self) -> int:
         return sum(tensor.num_elements for tensor in self.tensors)
+
+    def num_rows(self, tensor: str, width: int) -> int:
+        """0 where there is no such tensor."""
+        return next((one.num_elements // width for one in self.tensors if one.name == tensor), 0)
 
 
 def read_header(path: Path) -> Header:
@@ -106,19 +111,25 @@ def _read(cursor: _Cursor) -> Header:
     num_tensors = cursor.count(of="tensors", size=24)
     num_values = cursor.count(of="fields", size=13)
     metadata: dict[str, Scalar] = {}
+    arrays = set()
     for _ in range(num_values):
-        name = cursor.text()
-        metadata[name] = _value(cursor, int(cursor.number("I")), name)
+        name, kind = cursor.text(), int(cursor.number("I"))
+        metadata[name] = _value(cursor, kind, name)
+        if kind == _ARRAY:
+            arrays.add(name)
     table = [_tensor(cursor) for _ in range(num_tensors)]
     alignment = metadata.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment < 1:
         raise cursor.cut(f"general.alignment is {alignment}")
-    start = math.ceil(cursor.at / alignment) * alignment
-    for tensor, offset, num_bytes in table:
+    start, free = math.ceil(cursor.at / alignment) * alignment, 0
+    for tensor, offset, num_bytes in sorted(table, key=lambda entry: entry[1]):
         end = start + offset + num_bytes
         if end > len(cursor.data):
             raise cursor.cut(f"tensor {tensor.name} ends at byte {end} of {len(cursor.data)}")
-    return Header(metadata, tuple(tensor for tensor, _, _ in table))
+        if offset % alignment or offset < free:
+            raise cursor.cut(f"tensor {tensor.name} begins at byte {offset} of the data, within another")
+        free = offset + num_bytes
+    return Header(metadata, frozenset(arrays), tuple(tensor for tensor, _, _ in table))
 
 
 def _value(cursor: _Cursor, kind: int, name: str) -> Scalar:
@@ -179,6 +190,7 @@ def _check(path: Path, header: Header) -> None:
     for field in ("tokenizer.ggml.model", "tokenizer.ggml.tokens"):
         if not metadata.get(field):
             raise UserError(f"{path} has no tokenizer ({field}): convert the model anew, with its tokenizer")
+    _check_vocabulary(path, header)
     largest = max(tensor.num_elements for tensor in header.tensors)
     limits = {"block_count": len(header.tensors), "embedding_length": largest, "vocab_size": largest}
     limits |= {"feed_forward_length": largest, "attention.head_count": largest}
@@ -190,6 +202,28 @@ def _check(path: Path, header: Header) -> None:
             )
     for kind in {tensor.dtype: tensor for tensor in reversed(header.tensors)}.values():
         _check_quantisation(path, kind)
+
+
+def _check_vocabulary(path: Path, header: Header) -> None:
+    metadata = header.metadata
+    kind, num_tokens = metadata["tokenizer.ggml.model"], int(metadata["tokenizer.ggml.tokens"])
+    wanted = {"gpt2": ("tokenizer.ggml.merges",), "llama": ("tokenizer.ggml.scores", "tokenizer.ggml.merges")}
+    fields = wanted.get(str(kind), ())
+    if fields and not any(metadata.get(field) for field in fields):
+        raise UserError(
+            f"{path} has a tokenizer without {fields[0]}: convert the model anew, with its tokenizer"
+        )
+    for name in ("bos", "eos", "unknown", "padding", "eot", "separator"):
+        field = f"tokenizer.ggml.{name}_token_id"
+        if not 0 <= int(metadata.get(field, 0)) < num_tokens:
+            raise UserError(f"{path} is damaged: {field} is {metadata[field]}, of {num_tokens} tokens")
+    width = metadata.get(f"{metadata['general.architecture']}.embedding_length", 0)
+    if isinstance(width, int) and width > 0:
+        rows = header.num_rows("token_embd.weight", width)
+        if 0 < rows < num_tokens:
+            raise UserError(
+                f"{path} is damaged: it names {num_tokens} tokens, and its embedding has rows for {rows}"
+            )
 
 
 def _check_quantisation(path: Path, tensor: TensorInfo) -> None:

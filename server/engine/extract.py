@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from trimtab.guidance.errors import DataError
-from trimtab.guidance.features.source import Positions
+from trimtab.guidance.features.source import Positions, check_numbers
 from trimtab.guidance.heads.bank import HeadBank
 from trimtab.guidance.policy import Policy
 from trimtab.guidance.text.encoding import EncodedReply
@@ -69,7 +69,9 @@ class RunnerExtract:
                 found[index].append(h)
                 if row.end > read_at[-1]:
                     scheduler.finish(row.choice)
-                    yield index, torch.cat(found[index])
+                    whole = torch.cat(found[index])
+                    check_numbers(whole, self.policy.name)
+                    yield index, whole
                     found[index].clear()
 
     def _choices(self, replies: Sequence[EncodedReply], positions: Positions | None) -> list[Choice]:

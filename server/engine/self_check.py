@@ -46,6 +46,11 @@ def _check_positions(policy: ServedPolicy, name: str) -> None:
     tokens = _probe_tokens(policy, 0, 5)
     ids, positions = _row(policy, tokens), _row(policy, range(len(tokens)))
     told = policy.model(input_ids=ids, position_ids=positions, use_cache=False).logits[0]
+    if not torch.isfinite(told).all():
+        raise ModelError(
+            f"{name} cannot be served: it computes what is no number (NaN or infinity), so a weight or a "
+            "number of its configuration is damaged"
+        )
     if not _error(told, policy.model(input_ids=ids, use_cache=False).logits[0]) <= TOLERANCE[policy.dtype]:
         raise ModelError(f"{name} cannot be served: left to itself, it does not number its tokens 0, 1, 2, …")
 

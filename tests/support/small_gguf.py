@@ -15,6 +15,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 WORDS = ["<unk>", "<s>", "</s>", *(chr(code) for code in range(97, 123)), "Ġ", "he", "Ġhe", "ab"]
 MERGES = ["h e", "Ġ he", "a b"]
 TEMPLATE = "{% for message in messages %}<s>{{ message['content'] }}</s>{% endfor %}"
+SENTENCEPIECE = ("gemma2", "gemma3")
+_NORMS_PLUS_ONE = (gguf.MODEL_ARCH.GEMMA2, gguf.MODEL_ARCH.GEMMA3, gguf.MODEL_ARCH.NEMOTRON)
 _SIZES = {
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -36,12 +38,36 @@ class Architecture:
     fields: dict[str, Any]
 
 
+def _rope(theta: float, share: float = 1.0) -> dict[str, Any]:
+    return {"rope_type": "default", "rope_theta": theta, "partial_rotary_factor": share}
+
+
 ARCHITECTURES = {
     "llama": Architecture(gguf.MODEL_ARCH.LLAMA, "llama", {"tie_word_embeddings": True}),
     "qwen2": Architecture(gguf.MODEL_ARCH.QWEN2, "qwen2", {"tie_word_embeddings": False}),
     "qwen3": Architecture(gguf.MODEL_ARCH.QWEN3, "qwen3", {"tie_word_embeddings": True, "head_dim": 128}),
-    "gemma3": Architecture(gguf.MODEL_ARCH.GEMMA3, "gemma3_text", {"sliding_window": 8}),
+    "gemma2": Architecture(
+        gguf.MODEL_ARCH.GEMMA2,
+        "gemma2",
+        {"sliding_window": 8, "query_pre_attn_scalar": 16, "final_logit_softcapping": 5.0},
+    ),
+    "gemma3": Architecture(
+        gguf.MODEL_ARCH.GEMMA3, "gemma3_text", {"sliding_window": 8, "query_pre_attn_scalar": 16}
+    ),
+    "phi3": Architecture(
+        gguf.MODEL_ARCH.PHI3,
+        "phi3",
+        {"pad_token_id": 0, "sliding_window": 8, "rope_parameters": _rope(1e4, share=0.5)},
+    ),
+    "starcoder2": Architecture(
+        gguf.MODEL_ARCH.STARCODER2, "starcoder2", {"sliding_window": 8, "rope_parameters": _rope(1e6)}
+    ),
+    "stablelm": Architecture(
+        gguf.MODEL_ARCH.STABLELM, "stablelm", {"rope_parameters": _rope(1e5, share=0.5)}
+    ),
+    "nemotron": Architecture(gguf.MODEL_ARCH.NEMOTRON, "nemotron", {"norm_eps": 1e-2}),
 }
+"""With what a file states and transformers would pass over: bases and shares of rotation, windows, scales."""
 
 
 def build_model(architecture: str, quantisation: Quantisation) -> PreTrainedModel:
@@ -60,30 +86,22 @@ def build_model(architecture: str, quantisation: Quantisation) -> PreTrainedMode
 
 
 def write_gguf(path: Path, architecture: str, quantisation: Quantisation, **changes: Any) -> PreTrainedModel:
-    """The model it holds. changes: fields of the file by their GGUF names, None for none."""
+    """The model it holds. changes: `fields` of the file by their GGUF names, where the architecture's own
+    begin with a dot, None for none; `tokenizer` False for none; `more`, `without`: tensors."""
     model = build_model(architecture, quantisation)
-    kind, config = ARCHITECTURES[architecture], model.config
-    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[kind.gguf])
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_block_count(changes.get("block_count", config.num_hidden_layers))
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(changes.get("feed_forward_length", config.intermediate_size))
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    if architecture == "gemma3":
-        writer.add_sliding_window(config.sliding_window)
-    else:
-        writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    if changes.get("scaled_positions"):
-        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
-    if changes.get("num_parts"):
-        writer.add_uint16("split.count", changes["num_parts"])
+    kind = ARCHITECTURES[architecture]
+    name = gguf.MODEL_ARCH_NAMES[kind.gguf]
+    writer = gguf.GGUFWriter(path, name)
+    fields = {f".{field}": value for field, value in _fields(model.config).items()}
     if changes.get("tokenizer", True):
-        _add_tokenizer(writer, architecture)
+        fields |= _tokenizer(architecture)
+    for own, value in (fields | changes.get("fields", {})).items():
+        field = name + own if own.startswith(".") else own
+        if isinstance(value, list):
+            writer.add_array(field, value)
+        elif value is not None:
+            add = {int: "uint32", float: "float32", str: "string", bool: "bool"}[type(value)]
+            getattr(writer, f"add_{add}")(field, value)
     for name, tensor in _tensors(model, kind.gguf).items():
         if name != changes.get("without"):
             packed = tensor.ndim == 2
@@ -98,19 +116,47 @@ def write_gguf(path: Path, architecture: str, quantisation: Quantisation, **chan
     return model
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter, architecture: str) -> None:
-    if architecture == "gemma3":
-        writer.add_tokenizer_model("llama")
-        writer.add_token_list([word.replace("Ġ", "▁") for word in WORDS])
-        writer.add_token_scores([-float(index) for index in range(len(WORDS))])
-    else:
-        writer.add_tokenizer_model("gpt2")
-        writer.add_token_list(WORDS)
-        writer.add_token_merges(MERGES)
-    writer.add_token_types([3] * 3 + [1] * (len(WORDS) - 3))
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_chat_template(TEMPLATE)
+def _fields(config: Any) -> dict[str, Any]:
+    ropes = config.rope_parameters
+    rope = ropes.get("full_attention", ropes)
+    fields = {
+        "context_length": config.max_position_embeddings,
+        "block_count": config.num_hidden_layers,
+        "embedding_length": config.hidden_size,
+        "feed_forward_length": config.intermediate_size,
+        "attention.head_count": config.num_attention_heads,
+        "attention.head_count_kv": config.num_key_value_heads,
+        "attention.key_length": config.head_dim,
+        "attention.value_length": config.head_dim,
+        "attention.sliding_window": getattr(config, "sliding_window", None),
+        "attn_logit_softcapping": getattr(config, "attn_logit_softcapping", None),
+        "final_logit_softcapping": getattr(config, "final_logit_softcapping", None),
+        "rope.dimension_count": int(config.head_dim * rope.get("partial_rotary_factor", 1.0)),
+        "rope.freq_base": float(rope["rope_theta"]),
+    }
+    for name in ("layer_norm_eps", "norm_epsilon", "norm_eps"):
+        fields["attention.layer_norm_epsilon"] = getattr(config, name, None) or fields.get(
+            "attention.layer_norm_epsilon"
+        )
+    if hasattr(config, "rms_norm_eps"):
+        fields["attention.layer_norm_rms_epsilon"] = config.rms_norm_eps
+    return fields
+
+
+def _tokenizer(architecture: str) -> dict[str, Any]:
+    prefix = "tokenizer.ggml."
+    fields: dict[str, Any] = {
+        f"{prefix}token_type": [3] * 3 + [1] * (len(WORDS) - 3),
+        f"{prefix}bos_token_id": 1,
+        f"{prefix}eos_token_id": 2,
+        "tokenizer.chat_template": TEMPLATE,
+    }
+    if architecture in SENTENCEPIECE:
+        pieces = [word.replace("Ġ", "▁") for word in WORDS]
+        scores = [-float(index) for index in range(len(WORDS))]
+        return fields | {f"{prefix}model": "llama", f"{prefix}tokens": pieces, f"{prefix}scores": scores}
+    own = {"model": "gpt2", "pre": "gpt-2", "tokens": WORDS, "merges": MERGES}
+    return fields | {prefix + name: value for name, value in own.items()}
 
 
 def _tensors(model: PreTrainedModel, architecture: gguf.MODEL_ARCH) -> dict[str, np.ndarray]:
@@ -121,7 +167,7 @@ def _tensors(model: PreTrainedModel, architecture: gguf.MODEL_ARCH) -> dict[str,
         tensor = parameter.detach().numpy()
         if architecture == gguf.MODEL_ARCH.LLAMA and stem.endswith(("q_proj", "k_proj")):
             tensor = _interleave(tensor, model.config.head_dim)
-        if architecture == gguf.MODEL_ARCH.GEMMA3 and stem.endswith("norm"):
+        if architecture in _NORMS_PLUS_ONE and "norm" in stem and suffix == "weight":
             tensor = tensor + 1
         found[f"{names.get_name(stem)}.{suffix}"] = tensor
     return found

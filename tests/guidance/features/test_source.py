@@ -1,10 +1,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from trimtab.guidance.data.items import RowEncoder
+from trimtab.guidance.data.load import PromptRow
+from trimtab.guidance.data.rows import Preference
+from trimtab.guidance.errors import DataError, PolicyError
 from trimtab.guidance.features.source import FeatureCache, StreamedFeatures, own_forward
 from trimtab.guidance.policy import Policy, load_policy
 from trimtab.guidance.text.encoding import EncodedReply
@@ -79,3 +84,20 @@ def test_streaming_runs_the_policy_anew_and_keeps_nothing(policy: Policy):
     streamed.last([REPLIES[0], REPLIES[1], REPLIES[0]])
     streamed.get(REPLIES[:2])
     assert asked == [(REPLIES[:2], [(3,), (1,)]), (REPLIES[:2], None)]
+
+
+def test_hidden_states_that_are_no_numbers_are_refused(policy_folder: Path):
+    damaged = load_policy(policy_folder)
+    damaged.model.model.layers[0].mlp.up_proj.weight.data[0, 0] = torch.inf
+    for source in (FeatureCache(damaged, show_progress=False), StreamedFeatures(damaged)):
+        with pytest.raises(PolicyError, match="computes what is no number"):
+            source.get(REPLIES)
+
+
+@pytest.mark.parametrize("row", [Preference("ab", "c", "d"), Preference("a", "b", "cd"), PromptRow("ab")])
+def test_a_tokenizer_s_token_that_the_model_has_no_row_for_is_named(policy_folder: Path, row: Any):
+    policy = load_policy(policy_folder)
+    policy.tokenizer.add_tokens(["ab", "cd"])
+    assert len(policy.tokenizer) > policy.vocab_size
+    with pytest.raises(DataError, match=r"token id \d+ is not in the policy's vocabulary of"):
+        RowEncoder(policy, "text").encode(row)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import errno
+import hashlib
+import os
 import struct
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +17,7 @@ import gguf
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Quantisation
-from small_gguf import TEMPLATE, WORDS, write_gguf
+from small_gguf import ARCHITECTURES, TEMPLATE, WORDS, write_gguf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trimtab.guidance.errors import UserError
@@ -32,7 +37,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("llama", Quantisation.Q8_0),
         ("qwen2", Quantisation.F16),
         ("qwen3", Quantisation.Q4_0),
-        ("gemma3", Quantisation.F32),
+        *((name, Quantisation.F32) for name in ARCHITECTURES if name not in ("llama", "qwen2", "qwen3")),
     ],
 )
 def test_a_converted_folder_has_the_logits_of_the_model_in_the_file(
@@ -102,11 +107,7 @@ def _refuses(path: Path, words: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"block_count": 2**31}, "block_count is 2147483648"),
-        ({"feed_forward_length": 2000}, "fields describe"),
-        ({"num_parts": 3}, "one of 3 parts"),
         ({"tokenizer": False}, "has no tokenizer"),
-        ({"scaled_positions": True}, "scales its positions"),
         ({"more": ["rope_freqs.weight"]}, "does not read its tensor rope_freqs.weight"),
         ({"without": "blk.1.ffn_up.weight"}, "lacks weights .*layers.1.mlp.up_proj.weight"),
     ],
@@ -117,6 +118,100 @@ def test_a_file_that_would_be_served_wrong_is_refused(
     path = tmp_path / "model.gguf"
     write_gguf(path, "qwen2", Quantisation.Q8_0, **changes)
     _refuses(path, words)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        (".block_count", 2**31, "block_count is 2147483648"),
+        (".feed_forward_length", 2000, "has 6144 numbers, and its fields describe 128000"),
+        (".attention.head_count", 3, "says qwen2.attention.key_length 16, which"),
+        ("split.count", 3, "one of 3 parts"),
+        (".rope.scaling.type", "linear", "scales its positions"),
+        (".rope.scaling.factor", 8.0, "says qwen2.rope.scaling.factor 8.0, which"),
+        (".rope.scale_linear", 2.0, "says qwen2.rope.scale_linear 2.0, which"),
+        (".attention.sliding_window", 8, "says qwen2.attention.sliding_window 8, which"),
+        (".final_logit_softcapping", 30.0, "says qwen2.final_logit_softcapping 30.0, which"),
+        (".attention.scale", 0.5, "says qwen2.attention.scale 0.5, which"),
+        (".something.new", 7, "says qwen2.something.new 7, which"),
+        (".rope.dimension_count", 8, "rotates 8 numbers of a head"),
+        (".attention.head_count_kv", [2, 2], "layer by layer"),
+        (".context_length", None, "does not say qwen2.context_length"),
+        (".attention.layer_norm_rms_epsilon", None, "does not say qwen2.attention.layer_norm_rms_epsilon"),
+        (".attention.layer_norm_rms_epsilon", float("inf"), "layer_norm_rms_epsilon is inf"),
+        (".rope.freq_base", float("nan"), "rope.freq_base is nan"),
+        (".rope.freq_base", -1e4, "rope.freq_base is -10000.0"),
+        ("tokenizer.ggml.pre", "never-heard-of", "tokenizer.ggml.pre never-heard-of, which"),
+        ("tokenizer.ggml.merges", None, "tokenizer without tokenizer.ggml.merges"),
+        ("tokenizer.ggml.bos_token_id", 33, "bos_token_id is 33, of 33 tokens"),
+        ("tokenizer.ggml.tokens", [*WORDS, "more"], "names 34 tokens, and its embedding has rows for 33"),
+        ("general.architecture", "a\n\x1b[31mb", r"architecture a\\n\\x1b\[31mb"),
+    ],
+)
+def test_a_field_that_is_wrong_or_that_nothing_reads_is_named(
+    tmp_path: Path, field: str, value: object, words: str
+) -> None:
+    path = tmp_path / "model.gguf"
+    write_gguf(path, "qwen2", Quantisation.Q8_0, fields={field: value})
+    _refuses(path, words)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {".attention.head_count_kv": None},
+        {".rope.dimension_count": None, ".attention.key_length": None, ".attention.value_length": None},
+        {".attention.sliding_window": 4096, ".rope.scaling.type": "none", ".expert_count": 0},
+        {"general.name": "mistral"},
+    ],
+    ids=["as many key heads", "rotated whole", "neutral", "named as an architecture"],
+)
+def test_what_a_file_may_leave_out_or_say_idly_changes_nothing(
+    tmp_path: Path, fields: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind = ARCHITECTURES["llama"]
+    monkeypatch.setitem(
+        ARCHITECTURES, "llama", replace(kind, fields=kind.fields | {"num_key_value_heads": 4})
+    )
+    path = tmp_path / "model.gguf"
+    source = write_gguf(path, "llama", Quantisation.F32, fields=fields)
+    model = AutoModelForCausalLM.from_pretrained(converted_gguf(path), dtype=torch.float32)
+    tokens = torch.arange(24)[None] % len(WORDS)
+    with torch.no_grad():
+        assert torch.equal(model(tokens).logits, source(tokens).logits)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_named(tmp_path: Path, bad: float) -> None:
+    path = tmp_path / "model.gguf"
+    source = write_gguf(path, "llama", Quantisation.F32)
+    weight = source.model.layers[1].mlp.down_proj.weight.detach()[3, 5].numpy().tobytes()
+    data = path.read_bytes()
+    assert data.count(weight) == 1
+    path.write_bytes(data.replace(weight, struct.pack("<f", bad)))
+    _refuses(path, r"weight model\.layers\.1\.mlp\.down_proj\.weight holds what is no number")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "fields", "text", "tokens"),
+    [
+        ("llama", {}, "b  he", ["b", "Ġ", "Ġhe"]),
+        ("llama", {"tokenizer.ggml.pre": "smollm"}, "b  he", ["b", "Ġ", "Ġhe"]),
+        ("llama", {"tokenizer.ggml.pre": "stablelm2"}, "he ab", ["he", "Ġ", "ab"]),
+        ("llama", {"tokenizer.ggml.pre": None}, "he", ["he"]),
+        ("gemma2", {}, "a?b", ["a", "<unk>", "b"]),
+        ("gemma3", {"tokenizer.ggml.add_space_prefix": False}, "he he", ["he", "▁he"]),
+    ],
+)
+def test_a_text_is_tokenised_as_the_file_says_and_by_its_tokens_alone(
+    tmp_path: Path, architecture: str, fields: dict[str, object], text: str, tokens: list[str]
+) -> None:
+    path = tmp_path / "model.gguf"
+    write_gguf(path, architecture, Quantisation.F32, fields=fields)
+    tokenizer = AutoTokenizer.from_pretrained(converted_gguf(path))
+    assert len(tokenizer) == len(WORDS)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert tokenizer.convert_ids_to_tokens(ids) == tokens
 
 
 def test_servers_that_convert_at_once_all_get_the_folder_that_one_of_them_made(
@@ -138,7 +233,7 @@ def test_servers_that_convert_at_once_all_get_the_folder_that_one_of_them_made(
 def test_a_killed_conversion_is_neither_taken_for_whole_nor_left_lying(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     write_gguf(path, "llama", Quantisation.Q8_0)
-    folder = cache.cache_home() / "0123456789abcdef-1" / ".other.new"
+    folder = cache.cache_home() / "0123456789abcdef-2" / ".other.new"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
     whole = converted_gguf(path)
@@ -153,6 +248,65 @@ def test_another_file_of_the_same_name_is_converted_anew(tmp_path: Path) -> None
     assert converted_gguf(path) == first
     write_gguf(path, "llama", Quantisation.Q4_0)
     assert converted_gguf(path) != first
+
+
+def _delete(path: Path) -> None:
+    path.unlink()
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def _zero(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 :] = bytes(len(data) - len(data) // 2)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [_delete, _cut, _zero])
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json", "converted.json"])
+def test_a_converted_folder_that_is_damaged_is_made_anew(
+    tmp_path: Path, damage: Callable[[Path], None], name: str
+) -> None:
+    path = tmp_path / "model.gguf"
+    write_gguf(path, "llama", Quantisation.Q8_0)
+    folder = converted_gguf(path)
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    damage(folder / name)
+    assert converted_gguf(path) == folder
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("known", [b"", b"../..", b"\xff\xfe", b"0123456789abcdef"])
+def test_a_known_hash_that_is_none_is_taken_again(tmp_path: Path, known: bytes) -> None:
+    path = tmp_path / "model.gguf"
+    write_gguf(path, "llama", Quantisation.Q8_0)
+    folder = converted_gguf(path)
+    (kept,) = (cache.cache_home() / "known").iterdir()
+    kept.write_bytes(known)
+    assert converted_gguf(path) == folder
+    assert len(kept.read_bytes()) == 64
+
+
+def test_a_file_of_dots_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "...gguf"
+    write_gguf(path, "llama", Quantisation.Q8_0)
+    assert (converted_gguf(path) / "config.json").is_file()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_disk_that_fills_up_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    path = tmp_path / "model.gguf"
+    write_gguf(path, "llama", Quantisation.Q8_0)
+
+    def fill(*_: object) -> None:
+        raise RuntimeError(f"I/O error: {os.strerror(code)} (os error {code})")
+
+    monkeypatch.setattr("trimtab.guidance.gguf.convert.convert", fill)
+    with pytest.raises(UserError, match=f"{os.strerror(code)}.*make room, or set XDG_CACHE_HOME"):
+        converted_gguf(path)
+    assert not list(cache.cache_home().glob("*-*"))
 
 
 def test_no_room_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,13 +343,17 @@ def test_a_default_model_that_is_absent_or_cut_is_named_with_the_fix(
     record = tmp_path / "small_model-1.dist-info"
     record.mkdir()
     (record / "METADATA").write_text("Metadata-Version: 2.1\nName: small-model\nVersion: 1\n")
-    (record / "RECORD").write_text("model.gguf,sha256=x,10\n")
+    digest = base64.urlsafe_b64encode(hashlib.sha256(b"GGUF123456").digest()).decode().rstrip("=")
+    (record / "RECORD").write_text(f"model.gguf,sha256={digest},10\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(cache, "DISTRIBUTION", "small-model")
     with pytest.raises(UserError, match=r"lacks its file .*model\.gguf"):
         installed_gguf()
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     with pytest.raises(UserError, match=r"is damaged: .* has 4 bytes of 10"):
+        installed_gguf()
+    (tmp_path / "model.gguf").write_bytes(b"GGUF000000")
+    with pytest.raises(UserError, match="is not the file that it lists"):
         installed_gguf()
     (tmp_path / "model.gguf").write_bytes(b"GGUF123456")
     assert installed_gguf() == tmp_path / "model.gguf"

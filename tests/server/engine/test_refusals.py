@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_models import SIZES, byte_tokenizer, save_random_head, save_random_model
 from transformers import (
     BloomConfig,
@@ -77,6 +78,15 @@ def test_corrupt_weights_are_refused(tmp_path: Path):
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
     assert "cannot be loaded" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("backend", ["torch", "native"])
+def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, backend: str):
+    save_random_model(LlamaConfig(**SIZES), tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][0, 0] = torch.nan
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert "computes what is no number" in refusal(tmp_path, cpu_backend=backend)
 
 
 def test_missing_weights_are_refused_and_not_made_up(tmp_path: Path):
