@@ -62,6 +62,8 @@ class Examples:
         return [item for kind in kinds for item in kind.held_out]
 
 
+MIN_ALIKE = 10
+"""Replies that may be rewarded alike by chance."""
 ITEMS_OF = {
     "preferences": "pairs",
     "rankings": "rankings",
@@ -85,6 +87,7 @@ def load_examples(config: TrainConfig, policy: Policy, read: ReadColumns | None 
         ITEMS_OF[name]: load_items(name, path, config, policy, mismatched=_needs_mismatch(config), read=read)
         for name, path in files.items()
     }
+    _check_rewards(items.get("rollouts", ()), files.get("rollouts"))
     if "rollouts" not in items:
         items["rollouts"] = [RolloutItem(reply) for reply in _own_replies(items)]
     held_out = held_out_prompts(
@@ -99,6 +102,17 @@ def load_examples(config: TrainConfig, policy: Policy, read: ReadColumns | None 
                     f"held_out={config.held_out}: give rows with more different prompts, or another share"
                 )
     return Examples(**splits)
+
+
+def _check_rewards(items: Sequence[RolloutItem], path: Path | None) -> None:
+    """Raises DataError where all replies are rewarded alike."""
+    if len(items) < MIN_ALIKE or not all(item.is_rewarded for item in items):
+        return
+    if len({item.reward for item in items}) == 1:
+        raise DataError(
+            f"{path}: all {len(items)} replies have the reward {items[0].reward:g}, which teaches nothing: "
+            "give rewards that tell replies apart"
+        )
 
 
 def files_of(config: TrainConfig) -> dict[str, Path]:

@@ -12,12 +12,13 @@ from typing import Any, Literal
 
 from trimtab.guidance.data.rollouts import RolloutRow, plain_prompt
 from trimtab.guidance.data.rows import ReadColumns
-from trimtab.guidance.errors import UserError
+from trimtab.guidance.errors import UserError, first_line
 from trimtab.server.scoring.scorer import Score
 
 TokenTexts = Callable[[RolloutRow], list[str]]
 UNITS = "the function's own"
 BATCH_ARGUMENTS = ("prompts", "completions", "completion_ids")
+_SWAPPED = (["reply", "prompt"], ["completion", "prompt"], ["response", "prompt"])
 _TRAINERS_OWN = ("trainer_state", "log_extra", "log_metric", "environments")
 
 
@@ -30,9 +31,21 @@ def load_function(name: str, flag: str = "--judge") -> Callable[..., Any]:
     if "" not in sys.path:
         sys.path.append("")
     try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError, ValueError, SyntaxError) as error:
-        raise UserError(f"{flag} {name} cannot be had ({error}); name one as module:function") from error
+        module = importlib.import_module(module_name)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the user's code may raise anything, also SystemExit
+        what = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(
+            f"{flag} {name} cannot be had ({what}); name one as module:function, the module as `import` does"
+        ) from error
+    function = getattr(module, function_name, None)
+    if function is None:
+        where = getattr(module, "__file__", None) or "built in"
+        raise UserError(
+            f"{flag} {name} cannot be had: module {module_name} ({where}) has no {function_name or 'name'}; "
+            "name one as module:function"
+        )
     if not callable(function):
         raise UserError(f"{flag} {name} is no function but {type(function).__name__}")
     return function
@@ -70,6 +83,8 @@ def calling_of(function: Callable[..., Any]) -> Calling:
             signature.bind(*arguments)
         except TypeError:
             continue
+        if [*signature.parameters][:2] in _SWAPPED:
+            raise UserError(f"{name}{signature} is called with (prompt, reply), in this order: swap its two")
         return Calling(style)  # type: ignore[arg-type]
     raise UserError(
         f"{name}{signature} must take (prompt, reply), (prompt, reply, tokens), or batches as "
@@ -122,6 +137,7 @@ class FunctionScorer:
         self.function = function
         self.token_texts = token_texts
         self.takes_tokens = calling_of(function).style == "tokens"
+        self._is_by_token: bool | None = None  # of the first reply that it scored
 
     def score(self, rows: Sequence[RolloutRow]) -> list[Score]:
         return [self._score(row) for row in rows]
@@ -133,9 +149,16 @@ class FunctionScorer:
             arguments.append(self.token_texts(row))
         try:
             result = self.function(*arguments)
-        except Exception as error:  # the user's code may raise anything; it becomes this reply's problem
+        except (Exception, SystemExit) as error:  # the user's code may raise anything: this reply's problem
             return Score.none(f"the function raised {type(error).__name__}: {error}")
-        return check_result(result, len(row.token_ids))
+        score = check_result(result, len(row.token_ids))
+        if score.problem:
+            return score
+        is_by_token = score.token_rewards is not None
+        if self._is_by_token in (None, is_by_token):
+            self._is_by_token = is_by_token
+            return score
+        return Score.none("the function returned one number for some replies, one per token for others")
 
 
 def check_result(result: object, num_tokens: int) -> Score:
@@ -162,7 +185,9 @@ def _number(value: object) -> float | None:
         return None
     try:
         return float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
+    except OverflowError:
+        return math.inf
+    except (TypeError, ValueError):
         return None
 
 
@@ -193,7 +218,7 @@ class BatchFunctionScorer:
         batch = f"{self._name}, called for {len(rows)} replies from {_place(rows[0])} to {_place(rows[-1])},"
         try:
             results = self._function(**self._arguments(rows))
-        except Exception as error:  # the user's code may raise anything
+        except (Exception, SystemExit) as error:  # the user's code may raise anything
             return [Score.none(f"{batch} raised {type(error).__name__}: {error}")] * len(rows)
         if isinstance(results, str | bytes | dict) or not hasattr(results, "__len__"):
             kind = type(results).__name__

@@ -11,7 +11,7 @@ from pathlib import Path
 from trimtab.guidance.data.load import PromptRow, load_preferences, load_prompt_rows
 from trimtab.guidance.data.rollouts import plain_prompt, read_rollouts
 from trimtab.guidance.data.rows import Preference, ReadColumns
-from trimtab.guidance.errors import UserError
+from trimtab.guidance.errors import DataError, UserError
 from trimtab.guidance.files import write_text
 from trimtab.guidance.text.message import Prompt
 from trimtab.server.commands.fit.config import FitConfig
@@ -40,7 +40,11 @@ class Prompts:
         as_text = config.row_options.rows == "text"
         pairs: tuple[Preference, ...] = ()
         if config.preferences is not None:
-            pairs = load_preferences(config.preferences, config.row_options, as_text=as_text).rows
+            try:
+                pairs = load_preferences(config.preferences, config.row_options, as_text=as_text).rows
+            except DataError as error:  # which names the flags of `trimtab train`
+                line = str(error).replace("so give it as --", "so give it to `trimtab train` as --")
+                raise DataError(line) from error
         seen = {_key(pair.prompt) for pair in pairs}
         if config.eval_prompts is None:
             trained, judged = _split(_load(config, config.prompts, read_by_all), config.seed, seen)
@@ -125,11 +129,10 @@ def _check(
             "more, and hundreds for a head that is worth something"
         )
     if len(judged_keys) < MIN_EVAL:
-        where = f"{source}: {len(judged_keys)} prompts are not those of pairs too" if for_both else ""
-        raise UserError(
-            f"{where or f'{config.eval_prompts}: one prompt'} cannot judge a head: give {MIN_EVAL} or more"
-            + (", or --eval-prompts" if for_both else "")
-        )
+        given, fix = config.eval_prompts, f"give {MIN_EVAL} or more"
+        if for_both:
+            given, fix = source, "those of pairs cannot; give others, or --eval-prompts"
+        raise UserError(f"{given}: {len(judged_keys)} prompts are too few to judge a head by: {fix}")
     both = judged_keys & (trained_keys | set(pairs))
     if both:
         raise UserError(

@@ -29,8 +29,10 @@ from trimtab.guidance.policy import Policy, load_policy
 from trimtab.guidance.publish.card import CardFacts, render_card
 from trimtab.guidance.publish.judgement import read_judgement
 from trimtab.guidance.publish.package import PICTURES_FOLDER, gather, write_package
+from trimtab.guidance.text.encoding import ReplyEncoder
 from trimtab.guidance.text.message import Prompt
 from trimtab.guidance.training.config import PartName, TrainConfig
+from trimtab.guidance.training.examples import held_out_prompts
 from trimtab.guidance.training.train_head import train_head
 from trimtab.server.commands.eval.bench import Materials
 from trimtab.server.commands.eval.config import EvalConfig
@@ -39,6 +41,7 @@ from trimtab.server.commands.features import run as features_run
 from trimtab.server.commands.features.config import FeaturesConfig
 from trimtab.server.commands.fit.check import check_room, is_complete, trained_head
 from trimtab.server.commands.fit.config import FitConfig
+from trimtab.server.commands.fit.inputs import Inputs
 from trimtab.server.commands.fit.plan import Amounts, measure_speed, plan_table
 from trimtab.server.commands.fit.prompts import Prompts, judged_file, trained_file
 from trimtab.server.commands.fit.rehearsal import TrainingSize, rehearse
@@ -46,7 +49,8 @@ from trimtab.server.commands.fit.show import final_table
 from trimtab.server.commands.rollouts import run as rollouts_run
 from trimtab.server.commands.rollouts.config import RolloutsConfig
 
-CONFIG_FILE = "fit.yaml"
+CONFIG_FILE, SCORED_FILE = "fit.yaml", "scored.parquet"
+SCORES = "scores of the replies"
 HELD_OUT = 0.1
 _LOTS = 3
 """How many times as many replies as run side by side are sampled before they are kept: between two lots the
@@ -68,8 +72,12 @@ def run(config: FitConfig) -> None:
     """
     _check_same(config)
     prompts = Prompts.load(config)
-    prompts.keep(config, is_begun=(config.run / CONFIG_FILE).is_file())
-    fit = Fit(config, prompts)
+    fit, is_begun = Fit(config, prompts), (config.run / CONFIG_FILE).is_file()
+    if not is_begun:
+        fit.check()
+    prompts.keep(config, is_begun=is_begun)
+    inputs = Inputs(config.run)
+    inputs.check(config)
     write_text(config.run / CONFIG_FILE, to_yaml(config))
     left = fit.left()
     if left:
@@ -81,9 +89,15 @@ def run(config: FitConfig) -> None:
         print(f"stage {number}/{len(fit.stages)}: {stage.title}{': done' if is_done else ''}", flush=True)
         if not is_done:
             stage.work()
+            if stage.title == SCORES:
+                inputs.keep_reward(config)
             gc.collect()  # engines lie in circles, and hold a cache of keys and values each
     fit.package()
     print(final_table(config))
+    if inputs.is_reward_changed(config):
+        print(
+            f"note: {config.reward} has changed since it scored the replies: another --run-folder scores anew"
+        )
     print(f"head: {config.head} (its card is README.md); all else: {config.run}")
     print(f"serve it with: trimtab serve --model {config.engine.model} --heads {config.head}")
 
@@ -93,11 +107,12 @@ def _check_same(config: FitConfig) -> None:
     path = config.run / CONFIG_FILE
     if not path.is_file():
         return
+    free = _FREE if (config.run / SCORED_FILE).is_file() else {*_FREE, "on_bad_scores"}
     before, now = (_flat(yaml.safe_load(text)) for text in (path.read_text("utf-8"), to_yaml(config)))
     changed = [
         name
         for name in {**before, **now}
-        if before.get(name) != now.get(name) and not any(_is_within(name, free) for free in _FREE)
+        if before.get(name) != now.get(name) and not any(_is_within(name, each) for each in free)
     ]
     if changed:
         name = changed[0]
@@ -147,7 +162,7 @@ class Fit:
         elif config.features is None:
             stages.append(_features("the replies", self.reply_features, self._read_replies))
         if config.preferences is None:
-            stages.append(Stage("scores of the replies", self.scored.is_file, self._score))
+            stages.append(Stage(SCORES, self.scored.is_file, self._score))
         elif config.pair_features is None:
             stages.append(_features("the pairs", self.pair_features, self._read_pairs))
         stages.append(Stage("training", (trained_head(config) / MANIFEST_FILE).is_file, self._train))
@@ -173,7 +188,7 @@ class Fit:
 
     @property
     def scored(self) -> Path:
-        return self.config.run / "scored.parquet"
+        return self.config.run / SCORED_FILE
 
     @property
     def report(self) -> Path:
@@ -183,6 +198,36 @@ class Fit:
     def _own_rows(self) -> EncodedRows:
         """How the prompts are read that this run has written."""
         return replace(self.config.row_options, format=TRL, columns="")
+
+    def check(self) -> None:
+        """Raises UserError or DataError for prompts that cannot be replied to and for too few pairs, which
+        training would refuse, before anything is begun."""
+        config, policy, options = self.config, self.policy, self.config.row_options
+        encoder = ReplyEncoder(
+            policy.tokenizer, options.rows, end_ids=policy.end_ids, extra_keys=options.extra_columns
+        )
+        context = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None) or math.inf
+        limit = min(context, config.engine.max_model_len or math.inf) - config.max_tokens
+        trained = [encoder.prompt_ids(row.prompt) for row in self.prompts.trained]
+        for rows, ids in (
+            (self.prompts.trained, trained if config.rollouts is None else []),
+            (self.prompts.judged, [encoder.prompt_ids(row.prompt) for row in self.prompts.judged]),
+        ):
+            long = [number for number, prompt in enumerate(ids) if len(prompt) > limit]
+            if long and options.on_bad_rows == "refuse":
+                first, num_tokens = _text(rows[long[0]].prompt)[:40], len(ids[long[0]])
+                raise UserError(
+                    f"{len(long)} of {len(rows)} prompts leave no room for {config.max_tokens} reply tokens, "
+                    f"first {first!r} of {num_tokens}: mend them, lower --max-tokens, or give "
+                    "--on-bad-rows skip"
+                )
+        pairs = [encoder.prompt_ids(pair.prompt) for pair in self.prompts.pairs]
+        held_out = held_out_prompts([*pairs, *trained], HELD_OUT, config.seed)
+        if pairs and not 0 < sum(prompt in held_out for prompt in pairs) < len(pairs):
+            raise UserError(
+                f"{config.preferences}: {len(pairs)} pairs of {len(set(pairs))} different prompts are too "
+                "few: none would be left to train on, or to hold out; give more, of other prompts"
+            )
 
     def amounts(self) -> Amounts:
         """Of the stages that are left."""

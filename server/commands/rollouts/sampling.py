@@ -79,7 +79,10 @@ def sample_all(
     plan = replace(_plan(config), measured=(measure,) if measure else ())
     engine, recorder = _engine(config, engine_config, policy)
     encoder = ReplyEncoder(
-        engine.policy.tokenizer, config.row_options.rows, extra_keys=config.row_options.extra_columns
+        engine.policy.tokenizer,
+        config.row_options.rows,
+        end_ids=engine.policy.eos_token_ids,
+        extra_keys=config.row_options.extra_columns,
     )
     encoded = _encode(engine, encoder, prompts, plan, config, told)
     told += [*encoder.notes.lines(), *_mismatches(engine, plan, encoder.form)]

@@ -35,6 +35,20 @@ def a_word(prompt, reply):
 
 def fails(prompt, reply):
     raise RuntimeError("no lexicon")
+
+def leaves(prompt, reply):
+    raise SystemExit(3)
+
+def swapped(reply, prompt):
+    return 1.0
+
+def constant(prompt, reply):
+    return 1.0
+
+def fails_for_some(prompt, reply):
+    if prompt.endswith("1"):
+        raise RuntimeError("no lexicon")
+    return vowels(prompt, reply)
 """
 STAGES = ("_sample", "_score", "_train", "_judge")
 
@@ -164,6 +178,16 @@ def test_what_tokens_are_credited_by_follows_from_the_reward(flags, reward, cred
         (("--reward", "function:fit_rewards:too_few"), "1 token rewards for"),
         (("--reward", "function:fit_rewards:a_word"), "returned str"),
         (("--reward", "function:fit_rewards:fails"), "no lexicon"),
+        (("--reward", "function:fit_rewards:leaves"), "raised SystemExit: 3"),
+        (("--reward", "function:fit_rewards:swapped"), "swap its two"),
+        (("--reward", "function:./fit_rewards.py:vowels"), "cannot be had"),
+        (("--reward", "function:code:vowels"), "code.py) has no vowels"),
+        (("--reward", "function:raises:f"), "RuntimeError: not today"),
+        (("--reward", "function:leaves:f"), "SystemExit: 1"),
+        (("--reward", "preferences:single.jsonl"), "1 pairs of 1 different prompts are too few"),
+        (("--reward", "preferences:thumbs.jsonl"), "give it to `trimtab train` as --unpaired"),
+        (("--prompts", "long.jsonl"), "1 of 21 prompts leave no room for 6 reply tokens, first 'aaaa"),
+        (("--eval-prompts", "long.jsonl"), "prompts leave no room for 6 reply tokens"),
         (("--reward", "reward:heads/none"), "no head of that name"),
         (("--reward", "model:none"), "none"),
         (("--reward", "preferences:empty.jsonl"), "empty"),
@@ -184,6 +208,11 @@ def test_bad_input_is_told_before_any_work_in_one_line_that_names_it(flags, caps
     write("few.jsonl", [{"prompt": f"say {i}"} for i in range(5)])
     write("empty.jsonl", [])
     write("one.jsonl", [{"prompt": "tell"}])
+    write("single.jsonl", [{"prompt": "ask", "chosen": "aa", "rejected": "zz"}])
+    write("thumbs.jsonl", [{"prompt": "ask", "completion": "aa", "label": True}])
+    write("long.jsonl", [{"prompt": "a" * 500}, *({"prompt": f"long {i}"} for i in range(22))])
+    Path("raises.py").write_text("raise RuntimeError('not today')\n")
+    Path("leaves.py").write_text("raise SystemExit(1)\n")
     write("overlap.jsonl", [{"prompt": "say 2"}, {"prompt": "tell"}])
     Path("mine").mkdir()
     Path("mine/notes.txt").write_text("mine")
@@ -218,3 +247,33 @@ def test_a_judge_rates_a_made_up_reply_before_any_other(flags, capsys):
         told = complaint(capsys, *flags, *OWN[:4], "--reward", f"judge:{judge.url}")
     assert "does not rate a made-up reply" in told
     assert len(judge.asked) == 1
+
+
+def test_the_fix_that_a_complaint_of_scores_names_is_taken(flags, capsys):
+    args = [*flags, *OWN[:4], "--reward", "function:fit_rewards:fails_for_some"]
+    assert "--on-bad-scores skip" in complaint(capsys, *args)
+    fit(*args, "--on-bad-scores", "skip")
+    assert "on_bad_scores" in complaint(capsys, *args), "the replies are scored by now"
+
+
+def test_a_reward_that_is_the_same_for_all_replies_is_told(flags, capsys):
+    told = complaint(capsys, *flags, *OWN[:4], "--reward", "function:fit_rewards:constant")
+    assert "all 42 replies have the reward 1, which teaches nothing" in told
+
+
+def test_pairs_that_have_changed_are_refused(flags, capsys, monkeypatch):
+    monkeypatch.setattr(fit_run.Fit, "_train", stop)
+    pairs = [*flags, *OWN[:4], "--reward", "preferences:pairs.jsonl", "--advantage.loss", "dpo"]
+    with pytest.raises(StoppedError):
+        main(["fit", *pairs])
+    Path("pairs.jsonl").write_text(Path("pairs.jsonl").read_text().replace("aa1", "bb1"))
+    assert "pairs.jsonl has changed since runs/warm was begun with it" in complaint(capsys, *pairs)
+
+
+def test_an_edited_reward_is_noted(flags, capsys):
+    fit(*flags, *OWN)
+    assert "note:" not in capsys.readouterr().out
+    with Path("fit_rewards.py").open("a") as file:
+        file.write("# edited\n")
+    fit(*flags, *OWN)
+    assert "note: function:fit_rewards:vowels has changed since" in capsys.readouterr().out

@@ -497,6 +497,22 @@ def test_features_kept_while_sampling_are_those_that_a_second_pass_would_write(f
     assert main([*train, "--features", "kept", "--run-folder", "r", "--head-folder", "h"]) == 1
 
 
+def test_an_end_that_the_generation_config_alone_names_ends_what_is_kept(flags, policy, tmp_path):
+    """Such a reply has no further end: none was computed."""
+    folder = shutil.copytree(policy, tmp_path / "policy")
+    ends = [*range(97, 123), load_policy(policy).tokenizer.eos_token_id]
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    flags = [str(folder) if flag == str(policy) else flag for flag in flags]
+    run(*flags, "--keep-features", "kept", "--temperature", "2", "--max-tokens", "60")
+    assert {row["token_ids"][-1] in range(97, 123) for row in read()} >= {True}
+    replies, kept = features_of("out.parquet", folder)
+    command = ["features", "--model", str(folder), "--rollouts", "out.parquet", "--no-show-progress"]
+    assert main([*command, "--out", "anew"]) == 0
+    anew = open_features(Path("anew"), kept.policy)
+    for mine, theirs in zip(kept.get(replies), anew.get(replies), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.slow
 def test_a_run_killed_at_any_moment_keeps_its_features_too(flags, policy):
     write_prompts([f"say {i}" for i in range(12)])

@@ -36,6 +36,7 @@ def test_one_number_per_token_sums_to_the_reply_s_reward(numbers):
     [
         (math.nan, "nan"),
         (-math.inf, "-inf"),
+        (10**400, "inf"),
         (None, "None"),
         ("3", "str"),
         ({"kind": 1}, "dict"),
@@ -63,6 +64,13 @@ def test_an_exception_is_one_reply_s_problem_and_is_counted():
     assert (count.num_rows, count.num_bad) == (3, 1)
     assert "prompt 7 sample 1" in str(count)
     assert "KeyError: 'no such word'" in str(count)
+
+
+def test_one_number_for_some_replies_and_one_per_token_for_others_is_a_problem():
+    by_token = iter([False, True, False])
+    scorer = FunctionScorer(lambda prompt, reply: [1.0, 2.0] if next(by_token) else 1.0)
+    scores = scorer.score([row(num_tokens=2)] * 3)
+    assert [bool(score.problem) for score in scores] == [False, True, False]
 
 
 def test_a_problem_takes_away_an_older_reward():
