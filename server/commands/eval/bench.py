@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from tqdm import tqdm
 
 from trimtab.guidance.data.load import PromptRow, load_prompt_rows
 from trimtab.guidance.errors import DataError, HeadError, UserError
@@ -111,7 +112,8 @@ def _fitting(
 class Bench:
     """plan: how plain replies are drawn, num_replies to each prompt. replies, scores: plain ones, where every
     curve begins and what best-of-n chooses from; as many to each prompt as the largest n. own_kls: what a
-    system prompt costs, at which the other curves are compared with it."""
+    system prompt costs, at which the other curves are compared with it. bar: of all replies, in place of one
+    for each curve's point."""
 
     config: EvalConfig
     engine: Engine
@@ -123,6 +125,7 @@ class Bench:
     replies: list[MeasuredReply]
     scores: Scores
     show_progress: bool = True
+    bar: tqdm | None = None
     own_kls: tuple[float, ...] = ()
 
     def sample(
@@ -130,7 +133,7 @@ class Bench:
     ) -> list[MeasuredReply]:
         """Replies in the order of the prompts. label: of the progress bar. prompts: as they are read in place
         of the judged ones. changes: of the plan."""
-        plan, progress = replace(self.plan, **changes), label if self.show_progress else None
+        plan, progress = replace(self.plan, **changes), self.bar or (label if self.show_progress else None)
         return sample_measured(self.engine, prompts or self.judged.encoded, plan, progress)
 
     def measured_in_another_state(
@@ -190,9 +193,10 @@ def make_bench(
     *,
     num_plain: int,
     show_progress: bool = True,
+    bar: tqdm | None = None,
 ) -> Bench:
     """Samples the plain replies, num_plain to each prompt, and judges them. gold_head: what gold scores are
-    read from, or ""."""
+    read from, or "". bar: see Bench."""
     bank = engine.bank
     measured = tuple(name for name, has in zip(bank.names, bank.has_reward, strict=True) if has)
     judges = make_judges(config, engine, judged.read, judged.encoder.form, measured, gold_head)
@@ -206,10 +210,11 @@ def make_bench(
     num_prompts = len(judged.encoded)
     draws = resample_prompts(num_prompts, seed=config.seed)
     many = replace(plan, num_replies=max(num_plain, config.num_replies))
-    replies = sample_measured(engine, judged.encoded, many, "plain" if show_progress else None)
+    progress = bar or ("plain" if show_progress else None)
+    replies = sample_measured(engine, judged.encoded, many, progress)
     scores = judges(replies)
     judging = Judging(num_prompts, draws, config.num_replies, config.seed, (replies, scores))
-    return Bench(config, engine, judged, plan, judges, judging, features, replies, scores, show_progress)
+    return Bench(config, engine, judged, plan, judges, judging, features, replies, scores, show_progress, bar)
 
 
 @dataclass(frozen=True)
@@ -255,11 +260,12 @@ def gold_of(bench: Bench, point: CurvePoint) -> Estimate:
 @dataclass(frozen=True)
 class Materials:
     """What the sections read, loaded when first asked for. engine_config: with `bundled` resolved.
-    loaded: the policy, where it is there already."""
+    loaded: the policy, where it is there already. bar: see Bench."""
 
     config: EvalConfig
     engine_config: EngineConfig
     loaded: Policy | None = None
+    bar: tqdm | None = None
 
     @cached_property
     def policy(self) -> Policy:

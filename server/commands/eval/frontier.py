@@ -75,7 +75,9 @@ def judge_frontier(materials: Materials) -> FrontierReport:
     asked, activations = find_system_prompt(config, tuning), find_steering(config, tuning)
     samples = [r.sample + 1 for one in external for _, replies in one.replies for r in replies]
     num_plain = max((config.num_replies, *config.best_of, *samples))
-    bench = make_bench(config, engine, materials.features, judged, gold_head, num_plain=num_plain)
+    bench = make_bench(
+        config, engine, materials.features, judged, gold_head, num_plain=num_plain, bar=materials.bar
+    )
     point = None if asked is None else system_prompt_curve(bench, asked.wording)
     if point is not None:
         bench = replace(bench, own_kls=(point.points[0].kl.mean,))

@@ -14,6 +14,7 @@ from statistics import fmean
 from typing import Any
 
 import yaml
+from tqdm import tqdm
 
 from trimtab.guidance.config_file import to_yaml
 from trimtab.guidance.data.formats.registry import TRL
@@ -377,7 +378,9 @@ class Fit:
             judge=config.judge,
             row_options=self._own_rows,
         )
-        judge(Materials(asked, engine, self.policy))
+        num_replies = len(self.prompts.judged) * config.eval_replies * (1 + len(config.strengths))
+        with tqdm(total=num_replies, desc="judging", unit="reply") as bar:
+            judge(Materials(asked, engine, self.policy, bar))
 
     def package(self) -> None:
         """The head with its card and pictures, in its folder."""
