@@ -17,7 +17,13 @@ from transformers import modeling_gguf_pytorch_utils as loader
 import gguf
 from trimtab.guidance.errors import UserError
 from trimtab.guidance.files import write_json
-from trimtab.guidance.gguf.fields import READ_BY_THEIR_OWN, check_fields, hold_config, own_fields, rotate_less
+from trimtab.guidance.gguf.fields import (
+    READ_BY_THEIR_OWN,
+    check_fields,
+    hold_config,
+    rotate_less,
+    rotated_width,
+)
 from trimtab.guidance.gguf.header import Header
 from trimtab.guidance.gguf.tokenizer import write_tokenizer
 
@@ -89,10 +95,10 @@ def _check_model(path: Path, header: Header, config: PreTrainedConfig) -> None:
     ):
         return  # of the second table, whose loader itself refuses
     model = _empty(config)
-    width = own_fields(header).get("rope.dimension_count")
-    if width is not None and header.architecture not in READ_BY_THEIR_OWN:
+    if header.architecture not in READ_BY_THEIR_OWN:
+        width = rotated_width(header)
         if _rotated(model) - {width}:
-            rotate_less(config, int(width))
+            rotate_less(config, width)
             model = _empty(config)
         if _rotated(model) - {width}:
             raise UserError(

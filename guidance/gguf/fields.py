@@ -172,6 +172,13 @@ def _hold_rope(config: PretrainedConfig, given: Mapping[str, Scalar]) -> None:
             parameters["rope_theta"] = want
 
 
+def rotated_width(header: Header) -> int:
+    """How many numbers of a head are rotated: all, where the file does not say."""
+    given = own_fields(header)
+    whole = int(given["embedding_length"]) // int(given["attention.head_count"])
+    return int(given.get("rope.dimension_count", given.get("attention.key_length", whole)))
+
+
 def rotate_less(config: PretrainedConfig, width: int) -> None:
     """For a model of which only so many numbers of each head are rotated."""
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

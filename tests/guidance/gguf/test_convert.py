@@ -181,6 +181,36 @@ def test_what_a_file_may_leave_out_or_say_idly_changes_nothing(
         assert torch.equal(model(tokens).logits, source(tokens).logits)
 
 
+def test_a_head_is_rotated_whole_where_the_file_does_not_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where transformers' own default is a quarter of it."""
+    kind = ARCHITECTURES["stablelm"]
+    rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0}
+    fields = kind.fields | {"rope_parameters": rope}
+    monkeypatch.setitem(ARCHITECTURES, "stablelm", replace(kind, fields=fields))
+    path = tmp_path / "model.gguf"
+    source = write_gguf(path, "stablelm", Quantisation.F32, fields={".rope.dimension_count": None})
+    model = AutoModelForCausalLM.from_pretrained(converted_gguf(path), dtype=torch.float32)
+    tokens = torch.arange(24)[None] % len(WORDS)
+    with torch.no_grad():
+        assert torch.equal(model(tokens).logits, source(tokens).logits)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2"])
+@pytest.mark.parametrize("flags", [{}, {"bos": True}, {"bos": False}, {"eos": True}])
+def test_beginnings_and_ends_are_added_as_the_file_says(
+    tmp_path: Path, architecture: str, flags: dict[str, bool]
+) -> None:
+    """And where it does not, to a sentencepiece vocabulary a beginning."""
+    path = tmp_path / "model.gguf"
+    fields = {f"tokenizer.ggml.add_{name}_token": value for name, value in flags.items()}
+    write_gguf(path, architecture, Quantisation.F32, fields=fields)
+    ids = AutoTokenizer.from_pretrained(converted_gguf(path))("b").input_ids
+    begins = flags.get("bos", architecture == "gemma2")
+    assert ids == [*[1] * begins, WORDS.index("b"), *[2] * flags.get("eos", False)]
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_weights_that_are_no_numbers_are_named(tmp_path: Path, bad: float) -> None:
     path = tmp_path / "model.gguf"
