@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import transformers
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -39,10 +41,11 @@ _AS_QWEN2 = {"stablelm2", "hunyuan"}
 def write_tokenizer(path: Path, header: Header, folder: Path) -> None:
     """Raises UserError where it is not known how the file's vocabulary splits a text, or its tokens are not
     those that the tokenizer has."""
+    splits = _splits_of_transformers()
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     backend = tokenizer.backend_tokenizer
     if header.metadata["tokenizer.ggml.model"] == "gpt2":
-        _set_split(path, header, backend)
+        _set_split(path, header, backend, splits)
     else:
         _set_unknown(header, tokenizer)
         if header.metadata.get("tokenizer.ggml.add_space_prefix") is False:
@@ -57,7 +60,7 @@ def write_tokenizer(path: Path, header: Header, folder: Path) -> None:
         )
 
 
-def _set_split(path: Path, header: Header, backend: Tokenizer) -> None:
+def _set_split(path: Path, header: Header, backend: Tokenizer, splits: Mapping[str, str]) -> None:
     kind = header.metadata.get("tokenizer.ggml.pre", "default")
     if kind == "default":
         logger.warning("%s does not say how its vocabulary splits a text: it is split as GPT-2 does", path)
@@ -67,7 +70,6 @@ def _set_split(path: Path, header: Header, backend: Tokenizer) -> None:
             [pre_tokenizers.Digits(individual_digits=True), split]
         )
     elif kind not in _GPT2:
-        splits = _splits_of_transformers()
         regex = splits.get("qwen2" if kind in _AS_QWEN2 else str(kind))
         if regex is None:
             raise UserError(
@@ -83,13 +85,17 @@ def _set_split(path: Path, header: Header, backend: Tokenizer) -> None:
 
 
 def _splits_of_transformers() -> dict[str, str]:
+    """Raises UserError where transformers is too old to read a GGUF's tokenizer right."""
     try:
-        from transformers.integrations.gguf import gguf_tokenizer_mapping as theirs  # noqa: PLC0415
-    except ImportError:  # which it did not always have
-        from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX  # noqa: PLC0415
-
-        return {"qwen2": PRETOKENIZE_REGEX}
-    return dict(theirs.GGUF_PRE_TOKENIZER_SPLITS)
+        from transformers.integrations.gguf.gguf_tokenizer_mapping import (  # noqa: PLC0415
+            GGUF_PRE_TOKENIZER_SPLITS,
+        )
+    except ImportError:
+        raise UserError(
+            f"transformers {transformers.__version__} does not read the tokenizers of GGUF files right: "
+            "pip install -U transformers, or name the model's own folder"
+        ) from None
+    return dict(GGUF_PRE_TOKENIZER_SPLITS)
 
 
 def _set_unknown(header: Header, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -8,10 +8,16 @@ from typing import Any
 
 import gguf
 import numpy as np
+import pytest
 import torch
 from gguf import GGMLQuantizationType as Quantisation
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+try:
+    from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS as _SPLITS
+except ImportError:
+    _SPLITS = None
+needs_gguf = pytest.mark.skipif(_SPLITS is None, reason="transformers is too old to read GGUFs right")
 WORDS = ["<unk>", "<s>", "</s>", *(chr(code) for code in range(97, 123)), "Ġ", "he", "Ġhe", "ab"]
 MERGES = ["h e", "Ġ he", "a b"]
 TEMPLATE = "{% for message in messages %}<s>{{ message['content'] }}</s>{% endfor %}"

@@ -17,12 +17,14 @@ import gguf
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Quantisation
-from small_gguf import ARCHITECTURES, TEMPLATE, WORDS, write_gguf
+from small_gguf import ARCHITECTURES, TEMPLATE, WORDS, needs_gguf, write_gguf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trimtab.guidance.errors import UserError
 from trimtab.guidance.gguf import cache, converted_gguf, installed_gguf, is_gguf
 from trimtab.guidance.text.ends import reply_ends
+
+pytestmark = needs_gguf
 
 
 @pytest.fixture(autouse=True)

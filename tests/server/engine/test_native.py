@@ -11,7 +11,7 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as Quantisation
 from served_types import outcome_of
-from small_gguf import WORDS, write_gguf
+from small_gguf import WORDS, needs_gguf, write_gguf
 from tiny_configs import FAR, NEAR
 from tiny_models import SIZES, save_random_model
 from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM, Phi3Config
@@ -161,6 +161,7 @@ def test_a_checkpoint_of_two_bytes_is_stored_in_two_bytes(dtype: str, tmp_path: 
     assert whole.policy.native.num_bytes > 1.9 * native.num_bytes
 
 
+@needs_gguf
 @pytest.mark.parametrize(
     ("architecture", "quantisation", "formats"),
     [
