@@ -6,7 +6,7 @@ from __future__ import annotations
 import gc
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from trimtab.guidance.config_file import to_yaml
 from trimtab.guidance.data.formats.registry import TRL
 from trimtab.guidance.data.options import EncodedRows, RowLimits, columns_for, format_for
 from trimtab.guidance.data.rollouts import read_rollouts
-from trimtab.guidance.errors import UserError
+from trimtab.guidance.errors import DataError, UserError
 from trimtab.guidance.features.layout import MANIFEST_FILE as FEATURES_FILE
 from trimtab.guidance.features.layout import load_feature_manifest
 from trimtab.guidance.features.store import open_features
@@ -207,22 +207,33 @@ class Fit:
         encoder = ReplyEncoder(
             policy.tokenizer, options.rows, end_ids=policy.end_ids, extra_keys=options.extra_columns
         )
+        skips = options.on_bad_rows == "skip"
+
+        def ids_of(prompts: Iterable[Prompt]) -> list[tuple[int, ...]]:
+            found = []
+            for prompt in prompts:
+                try:
+                    found.append(encoder.prompt_ids(prompt))
+                except DataError as error:
+                    if not skips:
+                        raise DataError(f"prompt {_text(prompt)[:40]!r}: {error}") from error
+            return found
+
+        trained, judged, pairs = (
+            ids_of(row.prompt for row in rows)
+            for rows in (self.prompts.trained, self.prompts.judged, self.prompts.pairs)
+        )
         context = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None) or math.inf
         limit = min(context, config.engine.max_model_len or math.inf) - config.max_tokens
-        trained = [encoder.prompt_ids(row.prompt) for row in self.prompts.trained]
-        for rows, ids in (
-            (self.prompts.trained, trained if config.rollouts is None else []),
-            (self.prompts.judged, [encoder.prompt_ids(row.prompt) for row in self.prompts.judged]),
-        ):
-            long = [number for number, prompt in enumerate(ids) if len(prompt) > limit]
-            if long and options.on_bad_rows == "refuse":
-                first, num_tokens = _text(rows[long[0]].prompt)[:40], len(ids[long[0]])
-                raise UserError(
-                    f"{len(long)} of {len(rows)} prompts leave no room for {config.max_tokens} reply tokens, "
-                    f"first {first!r} of {num_tokens}: mend them, lower --max-tokens, or give "
-                    "--on-bad-rows skip"
-                )
-        pairs = [encoder.prompt_ids(pair.prompt) for pair in self.prompts.pairs]
+        asked = [*(trained if config.rollouts is None else ()), *judged]
+        long = [ids for ids in asked if len(ids) > limit]
+        if long and not skips:
+            first = policy.tokenizer.decode(long[0][:16])
+            raise UserError(
+                f"{len(long)} of {len(asked)} prompts leave no room for {config.max_tokens} reply tokens, "
+                f"the first ({first!r} …) has {len(long[0])}: mend them, lower --max-tokens, or give "
+                "--on-bad-rows skip"
+            )
         held_out = held_out_prompts([*pairs, *trained], HELD_OUT, config.seed)
         if pairs and not 0 < sum(prompt in held_out for prompt in pairs) < len(pairs):
             raise UserError(
