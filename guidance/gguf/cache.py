@@ -89,6 +89,7 @@ def converted_gguf(path: Path) -> Path:
     except UserError as error:
         line = printable(str(error))
         raise UserError(line if len(line) <= _MAX_LINE else f"{line[:_MAX_LINE]} …") from error
+    shutil.rmtree(folder.parent / f".{folder.name}.old", ignore_errors=True)  # of a kill between two renames
     return folder
 
 
@@ -132,6 +133,8 @@ def _is_whole(folder: Path) -> bool:
     try:
         listed = json.loads((folder / _LIST).read_text(encoding="utf-8"))
         then = (folder / _LIST).stat().st_mtime_ns
+        if "config.json" not in listed or not any(name.endswith(".safetensors") for name in listed):
+            return False
         for name, (size, digest) in listed.items():
             have = (folder / name).stat()
             if have.st_size != size or (have.st_mtime_ns > then and _hash(folder / name) != digest):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections import defaultdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,18 @@ from trimtab.guidance.gguf.fields import (
     rotate_less,
     rotated_width,
 )
-from trimtab.guidance.gguf.header import Header
-from trimtab.guidance.gguf.tokenizer import write_tokenizer
+from trimtab.guidance.gguf.header import Header, TensorInfo
+from trimtab.guidance.gguf.tokenizer import OPTIONAL_TOKENS, write_tokenizer
 
-_NO_ARCHITECTURES = {"general", "tokenizer", "t5", "umt5", "t5encoder"}  # headings, and encoder-decoders
-_READS_ROPE_SCALING = {"gpt-oss"}
+_NO_ARCHITECTURES = {
+    *("general", "tokenizer", "t5", "umt5", "t5encoder"),  # headings, and encoder-decoders
+    *(
+        "gpt_oss",
+        "mamba",
+        "minimax_m2",
+        "gemma4",
+    ),  # with fields of their own, which nobody has held to a model
+}
 
 
 def convert(path: Path, header: Header, folder: Path) -> None:
@@ -74,8 +82,7 @@ def check_architecture(path: Path, header: Header) -> None:
             f"(it reads {', '.join(sorted(known))}): name the model's own folder or hub id"
         )
     for field, value in header.metadata.items():
-        is_scaled = field == f"{header.architecture}.rope.scaling.type" and value != "none"
-        if is_scaled and header.architecture not in _READS_ROPE_SCALING:
+        if field == f"{header.architecture}.rope.scaling.type" and value != "none":
             raise UserError(
                 f"{path} scales its positions ({field} {value}), which transformers reads from no GGUF: "
                 "name the model's own folder or hub id"
@@ -136,13 +143,15 @@ def _check_tensors(path: Path, header: Header, model: PreTrainedModel) -> None:
             f"{path}: transformers does not read its tensor {unread[0]} ({len(unread)} such), so it would be "
             "served wrong: name the model's own folder or hub id"
         )
-    weights = dict(model.named_parameters())
+    parts: defaultdict[str, list[TensorInfo]] = defaultdict(list)  # a weight may be held in two tensors
     for tensor in header.tensors:
-        weight = weights.get(names.get(tensor.name, names.get(tensor.name.removesuffix(".weight"), "")))
-        if weight is not None and weight.numel() != tensor.num_elements:
+        parts[names.get(tensor.name, names.get(tensor.name.removesuffix(".weight"), ""))].append(tensor)
+    for name, weight in model.named_parameters():
+        have = sum(tensor.num_elements for tensor in parts[name])
+        if have not in (0, weight.numel()):
             raise UserError(
-                f"{path} is damaged: its tensor {tensor.name} has {tensor.num_elements} numbers, and its "
-                f"fields describe {weight.numel()}; copy it again"
+                f"{path} is damaged: its tensor {parts[name][0].name} has {have} numbers, and its fields "
+                f"describe {weight.numel()}; copy it again"
             )
     num_weights = sum(weight.numel() for weight in model.parameters())
     if num_weights > 2 * header.num_elements:  # a few that are missing are named later; memory is not risked
@@ -160,6 +169,11 @@ class _PlainReader(gguf.GGUFReader):  # type: ignore[misc]
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.fields.pop("general.name", None)
+        num_tokens = len(self.fields["tokenizer.ggml.tokens"].data)
+        for name in OPTIONAL_TOKENS:
+            field = self.fields.get(f"tokenizer.ggml.{name}_token_id")
+            if field is not None and not 0 <= field.contents() < num_tokens:
+                del self.fields[field.name]
         architecture = self.fields["general.architecture"].contents()
         heads = self.fields.get(f"{architecture}.attention.head_count")
         if heads is not None:

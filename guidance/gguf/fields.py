@@ -17,7 +17,7 @@ from transformers import PretrainedConfig
 from trimtab.guidance.errors import UserError
 from trimtab.guidance.gguf.header import Header, Scalar
 
-READ_BY_THEIR_OWN = {"qwen35", "qwen35moe", "lfm2", "gpt-oss", "mamba", "minimax-m2", "gemma4"}
+READ_BY_THEIR_OWN = {"qwen35", "qwen35moe", "lfm2"}
 """Architectures whose fields transformers reads by functions of their own."""
 ATTRIBUTES: Mapping[str, tuple[str, ...]] = {
     "context_length": ("max_position_embeddings",),
@@ -33,7 +33,6 @@ ATTRIBUTES: Mapping[str, tuple[str, ...]] = {
     "attention.sliding_window": ("sliding_window",),
     "attn_logit_softcapping": ("attn_logit_softcapping",),
     "final_logit_softcapping": ("final_logit_softcapping",),
-    "use_parallel_residual": ("use_parallel_residual",),
     "expert_count": ("num_experts", "num_local_experts"),
     "expert_used_count": ("num_experts_per_tok",),
     "expert_feed_forward_length": ("moe_intermediate_size",),
@@ -46,6 +45,7 @@ _ROPE = ("rope.freq_base", "rope.freq_base_swa", "rope.dimension_count")
 _FREE = {  # of which no logit depends, or but for rope.scaling.type
     *("vocab_size", "tensor_data_layout", "pooling_type", "rope.scaling.original_context_length"),
     *("rope.scaling.finetuned", "decoder_start_token_id"),
+    "use_parallel_residual",  # which the tensors tell, as llama.cpp and transformers have it
 }
 _NEUTRAL: Mapping[str, tuple[Scalar, ...]] = {
     "attention.causal": (True,),
@@ -53,7 +53,12 @@ _NEUTRAL: Mapping[str, tuple[Scalar, ...]] = {
     "rope.scaling.factor": (0.0, 1.0),
     "rope.scaling.attn_factor": (1.0,),
     "rope.scale_linear": (0.0, 1.0),
+    "logit_scale": (0.0, 1.0),
+    "embedding_scale": (0.0, 1.0),
+    "residual_scale": (0.0, 1.0),
+    "expert_weights_scale": (0.0, 1.0),
 }
+"""Where nothing reads them: also 0, False and no text, but for `attention.causal`."""
 _QUERY_SCALES = {"gemma2": 46, "gemma3": 62}
 """Architectures with a scale of their own -> layers of the one size that divides by hidden size ÷ heads."""
 _WINDOW_PERIODS = {"gemma2": 2, "gemma3": 6}
@@ -71,7 +76,8 @@ def check_fields(path: Path, header: Header) -> None:
     if header.architecture in READ_BY_THEIR_OWN:
         return
     given = own_fields(header)
-    for field in _REQUIRED:
+    more = ("attention.sliding_window",) if header.architecture == "gemma3" else ()
+    for field in (*_REQUIRED, *more):
         if field not in given:
             raise UserError(f"{path} does not say {header.architecture}.{field}: convert the model anew")
     if not any(field in given for field in _EPSILONS):
@@ -79,7 +85,8 @@ def check_fields(path: Path, header: Header) -> None:
     for field, value in given.items():
         _check_number(path, header, field, value)
         is_read = field in ATTRIBUTES or field in _ROPE or field in _FREE
-        if not is_read and value not in _NEUTRAL.get(field, ()) and not _is_gemmas(header, field, value):
+        is_neutral = value in _NEUTRAL.get(field, ()) or (not value and field != "attention.causal")
+        if not is_read and not is_neutral and not _is_gemmas(header, field, value):
             raise _unread(path, header, field, value)
 
 
@@ -115,6 +122,9 @@ def hold_config(path: Path, header: Header, config: PretrainedConfig) -> None:
         return
     given = own_fields(header)
     given.setdefault("attention.head_count_kv", given["attention.head_count"])
+    if hasattr(config, "head_dim"):
+        for field in ("attention.key_length", "attention.value_length"):
+            given.setdefault(field, _head_size(header))
     for field, names in ATTRIBUTES.items():
         if field in given:
             _set(path, header, config, field, given[field], names)
@@ -172,11 +182,17 @@ def _hold_rope(config: PretrainedConfig, given: Mapping[str, Scalar]) -> None:
             parameters["rope_theta"] = want
 
 
+def _head_size(header: Header) -> int:
+    """Numbers of a query's head, by its tensor where the file does not say."""
+    given = own_fields(header)
+    width, num_heads = int(given["embedding_length"]), int(given["attention.head_count"])
+    rows = header.num_rows("blk.0.attn_q.weight", width) or width
+    return int(given.get("attention.key_length", rows // num_heads))
+
+
 def rotated_width(header: Header) -> int:
     """How many numbers of a head are rotated: all, where the file does not say."""
-    given = own_fields(header)
-    whole = int(given["embedding_length"]) // int(given["attention.head_count"])
-    return int(given.get("rope.dimension_count", given.get("attention.key_length", whole)))
+    return int(own_fields(header).get("rope.dimension_count", _head_size(header)))
 
 
 def rotate_less(config: PretrainedConfig, width: int) -> None:

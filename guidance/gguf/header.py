@@ -213,7 +213,7 @@ def _check_vocabulary(path: Path, header: Header) -> None:
         raise UserError(
             f"{path} has a tokenizer without {fields[0]}: convert the model anew, with its tokenizer"
         )
-    for name in ("bos", "eos", "unknown", "padding", "eot", "separator"):
+    for name in ("bos", "eos"):  # others that are no token's are left out
         field = f"tokenizer.ggml.{name}_token_id"
         if not 0 <= int(metadata.get(field, 0)) < num_tokens:
             raise UserError(f"{path} is damaged: {field} is {metadata[field]}, of {num_tokens} tokens")

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import transformers
 from tokenizers import Regex, Tokenizer, pre_tokenizers
@@ -16,7 +17,16 @@ from trimtab.guidance.errors import UserError
 from trimtab.guidance.files import write_json, write_text
 from trimtab.guidance.gguf.header import Header
 
+try:
+    from transformers.integrations.gguf import gguf_tokenizer_mapping as theirs
+
+    theirs.GGUF_PRE_TOKENIZER_SPLITS  # noqa: B018
+except (ImportError, AttributeError):  # of a transformers that is too old
+    theirs = None
+
 logger = logging.getLogger(__name__)
+
+OPTIONAL_TOKENS = {"unknown": "unk_token", "padding": "pad_token"}
 
 _GPT2 = {
     *(
@@ -35,23 +45,38 @@ _GPT2 = {
 }
 _DIGITS_FIRST = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
 _AS_QWEN2 = {"stablelm2", "hunyuan"}
+_WHOLE_WORDS = {
+    *("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "tekken"),
+}
+"""Whose words are tokens where the vocabulary has them whole, and whose texts have a beginning."""
 """How llama.cpp splits a text before it merges, by `tokenizer.ggml.pre` (src/llama-vocab.cpp)."""
 
 
 def write_tokenizer(path: Path, header: Header, folder: Path) -> None:
     """Raises UserError where it is not known how the file's vocabulary splits a text, or its tokens are not
     those that the tokenizer has."""
-    splits = _splits_of_transformers()
-    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    if theirs is None:
+        raise UserError(
+            f"transformers {transformers.__version__} does not read the tokenizers of GGUF files right: "
+            "pip install -U transformers, or name the model's own folder"
+        )
+    num_tokens = int(header.metadata["tokenizer.ggml.tokens"])
+    with mock.patch.dict(theirs._SPECIAL_TOKENS):
+        for name, ours in OPTIONAL_TOKENS.items():
+            if not 0 <= int(header.metadata.get(f"tokenizer.ggml.{name}_token_id", 0)) < num_tokens:
+                del theirs._SPECIAL_TOKENS[ours]
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     backend = tokenizer.backend_tokenizer
     if header.metadata["tokenizer.ggml.model"] == "gpt2":
-        _set_split(path, header, backend, splits)
+        _set_split(path, header, backend, theirs.GGUF_PRE_TOKENIZER_SPLITS)
+        begins = header.metadata.get("tokenizer.ggml.pre") in _WHOLE_WORDS and tokenizer.bos_token is not None
+        if begins and "tokenizer.ggml.add_bos_token" not in header.metadata:
+            tokenizer.add_bos_token = True
     else:
         _set_unknown(header, tokenizer)
         if header.metadata.get("tokenizer.ggml.add_space_prefix") is False:
             _leave_out_prefix(backend)
     tokenizer.save_pretrained(folder)
-    num_tokens = int(header.metadata["tokenizer.ggml.tokens"])
     _settle(folder, num_tokens)
     if len(AutoTokenizer.from_pretrained(folder)) > num_tokens:
         raise UserError(
@@ -82,20 +107,8 @@ def _set_split(path: Path, header: Header, backend: Tokenizer, splits: Mapping[s
                 pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
             ]
         )
-
-
-def _splits_of_transformers() -> dict[str, str]:
-    """Raises UserError where transformers is too old to read a GGUF's tokenizer right."""
-    try:
-        from transformers.integrations.gguf.gguf_tokenizer_mapping import (  # noqa: PLC0415
-            GGUF_PRE_TOKENIZER_SPLITS,
-        )
-    except ImportError:
-        raise UserError(
-            f"transformers {transformers.__version__} does not read the tokenizers of GGUF files right: "
-            "pip install -U transformers, or name the model's own folder"
-        ) from None
-    return dict(GGUF_PRE_TOKENIZER_SPLITS)
+        if kind in _WHOLE_WORDS:
+            backend.model.ignore_merges = True
 
 
 def _set_unknown(header: Header, tokenizer: PreTrainedTokenizerBase) -> None:

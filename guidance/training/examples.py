@@ -26,6 +26,7 @@ from trimtab.guidance.policy import Policy
 from trimtab.guidance.text.encoding import EncodedReply
 from trimtab.guidance.text.prompt_form import Form, form_of
 from trimtab.guidance.training.config import TrainConfig
+from trimtab.guidance.training.held_out import reads_columns
 
 T = TypeVar("T")
 
@@ -87,7 +88,7 @@ def load_examples(config: TrainConfig, policy: Policy, read: ReadColumns | None 
         ITEMS_OF[name]: load_items(name, path, config, policy, mismatched=_needs_mismatch(config), read=read)
         for name, path in files.items()
     }
-    _check_rewards(items.get("rollouts", ()), files.get("rollouts"))
+    _check_rewards(items.get("rollouts", ()), config)
     if "rollouts" not in items:
         items["rollouts"] = [RolloutItem(reply) for reply in _own_replies(items)]
     held_out = held_out_prompts(
@@ -104,14 +105,17 @@ def load_examples(config: TrainConfig, policy: Policy, read: ReadColumns | None 
     return Examples(**splits)
 
 
-def _check_rewards(items: Sequence[RolloutItem], path: Path | None) -> None:
+def _check_rewards(items: Sequence[RolloutItem], config: TrainConfig) -> None:
     """Raises DataError where all replies are rewarded alike."""
-    if len(items) < MIN_ALIKE or not all(item.is_rewarded for item in items):
+    if len(items) < MIN_ALIKE or not reads_columns(items, config) or not all(i.is_rewarded for i in items):
         return
-    if len({item.reward for item in items}) == 1:
+    rewards = (tuple(item.rewards()) for item in items)
+    if config.reward_from == "reply" or all(item.token_rewards is None for item in items):
+        rewards = ((math.fsum(by_token),) for by_token in rewards)
+    if len(set(rewards)) == 1:
         raise DataError(
-            f"{path}: all {len(items)} replies have the reward {items[0].reward:g}, which teaches nothing: "
-            "give rewards that tell replies apart"
+            f"{config.rollouts}: all {len(items)} replies have the same reward, which teaches nothing: give "
+            "rewards that tell replies apart"
         )
 
 

@@ -71,6 +71,11 @@ ARCHITECTURES = {
     "stablelm": Architecture(
         gguf.MODEL_ARCH.STABLELM, "stablelm", {"rope_parameters": _rope(1e5, share=0.5)}
     ),
+    "qwen3moe": Architecture(
+        gguf.MODEL_ARCH.QWEN3MOE,
+        "qwen3_moe",
+        {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True},
+    ),
     "nemotron": Architecture(gguf.MODEL_ARCH.NEMOTRON, "nemotron", {"norm_eps": 1e-2}),
 }
 """With what a file states and transformers would pass over: bases and shares of rotation, windows, scales."""
@@ -140,6 +145,12 @@ def _fields(config: Any) -> dict[str, Any]:
         "rope.dimension_count": int(config.head_dim * rope.get("partial_rotary_factor", 1.0)),
         "rope.freq_base": float(rope["rope_theta"]),
     }
+    for field, name in {
+        "expert_count": "num_experts",
+        "expert_used_count": "num_experts_per_tok",
+        "expert_feed_forward_length": "moe_intermediate_size",
+    }.items():
+        fields[field] = getattr(config, name, None)
     for name in ("layer_norm_eps", "norm_epsilon", "norm_eps"):
         fields["attention.layer_norm_epsilon"] = getattr(config, name, None) or fields.get(
             "attention.layer_norm_epsilon"
@@ -175,6 +186,13 @@ def _tensors(model: PreTrainedModel, architecture: gguf.MODEL_ARCH) -> dict[str,
             tensor = _interleave(tensor, model.config.head_dim)
         if architecture in _NORMS_PLUS_ONE and "norm" in stem and suffix == "weight":
             tensor = tensor + 1
+        if suffix == "gate_up_proj":  # of all experts
+            layer = stem.split(".")[2]
+            for part, half in zip(("gate", "up"), np.split(tensor, 2, axis=1), strict=True):
+                found[f"blk.{layer}.ffn_{part}_exps.weight"] = np.ascontiguousarray(half)
+            continue
+        if suffix == "down_proj":
+            stem, suffix = f"{stem}.down_proj", "weight"
         found[f"{names.get_name(stem)}.{suffix}"] = tensor
     return found
 

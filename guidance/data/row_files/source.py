@@ -59,6 +59,15 @@ def check_source(path: Path | str) -> None:
     _files(source)
 
 
+def files_of(path: Path | str) -> Sequence[Path]:
+    """The files that a path means; none of a hub id, or a folder that `datasets` has saved. Raises
+    DataError."""
+    source = find_source(path)
+    if is_hub_id(source) or _is_saved_dataset(Path(source.name)):
+        return []
+    return _files(source)
+
+
 def find_source(path: Path | str) -> Source:
     """What a path names: what is there, or what is there without `:split` at its end."""
     text = str(path)

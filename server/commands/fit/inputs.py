@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from trimtab.guidance.data.row_files.source import files_of
 from trimtab.guidance.errors import UserError
 from trimtab.guidance.files import write_json
 from trimtab.server.commands.fit.config import FitConfig
@@ -28,9 +30,9 @@ class Inputs:
         before, now = self._read(), {}
         for name in ("preferences", "rubric", "rollouts"):
             file = getattr(config, name)
-            if file is None or not file.is_file():
+            if file is None:
                 continue
-            now[name] = _digest(file)
+            now[name] = _digest([file] if name == "rubric" else files_of(file))
             if before.get(name, now[name]) != now[name]:
                 raise UserError(
                     f"{file} has changed since {config.run} was begun with it: put it back as it was, or "
@@ -49,9 +51,13 @@ class Inputs:
         return found
 
 
-def _digest(file: Path) -> str:
-    with file.open("rb") as data:
-        return hashlib.file_digest(data, "sha256").hexdigest()
+def _digest(files: Sequence[Path]) -> str:
+    """Of their contents in this order."""
+    whole = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as data:
+            whole.update(hashlib.file_digest(data, "sha256").digest())
+    return whole.hexdigest()
 
 
 def _code(config: FitConfig) -> str:
@@ -60,4 +66,4 @@ def _code(config: FitConfig) -> str:
     if kind != "function":
         return ""
     file = getattr(sys.modules.get(rest.partition(":")[0]), "__file__", None)
-    return _digest(Path(file)) if file is not None and Path(file).is_file() else ""
+    return _digest([Path(file)]) if file is not None and Path(file).is_file() else ""

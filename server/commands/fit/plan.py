@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from rich.console import Console
 from rich.table import Table
 
+from trimtab.guidance.errors import DataError
 from trimtab.guidance.policy import Policy
 from trimtab.guidance.text.encoding import ReplyEncoder
 from trimtab.guidance.text.message import Prompt
+from trimtab.guidance.text.prompt_form import Rows
 from trimtab.server.commands.fit.rehearsal import TrainingSize
 from trimtab.server.engine.config import EngineConfig
 from trimtab.server.engine.engine import Engine
@@ -44,13 +47,18 @@ class Amounts:
         return int(positions * self.hidden_size * self.itemsize)
 
 
-def measure_speed(policy: Policy, config: EngineConfig, prompts: Sequence[Prompt], amounts: Amounts) -> float:
+def measure_speed(
+    policy: Policy, config: EngineConfig, prompts: Sequence[Prompt], amounts: Amounts, rows: Rows
+) -> float:
     """Tokens a second of replies side by side, as far as there will be so many."""
     engine = Engine.from_config(replace(config, heads=()), policy=policy)
-    encoder = ReplyEncoder(policy.tokenizer, end_ids=policy.end_ids, extra_keys="ignore")
+    encoder = ReplyEncoder(policy.tokenizer, rows, end_ids=policy.end_ids, extra_keys="ignore")
     num_rows = min(config.max_num_seqs, max(amounts.replies, amounts.judged, 1))
-    some = prompts[: max(1, num_rows // 8)]
-    encoded = [EncodedPrompt(n, p, encoder.prompt_ids(p), encoder.end_id(p)) for n, p in enumerate(some)]
+    some, encoded = prompts[: max(1, num_rows // 8)], []
+    for number, prompt in enumerate(some):
+        with suppress(DataError):  # of a row that sampling skips
+            ids = encoder.prompt_ids(prompt)
+            encoded.append(EncodedPrompt(number, prompt, ids, encoder.end_id(prompt)))
     plan = SamplePlan(num_replies=max(1, num_rows // len(some)))
     _timed(engine, encoded, replace(plan, max_tokens=1))  # a first step is slower than any other
     (few, short), (many, long) = (

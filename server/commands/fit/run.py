@@ -33,7 +33,7 @@ from trimtab.guidance.publish.package import PICTURES_FOLDER, gather, write_pack
 from trimtab.guidance.text.encoding import ReplyEncoder
 from trimtab.guidance.text.message import Prompt
 from trimtab.guidance.training.config import PartName, TrainConfig
-from trimtab.guidance.training.examples import held_out_prompts
+from trimtab.guidance.training.examples import MIN_ALIKE, held_out_prompts
 from trimtab.guidance.training.train_head import train_head
 from trimtab.server.commands.eval.bench import Materials
 from trimtab.server.commands.eval.config import EvalConfig
@@ -274,7 +274,7 @@ class Fit:
     def speed(self, amounts: Amounts) -> float:
         """Tokens a second, measured on a few replies."""
         prompts = [row.prompt for row in self.prompts.judged]
-        return measure_speed(self.policy, self.config.engine, prompts, amounts)
+        return measure_speed(self.policy, self.config.engine, prompts, amounts, self.config.row_options.rows)
 
     def _sample(self) -> None:
         config = self.config
@@ -363,7 +363,19 @@ class Fit:
         assert source is not None
         return f"replies of the policy to {source.name}, and {config.reward}"
 
+    def _check_scores(self) -> None:
+        """Raises UserError where a reward of whole replies gives the same to all: windows make of it numbers
+        that differ from place to place."""
+        rows, _ = read_rollouts(self.scored)
+        if self.config.score_windows and len(rows) >= MIN_ALIKE and len({row.reward for row in rows}) == 1:
+            raise UserError(
+                f"{self.config.reward} gives all {len(rows)} replies the reward {rows[0].reward}, which "
+                "teaches nothing: give a reward that tells replies apart"
+            )
+
     def _train(self) -> None:
+        if self.config.preferences is None:
+            self._check_scores()
         features = open_features(self.reply_features, self.policy)
         if self.config.preferences is not None:
             features.take(open_features(self.pair_features, self.policy))

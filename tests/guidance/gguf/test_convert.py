@@ -143,6 +143,7 @@ def test_a_file_that_would_be_served_wrong_is_refused(
         (".attention.layer_norm_rms_epsilon", float("inf"), "layer_norm_rms_epsilon is inf"),
         (".rope.freq_base", float("nan"), "rope.freq_base is nan"),
         (".rope.freq_base", -1e4, "rope.freq_base is -10000.0"),
+        (".attention.causal", False, "says qwen2.attention.causal False, which"),
         ("tokenizer.ggml.pre", "never-heard-of", "tokenizer.ggml.pre never-heard-of, which"),
         ("tokenizer.ggml.merges", None, "tokenizer without tokenizer.ggml.merges"),
         ("tokenizer.ggml.bos_token_id", 33, "bos_token_id is 33, of 33 tokens"),
@@ -164,9 +165,11 @@ def test_a_field_that_is_wrong_or_that_nothing_reads_is_named(
         {".attention.head_count_kv": None},
         {".rope.dimension_count": None, ".attention.key_length": None, ".attention.value_length": None},
         {".attention.sliding_window": 4096, ".rope.scaling.type": "none", ".expert_count": 0},
+        {".logit_scale": 1.0, ".something.new": 0, ".use_parallel_residual": True},
+        {"tokenizer.ggml.padding_token_id": 2**32 - 1, "tokenizer.ggml.unknown_token_id": 99},
         {"general.name": "mistral"},
     ],
-    ids=["as many key heads", "rotated whole", "neutral", "named as an architecture"],
+    ids=["key heads", "rotated whole", "neutral", "unread and neutral", "no tokens", "as an architecture"],
 )
 def test_what_a_file_may_leave_out_or_say_idly_changes_nothing(
     tmp_path: Path, fields: dict[str, object], monkeypatch: pytest.MonkeyPatch
@@ -197,6 +200,12 @@ def test_a_head_is_rotated_whole_where_the_file_does_not_say(
     tokens = torch.arange(24)[None] % len(WORDS)
     with torch.no_grad():
         assert torch.equal(model(tokens).logits, source(tokens).logits)
+
+
+def test_a_text_of_llama_3_begins_where_the_file_does_not_say(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    write_gguf(path, "llama", Quantisation.F32, fields={"tokenizer.ggml.pre": "llama-bpe"})
+    assert AutoTokenizer.from_pretrained(converted_gguf(path))("b").input_ids == [1, WORDS.index("b")]
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2"])
@@ -231,6 +240,7 @@ def test_weights_that_are_no_numbers_are_named(tmp_path: Path, bad: float) -> No
         ("llama", {"tokenizer.ggml.pre": "smollm"}, "b  he", ["b", "Ġ", "Ġhe"]),
         ("llama", {"tokenizer.ggml.pre": "stablelm2"}, "he ab", ["he", "Ġ", "ab"]),
         ("llama", {"tokenizer.ggml.pre": None}, "he", ["he"]),
+        ("llama", {"tokenizer.ggml.pre": "llama-bpe", "tokenizer.ggml.merges": ["a b"]}, "he", ["he"]),
         ("gemma2", {}, "a?b", ["a", "<unk>", "b"]),
         ("gemma3", {"tokenizer.ggml.add_space_prefix": False}, "he he", ["he", "▁he"]),
     ],
@@ -319,6 +329,17 @@ def test_a_known_hash_that_is_none_is_taken_again(tmp_path: Path, known: bytes) 
     kept.write_bytes(known)
     assert converted_gguf(path) == folder
     assert len(kept.read_bytes()) == 64
+
+
+def test_an_empty_list_is_no_whole_folder_and_an_older_one_is_cleared(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    write_gguf(path, "llama", Quantisation.Q8_0)
+    folder = converted_gguf(path)
+    (folder / "converted.json").write_text("{}")
+    (folder / "config.json").unlink()
+    (folder.parent / ".model.old").mkdir()
+    assert (converted_gguf(path) / "config.json").is_file()
+    assert [one.name for one in folder.parent.iterdir()] == ["model"]
 
 
 def test_a_file_of_dots_has_a_folder_of_its_own(tmp_path: Path) -> None:

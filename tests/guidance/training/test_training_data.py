@@ -147,6 +147,37 @@ def test_rollouts_without_a_reward_are_counted_and_refused_or_left_out(config: T
         train_head(runs, policy=policy)
 
 
+@pytest.mark.parametrize(
+    ("reward", "more", "is_refused"),
+    [
+        ({"reward": 2.0}, {}, True),
+        ({"reward": 2.0}, {"reward_from": "head"}, False),
+        ({"token_rewards": [1.0, 0.0]}, {}, True),
+        ({"token_rewards": None}, {}, False),
+        ({"token_rewards": None}, {"reward_from": "reply"}, True),
+    ],
+    ids=["of replies", "unread", "of tokens", "credited elsewhere", "of replies, by tokens"],
+)
+def test_rewards_that_are_the_same_for_all_teach_nothing(
+    config: TrainConfig, policy: Policy, reward: dict[str, Any], more: dict[str, Any], is_refused: bool
+):
+    """None: (1, 0) or (0, 1), by turns, of the same sum."""
+    path = config.run_folder.parent.parent / "alike.jsonl"
+    rows = [
+        {"prompt": f"a {'b' * (1 + n % 12)}", "completion": "c", "token_ids": [10, 11], "is_cut": True}
+        | {key: value or [float(n % 2), float(n % 2 == 0)] for key, value in reward.items()}
+        for n in range(24)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    alike = dataclasses.replace(on_rollouts(config), rollouts=path, **more)
+    if is_refused:
+        with pytest.raises(DataError, match="all 24 replies have the same reward, which teaches nothing"):
+            load_examples(alike, policy)
+    else:
+        rollouts = load_examples(alike, policy).rollouts
+        assert len(rollouts.train) + len(rollouts.held_out) == 24
+
+
 def test_rows_whose_reward_is_no_number_are_named(config: TrainConfig, policy: Policy):
     runs = on_rollouts(config, parts=("value",))
     add_rows(runs.rollouts, {"prompt": "a", "completion": "c", "reward": float("nan")})

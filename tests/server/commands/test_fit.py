@@ -258,7 +258,7 @@ def test_the_fix_that_a_complaint_of_scores_names_is_taken(flags, capsys):
 
 def test_a_reward_that_is_the_same_for_all_replies_is_told(flags, capsys):
     told = complaint(capsys, *flags, *OWN[:4], "--reward", "function:fit_rewards:constant")
-    assert "all 42 replies have the reward 1, which teaches nothing" in told
+    assert "gives all 42 replies the reward 1.0, which teaches nothing" in told
 
 
 def test_pairs_that_have_changed_are_refused(flags, capsys, monkeypatch):
