@@ -41,7 +41,7 @@ def finite(value: Any, name: str) -> float:
     except OverflowError:  # JSON's whole numbers have any length
         number = math.inf
     if not math.isfinite(number):
-        raise DataError(f"{name} must hold finite numbers, got {str(value)[:40]}")
+        raise DataError(f"{name} must hold finite numbers, got {repr(value)[:40]}")
     return number
 
 

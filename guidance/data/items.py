@@ -213,7 +213,8 @@ def load_items(
     limit = max_length(limits, policy)
     fitting = [item for item in items if num_tokens(item) <= limit]
     if not fitting:
-        raise DataError(f"{path}: every row is longer than {_limit_name(limits, limit)}: raise it")
+        fix = "raise it" if limit == limits.max_tokens else "give shorter ones"
+        raise DataError(f"{path}: every row is longer than {_limit_name(limits, limit)}: {fix}")
     if len(fitting) < len(items):
         num, name = len(items) - len(fitting), _limit_name(limits, limit)
         logger.warning("%s: left out %d rows longer than %s", path, num, name)

@@ -13,8 +13,10 @@ import yaml
 from safetensors import SafetensorError
 
 from trimtab.guidance.config_file import to_yaml
+from trimtab.guidance.data.input_files import INPUTS_FILE, check_inputs
 from trimtab.guidance.data.items import RolloutItem
 from trimtab.guidance.data.plain_rollouts import plain_only
+from trimtab.guidance.data.row_files.source import files_of as row_files
 from trimtab.guidance.errors import DataError, HeadError
 from trimtab.guidance.features.source import Extract, FeatureCache, FeatureSource, StreamedFeatures
 from trimtab.guidance.features.store import open_features
@@ -27,7 +29,7 @@ from trimtab.guidance.policy import Policy, load_policy
 from trimtab.guidance.text.prompt_form import mismatch
 from trimtab.guidance.training.config import PartName, TrainConfig
 from trimtab.guidance.training.convex_reward import solve_reward
-from trimtab.guidance.training.examples import Examples, Split, load_examples, rows_of
+from trimtab.guidance.training.examples import Examples, Split, files_of, load_examples, rows_of
 from trimtab.guidance.training.figures import (
     Figures,
     HeldOutLoss,
@@ -169,7 +171,11 @@ def _write_config(config: TrainConfig) -> None:
         changed = sorted(key for key in now if key not in _FREE and before.get(key) != now[key])
         if changed:
             raise DataError(f"{path}: was run with another {changed[0]}: restore it, or start without resume")
+    elif is_first():
+        (config.run_folder / INPUTS_FILE).unlink(missing_ok=True)
     if is_first():
+        inputs = {name: (given, row_files(given)) for name, given in files_of(config).items()}
+        check_inputs(config.run_folder, inputs, "start without resume")
         write_text(path, to_yaml(config))
 
 

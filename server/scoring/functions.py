@@ -5,9 +5,12 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from trimtab.guidance.data.rollouts import RolloutRow, plain_prompt
@@ -31,7 +34,8 @@ def load_function(name: str, flag: str = "--judge") -> Callable[..., Any]:
     if "" not in sys.path:
         sys.path.append("")
     try:
-        module = importlib.import_module(module_name)
+        with in_its_place():
+            module = importlib.import_module(module_name)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # the user's code may raise anything, also SystemExit
@@ -49,6 +53,16 @@ def load_function(name: str, flag: str = "--judge") -> Callable[..., Any]:
     if not callable(function):
         raise UserError(f"{flag} {name} is no function but {type(function).__name__}")
     return function
+
+
+@contextmanager
+def in_its_place() -> Iterator[None]:
+    """Whatever the user's code makes the current folder: paths of ours are relative to this one."""
+    folder = Path.cwd()
+    try:
+        yield
+    finally:
+        os.chdir(folder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +162,8 @@ class FunctionScorer:
             assert self.token_texts is not None
             arguments.append(self.token_texts(row))
         try:
-            result = self.function(*arguments)
+            with in_its_place():
+                result = self.function(*arguments)
         except (Exception, SystemExit) as error:  # the user's code may raise anything: this reply's problem
             return Score.none(f"the function raised {type(error).__name__}: {error}")
         score = check_result(result, len(row.token_ids))
@@ -216,8 +231,10 @@ class BatchFunctionScorer:
 
     def _batch(self, rows: Sequence[RolloutRow]) -> list[Score]:
         batch = f"{self._name}, called for {len(rows)} replies from {_place(rows[0])} to {_place(rows[-1])},"
+        arguments = self._arguments(rows)
         try:
-            results = self._function(**self._arguments(rows))
+            with in_its_place():
+                results = self._function(**arguments)
         except (Exception, SystemExit) as error:  # the user's code may raise anything
             return [Score.none(f"{batch} raised {type(error).__name__}: {error}")] * len(rows)
         if isinstance(results, str | bytes | dict) or not hasattr(results, "__len__"):

@@ -16,7 +16,7 @@ from trimtab.server.commands.eval.config import EvalConfig
 from trimtab.server.engine.engine import Engine
 from trimtab.server.judging.questions import RUBRIC
 from trimtab.server.scoring.choose import ScorerContext, make_scorer, split_scorer
-from trimtab.server.scoring.functions import calling_of, check_result, load_function
+from trimtab.server.scoring.functions import calling_of, check_result, in_its_place, load_function
 from trimtab.server.scoring.scorer import Scorer
 from trimtab.server.scoring.token_texts import TokenTexts
 
@@ -31,7 +31,8 @@ def reward_name(head: str) -> str:
 @dataclass(slots=True)
 class Judges:
     """Scores replies to `prompts`. gold, proxies: scorers by the name of their score, "" where a function
-    names its scores itself. gold_names: known once something has been scored."""
+    names its scores itself. gold_names: known once something has been scored. problems: by scorer, how many
+    replies have one, and the first. unsaid: by score, how many of how many replies got None."""
 
     config: EvalConfig
     prompts: Sequence[PromptRow]
@@ -41,6 +42,7 @@ class Judges:
     gold_reward: str = ""
     gold_names: tuple[str, ...] = ()
     problems: dict[str, tuple[int, str]] = field(default_factory=dict)
+    unsaid: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def __call__(self, replies: Sequence[MeasuredReply]) -> Scores:
         """Gold first. Raises UserError for replies without a score, where those are refused."""
@@ -62,8 +64,15 @@ class Judges:
     def told(self) -> list[str]:
         """What could not be scored, a line for each scorer."""
         return [
-            f"{name}: {count} replies have no score, first {first}"
-            for name, (count, first) in self.problems.items()
+            *(
+                f"{name}: {count} replies have no score, first {first}"
+                for name, (count, first) in self.problems.items()
+            ),
+            *(
+                f"{name}: {count} of {total} replies were left without a score"
+                for name, (count, total) in self.unsaid.items()
+                if count
+            ),
         ]
 
     def _checked(
@@ -80,6 +89,16 @@ class Judges:
                     f"{name}: {len(bad)} of {len(replies)} replies have no score, first {first}: mend it, or "
                     "give --on-bad-scores skip"
                 )
+        for score, values in scores.items():
+            unsaid = sum(
+                value is None and not problem for value, problem in zip(values, problems, strict=True)
+            )
+            if unsaid == len(values) and score not in self.unsaid:  # of the plain replies already
+                raise UserError(
+                    f"{score}: all {unsaid} replies are left without a score: mend what scores them"
+                )
+            before, total = self.unsaid.get(score, (0, 0))
+            self.unsaid[score] = before + unsaid, total + len(values)
         return scores
 
 
@@ -156,8 +175,9 @@ class _Named:
         if self.takes_tokens:
             arguments.append(self.token_texts(row))
         try:
-            result = self.function(*arguments)
-        except Exception as error:  # the user's code may raise anything; it becomes this reply's problem
+            with in_its_place():
+                result = self.function(*arguments)
+        except (Exception, SystemExit) as error:  # the user's code may raise anything: this reply's problem
             return {}, f"the function raised {type(error).__name__}: {error}"
         if isinstance(result, dict):
             return _by_name(result)

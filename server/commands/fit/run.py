@@ -42,7 +42,7 @@ from trimtab.server.commands.features import run as features_run
 from trimtab.server.commands.features.config import FeaturesConfig
 from trimtab.server.commands.fit.check import check_room, is_complete, trained_head
 from trimtab.server.commands.fit.config import FitConfig
-from trimtab.server.commands.fit.inputs import Inputs
+from trimtab.server.commands.fit.inputs import check_files, is_reward_changed, keep_reward
 from trimtab.server.commands.fit.plan import Amounts, measure_speed, plan_table
 from trimtab.server.commands.fit.prompts import Prompts, judged_file, trained_file
 from trimtab.server.commands.fit.rehearsal import TrainingSize, rehearse
@@ -77,8 +77,7 @@ def run(config: FitConfig) -> None:
     if not is_begun:
         fit.check()
     prompts.keep(config, is_begun=is_begun)
-    inputs = Inputs(config.run)
-    inputs.check(config)
+    check_files(config)
     write_text(config.run / CONFIG_FILE, to_yaml(config))
     left = fit.left()
     if left:
@@ -91,11 +90,11 @@ def run(config: FitConfig) -> None:
         if not is_done:
             stage.work()
             if stage.title == SCORES:
-                inputs.keep_reward(config)
+                keep_reward(config)
             gc.collect()  # engines lie in circles, and hold a cache of keys and values each
     fit.package()
     print(final_table(config))
-    if inputs.is_reward_changed(config):
+    if is_reward_changed(config):
         print(
             f"note: {config.reward} has changed since it scored the replies: another --run-folder scores anew"
         )

@@ -44,7 +44,10 @@ def rescale(config: RescaleConfig) -> None:
         raise HeadError(
             f"{folder}: its advantage is too weak to spend {KL_PER_TOKEN:g} nats a token: train it"
         )
-    save_head(out, head, _with_scale(manifest, part, found, is_tilt=is_tilt))
+    try:
+        save_head(out, head, _with_scale(manifest, part, found, is_tilt=is_tilt))
+    except OSError as error:
+        raise HeadError(f"{out} cannot be written ({error.strerror or error}): name another --out") from error
     print(f"head {manifest.name}: scale {part.scale:.4g} → {found.scale:.4g}, written to {out}")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from trimtab.guidance.errors import UserError
+from trimtab.guidance.errors import HeadError, UserError
 from trimtab.guidance.heads.manifest import MANIFEST_FILE, Manifest, load_manifest
 from trimtab.guidance.heads.verdict import verdicts
 from trimtab.server.commands.heads.config import ListConfig, ShowConfig
@@ -19,20 +19,26 @@ from trimtab.server.commands.model import bundled_heads, find_head_folder
 def show(config: ListConfig | ShowConfig) -> None:
     """Prints the table. Raises UserError or HeadError with one line."""
     if isinstance(config, ListConfig):
-        table = heads_table(_find_heads(config.folders))
+        table, broken = heads_table(_find_heads(config.folders))
     else:
-        table = head_table(load_manifest(find_head_folder(config.head)))
+        table, broken = head_table(load_manifest(find_head_folder(config.head))), []
     Console().print(table)
+    if broken:
+        raise HeadError(f"{broken[0]}" + (f" (and {len(broken) - 1} more)" if len(broken) > 1 else ""))
 
 
-def heads_table(folders: Sequence[Path]) -> Table:
-    """A row per head. Raises HeadError for a folder that is none."""
-    table = Table("name", "parts", "model", "rows", "trained on", "folder", title="heads")
+def heads_table(folders: Sequence[Path]) -> tuple[Table, list[HeadError]]:
+    """A row per head, and what is wrong with those that cannot be read."""
+    table, broken = Table("name", "parts", "model", "rows", "trained on", "folder", title="heads"), []
     for folder in folders:
-        head = load_manifest(folder)
+        try:
+            head = load_manifest(folder)
+        except HeadError as error:
+            broken.append(error)
+            continue
         rows = head.rows or "?"
         table.add_row(head.name, _parts(head), head.base_model.name, rows, head.trained_on, str(folder))
-    return table
+    return table, broken
 
 
 def head_table(head: Manifest) -> Table:

@@ -22,6 +22,6 @@ def main(prog: str, args: Sequence[str]) -> None:
         print(run(config), end="")
     except OSError as error:
         raise UserError(
-            f"{config.out} or what stands beside it cannot be written ({error}): make room, then run the "
-            "same again; answers are kept"
+            f"{config.out} or what stands beside it cannot be written ({error}): make room, or name another "
+            "place, then run the same again; answers are kept"
         ) from error

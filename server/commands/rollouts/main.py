@@ -28,8 +28,8 @@ def main(prog: str, args: Sequence[str]) -> None:
         raise
     except OSError as error:
         raise UserError(
-            f"{config.destination} or its parts cannot be written ({error}): make room, then run the same "
-            "again; what is whole is kept"
+            f"{config.destination} or its parts cannot be written ({error}): make room, or name another "
+            "place, then run the same again; what is whole is kept"
         ) from error
 
 

@@ -250,6 +250,7 @@ ROLLOUT = {"prompt": "p", "completion": "c"}
     [
         ("rollouts", ROLLOUT | {"completion": ""}, "completion is empty"),
         ("rollouts", ROLLOUT | {"reward": float("nan")}, "reward must hold finite numbers, got nan"),
+        ("rollouts", ROLLOUT | {"reward": "0.5"}, "reward must hold finite numbers, got '0.5'"),
         ("rollouts", ROLLOUT | {"token_rewards": [1.0]}, "token_rewards need token_ids"),
         ("rollouts", ROLLOUT | {"token_ids": [1], "token_rewards": [1.0, 2.0]}, "holds 2 for 1"),
         ("rollouts", ROLLOUT | {"token_ids": [1], "token_rewards": [float("inf")]}, "token_rewards must"),

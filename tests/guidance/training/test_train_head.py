@@ -202,6 +202,18 @@ def test_resuming_with_another_configuration_is_refused_by_the_key_that_changed(
         train_head(changed)
 
 
+def test_resuming_with_rows_that_have_changed_is_refused_by_their_file(quick: TrainConfig):
+    train_head(quick)
+    path = quick.preferences
+    assert path is not None
+    path.write_text(path.read_text().replace("a b", "a c", 1))
+    resumed = dataclasses.replace(quick, resume=True)
+    with pytest.raises(DataError, match="preferences.*has changed since .* start without resume"):
+        train_head(resumed)
+    train_head(dataclasses.replace(quick, resume=False))
+    train_head(resumed)
+
+
 def test_without_rollouts_the_replies_of_the_preferences_teach_the_value(config: TrainConfig):
     manifest = train_head(dataclasses.replace(config, rollouts=None))
     pairs = manifest.metrics["train_pairs"] + manifest.metrics["held_out_pairs"]

@@ -34,6 +34,12 @@ def by_name(prompt, reply):
 def batch(completions, answer, **columns):
     return [len(text) + number for text, number in zip(completions, answer)]
 
+def silent(completions):
+    return [None] * len(completions)
+
+def mute(prompt, reply):
+    return {"gold": None}
+
 def broken(prompt, reply):
     return float("nan") if prompt.endswith("1") else 1.0
 """
@@ -407,7 +413,16 @@ def test_scores_by_name_may_be_missing_and_are_counted(judge):
     point = curves(report)["a"]["points"][0]
     assert point["scores"]["starts"]["unscored"] == 0.25
     assert point["scores"]["starts"]["estimate"]["mean"] == 1
-    assert report["frontier"]["problems"] == []
+    assert [line.partition(" of ")[2] for line in report["frontier"]["problems"]] == [
+        "20 replies were left without a score"
+    ]
+
+
+def test_a_gold_function_that_scores_nothing_is_told(judge):
+    flags = ("--prompts", "prompts.jsonl", "--strengths", "1", *SMALL)
+    for name in ("silent", "mute"):
+        code, _, line = judge(*flags, "--gold", f"counting_gold:{name}")
+        assert (code, "all 12 replies are left without a score" in line) == (1, True), line
 
 
 def test_nan_from_the_gold_function_is_refused_or_skipped_with_a_count(judge):

@@ -35,6 +35,16 @@ def test_list_takes_head_folders_and_folders_of_them(folder, capsys, up):
         assert text in shown
 
 
+def test_a_broken_head_hides_no_other(folder, capsys):
+    broken = folder.parent / "broken"
+    broken.mkdir()
+    (broken / "head.json").write_text("{")
+    assert main(["heads", "list", str(folder.parent)]) == 1
+    shown = capsys.readouterr()
+    assert "12 pairs" in shown.out
+    assert "broken" in shown.err
+
+
 def test_show_prints_the_whole_manifest(folder, capsys):
     assert main(["heads", "show", str(folder)]) == 0
     shown = capsys.readouterr().out

@@ -64,3 +64,11 @@ def test_a_missing_file_changes_nothing(old_head: Path, capsys: pytest.CaptureFi
     assert cli.main(args) == 1
     assert "none.jsonl: no such file" in capsys.readouterr().err
     assert load_manifest(old_head) == before
+
+
+def test_a_place_that_cannot_be_written_is_told_in_a_line(
+    old_head: Path, rollouts: Path, capsys: pytest.CaptureFixture[str]
+):
+    args = ["heads", "rescale", str(old_head), "--model", str(MODEL_DIR), "--rollouts", str(rollouts)]
+    assert cli.main([*args, "--out", str(rollouts / "x")]) == 1
+    assert "rollouts.jsonl/x cannot be written (" in capsys.readouterr().err.splitlines()[-1]

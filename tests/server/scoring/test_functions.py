@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -71,6 +73,17 @@ def test_one_number_for_some_replies_and_one_per_token_for_others_is_a_problem()
     scorer = FunctionScorer(lambda prompt, reply: [1.0, 2.0] if next(by_token) else 1.0)
     scores = scorer.score([row(num_tokens=2)] * 3)
     assert [bool(score.problem) for score in scores] == [False, True, False]
+
+
+def test_a_function_that_changes_the_folder_changes_none_of_ours(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def leaves(prompt, reply):
+        os.chdir("/")
+        return 1.0
+
+    assert [score.reward for score in FunctionScorer(leaves).score([row(), row()])] == [1.0, 1.0]
+    assert Path.cwd() == tmp_path
 
 
 def test_a_problem_takes_away_an_older_reward():
