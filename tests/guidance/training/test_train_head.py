@@ -208,7 +208,7 @@ def test_resuming_with_rows_that_have_changed_is_refused_by_their_file(quick: Tr
     assert path is not None
     path.write_text(path.read_text().replace("a b", "a c", 1))
     resumed = dataclasses.replace(quick, resume=True)
-    with pytest.raises(DataError, match="preferences.*has changed since .* start without resume"):
+    with pytest.raises(DataError, match=r"preferences.*has changed since .* start without resume"):
         train_head(resumed)
     train_head(dataclasses.replace(quick, resume=False))
     train_head(resumed)
