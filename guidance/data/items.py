@@ -144,7 +144,7 @@ class RowEncoder:
 
     def _check(self, token_ids: Sequence[int]) -> None:
         """A tokenizer may have more tokens than the model has rows."""
-        if max(token_ids) >= self._vocab_size:
+        if max(token_ids, default=0) >= self._vocab_size:
             raise DataError(
                 f"token id {max(token_ids)} is not in the policy's vocabulary of {self._vocab_size}"
             )
