@@ -167,9 +167,18 @@ def test_a_field_that_is_wrong_or_that_nothing_reads_is_named(
         {".attention.sliding_window": 4096, ".rope.scaling.type": "none", ".expert_count": 0},
         {".logit_scale": 1.0, ".something.new": 0, ".use_parallel_residual": True},
         {"tokenizer.ggml.padding_token_id": 2**32 - 1, "tokenizer.ggml.unknown_token_id": 99},
+        {"tokenizer.ggml.tokens": WORDS[:-1], "tokenizer.ggml.merges": ["h e", "Ġ he"]},
         {"general.name": "mistral"},
     ],
-    ids=["key heads", "rotated whole", "neutral", "unread and neutral", "no tokens", "as an architecture"],
+    ids=[
+        "key heads",
+        "rotated whole",
+        "neutral",
+        "unread and neutral",
+        "no tokens",
+        "padded",
+        "as an architecture",
+    ],
 )
 def test_what_a_file_may_leave_out_or_say_idly_changes_nothing(
     tmp_path: Path, fields: dict[str, object], monkeypatch: pytest.MonkeyPatch
@@ -180,6 +189,19 @@ def test_what_a_file_may_leave_out_or_say_idly_changes_nothing(
     )
     path = tmp_path / "model.gguf"
     source = write_gguf(path, "llama", Quantisation.F32, fields=fields)
+    model = AutoModelForCausalLM.from_pretrained(converted_gguf(path), dtype=torch.float32)
+    tokens = torch.arange(24)[None] % len(WORDS)
+    with torch.no_grad():
+        assert torch.equal(model(tokens).logits, source(tokens).logits)
+
+
+def test_gemma_s_largest_divides_by_another_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 46 layers, by hidden size over heads; all others by the size of a head."""
+    kind = ARCHITECTURES["gemma2"]
+    fields = kind.fields | {"num_hidden_layers": 46, "head_dim": 32, "query_pre_attn_scalar": 16}
+    monkeypatch.setitem(ARCHITECTURES, "gemma2", replace(kind, fields=fields))
+    path = tmp_path / "model.gguf"
+    source = write_gguf(path, "gemma2", Quantisation.F32)
     model = AutoModelForCausalLM.from_pretrained(converted_gguf(path), dtype=torch.float32)
     tokens = torch.arange(24)[None] % len(WORDS)
     with torch.no_grad():
