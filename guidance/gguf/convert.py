@@ -19,9 +19,11 @@ import gguf
 from trimtab.guidance.errors import UserError
 from trimtab.guidance.files import write_json
 from trimtab.guidance.gguf.fields import (
+    FACTORS,
     READ_BY_THEIR_OWN,
     check_fields,
     hold_config,
+    hold_factors,
     rotate_less,
     rotated_width,
 )
@@ -112,6 +114,9 @@ def _check_model(path: Path, header: Header, config: PreTrainedConfig) -> None:
                 f"{path} rotates {width} numbers of a head ({header.architecture}.rope.dimension_count), and "
                 "transformers others of it: name the model's own folder or hub id"
             )
+        for tensor in gguf.GGUFReader(str(path)).tensors:
+            if tensor.name == FACTORS and header.architecture == "llama":
+                hold_factors(path, config, np.array(tensor.data, np.float32), width)
     _check_tensors(path, header, model)
 
 
@@ -136,7 +141,9 @@ def _check_tensors(path: Path, header: Header, model: PreTrainedModel) -> None:
     unread = [
         tensor.name
         for tensor in header.tensors
-        if tensor.name not in names and tensor.name.removesuffix(".weight") not in names
+        if tensor.name not in names
+        and tensor.name.removesuffix(".weight") not in names
+        and (header.architecture, tensor.name) != ("llama", FACTORS)
     ]
     if unread and unread != ["output.weight"]:
         raise UserError(

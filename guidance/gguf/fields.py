@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import PretrainedConfig
 
 from trimtab.guidance.errors import UserError
@@ -59,6 +60,9 @@ _NEUTRAL: Mapping[str, tuple[Scalar, ...]] = {
     "expert_weights_scale": (0.0, 1.0),
 }
 """Where nothing reads them: also 0, False and no text, but for `attention.causal`."""
+FACTORS = "rope_freqs.weight"
+_LOW_HIGH = ("low_freq_factor", "high_freq_factor")
+_LLAMA_3_SCALING = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 _QUERY_SCALES = {"gemma2": 46, "gemma3": 62}
 """Architectures with a scale of their own -> layers of the one size that divides by hidden size ÷ heads."""
 _WINDOW_PERIODS = {"gemma2": 2, "gemma3": 6}
@@ -202,6 +206,30 @@ def rotate_less(config: PretrainedConfig, width: int) -> None:
         parameters["partial_rotary_factor"] = width / head_dim
     if hasattr(config, "partial_rotary_factor"):
         config.partial_rotary_factor = width / head_dim
+
+
+def hold_factors(path: Path, config: PretrainedConfig, factors: np.ndarray, width: int) -> None:
+    """Sets Llama 3.1's scaling of rotations, by what each frequency is divided by [width ÷ 2], as llama.cpp's
+    converter writes it. Raises UserError for other factors, which transformers cannot say."""
+    parameters = config.rope_parameters
+    if len(factors) != width // 2 or "rope_theta" not in parameters:
+        raise _unknown_factors(path)
+    if np.all(factors == 1):
+        return
+    scaling = {"factor": float(factors.max())} | _LLAMA_3_SCALING
+    wavelengths = 2 * math.pi * parameters["rope_theta"] ** (np.arange(0, width, 2) / width)
+    context, low, high = (float(scaling[name]) for name in ("original_max_position_embeddings", *_LOW_HIGH))
+    smooth = np.clip((context / wavelengths - low) / (high - low), 0, 1)
+    if not np.allclose(factors, 1 / ((1 - smooth) / scaling["factor"] + smooth), rtol=1e-4):
+        raise _unknown_factors(path)
+    config.rope_parameters = {**parameters, **scaling, "rope_type": "llama3"}
+
+
+def _unknown_factors(path: Path) -> UserError:
+    return UserError(
+        f"{path} scales its positions by factors ({FACTORS}) that are not Llama 3.1's, so it would be served "
+        "wrong: name the model's own folder or hub id"
+    )
 
 
 def _hold_query_scale(header: Header, config: PretrainedConfig, given: Mapping[str, Scalar]) -> None:

@@ -28,20 +28,10 @@ logger = logging.getLogger(__name__)
 
 OPTIONAL_TOKENS = {"unknown": "unk_token", "padding": "pad_token"}
 
+# How llama.cpp splits a text before it merges, by `tokenizer.ggml.pre` (src/llama-vocab.cpp).
 _GPT2 = {
-    *(
-        "gpt-2",
-        "phi-2",
-        "mpt",
-        "olmo",
-        "jais",
-        "trillion",
-        "granite-docling",
-        "gigachat",
-        "a.x-4.0",
-        "mellum",
-    ),
-    *("jina-es", "jina-de", "jina-v2-es", "jina-v2-de", "modern-bert", "exaone4"),
+    *("gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "granite-docling", "gigachat", "mellum"),
+    *("jina-es", "jina-de", "jina-v2-es", "jina-v2-de", "modern-bert", "exaone4", "a.x-4.0"),
 }
 _DIGITS_FIRST = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
 _AS_QWEN2 = {"stablelm2", "hunyuan"}
@@ -49,7 +39,6 @@ _WHOLE_WORDS = {
     *("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "tekken"),
 }
 """Whose words are tokens where the vocabulary has them whole, and whose texts have a beginning."""
-"""How llama.cpp splits a text before it merges, by `tokenizer.ggml.pre` (src/llama-vocab.cpp)."""
 
 
 def write_tokenizer(path: Path, header: Header, folder: Path) -> None:

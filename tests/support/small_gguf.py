@@ -118,8 +118,8 @@ def write_gguf(path: Path, architecture: str, quantisation: Quantisation, **chan
             packed = tensor.ndim == 2
             data = gguf.quantize(tensor, quantisation) if packed else tensor
             writer.add_tensor(name, data, raw_dtype=quantisation if packed else None)
-    for name in changes.get("more", ()):
-        writer.add_tensor(name, np.ones(8, np.float32))
+    for name, tensor in changes.get("more", {}).items():
+        writer.add_tensor(name, np.asarray(tensor, np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import errno
 import hashlib
+import math
 import os
 import struct
 import threading
@@ -110,7 +111,7 @@ def _refuses(path: Path, words: str) -> None:
     ("changes", "words"),
     [
         ({"tokenizer": False}, "has no tokenizer"),
-        ({"more": ["rope_freqs.weight"]}, "does not read its tensor rope_freqs.weight"),
+        ({"more": {"rope_freqs.weight": [1.0] * 8}}, "does not read its tensor rope_freqs.weight"),
         ({"without": "blk.1.ffn_up.weight"}, "lacks weights .*layers.1.mlp.up_proj.weight"),
     ],
 )
@@ -193,6 +194,32 @@ def test_what_a_file_may_leave_out_or_say_idly_changes_nothing(
     tokens = torch.arange(24)[None] % len(WORDS)
     with torch.no_grad():
         assert torch.equal(model(tokens).logits, source(tokens).logits)
+
+
+@pytest.mark.parametrize("factor", [1.0, 8.0, 32.0])
+def test_llama_3_s_factors_are_its_scaling(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float
+) -> None:
+    """Factors of 1 scale nothing; others than Llama 3.1's are refused."""
+    kind = ARCHITECTURES["llama"]
+    rope = {"rope_type": "default", "rope_theta": 5e5}
+    scaling = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    scaled = rope | scaling | {"rope_type": "llama3", "factor": factor}
+    fields = kind.fields | {"rope_parameters": rope if factor == 1 else scaled}
+    monkeypatch.setitem(ARCHITECTURES, "llama", replace(kind, fields=fields))
+    wavelengths = [2 * math.pi * 5e5 ** (i / 8) for i in range(8)]
+    smooth = [min(1, max(0, (8192 / w - 1) / 3)) for w in wavelengths]
+    factors = [1 / ((1 - s) / factor + s) for s in smooth]
+    path = tmp_path / "model.gguf"
+    source = write_gguf(path, "llama", Quantisation.F32, more={"rope_freqs.weight": factors})
+    model = AutoModelForCausalLM.from_pretrained(converted_gguf(path), dtype=torch.float32)
+    tokens = torch.arange(96)[None] % len(WORDS)
+    with torch.no_grad():
+        torch.testing.assert_close(model(tokens).logits, source(tokens).logits, rtol=1e-5, atol=1e-5)
+    for wrong in ([*factors[:-1], 7.0], factors[:-1]):
+        write_gguf(tmp_path / "wrong.gguf", "llama", Quantisation.F32, more={"rope_freqs.weight": wrong})
+        with pytest.raises(UserError, match="that are not Llama 3"):
+            converted_gguf(tmp_path / "wrong.gguf")
 
 
 def test_gemma_s_largest_divides_by_another_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
