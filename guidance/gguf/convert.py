@@ -30,15 +30,8 @@ from trimtab.guidance.gguf.fields import (
 from trimtab.guidance.gguf.header import Header, TensorInfo
 from trimtab.guidance.gguf.tokenizer import OPTIONAL_TOKENS, write_tokenizer
 
-_NO_ARCHITECTURES = {
-    *("general", "tokenizer", "t5", "umt5", "t5encoder"),  # headings, and encoder-decoders
-    *(
-        "gpt_oss",
-        "mamba",
-        "minimax_m2",
-        "gemma4",
-    ),  # with fields of their own, which nobody has held to a model
-}
+_NO_ARCHITECTURES = {"general", "tokenizer", "t5", "umt5", "t5encoder"}  # headings, and encoder-decoders
+_NOT_HELD = {"gpt_oss", "mamba", "minimax_m2", "gemma4"}  # with fields of their own
 
 
 def convert(path: Path, header: Header, folder: Path) -> None:
@@ -73,7 +66,7 @@ def convert(path: Path, header: Header, folder: Path) -> None:
 
 def check_architecture(path: Path, header: Header) -> None:
     """Raises UserError where transformers reads no such GGUF."""
-    known = set(loader.GGUF_SUPPORTED_ARCHITECTURES) - _NO_ARCHITECTURES
+    known = set(loader.GGUF_SUPPORTED_ARCHITECTURES) - _NO_ARCHITECTURES - _NOT_HELD
     with contextlib.suppress(ImportError):  # a second table, which transformers did not always have
         from transformers.integrations.gguf import GGUF_ARCHS  # noqa: PLC0415
 
@@ -114,9 +107,9 @@ def _check_model(path: Path, header: Header, config: PreTrainedConfig) -> None:
                 f"{path} rotates {width} numbers of a head ({header.architecture}.rope.dimension_count), and "
                 "transformers others of it: name the model's own folder or hub id"
             )
-        for tensor in gguf.GGUFReader(str(path)).tensors:
-            if tensor.name == FACTORS and header.architecture == "llama":
-                hold_factors(path, config, np.array(tensor.data, np.float32), width)
+        if header.architecture == "llama" and any(tensor.name == FACTORS for tensor in header.tensors):
+            tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(str(path)).tensors}
+            hold_factors(path, config, np.array(tensors[FACTORS].data, np.float32), width)
     _check_tensors(path, header, model)
 
 

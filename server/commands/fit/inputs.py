@@ -1,14 +1,15 @@
-"""Inputs of `trimtab fit`: the files that a run was begun with, and the code of its reward."""
+"""Inputs of `trimtab fit`: the files that a run was begun with, and what its reward is."""
 
 from __future__ import annotations
 
-import sys
+import os
 from pathlib import Path
 
-from trimtab.guidance.data.input_files import INPUTS_FILE, check_inputs, hash_of, kept_hashes
+from trimtab.guidance.data.input_files import INPUTS_FILE, check_inputs, kept_hashes
 from trimtab.guidance.data.row_files.source import files_of
 from trimtab.guidance.files import write_json
 from trimtab.server.commands.fit.config import FitConfig
+from trimtab.server.scoring.choose import ScorerContext, identity_of
 
 
 def check_files(config: FitConfig) -> None:
@@ -23,17 +24,18 @@ def check_files(config: FitConfig) -> None:
 
 
 def keep_reward(config: FitConfig) -> None:
-    """Its code, when the replies are scored: until then it may be mended."""
-    write_json(config.run / INPUTS_FILE, kept_hashes(config.run) | {"reward": _code(config)})
+    """What its scores depend on, when the replies are scored: until then it may be mended."""
+    write_json(config.run / INPUTS_FILE, kept_hashes(config.run) | {"reward": _reward_of(config)})
 
 
 def is_reward_changed(config: FitConfig) -> bool:
     """Since it scored the replies."""
-    return kept_hashes(config.run).get("reward", _code(config)) != _code(config)
+    kept = kept_hashes(config.run).get("reward")
+    return kept is not None and kept != _reward_of(config)
 
 
-def _code(config: FitConfig) -> str:
-    """Of the file that a reward's function stands in; "" for other rewards."""
-    kind, _, rest = config.reward.partition(":")
-    file = getattr(sys.modules.get(rest.partition(":")[0]), "__file__", None)
-    return hash_of([Path(file)]) if kind == "function" and file and Path(file).is_file() else ""
+def _reward_of(config: FitConfig) -> str:
+    engine = config.engine
+    return identity_of(
+        config.scorer, ScorerContext(engine.model, (), config.judge, Path(os.devnull), device=engine.device)
+    )
